@@ -1,0 +1,55 @@
+"""Low-rank adapters whose ranks adapt during training. Importing this needs torch only, and that when used.
+
+from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, Schedule
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elalora.budget import Budget
+    from elalora.ela import ElaLoRA, ElaLoRAConfig
+    from elalora.errors import UserError
+    from elalora.method import Capabilities, LowRankMethod, Method, MethodFailure, Round
+    from elalora.optim import RowwiseAdamW
+    from elalora.schedules import Phases, Schedule
+
+__version__ = "0.1.0"
+
+# where each public name lives; loaded on first use, so that a command line starts without loading torch
+_HOMES = {
+    "Budget": "budget",
+    "Capabilities": "method",
+    "ElaLoRA": "ela",
+    "ElaLoRAConfig": "ela",
+    "LowRankMethod": "method",
+    "Method": "method",
+    "MethodFailure": "method",
+    "Phases": "schedules",
+    "Round": "method",
+    "RowwiseAdamW": "optim",
+    "Schedule": "schedules",
+    "UserError": "errors",
+}
+__all__ = [
+    "Budget",
+    "Capabilities",
+    "ElaLoRA",
+    "ElaLoRAConfig",
+    "LowRankMethod",
+    "Method",
+    "MethodFailure",
+    "Phases",
+    "Round",
+    "RowwiseAdamW",
+    "Schedule",
+    "UserError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'elalora' has no attribute '{name}'")
+    return getattr(import_module(f"elalora.{_HOMES[name]}"), name)

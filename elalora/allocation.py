@@ -1,0 +1,159 @@
+"""Who loses a rank and who gains one: the decision of one ElaLoRA round, on plain numbers.
+
+Pure functions of scores read from the host, so a decision can be checked by hand and is the same in every
+process of a distributed run. Rules and the traps they meet: docs/methods.md (D9, D10, D12).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Scores = Mapping[str, Sequence[float]]
+Draw = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One round.
+
+    Attributes:
+        prune: (matrix, slot) of every direction to remove.
+        grow: matrices that gain one direction each time they are named.
+        pool: number of candidates.
+        blocked: expansions that a full matrix or the parameter budget refused.
+    """
+
+    prune: list[tuple[str, int]] = field(default_factory=list)
+    grow: list[str] = field(default_factory=list)
+    pool: int = 0
+    blocked: int = 0
+
+    @property
+    def replaced(self) -> int:
+        """Moves within one matrix: a direction of it died and a new one was born (D9)."""
+        dead, born = Counter(m for m, _ in self.prune), Counter(self.grow)
+        return sum(min(dead[m], born[m]) for m in dead)
+
+
+def candidates(scores: Scores, k: int) -> list[tuple[float, str, int]]:
+    """The pool: from each matrix its min(k, r - 1) lowest directions, as (score, matrix, slot).
+
+    A matrix of rank 1 has none, so it can neither shrink nor grow (D10a). Ascending by score; ties keep the
+    order of matrices and slots.
+    """
+    pool = []
+    for name, values in scores.items():
+        lowest = sorted(range(len(values)), key=lambda i: (values[i], i))[: max(0, min(k, len(values) - 1))]
+        pool += [(values[i], name, i) for i in lowest]
+    return sorted(pool, key=lambda entry: entry[0])
+
+
+def growth_order(
+    scores: Scores, pool: list[tuple[float, str, int]], rule: str, rank1_growth: bool, draw: Draw
+) -> list[str]:
+    """Matrices in the order in which they are offered a new direction, one entry per possible gain.
+
+    Args:
+        scores: of all directions by matrix.
+        pool: from `candidates`.
+        rule: "pool" (the highest of the pool, as published), "mean" (the matrices of the highest mean score,
+            one gain each, again from the top when all had one), or "random".
+        rank1_growth: whether the single direction of a rank-1 matrix is offered too (only "pool" needs it).
+        draw: draw(n) gives a random integer in 0..n-1 ("random" only).
+    """
+    if rule == "mean":
+        means = {m: sum(v) / len(v) for m, v in scores.items() if v}
+        order = sorted(means, key=lambda m: -means[m])
+        return order * (1 + len(pool) // max(1, len(order)))
+    if rule == "random":
+        names = [m for m, v in scores.items() if v]
+        return [names[draw(len(names))] for _ in range(4 * len(pool))]
+    offers = list(pool)
+    if rank1_growth:
+        offers += [(v[0], m, 0) for m, v in scores.items() if len(v) == 1]
+    return [m for _, m, _ in sorted(offers, key=lambda entry: -entry[0])]
+
+
+def decide(
+    scores: Scores,
+    b: int,
+    k: int,
+    capacity: Mapping[str, int],
+    rule: str = "pool",
+    rank1_growth: bool = False,
+    draw: Draw = lambda n: 0,
+    cost: Mapping[str, int] | None = None,
+    spare: int | None = None,
+) -> Decision:
+    """One round: the b lowest of the pool are pruned, the matrices of the b highest grow (A.2, points 7 to 10).
+
+    The rank sum is kept exactly: with a pool smaller than b, or with every matrix at capacity, fewer than b
+    directions move. Under a parameter budget a pair (prune, grow) that would exceed it is not made.
+
+    Args:
+        scores: of all active directions by matrix, in slot order.
+        b: moves asked for.
+        k: most candidates of one matrix.
+        capacity: slots of each matrix; one that is full is no candidate for growth.
+        rule, rank1_growth, draw: see `growth_order`.
+        cost: numbers one direction of a matrix stores; needed with `spare`.
+        spare: parameters that the budget still allows, None without a parameter budget.
+    """
+    pool = candidates(scores, k)
+    offers = growth_order(scores, pool, rule, rank1_growth, draw)
+    for n in range(min(b, len(pool)), 0, -1):
+        prune = [(m, i) for _, m, i in pool[:n]]
+        grow, blocked = _grow(prune, offers, {m: len(v) for m, v in scores.items()}, capacity, cost, spare)
+        if len(grow) == n:
+            return Decision(prune, grow, len(pool), blocked + min(b, len(pool)) - n)
+    return Decision(pool=len(pool), blocked=min(b, len(pool)))
+
+
+def _grow(
+    prune: list[tuple[str, int]],
+    offers: Sequence[str],
+    ranks: dict[str, int],
+    capacity: Mapping[str, int],
+    cost: Mapping[str, int] | None,
+    spare: int | None,
+) -> tuple[list[str], int]:
+    for name, _ in prune:
+        ranks[name] -= 1
+    left = None
+    if spare is not None and cost is not None:
+        left = spare + sum(cost[name] for name, _ in prune)
+        cheapest = min(cost.values())
+    grow: list[str] = []
+    blocked = 0
+    for name in offers:
+        if len(grow) == len(prune):
+            break
+        # a wide matrix must leave enough for the gains that are still to come
+        rest = (len(prune) - len(grow) - 1) * cheapest if left is not None else 0
+        if ranks[name] >= capacity[name] or (left is not None and cost and cost[name] + rest > left):
+            blocked += 1
+            continue
+        ranks[name] += 1
+        grow.append(name)
+        if left is not None and cost:
+            left -= cost[name]
+    return grow, blocked
+
+
+def widen_ties(prune: Sequence[tuple[str, int]], scores: Scores, k: int) -> list[tuple[str, int]]:
+    """The official prune set (D12): in every matrix that loses a direction, all at or under the threshold.
+
+    The threshold is the largest score in the prune set; a matrix loses at most k, lowest first. With ties
+    more directions go than were asked for.
+    """
+    if not prune:
+        return []
+    threshold = max(scores[m][i] for m, i in prune)
+    wide = []
+    for name in dict.fromkeys(m for m, _ in prune):
+        values = scores[name]
+        low = [i for i in sorted(range(len(values)), key=lambda i: (values[i], i)) if values[i] <= threshold]
+        wide += [(name, i) for i in low[: min(k, len(values) - 1)]]
+    return wide

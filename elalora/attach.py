@@ -1,0 +1,142 @@
+"""Finds the linear layers to adapt and puts adapters in their place.
+
+A pattern is a dotted name matched from the end of a module's name, component by component, with shell
+wildcards inside a component: `query` matches every module called query, and `layer.*.output.dense` matches
+`bert.encoder.layer.0.output.dense` but not `bert.encoder.layer.0.attention.output.dense`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from elalora.adapters import LowRankLinear
+from elalora.errors import UserError
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether the last components of a dotted module name match the pattern's components."""
+    have, want = name.split("."), pattern.split(".")
+    if len(want) > len(have):
+        return False
+    return all(fnmatchcase(h, w) for h, w in zip(have[-len(want) :], want, strict=True))
+
+
+def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[str] = ()) -> dict[str, nn.Linear]:
+    """The linear layers whose names match, in the model's order.
+
+    Args:
+        model: any PyTorch model.
+        patterns: see the module's docstring.
+        outside: names of submodules that are trained whole (the task head) and never adapted.
+
+    Raises:
+        UserError: a pattern matches nothing (the linear layers are listed), or matches a module that is not
+            an nn.Linear, or a linear layer whose weight is shared with another module.
+    """
+    outside = tuple(outside)
+    found: dict[str, nn.Linear] = {}
+    hits = dict.fromkeys(patterns, 0)
+    wrong: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if any(name == o or name.startswith(o + ".") for o in outside):
+            continue
+        for pattern in patterns:
+            if not name or not matches(name, pattern):
+                continue
+            if isinstance(module, nn.Linear):
+                found[name] = module
+                hits[pattern] += 1
+            else:
+                wrong.setdefault(pattern, module)
+    for pattern, count in hits.items():
+        if not count:
+            _refuse(model, pattern, wrong.get(pattern), outside)
+    _refuse_tied(model, found)
+    return found
+
+
+def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: tuple[str, ...]) -> None:
+    if module is not None:
+        raise UserError(
+            f"target '{pattern}' matches a {type(module).__name__}, but only nn.Linear layers can be adapted; "
+            f"candidates: {_candidates(model, outside)}; set model.targets=[...]"
+        )
+    raise UserError(
+        f"target '{pattern}' matches no linear layer; candidates: {_candidates(model, outside)}; "
+        "set model.targets=[...]"
+    )
+
+
+def _candidates(model: nn.Module, outside: tuple[str, ...]) -> str:
+    """The distinct kinds of linear layers, with numbers in names replaced by *."""
+    kinds = {
+        re.sub(r"\.\d+(?=\.|$)", ".*", name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(outside or ("\0",))
+    }
+    return ", ".join(sorted(kinds)) or "none, the model has no nn.Linear"
+
+
+def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Linear]) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, module in found.items():
+        shared = [o for o in owners[id(module.weight)] if o != f"{name}.weight"]
+        if shared:
+            raise UserError(
+                f"'{name}' shares its weight with '{shared[0]}' (tied); adapting one would silently change "
+                "the other: leave it out of model.targets"
+            )
+
+
+def attach(
+    model: nn.Module, linears: Mapping[str, nn.Linear], make: Callable[[str, nn.Linear], LowRankLinear]
+) -> dict[str, LowRankLinear]:
+    """Replaces each layer by `make(name, layer)`, in place; returns the adapters by the layers' names."""
+    adapters = {}
+    for name, linear in linears.items():
+        adapters[name] = make(name, linear)
+        _put(model, name, adapters[name])
+    return adapters
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Puts every frozen layer back; the model is what it was before `attach`."""
+    return _replace(model, lambda adapter: adapter.base)
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Replaces every adapter by one linear layer with the update in its weight."""
+    return _replace(model, lambda adapter: adapter.merged())
+
+
+def _replace(model: nn.Module, new: Callable[[LowRankLinear], nn.Module]) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LowRankLinear):
+            _put(model, name, new(module))
+    return model
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def place(name: str) -> tuple[int, str]:
+    """(layer, matrix type) of a module name, for maps of ranks: the first number is the layer.
+
+    `bert.encoder.layer.3.attention.self.query` is (3, "attention.self.query"); in an encoder-decoder model
+    the side goes in front of the type: `model.decoder.layers.0.fc1` is (0, "decoder fc1").
+    """
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return 0, name
+    at = numbers[0]
+    side = next((p + " " for p in ("decoder", "encoder") if p in parts[:at] and parts[at - 1] == "layers"), "")
+    return int(parts[at]), side + ".".join(parts[at + 1 :])

@@ -1,0 +1,103 @@
+"""Writes a trained adapter as a stock PEFT LoRA checkpoint, or merges it into the weights.
+
+What is unusual: every matrix may have its own rank, so the ranks go into PEFT's rank_pattern, and the scale (with
+singular values and gates) is folded into B, so that alpha equals the rank everywhere and PEFT's own factor is 1.
+A matrix of rank 0 is left out. The modules that trained whole (task head, pooler) go into modules_to_save.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from elalora.attach import matches
+from elalora.errors import UserError
+from elalora.method import Method
+
+PREFIX = "base_model.model."
+
+
+def export_peft(
+    method: Method,
+    model: nn.Module,
+    folder: str | Path,
+    keep: Sequence[str] = (),
+    task_type: str | None = None,
+    base: str | None = None,
+) -> Path:
+    """Saves adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        method: attached to `model`; must be one that exports LoRA.
+        model: holds the modules named in `keep`.
+        folder: created.
+        keep: names of modules that trained whole; they are saved as they are.
+        task_type: PEFT's task, for instance "SEQ_CLS"; None leaves it open.
+        base: hub id or folder of the base model, which AutoPeftModel loads.
+
+    Raises:
+        UserError: the method has no fixed-rank form, or every matrix has rank 0.
+    """
+    from safetensors.torch import save_file
+
+    factors = {name: pair for name, pair in method.lora_factors().items() if pair[0].shape[0]}
+    if not factors:
+        raise UserError("every matrix has rank 0: there is no adapter to export")
+    tensors: dict[str, Tensor] = {}
+    for name, (a, b) in factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = b
+    saved = _whole_modules(model, keep)
+    for name in saved:
+        module = model.get_submodule(name)
+        tensors |= {f"{PREFIX}{name}.{key}": value.detach() for key, value in module.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config({name: a.shape[0] for name, (a, _) in factors.items()}, saved, task_type, base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def export_trained(model: nn.Module, folder: str | Path) -> Path:
+    """Saves every parameter that trains, by its name, for methods that have no LoRA form."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: p.detach().cpu().clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(tensors, folder / "trained.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _whole_modules(model: nn.Module, keep: Sequence[str]) -> list[str]:
+    """`keep`, checked for what PEFT does with a name: it saves every module whose name ends with it."""
+    for name in keep:
+        also = [n for n, _ in model.named_modules() if n != name and matches(n, name)]
+        if also:
+            raise UserError(f"PEFT would save '{also[0]}' together with '{name}': the two names end alike")
+    return list(keep)
+
+
+def _config(ranks: dict[str, int], saved: list[str], task_type: str | None, base: str | None) -> dict[str, Any]:
+    top = max(ranks.values())
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "r": top,
+        "lora_alpha": top,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(ranks),
+        "modules_to_save": saved or None,
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != top},
+        "alpha_pattern": {name: rank for name, rank in ranks.items() if rank != top},
+    }

@@ -1,0 +1,125 @@
+"""How much a direction matters: smoothed sensitivity times its uncertainty.
+
+    I    = |w * dL/dw|                                 sensitivity of one element
+    Ibar = beta1 Ibar + (1 - beta1) I                  smoothed
+    U    = beta2 U + (1 - beta2) |I - Ibar|            uncertainty, with the new Ibar
+    s(w) = Ibar * U
+    S_i  = s(E_i) + mean_j s(A_ij) + mean_j s(B_ij)    score of direction i
+
+AdaLoRA (arXiv 2303.10512, eqs. 8 to 10), used unchanged by ElaLoRA (arXiv 2504.00254). What is unusual: all
+matrices are updated by the same few foreach calls, nothing is read back to the host before a round, and the
+averages are rows that follow their directions, so they move, die and start at 0 with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elalora.adapters import LowRankLinear
+
+FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "random")
+
+
+class Importance:
+    """Scores of all directions of all adapters.
+
+    Args:
+        adapters: by name; their order is the order of the scores.
+        beta1: decay of the smoothed sensitivity.
+        beta2: decay of the uncertainty.
+        form: "sensitivity_uncertainty" (as published), "sensitivity" (Ibar alone), "magnitude" (|w|, no
+            gradient), or "random" (drawn anew at every call of `scores`).
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, LowRankLinear],
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        form: str = FORMS[0],
+    ) -> None:
+        self.adapters = dict(adapters)
+        self.beta1, self.beta2, self.form = beta1, beta2, form
+        self.smooth: dict[nn.Parameter, Tensor] = {}
+        self.uncertainty: dict[nn.Parameter, Tensor] = {}
+        if form in FORMS[:2]:
+            for adapter in self.adapters.values():
+                for parameter in adapter.factors():
+                    self._track(parameter, adapter)
+
+    def _track(self, parameter: nn.Parameter, adapter: LowRankLinear) -> None:
+        self.smooth[parameter] = torch.zeros_like(parameter, requires_grad=False)
+        self.uncertainty[parameter] = torch.zeros_like(parameter, requires_grad=False)
+        adapter.directions.follow(lambda: (self.smooth[parameter], self.uncertainty[parameter]))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the parameters' values and gradients as they are now, active rows only."""
+        if not self.smooth:
+            return
+        rows = [
+            (p.detach()[:r], p.grad[:r], self.smooth[p][:r], self.uncertainty[p][:r])
+            for adapter in self.adapters.values()
+            for r in (adapter.rank,)
+            for p in adapter.factors()
+            if p.grad is not None
+        ]
+        if not rows:
+            return
+        weights, grads, smooth, uncertainty = (list(column) for column in zip(*rows, strict=True))
+        now = torch._foreach_mul(weights, grads)
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(smooth, now, 1 - self.beta1)
+        torch._foreach_sub_(now, smooth)
+        torch._foreach_abs_(now)
+        torch._foreach_lerp_(uncertainty, now, 1 - self.beta2)
+
+    @torch.no_grad()
+    def scores(self, generator: torch.Generator | None = None) -> dict[str, list[float]]:
+        """S_i of every active direction by matrix, on the host (one transfer).
+
+        Args:
+            generator: needed by the form "random" only.
+        """
+        if self.form == "random":
+            return {
+                name: torch.rand(adapter.rank, generator=generator).tolist() for name, adapter in self.adapters.items()
+            }
+        rows = [self._score(adapter) for adapter in self.adapters.values()]
+        flat = torch.cat(rows).tolist()
+        out, at = {}, 0
+        for name, adapter in self.adapters.items():
+            out[name] = flat[at : at + adapter.rank]
+            at += adapter.rank
+        return out
+
+    def _score(self, adapter: LowRankLinear) -> Tensor:
+        """(rank,): the sum over A, B and E of the mean element score of a direction's row."""
+        r = adapter.rank
+        parts = [self._elements(p, r).reshape(r, -1).mean(1) for p in adapter.factors() if p.shape[0] and r]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(0)
+
+    def _elements(self, p: nn.Parameter, r: int) -> Tensor:
+        if self.form == "magnitude":
+            return p.detach()[:r].abs()
+        if self.form == "sensitivity":
+            return self.smooth[p][:r]
+        return self.smooth[p][:r] * self.uncertainty[p][:r]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by "matrix.factor.what"."""
+        names = {p: f"{m}.{i}" for m, a in self.adapters.items() for i, p in enumerate(a.factors())}
+        return {
+            f"{names[p]}.{what}": tensor
+            for what, table in (("smooth", self.smooth), ("uncertainty", self.uncertainty))
+            for p, tensor in table.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` gave, in place."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])

@@ -1,0 +1,366 @@
+"""The one interface between a fine-tuning method and the loop that trains it.
+
+A loop calls, in this order:
+
+    model = method.attach(model, targets, total_steps, keep, seed)
+    optimizer = RowwiseAdamW(method.groups(model, lr, decay), method.directions())
+    schedule = Schedule(optimizer, total_steps, warmup, stages=method.stages())
+    for step in range(total_steps):
+        with method.watching(mask): loss = model(...)       for each micro-batch
+        (loss + method.penalty()).backward()
+        clip the gradients
+        method.gradients_ready(step)
+        optimizer.step(); schedule.at(step + 1)
+        method.after_step(step, optimizer, schedule)
+        zero the gradients
+    method.finish()
+
+Nothing else distinguishes one method from another; a loop never asks for a method's name. `Method` is the
+interface with the answers of a method that adapts nothing; `LowRankMethod` adds what every method with
+adapters shares. `step` is 0-based and counts optimizer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elalora.adapters import LowRankLinear
+from elalora.attach import attach, find_linears
+from elalora.budget import Budget, Count, check_rank
+from elalora.directions import Directions
+from elalora.errors import UserError
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+
+
+class MethodFailure(RuntimeError):
+    """A run that must not become a number: an allocator that never acted, or a budget overrun."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method promises; contract tests and the loop's checks apply by these.
+
+    Attributes:
+        ranked: it has a rank for each adapted matrix.
+        adaptive: ranks (or masks, or gates) change during training.
+        exports_lora: the result can be written as fixed-rank LoRA.
+        budget: "constant" (the rank sum never exceeds the budget), "final" (it does not at the end),
+            "soft" (it approaches the budget), or "none" (there is no budget, one run serves all budgets).
+        reconstructed: built without its authors' code; every table says so.
+    """
+
+    ranked: bool = True
+    adaptive: bool = False
+    exports_lora: bool = True
+    budget: str = "constant"
+    reconstructed: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """One change of ranks, as it is written to ranks.jsonl.
+
+    Attributes:
+        step: the optimizer step it followed.
+        ranks: of every matrix after it.
+        pruned: (matrix, slot) of each direction that died or was masked.
+        grown: matrix of each direction that was born or came back, as often as it gained.
+        scores: of every direction before it, by matrix.
+        notes: counts worth reporting, for instance blocked expansions.
+    """
+
+    step: int
+    ranks: dict[str, int]
+    pruned: list[tuple[str, int]] = field(default_factory=list)
+    grown: list[str] = field(default_factory=list)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+class Method:
+    """A fine-tuning method; this base adapts nothing and trains the kept modules only.
+
+    Args:
+        config: the method's dataclass.
+        budget: None for a method without one.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[int] = 1
+    capabilities: ClassVar[Capabilities] = Capabilities(ranked=False, exports_lora=False, budget="none")
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any, budget: Budget | None = None) -> None:
+        if budget is None and self.capabilities.budget != "none":
+            raise UserError(f"method={self.name} needs a budget: type for instance budget=r4")
+        self.config = config
+        self.budget = budget
+        self.generator = torch.Generator()
+        self.rounds_seen: list[Round] = []
+
+    # -- set-up ----------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        """Freezes the model but for the modules named in `keep` (the task head) and adds what the method adds.
+
+        Args:
+            model: changed in place.
+            targets: name patterns of the linear layers to adapt (`elalora.attach`).
+            total_steps: optimizer steps of the run; schedules are fixed here.
+            keep: names of submodules that are trained whole.
+            seed: of every random choice the method makes.
+
+        Returns:
+            The model to call; the same object for every method written here.
+
+        Raises:
+            UserError: targets, ranks or phases that do not fit; the model is then as it was.
+        """
+        self.generator.manual_seed(seed)
+        self.total_steps = total_steps
+        freeze(model, keep)
+        return model
+
+    def stages(self) -> tuple[int, ...]:
+        """Lengths of consecutive passes, each with a learning-rate schedule of its own."""
+        return (self.total_steps,)
+
+    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups of everything that trains; no decay on biases and norms."""
+        decay, plain = [], []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                (decay if parameter.ndim > 1 else plain).append(parameter)
+        groups = [
+            {"params": decay, "lr": lr, "weight_decay": weight_decay},
+            {"params": plain, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def directions(self) -> dict[Tensor, Directions]:
+        """Parameters with one row per direction, for the row-wise optimizer."""
+        return {}
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor | None:
+        """A term added to the loss of every micro-batch, or None."""
+        return None
+
+    @contextmanager
+    def watching(self, mask: Tensor | None) -> Iterator[None]:
+        """Wraps a training forward pass; methods that need input statistics look in here."""
+        yield
+
+    def gradients_ready(self, step: int) -> None:
+        """Gradients are complete, unscaled and clipped; parameters still have their old values."""
+
+    def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
+        """The optimizer has stepped and the schedule moved on; gradients are still there."""
+        return None
+
+    def finish(self) -> None:
+        """Training is over: checks that the method acted, and drops what no longer counts.
+
+        Raises:
+            MethodFailure: rounds were due and nothing moved, or the budget is exceeded.
+        """
+
+    def phase(self, step: int) -> str:
+        """The name of the phase that a step belongs to, for display."""
+        return "train"
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def ranks(self) -> dict[str, int]:
+        """Current rank of every adapted matrix by module name."""
+        return {}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of every adapted matrix."""
+        return {}
+
+    def count(self) -> Count:
+        """Rank sum and adapter parameters now; the head and other trained parts are counted elsewhere."""
+        return Count(0, 0)
+
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, d_in) and B (d_out, r) of every adapted matrix with W = W0 + B A.
+
+        Raises:
+            UserError: the method has no such form.
+        """
+        raise UserError(f"method={self.name} cannot be written as fixed-rank LoRA")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything beside the model's trained parameters: tensors and JSON values by name."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` gave, after `attach` and `start`."""
+        self.generator.set_state(state["generator"])
+
+
+class LowRankMethod(Method):
+    """A method with one low-rank adapter on each chosen linear layer.
+
+    Subclasses say whether adapters carry E (`singular`), how many slots a matrix gets (`capacity`), which
+    ranks they start with (`initial_ranks`) and how factors are drawn (`initialise`).
+    """
+
+    singular: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    adapters: dict[str, LowRankLinear]
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        linears = find_linears(model, targets, outside=keep)
+        costs = [linear.in_features + linear.out_features + self.singular for linear in linears.values()]
+        assert self.budget is not None
+        self.mean_rank = self.budget.mean_rank(costs)
+        ranks = self.initial_ranks(linears)
+        for name, linear in linears.items():
+            check_rank(ranks[name], name, linear.in_features, linear.out_features)
+        self.plan(total_steps, sum(ranks.values()))
+        super().attach(model, targets, total_steps, keep, seed)
+        self.adapters = attach(model, linears, lambda name, linear: self._adapter(linear, ranks[name]))
+        for adapter in self.adapters.values():
+            self.initialise(adapter)
+        return model
+
+    def plan(self, total_steps: int, rank_sum: int) -> None:
+        """Fixes the method's schedule before anything is changed; raises UserError where it does not fit."""
+
+    def _adapter(self, linear: nn.Linear, rank: int) -> LowRankLinear:
+        limit = min(linear.in_features, linear.out_features)
+        slots = Directions(min(limit, self.capacity(rank)), rank)
+        return LowRankLinear(linear, slots, self.scale(rank), self.singular, getattr(self.config, "dropout", 0.0))
+
+    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
+        """Rank of each matrix at the start; the budget's mean rank everywhere unless overridden."""
+        return dict.fromkeys(linears, self.mean_rank)
+
+    def capacity(self, rank: int) -> int:
+        """Slots of a matrix that starts at `rank`; as many as its rank where ranks never grow."""
+        return rank
+
+    def scale(self, rank: int) -> float:
+        """Factor on a matrix's update, alpha / r with the rank at the start."""
+        return self.config.alpha / max(1, rank)
+
+    def initialise(self, adapter: LowRankLinear) -> None:
+        """Draws the active rows; SVD form: A, B ~ N(0, 0.02), E = 0."""
+        draw_normal(adapter.A, adapter.rank, 0.02, self.generator)
+        draw_normal(adapter.B, adapter.rank, 0.02, self.generator)
+
+    def directions(self) -> dict[Tensor, Directions]:
+        return {p: adapter.directions for adapter in self.adapters.values() for p in adapter.factors()}
+
+    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        own = {id(a.E) for a in self.adapters.values() if a.E is not None}
+        decay, plain = [], []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # E belongs to the matrices: it decays with A and B, as in the authors' codes
+                (decay if parameter.ndim > 1 or id(parameter) in own else plain).append(parameter)
+        groups = [
+            {"params": decay, "lr": lr, "weight_decay": weight_decay},
+            {"params": plain, "lr": lr, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def ranks(self) -> dict[str, int]:
+        return {name: adapter.rank for name, adapter in self.adapters.items()}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {n: (a.base.out_features, a.base.in_features) for n, a in self.adapters.items()}
+
+    def count(self) -> Count:
+        return Count.of(self.ranks(), {name: adapter.cost for name, adapter in self.adapters.items()})
+
+    def finish(self) -> None:
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Raises MethodFailure when the rank sum or the parameters exceed the budget."""
+        assert self.budget is not None
+        now = self.count()
+        allowed = self.mean_rank * len(self.adapters)
+        if self.budget.rank is not None and now.rank_sum > allowed:
+            raise MethodFailure(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
+        if self.budget.params is not None and now.params > self.budget.params:
+            raise MethodFailure(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
+
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"ranks": self.ranks()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, rank in state["ranks"].items():
+            self.adapters[name].directions.rank = rank
+
+
+def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:
+    """Freezes every parameter but those of the modules named in `keep`.
+
+    Raises:
+        UserError: a name in `keep` is not a module of the model.
+    """
+    model.requires_grad_(False)
+    modules = dict(model.named_modules())
+    for name in keep:
+        if name not in modules:
+            top = ", ".join(name for name, _ in model.named_children())
+            raise UserError(f"'{name}' is not a module of the model (top level: {top}): set model.head=[...]")
+        modules[name].requires_grad_(True)
+
+
+@torch.no_grad()
+def draw_normal(tensor: Tensor, rows: int, std: float, generator: torch.Generator) -> None:
+    """Fills the first rows with N(0, std); drawn on the CPU, so every device gets the same numbers."""
+    shape = (rows, *tensor.shape[1:])
+    tensor[:rows].copy_(torch.randn(shape, generator=generator) * std)
+
+
+@torch.no_grad()
+def draw_kaiming(tensor: Tensor, rows: int, generator: torch.Generator) -> None:
+    """Fills the first rows with U(-1/sqrt(d), 1/sqrt(d)), which is Kaiming-uniform with a = sqrt(5)."""
+    bound = tensor.shape[1] ** -0.5
+    shape = (rows, *tensor.shape[1:])
+    tensor[:rows].copy_((torch.rand(shape, generator=generator) * 2 - 1) * bound)
+
+
+def gross_share(rounds: Sequence[Round], rank_sum: int) -> float:
+    """Directions replaced over the run, as a share of the rank sum R at the start."""
+    return sum(len(r.grown) for r in rounds) / rank_sum if rank_sum else 0.0
+
+
+def net_share(start: Mapping[str, int], end: Mapping[str, int]) -> float:
+    """Half the sum over matrices of |r_end / R_end - r_start / R_start| (R the rank sum), between 0 and 1."""
+    total_start, total_end = sum(start.values()), sum(end.values())
+    if not total_start or not total_end:
+        return 0.0
+    return 0.5 * sum(abs(end[m] / total_end - start[m] / total_start) for m in start)

@@ -1,0 +1,162 @@
+"""When things happen: the learning rate, the three phases of a run and the number of moves per round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from elalora.errors import UserError
+
+
+class Schedule:
+    """Learning-rate factor by step: linear warm-up, then linear decay to 0, cosine, or constant.
+
+    What is unusual: the factor is a pure function of the step, so nothing but the step needs saving, and
+    `hold_peak` reproduces a side effect of the official ElaLoRA code (D2).
+
+    Args:
+        optimizer: its groups' rates at construction are the peak rates.
+        total: number of optimizer steps of the run (of all its stages).
+        warmup: number of warm-up steps in each stage.
+        shape: "linear", "cosine" or "constant".
+        stages: lengths of consecutive stages, each with a warm-up and decay of its own; sums to total.
+
+    Raises:
+        UserError: for a warm-up that is negative or leaves no step, or an unknown shape.
+    """
+
+    def __init__(
+        self, optimizer: Any, total: int, warmup: int = 0, shape: str = "linear", stages: Iterable[int] = ()
+    ) -> None:
+        if shape not in ("linear", "cosine", "constant"):
+            raise UserError(f"trainer.schedule={shape} is unknown; allowed: linear, cosine, constant")
+        self.stages = tuple(stages) or (total,)
+        if not 0 <= warmup < min(self.stages):
+            raise UserError(f"a warm-up of {warmup} steps does not fit {min(self.stages)} steps: lower trainer.warmup")
+        self.optimizer, self.total, self.warmup, self.shape = optimizer, total, warmup, shape
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.held = False
+        self.at(0)
+
+    def at(self, step: int) -> None:
+        """Sets the rates for the step that comes next, 0-based."""
+        factor = self.factor(step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def factor(self, step: int) -> float:
+        """Learning rate over its peak at a step, 0-based."""
+        if self.held:
+            return 1.0
+        for length in self.stages:
+            if step < length:
+                break
+            step -= length
+        if step < self.warmup:
+            return step / self.warmup
+        progress = min(1.0, (step - self.warmup) / (length - self.warmup))
+        return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[self.shape]
+
+    def hold_peak(self) -> None:
+        """From now on the rate is the peak: no rest of the warm-up, no decay (D2)."""
+        self.held = True
+        self.at(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the step."""
+        return {"held": self.held}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.held = bool(state["held"])
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Warm-up, adjustment and stabilisation of a run of `total` steps (ElaLoRA, section 3; AdaLoRA, App. A).
+
+    A round is due after step t (0-based) when `start` < t < `total - final` and t - start is a multiple of
+    `interval`.
+    """
+
+    total: int
+    start: int
+    final: int
+    interval: int
+    moves: int
+    cubic: bool = True
+
+    def rounds(self) -> list[int]:
+        """The steps after which a round with at least one move is due."""
+        steps = range(self.start + self.interval, self.total - self.final, self.interval)
+        return [t for t in steps if self.budget(t) > 0]
+
+    def due(self, t: int) -> bool:
+        """Whether a round with at least one move follows step t."""
+        return self.start < t < self.end and (t - self.start) % self.interval == 0 and self.budget(t) > 0
+
+    @property
+    def end(self) -> int:
+        """First step of the final phase, T - t_f."""
+        return self.total - self.final
+
+    def budget(self, t: int) -> int:
+        """Moves of a round at step t: b = round(b0 (1 - p^3)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
+        if not self.cubic:
+            return self.moves
+        progress = min(1.0, max(0.0, (t - self.start) / (self.end - self.start)))
+        return round(self.moves * (1 - progress**3))
+
+    def name(self, t: int) -> str:
+        """warm-up, adjust or stabilise."""
+        return "warm-up" if t <= self.start else "adjust" if t < self.end else "stabilise"
+
+
+def steps_of(value: float, total: int, name: str) -> int:
+    """A length in steps from a fraction of the run (0 < value < 1) or a number of steps (0, 1, 2, ...).
+
+    Raises:
+        UserError: when it is negative, or 1 or more and not whole.
+    """
+    if 0 < value < 1:
+        return round(value * total)
+    if value < 0 or value != int(value):
+        raise UserError(f"{name}={value} is neither a fraction of the run (0..1) nor a number of steps")
+    return int(value)
+
+
+def plan_phases(
+    total: int,
+    rank_sum: int,
+    start: float | None,
+    final: float | None,
+    interval: int | None,
+    moves: int | None,
+    cubic: bool,
+) -> Phases:
+    """The phases of a run, each part given or by default.
+
+    Defaults scale with the run: t_i = 0.1 T, t_f = 0.25 T, interval = max(20, 0.65 T / 8), b = ceil(0.05 R).
+
+    Raises:
+        UserError: when no step is left for adjustment, or the interval is longer than the adjustment phase.
+    """
+    t_i = steps_of(0.1 if start is None else start, total, "method.t_initial")
+    t_f = steps_of(0.25 if final is None else final, total, "method.t_final")
+    every = max(20, round(0.65 * total / 8)) if interval is None else interval
+    b = math.ceil(0.05 * rank_sum) if moves is None else moves
+    if every < 1 or b < 0:
+        raise UserError(f"method.interval={every} must be at least 1 and method.b={b} at least 0")
+    if t_i + t_f >= total:
+        raise UserError(
+            f"phases of {t_i} steps before and {t_f} steps after leave no step for adjustment in a run of {total}: "
+            "lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
+        )
+    if b and t_i + every >= total - t_f:
+        raise UserError(
+            f"method.interval={every} is longer than the adjustment phase, steps {t_i} to {total - t_f} of {total}: "
+            f"no round would ever happen; type method.interval={max(1, (total - t_f - t_i) // 3)} or train longer"
+        )
+    return Phases(total, t_i, t_f, every, b, cubic)

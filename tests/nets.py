@@ -1,0 +1,84 @@
+"""Small float64 networks and a bare training loop for the proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elalora import Method, RowwiseAdamW, Schedule
+
+
+class Block(nn.Module):
+    """Two linear layers of different shape around a residual."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Net(nn.Module):
+    """`layers.N.up` (inner x width), `layers.N.down` (width x inner) and a head."""
+
+    def __init__(self, layers: int = 3, width: int = 10, inner: int = 14, classes: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.ModuleList(Block(width, inner) for _ in range(layers))
+            self.head = nn.Linear(width, classes)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def batch(step: int, items: int = 16, width: int = 10, classes: int = 3) -> tuple[Tensor, Tensor]:
+    """The same random batch for a step, whoever asks."""
+    g = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(items, width, generator=g, dtype=torch.float64)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long()
+
+
+def train(
+    net: nn.Module,
+    method: Method,
+    steps: int,
+    lr: float = 5e-3,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    clip: float | None = None,
+    start: int = 0,
+    optimizer: RowwiseAdamW | None = None,
+    each: Callable[[int], Any] | None = None,
+    total: int | None = None,
+) -> tuple[RowwiseAdamW, Schedule]:
+    """The loop of `elalora.method`, on one batch a step."""
+    optimizer = optimizer or RowwiseAdamW(method.groups(net, lr, weight_decay), method.directions())
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    schedule = Schedule(optimizer, total or method.total_steps, warmup, stages=method.stages())
+    schedule.at(start)
+    for step in range(start, start + steps):
+        x, y = batch(step)
+        with method.watching(None):
+            loss = nn.functional.cross_entropy(net(x), y)
+        penalty = method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for p in net.parameters() if p.requires_grad], clip)
+        method.gradients_ready(step)
+        optimizer.step()
+        schedule.at(step + 1)
+        method.after_step(step, optimizer, schedule)
+        optimizer.zero_grad()
+        if each:
+            each(step)
+    return optimizer, schedule

@@ -1,0 +1,133 @@
+"""ElaLoRA in float64, written straight from docs/methods.md: lists of lone directions, loops, no cleverness.
+
+Shares nothing with the package but the network under it.
+"""
+
+from __future__ import annotations
+
+import torch
+from nets import batch
+from torch import nn
+
+
+class Direction:
+    def __init__(self, a, b, e):
+        self.parts = [nn.Parameter(t.clone()) for t in (a, b, e)]
+        self.smooth = [torch.zeros_like(p) for p in self.parts]
+        self.uncertain = [torch.zeros_like(p) for p in self.parts]
+        self.fresh_optimizer()
+
+    def fresh_optimizer(self):
+        self.optimizer = torch.optim.AdamW(self.parts, lr=1.0, weight_decay=0.0)
+
+    def remember(self):
+        self.before = [p.detach().clone() for p in self.parts]
+
+    def importance(self, weights, beta1=0.85, beta2=0.85):
+        for i, (w, p) in enumerate(zip(weights, self.parts, strict=True)):
+            now = (w * p.grad).abs()
+            self.smooth[i] = beta1 * self.smooth[i] + (1 - beta1) * now
+            self.uncertain[i] = beta2 * self.uncertain[i] + (1 - beta2) * (now - self.smooth[i]).abs()
+
+    def score(self):
+        return sum(float((s * u).mean()) for s, u in zip(self.smooth, self.uncertain, strict=True))
+
+
+class ReferenceLinear(nn.Module):
+    def __init__(self, base, directions, scale):
+        super().__init__()
+        self.base, self.directions, self.scale = base, directions, scale
+
+    def forward(self, x):
+        out = self.base(x)
+        for d in self.directions:
+            a, b, e = d.parts
+            out = out + self.scale * e * (x @ a)[..., None] * b
+        return out
+
+    def delta(self):
+        return sum(self.scale * d.parts[2] * torch.outer(d.parts[1], d.parts[0]) for d in self.directions).detach()
+
+
+def regulariser(matrices):
+    total = 0.0
+    for m in matrices:
+        a = torch.stack([d.parts[0] for d in m.directions])
+        b = torch.stack([d.parts[1] for d in m.directions])
+        eye = torch.eye(len(a), dtype=a.dtype)
+        total = total + torch.sqrt(((a @ a.T - eye) ** 2).sum()) + torch.sqrt(((b @ b.T - eye) ** 2).sum())
+    return total / (2 * len(matrices))
+
+
+def moves(t, total, t_i, t_f, b0):
+    p = min(1.0, max(0.0, (t - t_i) / (total - t_f - t_i)))
+    return round(b0 * (1 - p**3))
+
+
+def reference_run(net, factors, generator, total, t_i, t_f, interval, b0, k, lr, clip, warmup, scale, switches):
+    """Trains `net` in place; factors: name -> (A, B, E) at the start. Returns matrices and the log of rounds."""
+    net.requires_grad_(False)
+    matrices = {}
+    for name, (a, b, e) in factors.items():
+        lone = [Direction(a[i], b[i], e[i]) for i in range(len(a))]
+        matrices[name] = ReferenceLinear(net.get_submodule(name), lone, scale)
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, matrices[name])
+    net.head.requires_grad_(True)
+    head = torch.optim.AdamW(net.head.parameters(), lr=1.0, weight_decay=0.0)
+    held, log = False, []
+    for t in range(total):
+        rate = t / warmup if t < warmup else (total - t) / (total - warmup)
+        rate = lr * (1.0 if held else rate)
+        x, y = batch(t)
+        loss = nn.functional.cross_entropy(net(x), y) + 0.1 * regulariser(list(matrices.values()))
+        loss.backward()
+        lone = [d for m in matrices.values() for d in m.directions]
+        own = [p for d in lone for p in d.parts] + list(net.head.parameters())
+        nn.utils.clip_grad_norm_(own, clip)
+        for d in lone:
+            d.remember()
+        for optimizer in [head, *(d.optimizer for d in lone)]:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        if t < total - t_f:
+            for d in lone:
+                d.importance([p.detach() for p in d.parts] if switches["D15"] else d.before)
+        b = moves(t, total, t_i, t_f, b0)
+        if t > t_i and (t - t_i) % interval == 0 and b > 0 and t < total - t_f:
+            log.append((t, *one_round(matrices, b, k, generator, switches)))
+            if switches["D1"]:
+                head = torch.optim.AdamW(net.head.parameters(), lr=1.0, weight_decay=0.0)
+                for m in matrices.values():
+                    for d in m.directions:
+                        d.fresh_optimizer()
+            held = held or switches["D2"]
+        net.zero_grad()
+        for m in matrices.values():
+            for d in m.directions:
+                for p in d.parts:
+                    p.grad = None
+    return matrices, log
+
+
+def one_round(matrices, b, k, generator, switches):
+    pool = []
+    for name, m in matrices.items():
+        ranked = sorted(((d.score(), d) for d in m.directions), key=lambda pair: pair[0])
+        pool += [(s, name, d) for s, d in ranked[: min(k, len(m.directions) - 1)]]
+    pool.sort(key=lambda entry: entry[0])
+    lowest, highest = pool[:b], pool[::-1][:b]
+    for _, name, d in lowest:
+        matrices[name].directions.remove(d)
+    for _, name, _ in highest:
+        m = matrices[name]
+        a_rows = torch.stack([d.parts[0].detach() for d in m.directions])
+        b_rows = torch.stack([d.parts[1].detach() for d in m.directions])
+        z = torch.randn(a_rows.shape[1], generator=generator).double()
+        a = z - a_rows.T @ (a_rows @ z)
+        z = torch.randn(b_rows.shape[1], generator=generator).double()
+        c = z - b_rows.T @ (b_rows @ z)
+        least = min(abs(float(d.parts[2].detach())) for d in m.directions)
+        e = torch.tensor(min(least, 1e-13) if switches["D8"] else 0.0, dtype=torch.float64)
+        m.directions.append(Direction(a / (a.norm() + 1e-6), c / (c.norm() + 1e-6), e))
+    return [name for _, name, _ in lowest], [name for _, name, _ in highest]

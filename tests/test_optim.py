@@ -1,0 +1,67 @@
+"""The row-wise AdamW against torch's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from elalora import RowwiseAdamW
+from elalora.directions import Directions
+
+
+def drive(parameters, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        optimizer.step()
+
+
+def make():
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 5), (7,), (), (2, 3, 4)]
+    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in shapes]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("eps", [1e-8, 1e-3])
+def test_without_directions_it_is_torch_adamw(decay, eps):
+    ours, theirs = make(), make()
+    drive(ours, RowwiseAdamW(ours, lr=1e-2, betas=(0.8, 0.95), eps=eps, weight_decay=decay), 50)
+    drive(theirs, torch.optim.AdamW(theirs, lr=1e-2, betas=(0.8, 0.95), eps=eps, weight_decay=decay), 50)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_state_saved_and_loaded_goes_on_as_if_nothing_had_happened():
+    whole, parts = make(), make()
+    slots = {whole[0]: Directions(3, 2)}
+    again = {parts[0]: Directions(3, 2)}
+    first = RowwiseAdamW(whole, slots, lr=1e-2)
+    drive(whole, first, 10, seed=2)
+    drive(whole, first, 10, seed=3)
+    second = RowwiseAdamW(parts, again, lr=1e-2)
+    drive(parts, second, 10, seed=2)
+    third = RowwiseAdamW(parts, again, lr=5.0)
+    third.load_state_dict(copy.deepcopy(second.state_dict()))
+    drive(parts, third, 10, seed=3)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_parameter_without_gradient_is_left_alone():
+    p, q = make()[:2]
+    optimizer = RowwiseAdamW([p, q], lr=1e-2, weight_decay=0.1)
+    p.grad = torch.ones_like(p)
+    before = q.detach().clone()
+    optimizer.step()
+    assert torch.equal(q, before) and q not in optimizer.state
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -0.1}, {"betas": (1.0, 0.9)}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="must"):
+        RowwiseAdamW(make(), **wrong)
