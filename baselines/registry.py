@@ -1,0 +1,42 @@
+"""Method names and where they live; importing this imports no method, so listing them is instant.
+
+A method of one's own needs no entry: `method.name=package.module:Class` names it directly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from elalora.errors import UserError
+
+METHODS = {
+    "elalora": "elalora.ela:ElaLoRA",
+    "lora": "baselines.lora:LoRA",
+    "svd_lora": "baselines.svd_lora:SVDLoRA",
+    "adalora": "baselines.adalora:AdaLoRA",
+    "sora": "baselines.sora:SoRA",
+    "prilora": "baselines.prilora:PRILoRA",
+    "beamlora": "baselines.beamlora:BeamLoRA",
+    "peft": "baselines.peft_tuner:PeftTuner",
+    "full": "baselines.reference_points:FullFineTuning",
+    "head": "baselines.reference_points:HeadOnly",
+    "bitfit": "baselines.reference_points:BitFit",
+}
+
+
+def method_class(name: str) -> type:
+    """The class of a method by its name, or by "package.module:Class".
+
+    Raises:
+        UserError: the name is unknown, or the module or class cannot be found.
+    """
+    where = METHODS.get(name, name)
+    module_name, _, class_name = where.partition(":")
+    if not class_name:
+        raise UserError(
+            f"method={name} is unknown; allowed: {', '.join(METHODS)}, or your own as method.name=package.module:Class"
+        )
+    try:
+        return getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method.name={name} cannot be loaded ({error}); it must be package.module:Class") from error

@@ -1,0 +1,131 @@
+"""SVD-LoRA: ElaLoRA's adapter with ranks that never move. The control for everything but the moves.
+
+    W = W0 + (alpha / N) B diag(E) A        A, B ~ N(0, 0.02), E = 0, the same regulariser as ElaLoRA
+
+Two uses. With D1, D2 or D4 it takes the side effects of the official ElaLoRA code at the steps at which
+ElaLoRA would have had its rounds. With `ranks_from` it is the *transplant*: trained from scratch with the final
+rank pattern of another run, so that it matches that run's parameters exactly and separates the layout of the
+ranks from the way they got there; `shuffle` permutes the pattern within each matrix type.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elalora.attach import place
+from elalora.errors import UserError
+from elalora.method import LowRankMethod, Round
+from elalora.optim import RowwiseAdamW
+from elalora.regulariser import FORMS, orthogonality
+from elalora.schedules import Phases, Schedule, plan_phases
+from elalora.side_effects import SideEffects
+
+
+@dataclass
+class SVDLoRAConfig:
+    """Choices of SVD-LoRA; phases as in ElaLoRA, and only to time the side effects.
+
+    Attributes:
+        alpha: numerator of the scale alpha / N, N the budget's rank also where the pattern differs from it.
+        orth_weight, orth_form: the regulariser.
+        D1, D2, D4: side effects, see `elalora.side_effects`.
+        b, t_initial, t_final, interval, scheduler: give the steps of the rounds that never move anything.
+        ranks_from: a run whose final ranks are used: its folder, its id, or a method's name, which means the
+            run of that method that is equal in everything else.
+        shuffle: permutes the pattern within each matrix type.
+    """
+
+    alpha: float = 16.0
+    orth_weight: float = 0.1
+    orth_form: str = "norm"
+    D1: bool = False
+    D2: bool = False
+    D4: str = "off"
+    b: int | None = None
+    t_initial: float | None = None
+    t_final: float | None = None
+    interval: int | None = None
+    scheduler: bool = True
+    ranks_from: str | None = None
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.orth_form not in FORMS:
+            raise UserError(f"method.orth_form={self.orth_form} is unknown; allowed: {', '.join(FORMS)}")
+        if self.shuffle and self.ranks_from is None:
+            raise UserError("method.shuffle=true needs a pattern to shuffle: type method.ranks_from=elalora")
+        SideEffects(self.D1, self.D2, self.D4)
+
+
+class SVDLoRA(LowRankMethod):
+    """Fixed ranks, uniform or transplanted.
+
+    Attributes:
+        pattern: rank of every matrix by name; set before `attach` where `config.ranks_from` is used.
+    """
+
+    name: ClassVar[str] = "svd_lora"
+    singular: ClassVar[bool] = True
+    Config: ClassVar[type] = SVDLoRAConfig
+    config: SVDLoRAConfig
+    phases: Phases
+    pattern: Mapping[str, int] | None = None
+
+    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
+        if self.config.ranks_from is None:
+            return super().initial_ranks(linears)
+        if self.pattern is None or set(self.pattern) != set(linears):
+            raise UserError(
+                f"method.ranks_from={self.config.ranks_from}: the pattern does not name the same matrices as this "
+                "run adapts; use a run of the same model and targets"
+            )
+        ranks = {name: self.pattern[name] for name in linears}
+        return shuffled(ranks, self.generator) if self.config.shuffle else ranks
+
+    def plan(self, total_steps: int, rank_sum: int) -> None:
+        c = self.config
+        self.effects = SideEffects(c.D1, c.D2, c.D4)
+        if self.effects != SideEffects():
+            self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        self.generator.manual_seed(seed)  # before the ranks are drawn: the shuffle is a random choice too
+        return super().attach(model, targets, total_steps, keep, seed)
+
+    def scale(self, rank: int) -> float:
+        return self.config.alpha / self.mean_rank
+
+    def penalty(self) -> Tensor | None:
+        if not self.config.orth_weight:
+            return None
+        return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
+
+    def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
+        if self.effects != SideEffects() and self.phases.due(step):
+            self.effects.happen(optimizer, schedule)
+        return None
+
+
+def shuffled(ranks: Mapping[str, int], generator: torch.Generator) -> dict[str, int]:
+    """The same ranks, permuted among the matrices of each type (query with query, and so on)."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in ranks:
+        kinds[place(name)[1]].append(name)
+    out = dict(ranks)
+    for names in kinds.values():
+        order = torch.randperm(len(names), generator=generator).tolist()
+        out.update({name: ranks[names[i]] for name, i in zip(names, order, strict=True)})
+    return out

@@ -1,0 +1,184 @@
+"""Token ids, their cache, and the order and padding of batches, against the tokenizer itself."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from elalora.errors import UserError
+from experiments.config_task import TaskConfig
+from experiments.data.batches import TokenisedSplit, collate, eval_batches, in_order, tokenise, train_batches
+from experiments.data.content import make_split
+from experiments.model_files import embedded_minilm
+
+ONE = TaskConfig(name="one", source="vader", subset="movies", text=["text"], max_length=8)
+TWO = TaskConfig(name="two", source="glue", subset="stsb", kind="regression", text=["a", "b"], max_length=12)
+TEXTS = ["Good.", "A film that nobody needed, least of all its makers, who knew better.", "", "not bad at all"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded_minilm())
+
+
+def rows(texts: list[str] = TEXTS) -> Any:
+    return make_split(ONE, {"idx": range(7, 7 + len(texts)), "text": texts, "label": [0, 1] * (len(texts) // 2)})
+
+
+def pairs() -> Any:
+    return make_split(TWO, {"idx": [0, 1, 2, 3], "a": TEXTS, "b": TEXTS[::-1], "label": [0.5, 4.8, 0.0, 5.0]})
+
+
+def cached_file(cache: Path) -> Path:
+    (file,) = (cache / "tokenised").iterdir()
+    return file
+
+
+def same(a: TokenisedSplit, b: TokenisedSplit) -> bool:
+    names = ("tokens", "offsets", "idx", "labels", "token_type_ids")
+    equal = all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+    return equal and a.truncated == b.truncated
+
+
+@pytest.mark.parametrize(("dataset", "task"), [(rows(), ONE), (pairs(), TWO)])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_batch_is_what_the_tokenizer_would_pad(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Any, task: TaskConfig, side: str
+) -> None:
+    monkeypatch.setattr(tokenizer, "padding_side", side)
+    split = tokenise(dataset, tokenizer, task, str(tmp_path))
+    for indices in ([0, 2], [3, 1, 0]):
+        expected = tokenizer(
+            *([dataset[name][i] for i in indices] for name in task.text),
+            truncation=True,
+            max_length=task.max_length,
+            padding=True,
+            pad_to_multiple_of=8,
+            return_tensors="pt",
+        )
+        batch = collate(split, indices, tokenizer)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            assert torch.equal(batch[name], expected[name])
+        labels = torch.tensor([dataset["label"][i] for i in indices])
+        assert torch.equal(batch["labels"], labels) and batch["labels"].dtype == labels.dtype
+
+
+def test_cut_items_are_counted_and_items_that_just_fit_are_not(tokenizer: Any, tmp_path: Path) -> None:
+    # [CLS], six words of one piece each, [SEP]: eight tokens fit, nine do not.
+    dataset = rows(["one two three four five six", "one two three four five six seven"])
+    split = tokenise(dataset, tokenizer, ONE, str(tmp_path))
+    assert split.truncated == 1
+    assert split.lengths.tolist() == [8, 8]
+
+
+def test_a_split_keeps_its_numbers_and_lengths(tokenizer: Any, tmp_path: Path) -> None:
+    split = tokenise(rows(), tokenizer, ONE, str(tmp_path))
+    assert len(split) == 4 and split.idx.tolist() == [7, 8, 9, 10]
+    assert split.lengths.tolist() == [4, 8, 2, 6]
+
+
+def test_the_second_call_reads_the_cache_and_gives_the_same(tokenizer: Any, tmp_path: Path) -> None:
+    first = tokenise(pairs(), tokenizer, TWO, str(tmp_path))
+    second = tokenise(pairs(), tokenizer, TWO, str(tmp_path))
+    assert not first.cached and second.cached
+    assert same(first, second)
+
+
+def test_another_content_length_or_tokenizer_misses_the_cache(tokenizer: Any, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from transformers import AutoTokenizer
+
+    tokenise(rows(), tokenizer, ONE, str(tmp_path))
+    other = AutoTokenizer.from_pretrained(embedded_minilm())
+    assert tokenise(rows(), other, ONE, str(tmp_path)).cached
+    other.add_tokens(["nobody"])
+    assert not tokenise(rows(), other, ONE, str(tmp_path)).cached
+    assert not tokenise(rows(), tokenizer, replace(ONE, max_length=9), str(tmp_path)).cached
+    assert not tokenise(rows([*TEXTS[:3], "not bad at al"]), tokenizer, ONE, str(tmp_path)).cached
+    assert tokenise(rows(), tokenizer, ONE, str(tmp_path)).cached
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "value", "no metadata"])
+def test_a_damaged_cache_file_is_noticed_and_made_again(
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    first = tokenise(rows(), tokenizer, ONE, str(tmp_path))
+    file = cached_file(tmp_path)
+    raw = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(raw[:-5])
+    elif damage == "garbage":
+        file.write_bytes(b"no safetensors file")
+    elif damage == "value":
+        file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    else:
+        save_file(load_file(file), file)
+    with caplog.at_level(logging.WARNING):
+        again = tokenise(rows(), tokenizer, ONE, str(tmp_path))
+    assert not again.cached and "made again" in caplog.text
+    assert same(first, again)
+    assert cached_file(tmp_path).read_bytes() == raw
+
+
+def test_a_tokenizer_without_padding_and_an_empty_split_are_refused(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="task one: a split to tokenise is empty"):
+        tokenise(rows([]), tokenizer, ONE, str(tmp_path))
+    monkeypatch.setattr(tokenizer, "pad_token", None)
+    with pytest.raises(UserError, match="has no padding token"):
+        tokenise(rows(), tokenizer, ONE, str(tmp_path))
+
+
+lengths_of = st.lists(st.integers(2, 128), min_size=1, max_size=300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 50))
+def test_an_epoch_has_every_item_once_in_the_fewest_batches(
+    lengths: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    batches = train_batches(lengths, batch_size, seed, epoch)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert len(batches) == math.ceil(len(lengths) / batch_size)
+    assert sum(len(batch) < batch_size for batch in batches) <= 1
+    assert batches == train_batches(np.array(lengths), batch_size, seed, epoch)
+
+
+def test_epochs_and_seeds_differ_and_batches_are_not_in_order_of_length() -> None:
+    lengths = np.random.default_rng(0).integers(2, 128, 2000)
+    first = train_batches(lengths, 32, 0, 0)
+    assert first != train_batches(lengths, 32, 0, 1) != train_batches(lengths, 32, 1, 0) != first
+    means = [lengths[batch].mean() for batch in first]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.5
+
+
+def test_grouping_by_length_saves_most_of_the_padding() -> None:
+    lengths = np.random.default_rng(0).integers(2, 128, 4000)
+    padded = sum(lengths[batch].max() * len(batch) for batch in train_batches(lengths, 32, 0, 0))
+    shuffled = np.random.default_rng(1).permutation(lengths)
+    unsorted = sum(shuffled[i : i + 32].max() * len(shuffled[i : i + 32]) for i in range(0, 4000, 32))
+    assert padded - lengths.sum() < 0.1 * (unsorted - lengths.sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_of, st.integers(1, 40))
+def test_evaluation_goes_from_long_to_short_and_its_order_is_restored(lengths: list[int], batch_size: int) -> None:
+    batches = eval_batches(lengths, batch_size)
+    flat = [lengths[i] for batch in batches for i in batch]
+    assert flat == sorted(lengths, reverse=True)
+    outputs = [torch.tensor([[i, 10 * i] for i in batch]) for batch in batches]
+    n = torch.arange(len(lengths))
+    assert torch.equal(in_order(batches, outputs), torch.stack([n, 10 * n], dim=1))

