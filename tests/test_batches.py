@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from experiments.data.content import make_split
 from experiments.model_files import embedded_minilm
 
 ONE = TaskConfig(name="one", source="vader", subset="movies", text=["text"], max_length=8)
-TWO = TaskConfig(name="two", source="glue", subset="stsb", kind="regression", text=["a", "b"], max_length=12)
+TWO = TaskConfig(name="two", source="glue", subset="stsb", kind="regression", text=["a", "b"], max_length=16)
 TEXTS = ["Good.", "A film that nobody needed, least of all its makers, who knew better.", "", "not bad at all"]
 
 
@@ -96,12 +98,8 @@ def test_the_second_call_reads_the_cache_and_gives_the_same(tokenizer: Any, tmp_
 
 
 def test_another_content_length_or_tokenizer_misses_the_cache(tokenizer: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from transformers import AutoTokenizer
-
     tokenise(rows(), tokenizer, ONE, str(tmp_path))
-    other = AutoTokenizer.from_pretrained(embedded_minilm())
+    other = copy.deepcopy(tokenizer)
     assert tokenise(rows(), other, ONE, str(tmp_path)).cached
     other.add_tokens(["nobody"])
     assert not tokenise(rows(), other, ONE, str(tmp_path)).cached
@@ -129,17 +127,16 @@ def test_a_damaged_cache_file_is_noticed_and_made_again(
         again = tokenise(rows(), tokenizer, ONE, str(tmp_path))
     assert not again.cached and "made again" in caplog.text
     assert same(first, again)
-    assert cached_file(tmp_path).read_bytes() == raw
+    assert tokenise(rows(), tokenizer, ONE, str(tmp_path)).cached
 
 
-def test_a_tokenizer_without_padding_and_an_empty_split_are_refused(
-    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_without_padding_and_an_empty_split_are_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task one: a split to tokenise is empty"):
         tokenise(rows([]), tokenizer, ONE, str(tmp_path))
-    monkeypatch.setattr(tokenizer, "pad_token", None)
+    other = copy.deepcopy(tokenizer)
+    other.pad_token = None
     with pytest.raises(UserError, match="has no padding token"):
-        tokenise(rows(), tokenizer, ONE, str(tmp_path))
+        tokenise(rows(), other, ONE, str(tmp_path))
 
 
 lengths_of = st.lists(st.integers(2, 128), min_size=1, max_size=300)

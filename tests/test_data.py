@@ -129,7 +129,7 @@ def test_vader_rows_are_those_of_the_source_and_no_row_is_lost_or_doubled(
     data = vader_data[name]
     source = plain_rows(sdist, vader.SUBSETS[data.config.subset].file)
     binary = data.config.kind == "classification"
-    found = {}
+    found: dict[int, tuple[str, float]] = {}
     for rows in data.splits.values():
         found.update(zip(rows["idx"], zip(rows["text"], rows["label"], strict=True), strict=True))
     assert sum(sizes(data).values()) == len(found)
@@ -395,7 +395,7 @@ PAIR = TaskConfig(name="pair", source="glue", subset="rte", text=["a", "b"])
 
 
 def pair_hash(name: str = "train", **change: list) -> str:
-    columns = {"idx": [0, 1], "a": ["x", "yz"], "b": ["", "w"], "label": [0, 1], **change}
+    columns: dict[str, list] = {"idx": [0, 1], "a": ["x", "yz"], "b": ["", "w"], "label": [0, 1], **change}
     return content_hash({name: make_split(PAIR, columns)}, PAIR)
 
 

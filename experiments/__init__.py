@@ -1,0 +1,1 @@
+"""Tasks, training and the run store: everything that turns a method into a result."""

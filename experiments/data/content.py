@@ -1,0 +1,109 @@
+"""Loaded data and their fingerprint.
+
+The fingerprint is taken from the content (order, numbers, text, labels), never from files, so the
+same data read from parquet, from the hub or from a text archive have the same one, under any
+version of any library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elalora.errors import UserError
+from experiments.config_task import DataConfig, TaskConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's data as loaded, before a protocol decides what each split is for.
+
+    Attributes:
+        config: the task.
+        splits: name -> rows with columns idx (int), the task's text columns, and label (int for
+            classification, float for regression).
+        fingerprint: sha256 of the content of all splits.
+        source: where the data came from, without any path of this machine.
+    """
+
+    config: TaskConfig
+    splits: dict[str, Dataset]
+    fingerprint: str
+    source: str
+
+
+def cache_dir(folder: str | None) -> Path:
+    """The cache folder, made if missing: the given one, else $ELALORA_CACHE, else ~/.cache/elalora.
+
+    Raises:
+        UserError: it cannot be made, or cannot be written.
+    """
+    path = Path(folder or os.environ.get("ELALORA_CACHE") or "~/.cache/elalora").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"the cache folder {path} cannot be written; name another with data.cache=FOLDER")
+    return path
+
+
+def data_root(data: DataConfig) -> Path | None:
+    """The local data folder, if one is named.
+
+    Raises:
+        UserError: it is named and is no folder.
+    """
+    if data.root is None:
+        return None
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root={data.root} is not a folder; give one that exists, or data.root=null")
+    return root
+
+
+def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Dataset:
+    """Rows with the columns and types that the rest of the project relies on.
+
+    Args:
+        task: names the text columns and the kind of label.
+        columns: at least idx, label and the text columns, of equal length.
+    """
+    from datasets import Dataset, Features, Value
+
+    label = "int64" if task.kind == "classification" else "float32"
+    types = {"idx": "int64", **dict.fromkeys(task.text, "string"), "label": label}
+    return Dataset.from_dict(
+        {name: list(columns[name]) for name in types},
+        features=Features({name: Value(dtype) for name, dtype in types.items()}),
+    )
+
+
+def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
+    """sha256 over split names, idx, text and labels, in order.
+
+    Every text is preceded by its length, so that moving a character from one column to the next
+    changes the hash. Real labels count in single precision, which is how they are stored.
+    """
+    digest = hashlib.sha256()
+    pack_label = struct.Struct("<q" if task.kind == "classification" else "<f").pack
+    pack_int = struct.Struct("<q").pack
+    for name in sorted(splits):
+        rows = splits[name][:]
+        digest.update(f"{name}\n{len(splits[name])}\n{len(task.text)}\n".encode())
+        texts = zip(*(rows[column] for column in task.text), strict=True)
+        for idx, row, label in zip(rows["idx"], texts, rows["label"], strict=True):
+            digest.update(pack_int(idx) + pack_label(label))
+            for text in row:
+                encoded = text.encode("utf-8")
+                digest.update(pack_int(len(encoded)) + encoded)
+    return digest.hexdigest()

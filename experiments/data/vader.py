@@ -1,0 +1,249 @@
+"""The human-rated sentiment sets of VADER, read from inside a source distribution on PyPI.
+
+Four sets of short texts, each rated from -4 (very negative) to 4 (very positive) by at least 20
+people: Hutto & Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
+Media Text", ICWSM 2014. They lie in an archive within the archive of vaderSentiment 3.3.2, which is
+fetched once and verified. Both archives are read in memory: nothing is unpacked to disk.
+
+The splits are ours, since the source has none. They are fixed by a hash of each group's name, so no
+library's random numbers take part. Sentences of one document (amazon, nyt) or with one wording
+(movies, tweets) form a group and stay on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from elalora.errors import UserError
+from experiments.config_task import DataConfig, TaskConfig
+from experiments.data.content import cache_dir, data_root, make_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SDIST = "vaderSentiment-3.3.2.tar.gz"
+SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+REQUIREMENT = f"vaderSentiment==3.3.2 --hash=sha256:{SDIST_SHA256}\n"
+INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+# The first salt under which the share of positive rows in validation and test lies within 5 points
+# of train in all four sets. Labels decided it, no model ever did.
+SPLIT_SALT = "elalora-vader-10"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What is known about one set: its file, its counts, and whether ids are document_sentence."""
+
+    file: str
+    rows: int
+    positive: int
+    negative: int
+    by_document: bool
+
+
+SUBSETS = {
+    "movies": Subset("movieReviewSnippets", 10_605, 5_242, 5_326, by_document=False),
+    "amazon": Subset("amazonReviewSnippets", 3_708, 2_128, 1_482, by_document=True),
+    "nyt": Subset("nytEditorialSnippets", 5_190, 2_204, 2_742, by_document=True),
+    "tweets": Subset("tweets", 4_200, 2_897, 1_299, by_document=False),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rated text: its row in the source file, its id there, mean intensity, and the text."""
+
+    idx: int
+    key: str
+    score: float
+    text: str
+
+
+def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
+    """Train, validation and test of one set, and where it came from.
+
+    Raises:
+        UserError: unknown subset, archive not to be had, or counts other than the known ones.
+    """
+    if task.subset not in SUBSETS:
+        raise UserError(f"task.subset={task.subset} is no VADER set; it is one of {', '.join(SUBSETS)}")
+    known = SUBSETS[task.subset]
+    inner = member(read_sdist(data), INNER)
+    rows = parse(member(inner, f"hutto_ICWSM_2014/{known.file}_GroundTruth.txt"))
+    check_counts(task.subset, rows)
+    return make_splits(task, rows), "vaderSentiment 3.3.2 source distribution"
+
+
+def read_sdist(data: DataConfig) -> bytes:
+    """The verified source distribution, from data.root, the cache, or PyPI (then cached).
+
+    Raises:
+        UserError: it cannot be had, or a file of that name is not the published one.
+    """
+    root = data_root(data)
+    cached = cache_dir(data.cache) / SDIST
+    if root is not None and (root / SDIST).is_file():
+        return _verified(root / SDIST)
+    if not cached.is_file():
+        _fetch(cached)
+    return _verified(cached)
+
+
+def _verified(path: Path) -> bytes:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != SDIST_SHA256:
+        raise UserError(
+            f"{path} is not the published {SDIST} (sha256 {found}, expected {SDIST_SHA256}); remove it and run again"
+        )
+    return content
+
+
+def _fetch(target: Path) -> None:
+    """Downloads next to the target and moves the whole file into place.
+
+    Two processes that start together both download, and either file is the right one.
+    """
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder:
+        # pip compares the hash before it runs the package's own build script for metadata.
+        requirement = Path(folder, "requirement.txt")
+        requirement.write_text(REQUIREMENT, encoding="utf-8")
+        _pip_download(requirement, Path(folder))
+        os.replace(Path(folder, SDIST), target)
+
+
+def _pip_download(requirement: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15"]
+    command += ["--no-binary", "vaderSentiment", "--dest", str(folder), "-r", str(requirement)]
+    # With setuptools at hand pip need not fetch one to ask the package for its metadata.
+    attempts = [["--no-build-isolation"], []] if importlib.util.find_spec("setuptools") else [[]]
+    for extra in attempts:
+        done = subprocess.run(command + extra, capture_output=True, text=True, check=False)
+        if (folder / SDIST).is_file():
+            return
+        if "metadata" not in done.stderr:
+            break
+    errors = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    reason = next((line for line in errors if line.startswith("ERROR")), errors[-1])
+    raise UserError(
+        f"{SDIST} could not be fetched from PyPI (pip: {reason.strip()}); download it where there "
+        "is a network (pip download --no-deps --no-binary :all: vaderSentiment==3.3.2), put it "
+        "into a folder and type data.root=FOLDER"
+    )
+
+
+def member(archive: bytes, name: str) -> bytes:
+    """One regular file of a tar archive, read in memory.
+
+    Raises:
+        UserError: no such file, or any member is a link, a device, or a path that leads out of the
+            archive: such an archive is not the one that was published.
+    """
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        wanted = None
+        for item in tar:
+            path = PurePosixPath(item.name)
+            if path.is_absolute() or ".." in path.parts or not (item.isfile() or item.isdir()):
+                raise UserError(f"the archive holds {item.name!r}, which is no plain file inside it: refused")
+            if item.isfile() and item.name == name:
+                wanted = item
+        stream = tar.extractfile(wanted) if wanted else None
+        if stream is None:
+            raise UserError(f"the archive holds no {name}")
+        return stream.read()
+
+
+def parse(raw: bytes) -> list[Row]:
+    """Rows of a *_GroundTruth.txt file: id, mean intensity and text, parted by tabs.
+
+    Lines end in CRLF, the last one in nothing. The source escaped &, < and > for HTML in part of
+    its texts (&amp; and the like): they are turned back, once.
+
+    Raises:
+        UserError: a line without three fields, or an intensity outside -4 to 4.
+    """
+    rows = []
+    for idx, line in enumerate(raw.decode("utf-8").removesuffix("\r\n").split("\r\n")):
+        fields = line.split("\t")
+        if len(fields) != 3:
+            raise UserError(f"line {idx + 1} has {len(fields)} fields; id, intensity, text wanted")
+        score = float(fields[1])
+        if not -4 <= score <= 4:
+            raise UserError(f"line {idx + 1} has intensity {score}, which is not within -4 to 4")
+        rows.append(Row(idx, fields[0], score, html.unescape(fields[2]).strip()))
+    return rows
+
+
+def check_counts(subset: str, rows: list[Row]) -> None:
+    """Compares rows, positives and negatives with the known counts.
+
+    Raises:
+        UserError: they differ.
+    """
+    known = SUBSETS[subset]
+    found = (len(rows), sum(r.score > 0 for r in rows), sum(r.score < 0 for r in rows))
+    if found != (known.rows, known.positive, known.negative):
+        raise UserError(
+            f"VADER {subset} has {found[0]} rows ({found[1]} above zero, {found[2]} below); "
+            f"expected {known.rows} ({known.positive}, {known.negative})"
+        )
+
+
+def group_of(row: Row, by_document: bool) -> str:
+    """What may not be parted: the document, or else all rows with the same wording."""
+    return row.key.partition("_")[0] if by_document else " ".join(row.text.casefold().split())
+
+
+def assign(subset: str, rows: list[Row]) -> list[str]:
+    """The split of every row: 10 % test, 10 % validation, the rest train, by whole groups.
+
+    Groups are taken in the order of a hash of their names until a split has its share, so test
+    and validation exceed 10 % by at most one group each.
+    """
+    groups: dict[str, list[int]] = {}
+    for position, row in enumerate(rows):
+        groups.setdefault(group_of(row, SUBSETS[subset].by_document), []).append(position)
+    order = sorted(groups, key=lambda g: hashlib.sha256(f"{SPLIT_SALT}/{subset}/{g}".encode()).digest())
+    splits = ["train"] * len(rows)
+    quota = {"test": len(rows) / 10, "validation": len(rows) / 10}
+    for group in order:
+        name = next((name for name, left in quota.items() if left > 0), None)
+        if name is None:
+            break
+        quota[name] -= len(groups[group])
+        for position in groups[group]:
+            splits[position] = name
+    return splits
+
+
+def make_splits(task: TaskConfig, rows: list[Row]) -> dict[str, Dataset]:
+    """The three splits; binary tasks label by sign and leave zeros out after splitting.
+
+    A binary task and the regression on the same set therefore share rows, idx and splits.
+    """
+    binary = task.kind == "classification"
+    splits = assign(task.subset, rows)
+    result = {}
+    for name in ("train", "validation", "test"):
+        kept = [
+            row for row, split in zip(rows, splits, strict=True) if split == name and not (binary and row.score == 0)
+        ]
+        columns: dict[str, list[Any]] = {
+            "idx": [row.idx for row in kept],
+            task.text[0]: [row.text for row in kept],
+            "label": [int(row.score > 0) if binary else row.score for row in kept],
+        }
+        result[name] = make_split(task, columns)
+    return result

@@ -1,0 +1,84 @@
+"""Turns what Hydra and OmegaConf say about a mistake into one line with the allowed values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+
+GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "tracking")
+
+
+def explain(error: BaseException) -> str:
+    """One line for a person: what was given, what is allowed, what to type."""
+    text = str(error).strip()
+    cause = str(error.__cause__ or "").strip()
+    for maker in (_unknown_choice, _unknown_key, _wrong_type, _missing):
+        line = maker(text, cause)
+        if line:
+            return line
+    return " ".join((text.splitlines() or [type(error).__name__])[0].split())
+
+
+def _unknown_choice(text: str, cause: str) -> str | None:
+    found = re.search(r"[Cc]ould not find '(\w+)/([^']+)'", text) or re.search(
+        r"In '[^']+': Could not find '(\w+)/([^']+)'", text
+    )
+    if not found:
+        return None
+    group, given = found.groups()
+    names = [n for n in re.findall(r"^\s+(\S+)$", text, re.M)]
+    if group == "budget":
+        return f"budget={given} is unknown; type budget=r1 .. budget=r64, budget=r4 budget.rank=N, or budget=params"
+    return f"{group}={given} is unknown; allowed: {', '.join(names)}{_near(given, names)}"
+
+
+def _unknown_key(text: str, cause: str) -> str | None:
+    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    if not found or "not in" not in text + cause:
+        return None
+    given = found.group(1)
+    parent, _, leaf = given.rpartition(".")
+    names = _keys(parent)
+    where = f" of {parent}" if parent else ""
+    return f"'{given}' is no setting; allowed{where}: {', '.join(names)}{_near(leaf, names, parent)}"
+
+
+def _wrong_type(text: str, cause: str) -> str | None:
+    both = f"{text}\n{cause}"
+    found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both)
+    if not found:
+        found = re.search(r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both)
+    key = re.search(r"full_key: (\S+)", both)
+    if not found:
+        return None
+    name = key.group(1) if key else "a value"
+    return f"{name}={found.group(1)} is not a {found.group(2).lower()}"
+
+
+def _missing(text: str, cause: str) -> str | None:
+    found = re.search(r"Missing mandatory value: (\S+)", text)
+    return f"{found.group(1)} must be given: type {found.group(1)}=..." if found else None
+
+
+def _near(given: str, names: list[str], parent: str = "") -> str:
+    close = difflib.get_close_matches(given, names, n=1)
+    return f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
+
+
+def _keys(parent: str) -> list[str]:
+    """Settings below `parent` with the groups chosen on the command line."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from experiments.config import register
+
+    chosen = [a for a in sys.argv[1:] if a.split("=")[0] in GROUPS and "," not in a]
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        config = compose("config", chosen)
+    node = OmegaConf.select(config, parent) if parent else config
+    return sorted(str(k) for k in node) if OmegaConf.is_dict(node) else sorted(str(k) for k in config)

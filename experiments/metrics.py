@@ -1,0 +1,117 @@
+"""The scores of the tasks, in points (times 100), by scikit-learn and SciPy.
+
+A model that gives every item the same answer has collapsed: its Matthews correlation, Pearson and
+Spearman are 0 here, not undefined, so that the run keeps a score and enters every mean and test.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from elalora.errors import UserError
+
+
+def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Share of items whose label is predicted."""
+    return float(np.mean(labels == predictions))
+
+
+def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """F1 of class 1, for two classes; 0 where nothing is predicted or labelled 1."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0))
+
+
+def mcc(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Matthews correlation; 0 for constant predictions."""
+    from sklearn.metrics import matthews_corrcoef
+
+    with warnings.catch_warnings():
+        # One class only, in labels and predictions alike, is a case here and no accident.
+        warnings.filterwarnings("ignore", message="A single label was found")
+        return float(matthews_corrcoef(labels, predictions))
+
+
+def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Pearson correlation; 0 where either side is constant."""
+    from scipy.stats import pearsonr
+
+    if collapsed(labels) or collapsed(predictions):
+        return 0.0
+    return float(pearsonr(labels, predictions).statistic)
+
+
+def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Spearman rank correlation; 0 where either side is constant."""
+    from scipy.stats import spearmanr
+
+    if collapsed(labels) or collapsed(predictions):
+        return 0.0
+    return float(spearmanr(labels, predictions).statistic)
+
+
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "mcc": mcc,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def collapsed(predictions: Sequence[float] | np.ndarray) -> bool:
+    """Whether every item got the same answer.
+
+    Real answers that differ only by rounding count as the same: their spread must exceed 1e-6 of
+    their size.
+    """
+    values = np.asarray(predictions, dtype=np.float64)
+    return bool(np.ptp(values) <= 1e-6 * np.max(np.abs(values)))
+
+
+def compute(
+    names: Sequence[str], labels: Sequence[float] | np.ndarray, predictions: Sequence[float] | np.ndarray
+) -> tuple[dict[str, float], bool]:
+    """The named metrics in points, and whether the predictions collapsed.
+
+    Args:
+        names: keys of METRICS.
+        labels: (n,) classes, or real numbers for correlations.
+        predictions: (n,) predicted classes, or real numbers for correlations.
+
+    Raises:
+        UserError: a name is unknown.
+        ValueError: no items, unequal shapes, or a prediction that is not finite.
+    """
+    if unknown := [name for name in names if name not in METRICS]:
+        raise UserError(f"metric {unknown[0]} is unknown; task.metrics takes {', '.join(METRICS)}")
+    true, given = np.asarray(labels), np.asarray(predictions)
+    if true.ndim != 1 or true.shape != given.shape or not true.size:
+        raise ValueError(f"labels {true.shape} and predictions {given.shape} are not two (n,)")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{int((~np.isfinite(given)).sum())} predictions are not finite")
+    return {name: 100 * METRICS[name](true, given) for name in names}, collapsed(given)
+
+
+def majority_baseline(kind: str, names: Sequence[str], labels: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Scores of the best constant answer: the reported split's own commonest class, or its mean.
+
+    Of classes that are equally common the smallest id counts. The constant is taken from the labels it is scored on,
+    so no constant learnt from train is more accurate.
+
+    Args:
+        kind: "classification" or "regression".
+        names: keys of METRICS.
+        labels: labels of the reported split, (n,).
+    """
+    true = np.asarray(labels)
+    if kind == "classification":
+        values, counts = np.unique(true, return_counts=True)
+        constant = values[np.argmax(counts)]
+    else:
+        constant = true.mean()
+    return compute(names, true, np.full(true.shape, constant))[0]

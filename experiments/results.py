@@ -1,0 +1,179 @@
+"""What a finished run leaves: result.json's content, predictions and the adapter's size."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elalora.attach import place
+from elalora.budget import Count
+from elalora.method import Method, gross_share, net_share
+from experiments.config_task import TaskConfig
+from experiments.metrics import majority_baseline
+from experiments.plan import Plan, budget_name
+from experiments.store import SCHEMA
+
+if TYPE_CHECKING:
+    from experiments.trainer import Outcome, Reading
+
+
+def assemble(
+    plan: Plan,
+    data: Any,
+    train: Any,
+    method: Method,
+    model: Any,
+    outcome: Outcome,
+    start: dict[str, int],
+    reading: Reading,
+    chosen: Reading | None,
+    train_seconds: float,
+) -> dict[str, Any]:
+    """The content of result.json (schema: docs/store.md)."""
+    from experiments.manifest import commit_of
+
+    config = plan.config
+    labels = [row[1] for row in reading.rows]
+    return {
+        "schema": SCHEMA,
+        "id": plan.id,
+        "identity": plan.identity,
+        "commit": commit_of(Path(__file__).parents[1])[0],
+        "method": method.name,
+        "variant": getattr(plan.method_config, "variant", None),
+        "label": _label(plan),
+        "reconstructed": method.capabilities.reconstructed,
+        "task": config.task.name,
+        "model": config.model.name,
+        "budget": budget_name(plan.budget),
+        "protocol": config.protocol.name,
+        "recipe": None,
+        "seed": config.seed,
+        "metric": config.task.metrics[0],
+        "steps": method.total_steps,
+        "readings": {"last": _last(method.total_steps, reading, chosen), "best": outcome.best},
+        "ranks": {
+            "initial": start,
+            "final": method.ranks(),
+            "places": {name: list(place(name)) for name in start},
+            "shapes": {name: list(shape) for name, shape in method.shapes().items()},
+        },
+        "counts": _counts(plan, method, model, outcome),
+        "moves": _moves(method, start),
+        "cost": {
+            "step_seconds_median": statistics.median(outcome.step_seconds) if outcome.step_seconds else None,
+            "train_seconds": train_seconds,
+            "eval_seconds": outcome.eval_seconds,
+            "peak_memory_mib": _peak_memory(),
+            "adapter_bytes": _size(plan.folder.path / "adapter"),
+        },
+        "data": {
+            "fingerprint": data.fingerprint,
+            "source": data.source,
+            "citation": config.task.citation,
+            "train_items": len(train.data),
+            "report_items": len(reading.rows),
+            "truncated": train.data.truncated,
+            "majority": majority_baseline(config.task.kind, list(config.task.metrics), labels),
+        },
+        "flags": ["collapsed"] if reading.collapsed else [],
+    }
+
+
+def _label(plan: Plan) -> str:
+    label = getattr(plan.method, "label", None) or plan.method.name
+    if getattr(plan.method_config, "ranks_from", None):
+        label += " transplant" + (" shuffled" if plan.method_config.shuffle else "")
+    return label
+
+
+def _last(step: int, reading: Reading, chosen: Reading | None) -> dict[str, Any]:
+    select = None if chosen is None else {"split": chosen.split, "metrics": chosen.metrics}
+    return {"step": step, "report": {"split": reading.split, "metrics": reading.metrics}, "select": select}
+
+
+def _counts(plan: Plan, method: Method, model: Any, outcome: Outcome) -> dict[str, Any]:
+    """Adapter parameters at the start, at the peak and at the end; the head and other trained parts apart."""
+    factors = {id(p) for p in method.directions()}
+    head = other = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in factors:
+            continue
+        if any(name.startswith(h + ".") for h in plan.config.model.head):
+            head += parameter.numel()
+        else:
+            other += parameter.numel()
+
+    def shown(count: Count) -> dict[str, int]:
+        return {"rank_sum": count.rank_sum, "params": count.params}
+
+    return {
+        "initial": shown(outcome.initial),
+        "peak": shown(outcome.peak),
+        "final": shown(method.count()),
+        "head_params": head,
+        "other_params": other,
+    }
+
+
+def _moves(method: Method, start: dict[str, int]) -> dict[str, Any]:
+    rounds = method.rounds_seen
+    phases = getattr(method, "phases", None)
+    return {
+        "rounds_due": len(phases.rounds()) if phases is not None and method.capabilities.adaptive else 0,
+        "rounds": len(rounds),
+        "pruned": sum(len(r.pruned) for r in rounds),
+        "grown": sum(len(r.grown) for r in rounds),
+        "gross_share": gross_share(rounds, sum(start.values())),
+        "net_share": net_share(start, method.ranks()),
+        "blocked": sum(r.notes.get("blocked", 0) for r in rounds),
+        "replaced_in_place": sum(r.notes.get("replaced_in_place", 0) for r in rounds),
+    }
+
+
+def _peak_memory() -> float | None:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def export_adapter(plan: Plan, method: Method, model: Any) -> None:
+    """adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
+    from elalora.export import export_peft, export_trained
+
+    folder = plan.folder.path / "adapter"
+    head = list(plan.config.model.head)
+    if not method.capabilities.exports_lora:
+        export_trained(model, folder)
+        return
+    path = plan.config.model.path
+    base = "sentence-transformers/all-MiniLM-L6-v2" if path == "embedded" else path
+    export_peft(method, model, folder, head, task_type="SEQ_CLS", base=base)
+
+
+def store_predictions(folder: Path, reading: Reading, task: TaskConfig) -> None:
+    """predictions.parquet: idx, label, prediction, score of every reported item."""
+    import os
+
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.float64() if task.kind == "regression" else pyarrow.int64()
+    idx, label, prediction, score = (list(column) for column in zip(*reading.rows, strict=True))
+    cast = float if task.kind == "regression" else int
+    table = pyarrow.table(
+        {
+            "idx": pyarrow.array(idx, pyarrow.int64()),
+            "label": pyarrow.array([cast(v) for v in label], kind),
+            "prediction": pyarrow.array([cast(v) for v in prediction], kind),
+            "score": pyarrow.array(score, pyarrow.float64()),
+        }
+    )
+    part = folder / f".predictions.{os.getpid()}"
+    parquet.write_table(table, part, compression="zstd")
+    os.replace(part, folder / "predictions.parquet")

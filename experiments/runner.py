@@ -1,0 +1,190 @@
+"""One run from its configuration to its result: skip what is done, else load, attach, train, read, store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from elalora.errors import UserError
+from experiments.plan import Plan, make_plan, stream
+from experiments.store import Busy, RunFolder
+
+
+class RunFailed(RuntimeError):
+    """A run that stopped with an error; its status.json holds the traceback."""
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Does one run, or returns the stored result of a run that was done before.
+
+    Raises:
+        UserError: a mistake in what was asked for; nothing was written.
+        RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
+    """
+    plan = make_plan(config)
+    done = plan.finished()
+    if done is not None:
+        result = done.result()
+        print(f"done before (commit {result.get('commit') or 'unknown'}): {done.path}  {headline(result)}")
+        return result
+    try:
+        prepared = prepare(plan)
+        with plan.folder.working():
+            result = _train(plan, *prepared)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Busy as error:
+        raise RunFailed(str(error)) from error
+    except Exception as error:
+        raise RunFailed(f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})") from error
+    print(f"done: {plan.folder.path}  {headline(result)}")
+    return result
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The primary score of a result, for one line."""
+    report = result["readings"]["last"]["report"]
+    return f"{report['split']} {result['metric']} {report['metrics'][result['metric']]:.2f}"
+
+
+def prepare(plan: Plan) -> tuple[Any, ...]:
+    """Loads data, tokenizer and model and attaches the method: every user's mistake shows here, before a write."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from experiments.data import load_task
+    from experiments.data.batches import tokenise
+    from experiments.models import load_model, load_tokenizer
+    from experiments.protocols import apply_protocol
+    from experiments.trainer import Split, run_length
+
+    config = plan.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
+    accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no")
+    task, seed = OmegaConf.to_object(config.task), config.seed
+    data = load_task(task, OmegaConf.to_object(config.data))
+    splits = apply_protocol(
+        data,
+        OmegaConf.to_object(config.protocol),
+        train_items=config.data.train_items,
+        seed=stream(seed, "subset"),
+    )
+    tokenizer = load_tokenizer(config.model)
+
+    def ready(dataset: Any, name: str) -> Split:
+        return Split(name, tokenise(dataset, tokenizer, task, config.data.cache))
+
+    train = ready(splits.train, "train")
+    select = None if splits.select is None else ready(splits.select, splits.select_name)
+    report = ready(splits.report, splits.report_name)
+    model = load_model(config.model, task, stream(seed, "head"))
+    method = plan.method(plan.method_config, plan.budget)
+    _take_pattern(plan, method)
+    total = run_length(config.trainer, len(train.data))
+    model = method.attach(
+        model, list(config.model.targets), total, keep=list(config.model.head), seed=stream(seed, "adapter")
+    )
+    _check_matrices(plan, method)
+    return accelerator, data, tokenizer, train, select, report, model, method
+
+
+def _check_matrices(plan: Plan, method: Any) -> None:
+    expected, found = plan.config.model.matrices, len(method.ranks())
+    if method.capabilities.ranked and expected and found != expected:
+        raise UserError(f"model.targets match {found} matrices, model.matrices={expected} are expected")
+
+
+def _take_pattern(plan: Plan, method: Any) -> None:
+    """Hands the transplant its rank pattern, from the run that `method.ranks_from` names."""
+    wanted = getattr(plan.method_config, "ranks_from", None)
+    if wanted is None:
+        return
+    source = _source(plan, wanted)
+    method.pattern = {name: int(rank) for name, rank in source.result()["ranks"]["final"].items()}
+
+
+def _source(plan: Plan, wanted: str) -> RunFolder:
+    from baselines.registry import METHODS
+    from experiments.compose import same_run_of
+
+    if wanted in METHODS:
+        source = same_run_of(plan.config, wanted)
+        folder = source.finished()
+        if folder is None:
+            raise UserError(
+                f"method.ranks_from={wanted} needs the {wanted} run {source.label} first: "
+                f"the same command with method={wanted} makes it"
+            )
+        return folder
+    path = Path(wanted)
+    if (path / "result.json").is_file():
+        return RunFolder(path)
+    raise UserError(
+        f"method.ranks_from={wanted} is neither a method ({', '.join(METHODS)}) nor the folder of a finished run"
+    )
+
+
+def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
+    from experiments.display import RunDisplay
+    from experiments.results import assemble, export_adapter, store_predictions
+    from experiments.tracking import make_tracker
+    from experiments.trainer import Trainer
+
+    accelerator, data, tokenizer, train, select, report, model, method = prepared
+    config, folder = plan.config, plan.folder
+    _write_facts(plan)
+    tracker = make_tracker(OmegaConf.to_object(config.tracking))
+    tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
+    total = method.total_steps
+    began = time.perf_counter()
+    with RunDisplay(plan.label, total) as display:
+        trainer = Trainer(
+            config.trainer,
+            OmegaConf.to_object(config.task),
+            config.seed,
+            method,
+            model,
+            tokenizer,
+            train,
+            select,
+            report,
+            folder,
+            accelerator,
+            display,
+            tracker,
+            config.store.checkpoint_every,
+        )
+        start_ranks = method.ranks()
+        outcome = trainer.run()
+        train_seconds = time.perf_counter() - began - outcome.eval_seconds
+        reading = trainer.evaluate(report, total)
+        chosen = trainer.evaluate(select, total) if select is not None and select.name != report.name else None
+    export_adapter(plan, method, model)
+    result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen, train_seconds)
+    store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
+    tracker.finish(result)
+    folder.write("result.json", result)
+    if not config.store.keep_checkpoint:
+        _drop_checkpoints(folder.path)
+    return result
+
+
+def _write_facts(plan: Plan) -> None:
+    """config.yaml and manifest.json: what was asked for, and what it ran on."""
+    from experiments.manifest import manifest
+    from experiments.store import write_whole
+
+    write_whole(plan.folder.path / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
+    plan.folder.write("manifest.json", manifest())
+
+
+def _drop_checkpoints(path: Path) -> None:
+    import shutil
+
+    shutil.rmtree(path / "checkpoint", ignore_errors=True)

@@ -1,0 +1,383 @@
+"""The one loop that trains every method; it reads like the algorithm box of the paper.
+
+What is unusual: a step is a pure function of the seed and the step number. Its batch comes from the epoch's seeded
+order, and the dropout stream is seeded anew at every step, so a run that resumes, or that is the third in a
+process, computes exactly what it would have computed alone. The global batch is formed first and then split
+over processes and micro-batches, so both leave the gradient what it was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from elalora.budget import Count
+from elalora.method import Method, Round
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule, steps_of
+from experiments import checkpoint, metrics
+from experiments.config import TrainerConfig
+from experiments.config_task import TaskConfig
+from experiments.data.batches import TokenisedSplit, collate, eval_batches, train_batches
+from experiments.plan import stream
+from experiments.store import RunFolder
+
+BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
+
+
+class NotFinite(RuntimeError):
+    """A loss or gradient that is NaN or infinite."""
+
+
+class Watcher(Protocol):
+    """What a display and a tracker offer the loop."""
+
+    def update(self, step: int, phase: str, loss: float, moved: int, metrics: str | None = None) -> None: ...
+
+
+class Mirror(Protocol):
+    """Where numbers go beside the files."""
+
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None: ...
+
+    def round(self, line: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Split:
+    """A tokenised split and its name."""
+
+    name: str
+    data: TokenisedSplit
+
+
+@dataclass
+class Reading:
+    """One evaluation of one split."""
+
+    split: str
+    step: int
+    metrics: dict[str, float]
+    collapsed: bool
+    rows: list[tuple[int, float, float, float]]  # (idx, label, prediction, score)
+
+
+@dataclass
+class Outcome:
+    """What training leaves beside the trained model.
+
+    Attributes:
+        step_seconds: wall time of each step of this attempt.
+        initial, peak: counts over the run.
+        best: readings of the best checkpoint in the common window, None without evaluations.
+    """
+
+    step_seconds: list[float] = field(default_factory=list)
+    eval_seconds: float = 0.0
+    initial: Count = Count(0, 0)
+    peak: Count = Count(0, 0)
+    best: dict[str, Any] | None = None
+
+
+def run_length(config: TrainerConfig, items: int) -> int:
+    """Optimizer steps T of a run over this many items."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, math.ceil(config.epochs * math.ceil(items / config.batch_size)))
+
+
+class Trainer:
+    """One run's training.
+
+    Args:
+        config: the trainer's settings; task: what is learned; seed: the run's.
+        method: attached to `model`.
+        model: with adapters in place.
+        pad: what `collate` needs of the tokenizer.
+        train, select: training items, and the split that chooses (None: nothing is chosen).
+        report: the split that is reported.
+        folder: where lines and checkpoints go.
+        accelerator: device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        task: TaskConfig,
+        seed: int,
+        method: Method,
+        model: nn.Module,
+        pad: Any,
+        train: Split,
+        select: Split | None,
+        report: Split,
+        folder: RunFolder,
+        accelerator: Accelerator,
+        watcher: Watcher,
+        mirror: Mirror,
+        checkpoint_every: int = 0,
+    ) -> None:
+        self.config, self.task, self.seed, self.method, self.pad = config, task, seed, method, pad
+        self.train_split, self.select, self.report = train, select, report
+        self.folder, self.accelerator, self.watcher, self.mirror = folder, accelerator, watcher, mirror
+        self.checkpoint_every = checkpoint_every
+        self.total = run_length(config, len(train.data))
+        self.bare = model
+        self.optimizer = RowwiseAdamW(method.groups(model, config.lr, config.weight_decay), method.directions())
+        shortest = min(method.stages())
+        warmup = steps_of(config.warmup, shortest, "trainer.warmup")
+        self.schedule = Schedule(self.optimizer, self.total, warmup, config.schedule, method.stages())
+        self.model = accelerator.prepare(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.outcome = Outcome(initial=method.count(), peak=method.count())
+        self.moved = 0
+        self._epoch: tuple[int, list[list[int]]] | None = None
+        self._pending: list[Tensor] = []  # losses since the last line of metrics.jsonl
+
+    # -- the algorithm ---------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Trains from the last checkpoint, or from the start, to the end."""
+        start = self._resume()
+        self.model.train()
+        due = self._evaluation_steps()
+        losses = self._pending
+        for step in range(start, self.total):
+            began = time.perf_counter()
+            losses.append(self._step(step))
+            self.outcome.step_seconds.append(time.perf_counter() - began)
+            self._log(step, losses)
+            if step + 1 in due:
+                self._choose(step)
+            if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.total:
+                self._checkpoint(step + 1, losses)
+        self.method.finish()
+        return self.outcome
+
+    def _step(self, step: int) -> Tensor:
+        """Forward, backward, clip, method, optimizer, schedule, method: one optimizer step."""
+        torch.manual_seed(stream(self.seed, f"dropout:{step}:{self.accelerator.process_index}"))
+        loss = self._gradients(step)
+        norm = self._clip()
+        self._refuse_not_finite(step, loss, norm)
+        self.method.gradients_ready(step)
+        self.optimizer.step()
+        self.schedule.at(step + 1)
+        moved = self.method.after_step(step, self.optimizer, self.schedule)
+        self.optimizer.zero_grad(set_to_none=True)
+        if moved is not None:
+            self._record_round(moved)
+        return loss
+
+    def _gradients(self, step: int) -> Tensor:
+        """Accumulates the gradient of the global batch's mean loss plus the method's penalty."""
+        indices = self._batch(step)
+        share = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.config.micro_batch or max(1, len(share))
+        chunks = [share[i : i + size] for i in range(0, len(share), size)] or [indices[:1]]
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, chunk in enumerate(chunks):
+            last = number == len(chunks) - 1
+            # every process averages over its own items; the weight makes it the mean over the global batch
+            weight = len(chunk) * self.accelerator.num_processes / len(indices) if share else 0.0
+            with self._sync(last):
+                loss = self._forward(chunk) * weight
+                total += loss.detach()
+                penalty = self.method.penalty() if last else None
+                self.accelerator.backward(loss if penalty is None else loss + penalty)
+        return total
+
+    def _forward(self, indices: Sequence[int]) -> Tensor:
+        batch = self._to_device(collate(self.train_split.data, indices, self.pad))
+        with self.method.watching(batch.get("attention_mask")):
+            return self.model(**batch).loss
+
+    def _sync(self, last: bool) -> Any:
+        from contextlib import nullcontext
+
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def _clip(self) -> Tensor | None:
+        if self.config.max_grad_norm is None:
+            return None
+        return nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+
+    def _refuse_not_finite(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
+        """Looks every step on the CPU, where it is free, and with each logged loss elsewhere."""
+        if self.accelerator.device.type != "cpu" and (step + 1) % self.config.log_every:
+            return
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if value is not None and not torch.isfinite(value):
+                raise NotFinite(f"{name} is {value.item()} at step {step}; lower trainer.lr ({self.config.lr})")
+
+    # -- data ------------------------------------------------------------------------------------------
+
+    def _batch(self, step: int) -> list[int]:
+        """Item numbers of a step's global batch."""
+        per_epoch = math.ceil(len(self.train_split.data) / self.config.batch_size)
+        epoch, position = divmod(step, per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            lengths = self.train_split.data.lengths
+            seed = stream(self.seed, "data")
+            self._epoch = (epoch, train_batches(lengths, self.config.batch_size, seed, epoch))
+        return self._epoch[1][position]
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+
+    # -- evaluation ------------------------------------------------------------------------------------
+
+    def evaluate(self, split: Split, step: int) -> Reading:
+        """Reads a split with the weights as they are; the same rows in the same order in every process."""
+        began = time.perf_counter()
+        self.model.eval()
+        rows = sorted(gather_object(list(self._predict(split.data))))
+        self.model.train()
+        self.outcome.eval_seconds += time.perf_counter() - began
+        labels, predictions = [row[1] for row in rows], [row[2] for row in rows]
+        scores, collapsed = metrics.compute(list(self.task.metrics), labels, predictions)
+        for name, value in scores.items():
+            self._line("metrics.jsonl", {"step": step, "split": split.name, "metric": name, "value": value})
+        self.mirror.metrics(step, split.name, scores)
+        return Reading(split.name, step, scores, collapsed, rows)
+
+    def _predict(self, data: TokenisedSplit) -> Iterator[tuple[int, float, float, float]]:
+        """(idx, label, prediction, score) of this process's share; the score is a value or a log-odds margin."""
+        batches = eval_batches(data.lengths, 2 * self.config.batch_size)
+        with torch.inference_mode():
+            for indices in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+                batch = self._to_device(collate(data, indices, self.pad))
+                labels = batch.pop("labels")
+                logits = self.model(**batch).logits.float()
+                prediction, score = _read(logits, self.task.kind)
+                yield from zip(
+                    [int(data.idx[i]) for i in indices],
+                    labels.double().tolist(),
+                    prediction.tolist(),
+                    score.tolist(),
+                    strict=True,
+                )
+
+    def _evaluation_steps(self) -> set[int]:
+        count = self.config.evaluations if self.select is not None else 0
+        return {round(self.total * (i + 1) / count) for i in range(count)}
+
+    def _choose(self, step: int) -> None:
+        """Reads the selection split; a new best inside the common window reads the reported one too."""
+        assert self.select is not None
+        chosen = self.evaluate(self.select, step)
+        primary = self.task.metrics[0]
+        shown = f"{self.select.name} {primary} {chosen.metrics[primary]:.1f}"
+        self.watcher.update(step + 1, self.method.phase(step), float("nan"), self.moved, shown)
+        if step + 1 < self.total * (1 - BEST_WINDOW) or not self._within_budget():
+            return
+        best = self.outcome.best
+        if best is None or chosen.metrics[primary] > best["select"]["metrics"][primary]:
+            same = self.report.name == self.select.name
+            report = chosen if same else self.evaluate(self.report, step)
+            self.outcome.best = {"step": step + 1, "select": _brief(chosen), "report": _brief(report)}
+
+    def _within_budget(self) -> bool:
+        check = getattr(self.method, "check_budget", None)
+        if check is None or self.method.capabilities.budget == "soft":
+            return True
+        try:
+            check()
+        except RuntimeError:
+            return False
+        return True
+
+    # -- records ---------------------------------------------------------------------------------------
+
+    def start_lines(self) -> None:
+        """Writes the ranks before the first step."""
+        if self.method.capabilities.ranked:
+            self._line("ranks.jsonl", {"step": -1, "ranks": self.method.ranks(), "pruned": [], "grown": []})
+
+    def _record_round(self, moved: Round) -> None:
+        self.moved += len(moved.grown) or len(moved.pruned)
+        now = self.method.count()
+        self.outcome.peak = max(self.outcome.peak, now, key=lambda c: (c.params, c.rank_sum))
+        line = {
+            "step": moved.step,
+            "ranks": moved.ranks,
+            "pruned": [list(entry) for entry in moved.pruned],
+            "grown": moved.grown,
+            "scores": moved.scores,
+            "notes": moved.notes,
+        }
+        self._line("ranks.jsonl", line)
+        self.mirror.round(line)
+
+    def _log(self, step: int, losses: list[Tensor]) -> None:
+        """Every `log_every` steps: the mean training loss since the last line, in order of the steps."""
+        if (step + 1) % self.config.log_every and step + 1 != self.total:
+            return
+        loss = float(torch.stack(losses).mean())
+        recent = self.outcome.step_seconds[-len(losses) :]
+        losses.clear()
+        self._line("metrics.jsonl", {"step": step, "split": "train", "metric": "loss", "value": loss})
+        self._line("timing.jsonl", {"step": step, "seconds_per_step": sum(recent) / max(1, len(recent))})
+        self.mirror.metrics(step, "train", {"loss": loss})
+        self.folder.beat("running", step=step + 1, total=self.total)
+        self.watcher.update(step + 1, self.method.phase(step), loss, self.moved)
+
+    def _line(self, name: str, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.append(name, line)
+
+    # -- checkpoints -----------------------------------------------------------------------------------
+
+    def _checkpoint(self, step: int, losses: list[Tensor]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = checkpoint.collect(self.bare, self.method, self.optimizer, self.schedule)
+        state["progress"] = {
+            "moved": self.moved,
+            "initial": vars(self.outcome.initial),
+            "peak": vars(self.outcome.peak),
+            "best": self.outcome.best,
+            "losses": [float(loss) for loss in losses],
+        }
+        checkpoint.save(self.folder.path / "checkpoint", step, state)
+
+    def _resume(self) -> int:
+        """Restores the newest whole checkpoint and cuts the lines back to it; 0 without one."""
+        found = checkpoint.load(self.folder.path / "checkpoint")
+        if found is None:
+            if self.accelerator.is_main_process:
+                self.folder.cut_back(-1)
+            self.start_lines()
+            return 0
+        step, state = found
+        progress = state.pop("progress")
+        checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
+        self.moved = progress["moved"]
+        self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
+        self.outcome.best = progress["best"]
+        self._pending = [torch.tensor(loss) for loss in progress["losses"]]
+        self.schedule.at(step)
+        if self.accelerator.is_main_process:
+            self.folder.cut_back(step)
+        return step
+
+
+def _read(logits: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Prediction and score (items,) of logits (items, labels)."""
+    if kind == "regression":
+        value = logits[:, 0].double()
+        return value, value
+    top = logits.double().topk(min(2, logits.shape[1]), dim=1)
+    return top.indices[:, 0].double(), top.values[:, 0] - top.values[:, -1]
+
+
+def _brief(reading: Reading) -> dict[str, Any]:
+    return {"split": reading.split, "metrics": reading.metrics}
