@@ -21,7 +21,8 @@ class Schedule:
         total: number of optimizer steps of the run (of all its stages).
         warmup: number of warm-up steps in each stage.
         shape: "linear", "cosine" or "constant".
-        stages: lengths of consecutive stages, each with a warm-up and decay of its own; sums to total.
+        stages: lengths of consecutive stages, each with a warm-up and decay of its own; where they end before
+            total, the last one's end value holds.
 
     Raises:
         UserError: for a warm-up that is negative or leaves no step, or an unknown shape.
@@ -50,10 +51,12 @@ class Schedule:
         """Learning rate over its peak at a step, 0-based."""
         if self.held:
             return 1.0
-        for length in self.stages:
-            if step < length:
+        *earlier, length = self.stages
+        for stage in earlier:
+            if step < stage:
+                length = stage
                 break
-            step -= length
+            step -= stage
         if step < self.warmup:
             return step / self.warmup
         progress = min(1.0, (step - self.warmup) / (length - self.warmup))

@@ -7,14 +7,20 @@ import re
 import sys
 from pathlib import Path
 
+from elalora.errors import UserError
+
 GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "tracking")
 
 
 def explain(error: BaseException) -> str:
     """One line for a person: what was given, what is allowed, what to type."""
     text = str(error).strip()
+    if override := getattr(error, "override", None):
+        return f"'{override}' cannot be read as an override ({text.splitlines()[0]}); type NAME=VALUE, in quotes"
     cause = str(error.__cause__ or "").strip()
-    for maker in (_unknown_choice, _unknown_key, _wrong_type, _missing):
+    if isinstance(error, UserError):
+        return " ".join(text.split())
+    for maker in (_unknown_choice, _unknown_key, _wrong_type):
         line = maker(text, cause)
         if line:
             return line
@@ -55,11 +61,6 @@ def _wrong_type(text: str, cause: str) -> str | None:
         return None
     name = key.group(1) if key else "a value"
     return f"{name}={found.group(1)} is not a {found.group(2).lower()}"
-
-
-def _missing(text: str, cause: str) -> str | None:
-    found = re.search(r"Missing mandatory value: (\S+)", text)
-    return f"{found.group(1)} must be given: type {found.group(1)}=..." if found else None
 
 
 def _near(given: str, names: list[str], parent: str = "") -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def make_plan(config: DictConfig) -> Plan:
     Raises:
         UserError: a value of the wrong type, an unknown method knob, or a budget that is none.
     """
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} must be given: type {key}=...")
     cls = method_class(config.method.name)
     knobs = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
     method_config = check_method(cls, knobs)
@@ -93,8 +96,9 @@ def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
         typed = OmegaConf.merge(OmegaConf.structured(cls.Config), knobs)
         return OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"method.{error.full_key or ''}: {line}") from error
+        key = str(error.full_key or "").split(".")[0].split("[")[0]
+        kinds = {f.name: f.type for f in fields(cls.Config)}
+        raise UserError(f"method.{key}={knobs.get(key)} is not of type {kinds.get(key)}") from error
 
 
 def budget_of(config: DictConfig) -> Budget:
@@ -132,15 +136,28 @@ def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget:
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
     science["method"] = {"name": config.method.name, **vars(method_config)}
     science["budget"] = budget_name(budget)
+    science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
     science["world_size"] = _world_size()
     return science
 
 
-def _world_size() -> int:
-    import os
+def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
+    """The weights by their digest where it is known, so that it does not matter where they lie."""
+    model = dict(model)
+    path, revision = model.pop("path"), model.pop("revision")
+    if model["sha256"] is None:
+        weights = Path(path).expanduser() / "model.safetensors"
+        if weights.is_file():
+            with weights.open("rb") as file:
+                model["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            model |= {"path": path, "revision": revision}
+    return model
 
+
+def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,42 @@ class RunFailed(RuntimeError):
     """A run that stopped with an error; its status.json holds the traceback."""
 
 
-def run(config: DictConfig) -> dict[str, Any]:
+def run_all(configs: list[DictConfig]) -> int:
+    """Does every run, one after the other; a failure does not stop the others.
+
+    Returns:
+        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+
+    Raises:
+        UserError: a configuration is wrong; nothing has been started.
+    """
+    plans = list({plan.id: plan for plan in map(make_plan, configs)}.values())
+    problems: list[Exception] = []
+    for number, plan in enumerate(plans, start=1):
+        if len(plans) > 1:
+            print(f"[{number}/{len(plans)}] {plan.label}")
+        try:
+            run(plan)
+        except (UserError, RunFailed) as error:
+            print(f"elalora: {error}", file=sys.stderr)
+            problems.append(error)
+    if problems and len(plans) > 1:
+        line = f"elalora: {len(plans) - len(problems)} of {len(plans)} runs are done; the same command does the rest"
+        print(line, file=sys.stderr)
+    return max((2 if isinstance(problem, UserError) else 1 for problem in problems), default=0)
+
+
+def run(plan: Plan) -> dict[str, Any]:
     """Does one run, or returns the stored result of a run that was done before.
 
     Raises:
         UserError: a mistake in what was asked for; nothing was written.
         RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
     """
-    plan = make_plan(config)
     done = plan.finished()
     if done is not None:
         result = done.result()
-        print(f"done before (commit {result.get('commit') or 'unknown'}): {done.path}  {headline(result)}")
+        print(f"done before (commit {(result.get('commit') or 'unknown')[:10]}): {done.path}  {headline(result)}")
         return result
     try:
         prepared = prepare(plan)

@@ -121,6 +121,12 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, sort_keys=True) + "\n")
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a .jsonl file."""
+        path = self.path / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
     def cut_back(self, step: int) -> None:
         """Drops every line of a step at or after `step`, and a last line that was only half written."""
         for name in LINES:

@@ -139,6 +139,7 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.outcome = Outcome(initial=method.count(), peak=method.count())
         self.moved = 0
+        self._shown_loss = math.nan
         self._epoch: tuple[int, list[list[int]]] | None = None
         self._pending: list[Tensor] = []  # losses since the last line of metrics.jsonl
 
@@ -276,7 +277,7 @@ class Trainer:
         chosen = self.evaluate(self.select, step)
         primary = self.task.metrics[0]
         shown = f"{self.select.name} {primary} {chosen.metrics[primary]:.1f}"
-        self.watcher.update(step + 1, self.method.phase(step), float("nan"), self.moved, shown)
+        self.watcher.update(step + 1, self.method.phase(step), self._shown_loss, self.moved, shown)
         if step + 1 < self.total * (1 - BEST_WINDOW) or not self._within_budget():
             return
         best = self.outcome.best
@@ -326,6 +327,7 @@ class Trainer:
         losses.clear()
         self._line("metrics.jsonl", {"step": step, "split": "train", "metric": "loss", "value": loss})
         self._line("timing.jsonl", {"step": step, "seconds_per_step": sum(recent) / max(1, len(recent))})
+        self._shown_loss = loss
         self.mirror.metrics(step, "train", {"loss": loss})
         self.folder.beat("running", step=step + 1, total=self.total)
         self.watcher.update(step + 1, self.method.phase(step), loss, self.moved)
@@ -367,7 +369,13 @@ class Trainer:
         self.schedule.at(step)
         if self.accelerator.is_main_process:
             self.folder.cut_back(step)
+        self.method.rounds_seen = [_round(line) for line in self.folder.lines("ranks.jsonl") if 0 <= line["step"] < step]
         return step
+
+
+def _round(line: dict[str, Any]) -> Round:
+    """A round as it was before it was written."""
+    return Round(**{**line, "pruned": [(name, slot) for name, slot in line["pruned"]]})
 
 
 def _read(logits: Tensor, kind: str) -> tuple[Tensor, Tensor]:
