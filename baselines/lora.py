@@ -40,6 +40,7 @@ class LoRA(LowRankMethod):
     """The same rank in every matrix, from the first step to the last."""
 
     name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA"
     Config: ClassVar[type] = LoRAConfig
     config: LoRAConfig
 

@@ -6,8 +6,12 @@ A method of one's own needs no entry: `method.name=package.module:Class` names i
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
+
+if TYPE_CHECKING:
+    from elalora.method import Method
 
 METHODS = {
     "elalora": "elalora.ela:ElaLoRA",
@@ -24,7 +28,7 @@ METHODS = {
 }
 
 
-def method_class(name: str) -> type:
+def method_class(name: str) -> type[Method]:
     """The class of a method by its name, or by "package.module:Class".
 
     Raises:

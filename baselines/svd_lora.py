@@ -71,6 +71,7 @@ class SVDLoRA(LowRankMethod):
     """
 
     name: ClassVar[str] = "svd_lora"
+    title: ClassVar[str] = "SVD-LoRA"
     singular: ClassVar[bool] = True
     Config: ClassVar[type] = SVDLoRAConfig
     config: SVDLoRAConfig

@@ -39,11 +39,10 @@ class LowRankLinear(nn.Module):
         self.directions = directions
         self.scale = scale
         self.dropout = dropout
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
-        capacity = directions.capacity
-        self.A = nn.Parameter(torch.zeros(capacity, base.in_features, **like))
-        self.B = nn.Parameter(torch.zeros(capacity, base.out_features, **like))
-        self.E = nn.Parameter(torch.zeros(capacity, **like)) if singular else None
+        zeros, capacity = base.weight.new_zeros, directions.capacity
+        self.A = nn.Parameter(zeros(capacity, base.in_features))
+        self.B = nn.Parameter(zeros(capacity, base.out_features))
+        self.E = nn.Parameter(zeros(capacity)) if singular else None
         directions.follow(self._parameter_rows)
         self.inputs: InputNorm | None = None
 

@@ -119,6 +119,7 @@ class ElaLoRA(LowRankMethod):
     """See the module's docstring; `phases`, `importance` and `effects` are its working parts."""
 
     name: ClassVar[str] = "elalora"
+    title: ClassVar[str] = "ElaLoRA"
     singular: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True)
     Config: ClassVar[type] = ElaLoRAConfig

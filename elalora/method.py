@@ -93,6 +93,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     numerics: ClassVar[int] = 1
     capabilities: ClassVar[Capabilities] = Capabilities(ranked=False, exports_lora=False, budget="none")
     Config: ClassVar[type]
@@ -141,19 +142,36 @@ class Method:
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups of everything that trains; no decay on biases and norms."""
-        decay, plain = [], []
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in model.parameters():
             if parameter.requires_grad:
-                (decay if parameter.ndim > 1 else plain).append(parameter)
+                (decay if self.decays(parameter) else plain).append(parameter)
         groups = [
             {"params": decay, "lr": lr, "weight_decay": weight_decay},
             {"params": plain, "lr": lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
 
+    def decays(self, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies: to matrices, not to biases and norms."""
+        return parameter.ndim > 1
+
     def directions(self) -> dict[Tensor, Directions]:
         """Parameters with one row per direction, for the row-wise optimizer."""
         return {}
+
+    @property
+    def batches_wanted(self) -> bool:
+        """Whether `prepare` must be called before the optimizer is made."""
+        return False
+
+    def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
+        """A data-driven start, for methods that want one.
+
+        Args:
+            batches: a few training batches, keyword arguments of the model; a resumed run is given the same.
+        """
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -197,6 +215,18 @@ class Method:
     def count(self) -> Count:
         """Rank sum and adapter parameters now; the head and other trained parts are counted elsewhere."""
         return Count(0, 0)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The parameters that belong to adapters, none of the head."""
+        return []
+
+    def trained_modules(self) -> list[str]:
+        """Names of modules trained whole beside head and adapters, for instance LayerNorms; they are exported too."""
+        return []
+
+    def remarks(self) -> list[str]:
+        """What a table must say of this result, for instance that it does not match the budget."""
+        return []
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, d_in) and B (d_out, r) of every adapted matrix with W = W0 + B A.
@@ -276,18 +306,12 @@ class LowRankMethod(Method):
     def directions(self) -> dict[Tensor, Directions]:
         return {p: adapter.directions for adapter in self.adapters.values() for p in adapter.factors()}
 
-    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        own = {id(a.E) for a in self.adapters.values() if a.E is not None}
-        decay, plain = [], []
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                # E belongs to the matrices: it decays with A and B, as in the authors' codes
-                (decay if parameter.ndim > 1 or id(parameter) in own else plain).append(parameter)
-        groups = [
-            {"params": decay, "lr": lr, "weight_decay": weight_decay},
-            {"params": plain, "lr": lr, "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+    def decays(self, parameter: nn.Parameter) -> bool:
+        # E belongs to the matrices: it decays with A and B, as in the authors' codes
+        return parameter.ndim > 1 or any(parameter is adapter.E for adapter in self.adapters.values())
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self.adapters.values() for p in adapter.factors()]
 
     def ranks(self) -> dict[str, int]:
         return {name: adapter.rank for name, adapter in self.adapters.items()}

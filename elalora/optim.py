@@ -11,6 +11,7 @@ AdamW: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 with decoupled decay l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self._tables: dict[float, Tensor] = {}
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         for parameter, slots in self._directions.items():
-            slots.follow(lambda parameter=parameter: self._state_rows(parameter))
+            slots.follow(partial(self._state_rows, parameter))
 
     def _state_rows(self, parameter: Tensor) -> Iterable[Tensor]:
         state = self.state.get(parameter)
@@ -127,13 +128,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         n, active = (slots.capacity, slots.rank) if slots else (1, 1)
-        weight, grad, mean, square = (
-            tensor.view(n, -1)[:active]
-            for tensor in (
-                parameter.detach(),
-                parameter.grad.contiguous(),
-                state["exp_avg"],
-                state["exp_avg_sq"],
-            )
-        )
+        assert parameter.grad is not None
+        tensors = (parameter.detach(), parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
+        weight, grad, mean, square = (tensor.view(n, -1)[:active] for tensor in tensors)
         return weight, grad, mean, square, state["step"][:active]

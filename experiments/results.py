@@ -77,12 +77,12 @@ def assemble(
             "truncated": train.data.truncated,
             "majority": majority_baseline(config.task.kind, list(config.task.metrics), labels),
         },
-        "flags": ["collapsed"] if reading.collapsed else [],
+        "flags": (["collapsed"] if reading.collapsed else []) + method.remarks(),
     }
 
 
 def _label(plan: Plan) -> str:
-    label = getattr(plan.method, "label", None) or plan.method.name
+    label = plan.method.title
     if getattr(plan.method_config, "ranks_from", None):
         label += " transplant" + (" shuffled" if plan.method_config.shuffle else "")
     return label
@@ -95,7 +95,7 @@ def _last(step: int, reading: Reading, chosen: Reading | None) -> dict[str, Any]
 
 def _counts(plan: Plan, method: Method, model: Any, outcome: Outcome) -> dict[str, Any]:
     """Adapter parameters at the start, at the peak and at the end; the head and other trained parts apart."""
-    factors = {id(p) for p in method.directions()}
+    factors = {id(p) for p in method.adapter_parameters()}
     head = other = 0
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or id(parameter) in factors:
@@ -147,7 +147,7 @@ def export_adapter(plan: Plan, method: Method, model: Any) -> None:
     from elalora.export import export_peft, export_trained
 
     folder = plan.folder.path / "adapter"
-    head = list(plan.config.model.head)
+    head = list(plan.config.model.head) + method.trained_modules()
     if not method.capabilities.exports_lora:
         export_trained(model, folder)
         return

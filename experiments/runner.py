@@ -102,13 +102,13 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     )
     tokenizer = load_tokenizer(config.model)
 
-    def ready(dataset: Any, name: str) -> Split:
-        return Split(name, tokenise(dataset, tokenizer, task, config.data.cache))
+    def ready(dataset: Any, name: str | None) -> Split:
+        return Split(name or "validation", tokenise(dataset, tokenizer, task, config.data.cache))
 
     train = ready(splits.train, "train")
     select = None if splits.select is None else ready(splits.select, splits.select_name)
     report = ready(splits.report, splits.report_name)
-    model = load_model(config.model, task, stream(seed, "head"))
+    model = load_model(config.model, task, stream(seed, "head")).to(accelerator.device)
     method = plan.method(plan.method_config, plan.budget)
     _take_pattern(plan, method)
     total = run_length(config.trainer, len(train.data))

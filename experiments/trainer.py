@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from experiments.data.batches import TokenisedSplit, collate, eval_batches, trai
 from experiments.plan import stream
 from experiments.store import RunFolder
 
+PREPARE_BATCHES = 8  # training batches that a data-driven start is given
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
 
 
@@ -130,7 +132,13 @@ class Trainer:
         self.folder, self.accelerator, self.watcher, self.mirror = folder, accelerator, watcher, mirror
         self.checkpoint_every = checkpoint_every
         self.total = run_length(config, len(train.data))
-        self.bare = model
+        self.bare = model.to(accelerator.device)
+        self._shown_loss = math.nan
+        self._epoch: tuple[int, list[list[int]]] | None = None
+        self._pending: list[Tensor] = []  # losses since the last line of metrics.jsonl
+        if method.batches_wanted:
+            first = [self._batch(step) for step in range(min(self.total, PREPARE_BATCHES))]
+            method.prepare([self._to_device(collate(train.data, indices, pad)) for indices in first])
         self.optimizer = RowwiseAdamW(method.groups(model, config.lr, config.weight_decay), method.directions())
         shortest = min(method.stages())
         warmup = steps_of(config.warmup, shortest, "trainer.warmup")
@@ -139,9 +147,6 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.outcome = Outcome(initial=method.count(), peak=method.count())
         self.moved = 0
-        self._shown_loss = math.nan
-        self._epoch: tuple[int, list[list[int]]] | None = None
-        self._pending: list[Tensor] = []  # losses since the last line of metrics.jsonl
 
     # -- the algorithm ---------------------------------------------------------------------------------
 
@@ -190,20 +195,19 @@ class Trainer:
             # every process averages over its own items; the weight makes it the mean over the global batch
             weight = len(chunk) * self.accelerator.num_processes / len(indices) if share else 0.0
             with self._sync(last):
-                loss = self._forward(chunk) * weight
+                loss = self._forward(chunk, watch=bool(share)) * weight
                 total += loss.detach()
                 penalty = self.method.penalty() if last else None
                 self.accelerator.backward(loss if penalty is None else loss + penalty)
         return total
 
-    def _forward(self, indices: Sequence[int]) -> Tensor:
+    def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:
+        """The mean loss of some items; a process without a share lends one item, and nothing looks at it."""
         batch = self._to_device(collate(self.train_split.data, indices, self.pad))
-        with self.method.watching(batch.get("attention_mask")):
+        with self.method.watching(batch.get("attention_mask")) if watch else nullcontext():
             return self.model(**batch).loss
 
     def _sync(self, last: bool) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _clip(self) -> Tensor | None:
@@ -369,7 +373,8 @@ class Trainer:
         self.schedule.at(step)
         if self.accelerator.is_main_process:
             self.folder.cut_back(step)
-        self.method.rounds_seen = [_round(line) for line in self.folder.lines("ranks.jsonl") if 0 <= line["step"] < step]
+        lines = self.folder.lines("ranks.jsonl")
+        self.method.rounds_seen = [_round(line) for line in lines if 0 <= line["step"] < step]
         return step
 
 

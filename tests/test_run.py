@@ -262,7 +262,7 @@ def test_the_transplant_takes_the_final_ranks_of_the_run_it_names(elalora_run, t
     made = run(by_folder)
     assert made["ranks"]["initial"] == made["ranks"]["final"] == result["ranks"]["final"]
     assert made["counts"]["final"]["params"] == result["counts"]["final"]["params"]
-    assert made["label"] == "svd_lora transplant"
+    assert made["label"] == "SVD-LoRA transplant"
 
 
 def test_head_only_trains_nothing_else_and_has_no_budget(movies, tiny_model_dir, tmp_path):

@@ -1,0 +1,42 @@
+# elalora: `make` shows what there is.
+# PYTHON makes the environment (3.11 or newer), VENV is its folder, STORE the run store, TABLES where reports go.
+PYTHON ?= python3
+VENV   ?= .venv
+STORE  ?= runs
+TABLES ?= tables
+DEMO   ?= method=elalora,lora budget=r4 seed=0,1
+PYTEST ?= -n 2
+
+run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint tables clean
+
+help: ## this list
+	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@printf '\nOne run: %s/bin/python run.py --help\n\n' "$(VENV)"
+
+setup: ## make .venv from requirements.lock (about 2 minutes, once)
+	@"$(PYTHON)" scripts/setup_env.py --venv "$(VENV)"
+
+demo: setup ## ElaLoRA against LoRA on real text, 2 seeds, with a table and figures (about 6 minutes)
+	@$(run) run.py -m $(DEMO) 'store.root="$(STORE)"'
+	@$(run) -m analysis "$(STORE)" --out "$(TABLES)"
+
+test: setup ## the quick tests (at most 15 minutes on 2 cores)
+	@$(run) -m pytest $(PYTEST)
+
+test-full: setup ## all tests, the long ones too
+	@$(run) -m pytest $(PYTEST) -m "full or not full"
+
+lint: setup ## ruff and mypy
+	@$(run) -m ruff check .
+	@$(run) -m mypy
+
+tables: setup ## tables and figures of the stored runs again
+	@$(run) -m analysis "$(STORE)" --out "$(TABLES)"
+
+clean: ## remove the environment and caches; runs and tables stay
+	rm -rf "$(VENV)" build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,389 @@
+"""The comparison table: one row per method, budget, task, model, protocol and settings, never averaged across.
+
+What is unusual: a row stands for one exact configuration apart from its seed. Runs that share a name but differ
+in any setting get rows of their own that name the difference; arms that cannot be compared (other settings, more
+than 1 % apart in parameters, other versions or hardware) are still shown, with a note that says so. The table
+states differences and intervals; it never says which method wins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from analysis.store import NO_BUDGET, differing, digest
+from elalora.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPREADS = ("sd", "interval")
+CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell are compared
+TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
+LEAST_FOR_INTERVAL = 3
+PARAMETER_TOLERANCE = 0.01
+NAMES = {
+    "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
+    "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
+    "head": "Head only", "bitfit": "BitFit",
+}  # fmt: skip
+METRICS = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
+PROTOCOLS = {
+    "clean": "hyper-parameters and checkpoint chosen on data that is not reported",
+    "paper_last": "trained on all of train, last checkpoint, one named split for all arms",
+    "paper_best": "best evaluation on the reported split itself, hence optimistic",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready for any writer.
+
+    Attributes:
+        caption: what it shows, on which data.
+        columns: headers of the shown table.
+        rows: text cells, one list per row.
+        notes: what a reader must know to read it, one line each.
+        frame: the same rows as numbers, with everything that does not fit on a page.
+    """
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    frame: pd.DataFrame
+
+
+def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", level: float = 0.95) -> Table:
+    """Compares every method with `baseline` at the same task, model, budget and protocol.
+
+    Args:
+        runs: from `analysis.store.load_runs`.
+        baseline: name of the method that differences are taken to.
+        spread: "sd" (standard deviation, ddof 1) or "interval" (t interval from 3 seeds on) after each mean.
+        level: of all intervals.
+
+    Raises:
+        UserError: there is no run, or `spread` is unknown.
+    """
+    import pandas as pd
+
+    if spread not in SPREADS:
+        raise UserError(f"spread={spread} is unknown; allowed: {', '.join(SPREADS)}")
+    if not len(runs):
+        raise UserError("there is no finished run to compare; `python run.py` makes one")
+    runs = runs.assign(shown=shown_names(runs), rest=[digest(_rest(s)) for s in runs["settings"]])
+    records: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for _, cell in runs.groupby(CELL, sort=False):
+        records += _cell(cell, baseline, level, notes)
+    records += _majorities(runs)
+    frame = pd.DataFrame(sorted(records, key=_order))
+    whole = [column for column in ("n", "diff_n", "collapsed") if column in frame]
+    frame = frame.astype(dict.fromkeys(whole, "Int64"))
+    shown = _Shown(frame, baseline, spread)
+    return Table(_caption(runs), shown.columns(), shown.rows(), _notes(runs, baseline, spread, level, notes), frame)
+
+
+def shown_names(runs: pd.DataFrame) -> list[str]:
+    """The name of every run's arm; where one name covers several settings, the settings that differ follow it."""
+    names = [_name(row) for row in runs.to_dict("records")]
+    for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
+        arms = group.drop_duplicates("arm")
+        if len(arms) < 2:
+            continue
+        keys = list(differing(_labelled(r) for r in arms.to_dict("records")))
+        for index, row in group.iterrows():
+            flat = differing([_labelled(dict(row)), {}])
+            names[int(index)] += " [" + ", ".join(f"{k}={flat[k][0] if k in flat else 'null'}" for k in keys[:4])
+            names[int(index)] += ", ...]" if len(keys) > 4 else "]"
+    return names
+
+
+def _labelled(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row["settings"], "data": {**row["settings"].get("data", {}), "fingerprint": row["fingerprint"][:12]}}
+
+
+def _name(row: dict[str, Any]) -> str:
+    """ElaLoRA (official)†: label, variant, and a dagger when the method is a reconstruction."""
+    label, method = row["label"], row["method"]
+    if label.startswith(method) and method in NAMES:
+        label = NAMES[method] + label[len(method) :]
+    return label + (f" ({row['variant']})" if row["variant"] else "") + ("†" if row["reconstructed"] else "")
+
+
+def _rest(settings: dict[str, Any]) -> dict[str, Any]:
+    """Everything but the method: what two compared arms must have in common."""
+    numerics = settings.get("numerics")
+    rest = {k: v for k, v in settings.items() if k not in ("method", "budget", "numerics")}
+    return rest | {"numerics": numerics.get("trainer") if isinstance(numerics, dict) else numerics}
+
+
+# -- numbers -----------------------------------------------------------------------------------------------
+
+
+def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> list[dict[str, Any]]:
+    """The rows of all arms that share task, model, budget and protocol."""
+    arms = {key: arm.sort_values("seed") for key, arm in cell.groupby(["arm", "fingerprint"], sort=False)}
+    bases = [arm for arm in arms.values() if arm["method"].iloc[0] == baseline]
+    where = _where(cell)
+    params = {arm["shown"].iloc[0]: arm["params_final"].mean() for arm in arms.values()}
+    if mismatched := cell["budget"].iloc[0] != NO_BUDGET and _apart(params.values()):
+        listed = ", ".join(f"{name} {count:,.0f}" for name, count in params.items())
+        notes.append(f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({listed}).")
+    _note_settings(arms.values(), where, notes)
+    _note_manifests(cell, where, notes)
+    records = []
+    for arm in arms.values():
+        record = _arm(arm, level) | {"params_mismatch": bool(mismatched)}
+        if arm["method"].iloc[0] != baseline:
+            record |= _difference(arm, bases, level, where, notes)
+        records.append(record)
+    return records
+
+
+def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
+    """One row: means over the seeds of one configuration."""
+    first, scores = arm.iloc[0], arm["score"].to_numpy(float)
+    low, high = _interval(scores, level)
+    record: dict[str, Any] = {
+        **{key: first[key] for key in (*CELL, "split", "metric", "method", "variant", "label", "shown")},
+        "reconstructed": first["reconstructed"],
+        "citation": first["citation"],
+        "n": len(arm),
+        "seeds": " ".join(str(seed) for seed in arm["seed"]),
+        "score_mean": scores.mean(),
+        "score_sd": scores.std(ddof=1) if len(arm) > 1 else math.nan,
+        "score_low": low,
+        "score_high": high,
+    }
+    for count in ("rank_sum", "params"):
+        for when in ("initial", "peak", "final"):
+            record[f"{count}_{when}"] = arm[f"{count}_{when}"].mean()
+    for column in ("head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"):
+        record[column] = arm[column].mean()
+    record["step_seconds_median"] = arm["step_seconds"].median()
+    record["train_seconds_median"] = arm["train_seconds"].median()
+    record["collapsed"] = sum("collapsed" in flags for flags in arm["flags"])
+    record["flags"] = " ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
+    return record
+
+
+def _difference(
+    arm: pd.DataFrame, bases: list[pd.DataFrame], level: float, where: str, notes: list[str]
+) -> dict[str, Any]:
+    """Paired differences in score to the baseline arm over the seeds that both have."""
+    name = arm["shown"].iloc[0]
+    same = [b for b in bases if b["fingerprint"].iloc[0] == arm["fingerprint"].iloc[0]]
+    exact = [b for b in same if b["rest"].iloc[0] == arm["rest"].iloc[0]]
+    close = [b for b in same if set(_unlike([arm, b])) <= set(TUNED)]
+    fitting = exact or close
+    if len(fitting) != 1:
+        if bases:
+            reason = "several baseline arms fit" if fitting else "no baseline arm has the same data and settings"
+            notes.append(f"{where}: no difference for {name}, {reason}.")
+        return {}
+    both = arm.merge(fitting[0], on="seed", suffixes=("", "_base")).sort_values("seed")
+    alone = len(arm) + len(fitting[0]) - 2 * len(both)
+    if alone:
+        notes.append(f"{where}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
+    if not len(both):
+        return {"diff_n": 0}
+    gaps = (both["score"] - both["score_base"]).to_numpy(float)
+    low, high = _interval(gaps, level)
+    return {
+        "diff_n": len(gaps),
+        "diff_mean": gaps.mean(),
+        "diff_sd": gaps.std(ddof=1) if len(gaps) > 1 else math.nan,
+        "diff_low": low,
+        "diff_high": high,
+        "diffs": " ".join(f"{gap:.4f}" for gap in gaps),
+    }
+
+
+def _interval(values: Any, level: float) -> tuple[float, float]:
+    from analysis.statistics import t_interval
+
+    return t_interval(values, level) if len(values) >= LEAST_FOR_INTERVAL else (math.nan, math.nan)
+
+
+def _majorities(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for the best constant answer of every reported split."""
+    known = runs.dropna(subset="majority").drop_duplicates(["task", "protocol", "split", "metric", "majority"])
+    return [
+        {key: row[key] for key in ("task", "protocol", "split", "metric", "citation")}
+        | {"method": "majority", "shown": "Constant answer", "score_mean": row["majority"]}
+        for row in known.to_dict("records")
+    ]
+
+
+def _gap(counts: Iterable[float]) -> float:
+    known = list(counts)
+    return (max(known) - min(known)) / min(known) if known and min(known) > 0 else 0.0
+
+
+def _apart(counts: Iterable[float]) -> bool:
+    return _gap(counts) > PARAMETER_TOLERANCE
+
+
+def _order(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Task, protocol, constant answer first, then model, recipe, budget by size, baseline-like names first."""
+    budget = str(record.get("budget", ""))
+    digits = "".join(filter(str.isdigit, budget))
+    rank = list(NAMES).index(record["method"]) if record["method"] in NAMES else len(NAMES)
+    first = {"majority": -2, "lora": -1}.get(record["method"], rank)
+    return (
+        record["task"], record["protocol"], record["method"] != "majority", record.get("model", ""),
+        record.get("recipe", ""), int(digits or 0), budget, first, record["shown"],
+    )  # fmt: skip
+
+
+# -- notes -------------------------------------------------------------------------------------------------
+
+
+def _where(cell: pd.DataFrame) -> str:
+    first = cell.iloc[0]
+    parts = [first["task"], first["model"], *([first["budget"]] if first["budget"] != NO_BUDGET else [])]
+    return ", ".join([*parts, first["protocol"]])
+
+
+def _unlike(arms: Iterable[pd.DataFrame]) -> dict[str, list[str]]:
+    return differing(_rest(arm["settings"].iloc[0]) for arm in arms)
+
+
+def _note_settings(arms: Iterable[pd.DataFrame], where: str, notes: list[str]) -> None:
+    if unlike := _unlike(arms):
+        listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in unlike.items())
+        notes.append(f"{where}: the arms were not trained alike ({listed}).")
+    prints = list(dict.fromkeys(p for arm in arms for p in arm["fingerprint"]))
+    if len(prints) > 1:
+        notes.append(f"{where}: the arms saw different data (fingerprints {', '.join(p[:12] for p in prints)}).")
+
+
+def _note_manifests(cell: pd.DataFrame, where: str, notes: list[str]) -> None:
+    """Names the versions, commits and machines that differ between the runs that are set side by side."""
+    manifests = list(cell["manifest"])
+    if unlike := differing({**m, "commit": (m.get("commit") or "unknown")[:10], "dirty": None} for m in manifests):
+        listed = "; ".join(f"{key}: {', '.join(v[:24] for v in values)}" for key, values in unlike.items())
+        notes.append(f"{where}: the runs differ in {listed}.")
+    dirty = sum(bool(m.get("dirty")) for m in manifests)
+    if dirty:
+        notes.append(f"{where}: {dirty} of {len(manifests)} runs came from a checkout with uncommitted changes.")
+
+
+def _caption(runs: pd.DataFrame) -> str:
+    tasks, models = ", ".join(sorted(set(runs["task"]))), ", ".join(sorted(set(runs["model"])))
+    cites: dict[str, set[str]] = {}
+    for task, citation in zip(runs["task"], runs["citation"], strict=True):
+        cites.setdefault(citation, set()).add(task)
+    data = [f"{cite} ({', '.join(sorted(of))})" for cite, of in sorted(cites.items()) if cite]
+    cited = f" Data: {'; '.join(data)}." if data else ""
+    return f"{tasks} with {models}, protocol {', '.join(sorted(set(runs['protocol'])))}.{cited}"
+
+
+def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: list[str]) -> list[str]:
+    splits = ", ".join(sorted(set(runs["split"])))
+    how = "standard deviation (ddof 1)" if spread == "sd" else f"{level:.0%} t interval (from 3 seeds on)"
+    notes = [f"Scores are points on the {splits} split: mean over n seeds and {how}."]
+    notes += [f"Protocol {p}: {PROTOCOLS[p]}." for p in sorted(set(runs["protocol"])) if p in PROTOCOLS]
+    if baseline in set(runs["method"]) and set(runs["method"]) != {baseline}:
+        notes.append(
+            f"Differences are to {NAMES.get(baseline, baseline)} with the same seed; from 3 seeds on their mean with a "
+            f"{level:.0%} t interval, which covers seeds only and is no test; below that every difference."
+        )
+    notes.append(
+        "Parameters are the adapter's at the end (start → end where they differ); the head is not counted. "
+        "Moved is the gross and net share of ranks."
+    )
+    if runs["reconstructed"].any():
+        notes.append("† reconstructed from the paper, not checked against its authors' code.")
+    if runs["majority"].notna().any():
+        notes.append("Constant answer: the commonest class (or mean) of the reported split.")
+    return notes + list(dict.fromkeys(found))
+
+
+# -- what is shown -----------------------------------------------------------------------------------------
+
+
+class _Shown:
+    """Turns the frame's numbers into the cells of a page; a column with one value throughout is left out."""
+
+    def __init__(self, frame: pd.DataFrame, baseline: str, spread: str) -> None:
+        self.records = [{k: v for k, v in r.items() if not _missing(v)} for r in frame.to_dict("records")]
+        self.spread = spread
+        arms = [r for r in self.records if r["method"] != "majority"]
+        self.keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
+        metrics = {r["metric"] for r in arms}
+        self.score = METRICS.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"
+        if len(metrics) > 1:
+            self.keys.append("metric")
+        self.cells = {
+            "n": lambda r: f"{r['n']:.0f}" if "n" in r else "",
+            self.score: self._score,
+            f"Δ to {NAMES.get(baseline, baseline)}": _diff,
+            "Rank sum": lambda r: _path(r, "rank_sum"),
+            "Parameters": lambda r: _path(r, "params") + ("‡" if r.get("params_mismatch") else ""),
+            "Moved %": _moved,
+            "Step ms": lambda r: f"{1000 * r['step_seconds_median']:.0f}" if "step_seconds_median" in r else "",
+            "Flags": _flags,
+        }
+        self.cells = {k: f for k, f in self.cells.items() if k in ("n", self.score) or any(map(f, self.records))}
+
+    def columns(self) -> list[str]:
+        return [*(key.capitalize() for key in self.keys), "Method", *self.cells]
+
+    def rows(self) -> list[list[str]]:
+        return [
+            [*(str(r.get(key, "")) for key in self.keys), r["shown"], *(cell(r) for cell in self.cells.values())]
+            for r in self.records
+        ]
+
+    def _score(self, record: dict[str, Any]) -> str:
+        text = f"{record['score_mean']:.2f}"
+        if self.spread == "interval" and "score_low" in record:
+            return f"{text} [{record['score_low']:.2f}, {record['score_high']:.2f}]"
+        return f"{text} ± {record['score_sd']:.2f}" if self.spread == "sd" and "score_sd" in record else text
+
+
+def _missing(value: Any) -> bool:
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def _diff(record: dict[str, Any]) -> str:
+    if "diff_low" in record:
+        text = f"{record['diff_mean']:+.2f} [{record['diff_low']:+.2f}, {record['diff_high']:+.2f}]"
+    elif "diffs" in record:
+        text = ", ".join(f"{float(gap):+.2f}" for gap in record["diffs"].split())
+    else:
+        return ""
+    return (text + (f" (n={record['diff_n']:.0f})" if record["diff_n"] != record["n"] else "")).replace("-", "−")
+
+
+def _path(record: dict[str, Any], count: str) -> str:
+    """163,728, or 166,032 → 163,728 with the peak where it was above both."""
+    if f"{count}_final" not in record:
+        return ""
+    start, peak, end = (round(record[f"{count}_{when}"]) for when in ("initial", "peak", "final"))
+    text = f"{end:,}" if start == end else f"{start:,} → {end:,}"
+    return text + (f" (peak {peak:,})" if peak > max(start, end) else "")
+
+
+def _moved(record: dict[str, Any]) -> str:
+    if not record.get("gross_share"):
+        return ""
+    return f"{100 * record['gross_share']:.1f} / {100 * record['net_share']:.1f}"
+
+
+def _flags(record: dict[str, Any]) -> str:
+    words = [flag for flag in record.get("flags", "").split() if flag != "collapsed"]
+    if record.get("collapsed"):
+        words.insert(0, f"collapsed {record['collapsed']:.0f}/{record['n']:.0f}")
+    return ", ".join(words)
+
+
+def summarise(values: Sequence[str], most: int = 5) -> str:
+    """The first few of a list of lines and how many more there are."""
+    more = len(values) - most
+    return "\n".join(values[:most]) + (f"\n... and {more} more" if more > 0 else "")

@@ -1,0 +1,435 @@
+"""Any stock PEFT tuner as an arm, so that what PEFT offers is compared under the same protocol and statistics.
+
+    method=peft +method.options.use_dora=true
+    method=peft +method.options.init_lora_weights=pissa
+    method=peft method.tuner=VERA +method.options.r=256
+
+What is unusual: nothing is computed here. PEFT injects its layers into the model in place, the common loop trains
+them, and this file only asks PEFT for its parameters, ranks and factors, calls its allocator after each step and
+adds its penalty, both of which a loop of one's own otherwise has to remember. The budget is handed on as PEFT's
+rank; a tuner whose rank costs other numbers than LoRA's is not `matched`, and says so.
+
+peft itself is imported when a tuner is attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from baselines.adalora import initial_rank, plan_masking
+from elalora.attach import find_linears
+from elalora.budget import Budget, Count, check_rank
+from elalora.errors import UserError
+from elalora.method import Capabilities, Method, MethodFailure, Round
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+
+ADAPTER = "default"
+OURS = ("peft_type", "task_type", "modules_to_save", "inference_mode", "total_step")
+# these route between tasks or adapters, or adapt no linear layer
+NO_ARM = ("POLY", "XLORA", "SHADOW", "TRAINABLE_TOKENS")
+# starts that move a part of the frozen weight into the factors, W0 = W_frozen + scale * B0 A0
+RESIDUAL = ("pissa", "olora")
+# starts that leave the frozen weight as it is
+PLAIN = (True, False, "gaussian", "eva", "orthogonal")
+
+
+@dataclass
+class PeftTunerConfig:
+    """Which tuner, and how.
+
+    Attributes:
+        tuner: a name of peft.PeftType, for instance LORA, ADALORA, VERA, LOHA.
+        options: for the tuner's config class; what is not given keeps PEFT's default.
+        rank_key: the option that the budget's rank goes to; None is target_r for ADALORA, else r where there is one.
+    """
+
+    tuner: str = "LORA"
+    options: dict[str, Any] = field(default_factory=dict)
+    rank_key: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """Tuner and options in a word, for names of runs and rows of tables."""
+        plain = {k: v for k, v in sorted(self.options.items()) if isinstance(v, (bool, int, float, str))}
+        return "-".join([self.tuner.lower(), *(k if v is True else f"{k}={v}" for k, v in plain.items())])
+
+
+class PeftTuner(Method):
+    """See the module's docstring.
+
+    Attributes:
+        peft_model: PEFT's wrapper; the model that is trained is the one that was given.
+        matrices: names of the adapted modules, also of those that a redistribution left without rank.
+    """
+
+    name: ClassVar[str] = "peft"
+    title: ClassVar[str] = "PEFT"
+    Config: ClassVar[type] = PeftTunerConfig
+    config: PeftTunerConfig
+    # the class answers before a tuner is known: it has a budget; `attach` sets the instance's own
+    capabilities = Capabilities(budget="final")
+
+    def __init__(self, config: PeftTunerConfig, budget: Budget | None = None) -> None:
+        super().__init__(config, budget)
+        self.rank_key: str | None = None
+        self._waiting = False
+
+    # -- set-up ----------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        import peft
+
+        linears = find_linears(model, targets, outside=keep)
+        config = self._peft_config(linears, total_steps)
+        frozen = dict(model.named_parameters())
+        trained_before = {name: p.requires_grad for name, p in frozen.items()}
+        super().attach(model, targets, total_steps, keep, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                self.peft_model = peft.get_peft_model(model, config)
+            except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+                _undo(model, linears, frozen, trained_before)
+                raise self._refused(error) from error
+        self.tuner = self.peft_model.base_model
+        for name in keep:
+            model.get_submodule(name).requires_grad_(True)
+        self._own = {id(p) for p in model.parameters()} - {id(p) for p in frozen.values()}
+        self._take_in(model, linears)
+        return model
+
+    def _refused(self, error: Exception) -> UserError:
+        """PEFT's complaint with what was typed."""
+        typed = ", ".join(f"method.options.{k}={v}" for k, v in self.config.options.items())
+        return UserError(
+            f"method.tuner={self.config.tuner} refuses {typed or 'these targets and this budget'}: {error}"
+        )
+
+    def _peft_config(self, linears: Mapping[str, nn.Linear], total_steps: int) -> Any:
+        settings = self._settings(linears, total_steps)
+        try:
+            return _config_class(self.config.tuner)(**settings)
+        except (ValueError, TypeError) as error:
+            raise self._refused(error) from error
+
+    def _settings(self, linears: Mapping[str, nn.Linear], total_steps: int) -> dict[str, Any]:
+        """Arguments of the tuner's config: the options, the targets, the rank, and AdaLoRA's schedule."""
+        options = dict(self.config.options)
+        allowed = [f.name for f in fields(_config_class(self.config.tuner))]
+        for name in options:
+            if name in OURS or name not in allowed:
+                shown = ", ".join(a for a in allowed if a not in OURS)
+                raise UserError(
+                    f"method.options.{name} is no option of method.tuner={self.config.tuner} here; allowed: {shown}"
+                )
+        assert self.budget is not None
+        self.mean_rank = self.budget.mean_rank([lin.in_features + lin.out_features for lin in linears.values()])
+        self.rank_key = self._rank_key(allowed)
+        settings: dict[str, Any] = {"target_modules": list(linears)}
+        if self.rank_key is not None and self.rank_key not in options:
+            for name, linear in linears.items():
+                check_rank(self.mean_rank, name, linear.in_features, linear.out_features)
+            settings[self.rank_key] = self.mean_rank
+        if self.config.tuner == "ADALORA":
+            settings |= self._adalora_schedule(options, total_steps)
+            options = {k: v for k, v in options.items() if k not in ("tinit", "tfinal", "deltaT")}
+        if isinstance(options.get("eva_config"), Mapping):
+            import peft
+
+            options["eva_config"] = peft.EvaConfig(**options["eva_config"])
+        return settings | options
+
+    def _adalora_schedule(self, options: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
+        """The schedule of method=adalora, whose lengths may be fractions here too."""
+        try:
+            plan = plan_masking(total_steps, options.get("tinit"), options.get("tfinal"), options.get("deltaT"))
+        except UserError as error:
+            line = str(error)
+            for ours, theirs in (("t_initial", "tinit"), ("t_final", "tfinal"), ("interval", "deltaT")):
+                line = line.replace(f"method.{ours}", f"method.options.{theirs}")
+            raise UserError(line) from error
+        phases = {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
+        return phases | {"init_r": initial_rank(options.get("target_r", self.mean_rank))}
+
+    def _rank_key(self, allowed: Sequence[str]) -> str | None:
+        given = self.config.rank_key
+        if given is not None:
+            if given not in allowed:
+                raise UserError(
+                    f"method.rank_key={given} is no option of method.tuner={self.config.tuner}; "
+                    f"allowed: {', '.join(allowed)}"
+                )
+            return given
+        return next((key for key in ("target_r", "r") if key in allowed), None)
+
+    def _take_in(self, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+        """Reads from the injected model what the tuner is: its matrices, its start, what it can promise."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        config = self.peft_model.peft_config[ADAPTER]
+        self.model = model
+        layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+        self.matrices = list(layers)
+        outside = {id(p) for p in self.peft_model.parameters() if p.requires_grad} - {id(p) for p in model.parameters()}
+        if outside or not layers:
+            raise UserError(
+                f"method.tuner={self.config.tuner} keeps trained parameters outside the adapted layers and cannot "
+                "be an arm; use a tuner that adapts linear layers, for instance LORA, ADALORA, VERA or LOHA"
+            )
+        self._shapes = {n: (int(m.out_features), int(m.in_features)) for n, m in layers.items()}
+        start = getattr(config, "init_lora_weights", True)
+        self._waiting = start == "eva" and self.config.tuner == "LORA"
+        self._start = self._residual_start(start)
+        # PEFT casts this constant into a trainable parameter where the model is not float32 on the CPU
+        for name, p in model.named_parameters():
+            if ".ranknum." in name:
+                p.requires_grad_(False)
+        held = self.rank_key is not None and self.rank_key not in self.config.options
+        adaptive = self.config.tuner == "ADALORA"
+        self.__dict__["capabilities"] = Capabilities(
+            ranked=bool(self.ranks()),
+            adaptive=adaptive,
+            exports_lora=self._why_not_lora() is None,
+            budget="none" if not held else "final" if adaptive else "constant",
+        )
+
+    def _residual_start(self, start: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """A0 and B0 of starts that changed the frozen weight; copies."""
+        if self.config.tuner != "LORA" or not str(start).startswith(RESIDUAL):
+            return {}
+        return {n: (a.clone(), b.clone()) for n, (a, b) in self._factors().items()}
+
+    @property
+    def batches_wanted(self) -> bool:
+        """Whether `prepare` must be called: EVA starts from the inputs of the adapted layers."""
+        return self._waiting
+
+    def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
+        """Data-driven start and redistribution of ranks; after `attach`, before parameter groups are made.
+
+        Args:
+            batches: keyword arguments of the model's forward pass; read several times. A resumed run must be
+                given the same, because ranks and shapes come from them.
+        """
+        if not self._waiting:
+            return
+        import peft
+
+        # labels of a class are no mask over tokens, which is what PEFT takes labels for here
+        given = [{k: v for k, v in b.items() if k != "labels" or v.shape == b["input_ids"].shape} for b in batches]
+        config = self.peft_model.peft_config[ADAPTER]
+        needed = round(config.r * config.eva_config.rho)
+        tokens = [int(b.get("attention_mask", torch.ones_like(b["input_ids"])).sum()) for b in given]
+        if max(tokens, default=0) < needed:
+            raise UserError(
+                f"EVA needs a batch of at least r * rho = {needed} tokens, the largest of {len(given)} has "
+                f"{max(tokens, default=0)}: raise trainer.batch_size or lower method.options.eva_config.rho"
+            )
+        before = {id(p) for p in self.model.parameters()}
+        peft.initialize_lora_eva_weights(self.peft_model, dataloader=given, show_progress_bar=False)
+        self._own |= {id(p) for p in self.model.parameters()} - before
+        self._waiting = False
+
+    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        if self._waiting:
+            raise MethodFailure("init_lora_weights=eva starts from data, and prepare(batches) was not called")
+        return super().groups(model, lr, weight_decay)
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor | None:
+        """AdaLoRA's regulariser, which PEFT adds only where the task type is set: mean of 2N norms times its weight."""
+        weight = getattr(self.peft_model.peft_config[ADAPTER], "orth_reg_weight", 0.0)
+        if not weight:
+            return None
+        gaps = []
+        for layer in self._layers().values():
+            for rows in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER].T):  # (r, d)
+                gaps.append(torch.linalg.matrix_norm(rows @ rows.T - torch.eye(len(rows)).to(rows)))
+        return weight * torch.stack(gaps).mean()
+
+    def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
+        allocate = getattr(self.tuner, "update_and_allocate", None)
+        if allocate is None:
+            return None
+        config = self.peft_model.peft_config[ADAPTER]
+        before, pattern = self._kept(), getattr(config, "rank_pattern", None)
+        allocate(step)
+        if not self.capabilities.adaptive or config.rank_pattern is pattern:
+            return None
+        after = self._kept()
+        lost = [(n, i) for n, row in after.items() for i, kept in enumerate(row) if before[n][i] and not kept]
+        back = [n for n, row in after.items() for i, kept in enumerate(row) if kept and not before[n][i]]
+        moved = Round(step, self.ranks(), lost, back)
+        self.rounds_seen.append(moved)
+        return moved
+
+    def finish(self) -> None:
+        if self.capabilities.adaptive and not self.peft_model.peft_config[ADAPTER].rank_pattern:
+            raise MethodFailure("PEFT's allocator never masked anything: after_step was not called at every step")
+        self.check_budget()
+
+    def check_budget(self) -> None:
+        """Raises MethodFailure when the ranks that the budget sets exceed it."""
+        allowed, now = self.mean_rank * len(self.matrices), self.count().rank_sum
+        if self.capabilities.ranked and self.capabilities.budget != "none" and now > allowed:
+            raise MethodFailure(f"budget overrun: rank sum {now}, allowed {allowed}")
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def _layers(self) -> dict[str, Any]:
+        """The tuner's layers by name; without those that a redistribution took out."""
+        modules = dict(self.model.named_modules())
+        return {name: modules[name] for name in self.matrices if hasattr(modules[name], "base_layer")}
+
+    def _kept(self) -> dict[str, list[bool]]:
+        """AdaLoRA's mask of every matrix."""
+        pattern = getattr(self.peft_model.peft_config[ADAPTER], "rank_pattern", None) or {}
+        return {
+            name: pattern.get(f"{name}.lora_E.{ADAPTER}", [True] * layer.r[ADAPTER])
+            for name, layer in self._layers().items()
+            if hasattr(layer, "lora_E")
+        }
+
+    def ranks(self) -> dict[str, int]:
+        """As PEFT has them; AdaLoRA's without what is masked; empty for tuners without ranks."""
+        layers, kept = self._layers(), self._kept()
+        found = {n: getattr(layer, "r", {}) for n, layer in layers.items()}
+        if not found or not all(isinstance(r, dict) and isinstance(r.get(ADAPTER), int) for r in found.values()):
+            return {}
+        return {n: (sum(kept[n]) if n in kept else found[n][ADAPTER]) if n in found else 0 for n in self.matrices}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return dict(self._shapes)
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """What the tuner added and trains; no head."""
+        return [p for p in self.model.parameters() if p.requires_grad and id(p) in self._own]
+
+    def count(self) -> Count:
+        """Rank sum and the tuner's parameters, AdaLoRA's without masked directions."""
+        masked = sum(row.count(False) * (1 + sum(self._shapes[name])) for name, row in self._kept().items())
+        return Count(sum(self.ranks().values()), sum(p.numel() for p in self.adapter_parameters()) - masked)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the adapter's parameters are within 1 % of LoRA's at this budget."""
+        reference = self.mean_rank * sum(sum(shape) for shape in self._shapes.values())
+        return abs(self.count().params - reference) <= 0.01 * reference
+
+    def remarks(self) -> list[str]:
+        return [] if self.matched else ["off budget"]
+
+    def _why_not_lora(self) -> str | None:
+        """What keeps the result from being fixed-rank LoRA, or None."""
+        config = self.peft_model.peft_config[ADAPTER]
+        if self.config.tuner == "ADALORA":
+            return None
+        if self.config.tuner != "LORA":
+            return f"tuner {self.config.tuner}"
+        for option in ("use_dora", "lora_bias", "alora_invocation_tokens", "use_bdlora", "arrow_config"):
+            if getattr(config, option, None):
+                return option
+        if getattr(config, "bias", "none") != "none":
+            return f"bias={config.bias}"
+        start = config.init_lora_weights
+        if start not in PLAIN and not str(start).startswith(RESIDUAL):
+            return f"init_lora_weights={start}"
+        return None
+
+    @torch.no_grad()
+    def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """A (r, d_in) and scaled B (d_out, r) of the layers' own update."""
+        out = {}
+        for name, layer in self._layers().items():
+            a, b, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
+            if hasattr(layer, "lora_E"):
+                kept = self._kept()[name]
+                rows = [i for i, k in enumerate(kept) if k]
+                scaled = (a * layer.lora_E[ADAPTER])[rows] * (scale / (layer.ranknum[ADAPTER] + 1e-5))
+                out[name] = (scaled, b[:, rows].clone())
+            else:
+                out[name] = (a.weight.clone(), b.weight * scale)
+        return out
+
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """As LoRA over the weight that was given; starts that moved it (PiSSA, OLoRA) take twice the rank."""
+        reason = self._why_not_lora()
+        if reason is not None:
+            raise UserError(f"method=peft with {reason} cannot be written as fixed-rank LoRA")
+        factors = self._factors()
+        for name, (a0, b0) in self._start.items():
+            a, b = factors[name]
+            factors[name] = (torch.cat([a, a0.to(a)]), torch.cat([b, -b0.to(b)], dim=1))
+        like = next(iter(factors.values()))[0]
+        empty = {n: (like.new_zeros(0, d_in), like.new_zeros(d_out, 0)) for n, (d_out, d_in) in self._shapes.items()}
+        return empty | factors
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict() | {"ranks": self.ranks()}
+        if self.capabilities.adaptive:
+            allocator = self.tuner.rankallocator
+            state["rank_pattern"] = self.peft_model.peft_config[ADAPTER].rank_pattern
+            for table in ("exp_avg_ipt", "exp_avg_unc"):
+                state |= {f"{table}:{name}": t for name, t in getattr(allocator, table).items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.capabilities.adaptive:
+            allocator = self.tuner.rankallocator
+            self.peft_model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+            allocator.reset_ipt()
+            for key, tensor in state.items():
+                table, colon, name = key.partition(":")
+                if colon:
+                    getattr(allocator, table)[name] = tensor.clone()
+                    allocator.ipt[name] = torch.zeros_like(tensor)
+        if self.ranks() != state["ranks"]:
+            raise MethodFailure("the checkpoint has other ranks: prepare(batches) was not given the same batches")
+
+
+def _config_class(tuner: str) -> Any:
+    """The config class of a tuner that injects layers.
+
+    Raises:
+        UserError: there is no such tuner, or it works on prompts and has no layers to adapt.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    usable = {
+        kind.value: PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        for kind, model in PEFT_TYPE_TO_TUNER_MAPPING.items()
+        if issubclass(model, BaseTuner) and kind.value not in NO_ARM
+    }
+    if tuner not in usable:
+        raise UserError(f"method.tuner={tuner} is unknown or adapts no layers; allowed: {', '.join(sorted(usable))}")
+    return usable[tuner]
+
+
+def _undo(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    frozen: Mapping[str, nn.Parameter],
+    trained: Mapping[str, bool],
+) -> None:
+    """Puts the layers and their flags back after a failed injection."""
+    for name, linear in linears.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear)
+    for name, p in frozen.items():
+        p.requires_grad_(trained[name])

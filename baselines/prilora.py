@@ -1,0 +1,228 @@
+"""PRILoRA: ranks that rise with depth, and A pruned as it trains (Benedek and Wolf, arXiv 2401.11316).
+
+    r_l rises linearly with the layer l, from 4 to 12 where the mean is 8; LoRA's start and scale alpha / r_l
+    n_j  <- 0.9 n_j + 0.1 ||X_j||_2           after every step, X_j the feature j of the input over all tokens
+    S_ij  = |A_ij| n_j                        every 40 steps the lowest half of each row of A becomes 0
+
+This is a *reconstruction*: the abstract was read (a rank that rises linearly, pruning by magnitude and input
+statistics throughout training); the authors' code was not, and every constant marked unverified below is free.
+There is no persistent mask: a zeroed entry keeps its gradient and its moments and may grow again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from elalora.adapters import InputNorm, LowRankLinear
+from elalora.errors import UserError
+from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round, draw_kaiming
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+
+
+@dataclass
+class PRILoRAConfig:
+    """Choices of PRILoRA, all unverified.
+
+    Attributes:
+        alpha: numerator of the scale alpha / r_l.
+        start, end: ranks of the first and the last layer; only their ratio counts, the ramp is scaled to the
+            budget (4 to 12 means N / 2 to 3N / 2).
+        every: steps between two prunings.
+        share: of each row of A that a pruning sets to 0, rounded down to whole entries.
+        beta: decay of the input norms.
+    """
+
+    alpha: float = 16.0
+    start: float = 4.0  # unverified
+    end: float = 12.0  # unverified
+    every: int = 40  # unverified
+    share: float = 0.5  # unverified
+    beta: float = 0.9  # unverified
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"method.{name}={getattr(self, name)} must be above 0")
+        for name in ("share", "beta"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.every < 1:
+            raise UserError(f"method.every={self.every} must be at least 1")
+
+
+class PRILoRA(LowRankMethod):
+    """See the module's docstring.
+
+    Attributes:
+        norms: n_j (d_in,) of every matrix by name, from its first step on.
+        prunings: how often A was pruned.
+    """
+
+    name: ClassVar[str] = "prilora"
+    title: ClassVar[str] = "PRILoRA"
+    capabilities: ClassVar[Capabilities] = Capabilities(reconstructed=True)
+    Config: ClassVar[type] = PRILoRAConfig
+    config: PRILoRAConfig
+    norms: dict[str, Tensor]
+
+    # -- set-up ----------------------------------------------------------------------------------------
+
+    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
+        assert self.budget is not None
+        shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+        layers = depths(list(linears))
+        total, cap = self.mean_rank * len(linears), self.budget.params
+        while True:
+            ranks = dict(zip(linears, ramp(layers, total, self.config.start, self.config.end), strict=True))
+            # wide matrices in high layers can cost more than the budget's uniform rank: then the ramp gets less
+            if cap is None or sum(rank * sum(shapes[name]) for name, rank in ranks.items()) <= cap:
+                break
+            total -= 1
+        for name, rank in ranks.items():
+            if rank > min(shapes[name]):
+                raise UserError(
+                    f"the ramp from method.start={self.config.start} to method.end={self.config.end} gives "
+                    f"'{name}' rank {rank}, above its {min(shapes[name])}: lower the budget or make the ramp flatter"
+                )
+        return ranks
+
+    def plan(self, total_steps: int, rank_sum: int) -> None:
+        if self.config.every > total_steps:
+            raise UserError(
+                f"method.every={self.config.every} is longer than the run of {total_steps} steps, A would never "
+                f"be pruned: type method.every={max(1, total_steps // 10)} or train longer (trainer.max_steps)"
+            )
+        self.norms = {}
+        self.prunings = 0
+
+    def initialise(self, adapter: LowRankLinear) -> None:
+        draw_kaiming(adapter.A, adapter.rank, self.generator)
+
+    # -- training --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(self, mask: Tensor | None) -> Iterator[None]:
+        """Collects ||X_j||^2 of every adapted layer; `mask` (batch, tokens) is 0 at padding."""
+        for adapter in self.adapters.values():
+            if adapter.inputs is None:  # made here and not in `attach`: by now the model is on its device
+                adapter.inputs = InputNorm(adapter.A.shape[1], adapter.A)
+            adapter.inputs.watch(mask)
+        try:
+            yield
+        finally:
+            for adapter in self.adapters.values():
+                if adapter.inputs is not None:
+                    adapter.inputs.unwatch()
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
+        self._take_norms(step)
+        if (step + 1) % self.config.every == 0:
+            for name, adapter in self.adapters.items():
+                prune_rows(adapter.A[: adapter.rank], self.norms[name], self.config.share)
+            self.prunings += 1
+        return None
+
+    def _take_norms(self, step: int) -> None:
+        seen = {name: adapter.inputs for name, adapter in self.adapters.items() if adapter.inputs is not None}
+        if len(seen) != len(self.adapters):
+            raise MethodFailure(f"no input statistics at step {step}: the forward pass ran outside watching()")
+        _sum_over_processes(list(seen.values()))
+        for name, inputs in seen.items():
+            now = inputs.take()
+            before = self.norms.get(name, torch.zeros_like(now)).to(now)
+            # from 0 without bias correction: a factor common to all features changes no comparison
+            self.norms[name] = before.mul_(self.config.beta).add_(now, alpha=1 - self.config.beta)
+
+    def finish(self) -> None:
+        super().finish()
+        if not self.prunings:
+            raise MethodFailure("A was never pruned: after_step was not called")
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        norms = {f"norm.{name}": tensor for name, tensor in self.norms.items()}
+        return super().state_dict() | norms | {"prunings": self.prunings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.prunings = int(state["prunings"])
+        self.norms = {k.removeprefix("norm."): v.clone() for k, v in state.items() if k.startswith("norm.")}
+
+
+def prune_rows(rows: Tensor, norms: Tensor, share: float) -> None:
+    """Sets the entries of lowest |A_ij| n_j in each row to 0, in place; ties fall to the first features.
+
+    Args:
+        rows: A (r, d_in).
+        norms: n (d_in,).
+        share: of d_in, rounded down.
+    """
+    score = rows.abs() * norms.to(rows)  # (r, d_in)
+    lowest = score.argsort(dim=1, stable=True)[:, : int(share * rows.shape[1])]
+    rows.scatter_(1, lowest, 0.0)
+
+
+def _sum_over_processes(inputs: list[InputNorm]) -> None:
+    """Adds the sums of squares of all processes, in one message, so that n_j is that of the global batch."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    flat = torch.cat([i.total for i in inputs])
+    dist.all_reduce(flat)
+    for i, total in zip(inputs, flat.split([len(i.total) for i in inputs]), strict=True):
+        i.total.copy_(total)
+
+
+def depths(names: Sequence[str]) -> list[int]:
+    """Layer 0..L-1 of every matrix: names that agree up to their first number are one layer, in order.
+
+    In an encoder-decoder model the decoder's layers follow the encoder's.
+    """
+    order: dict[tuple[str, ...], int] = {}
+    out = []
+    for name in names:
+        parts = name.split(".")
+        first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        out.append(order.setdefault(tuple(parts[: first + 1]), len(order)))
+    return out
+
+
+def ramp(layers: Sequence[int], total: int, start: float, end: float) -> list[int]:
+    """Ranks that rise linearly with the layer and sum to `total` exactly, at least 1 each.
+
+    Quotas start + (end - start) l / (L - 1) are scaled to the total; a matrix whose quota is below 1 gets 1 and
+    the others share the rest. Then largest remainders: everyone gets the whole part of the quota, and what is
+    left goes to the largest fractions, upper layers first. The arithmetic is exact, so matrices of one layer
+    get the same rank whenever the layers are equally large and no quota is below 1.
+
+    Args:
+        layers: of every matrix, 0..L-1.
+        total: at least the number of matrices.
+    """
+    steps = max(1, max(layers))
+    low, rise = Fraction(start), Fraction(end) - Fraction(start)
+    # one layer alone has no ramp: its quota is scaled to the total whatever it is
+    wish = [low + rise * layer / steps for layer in layers]
+    free = list(range(len(layers)))
+    while True:
+        scale = Fraction(total - (len(layers) - len(free))) / (sum(wish[i] for i in free) or 1)
+        enough = [i for i in free if wish[i] * scale >= 1]
+        if len(enough) == len(free):
+            break
+        free = enough
+    quota = {i: wish[i] * scale for i in free}
+    ranks = [int(quota[i]) if i in quota else 1 for i in range(len(layers))]
+    by_fraction = sorted(free, key=lambda i: (ranks[i] - quota[i], -layers[i]))
+    for i in by_fraction[: total - sum(ranks)]:
+        ranks[i] += 1
+    return ranks

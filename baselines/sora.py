@@ -1,0 +1,349 @@
+"""SoRA: sparse gates on the directions of a LoRA (Ding et al., arXiv 2311.11696).
+
+    W = W0 + (alpha / r_max) B diag(g) A      A Kaiming-uniform, B = 0, g ~ N(0, 1)
+    g <- T_xi(AdamW step on g)                T_xi(g) = sign(g) max(|g| - xi, 0), after every step
+    loss + lambda1 * sum|g| / (number of gates)
+
+A direction counts while its gate is not 0, and at the end the others are removed, outputs unchanged. A gate at
+exactly 0 keeps its moments and its gradient, so it may come back: the next AdamW step moves it, and it stays
+alive where that step is longer than the shrinkage. Slots are therefore never freed before `finish`.
+
+The default xi follows from the length T of the run. A gate without a gradient loses xi a step, so after T steps
+the gates with |g| < T xi at the start are 0. To keep N of r_max, P(|g| < c) = 1 - N / r_max for g ~ N(0, 1), that
+is c = Phi^-1(1 - N / (2 r_max)); for r_max = 2N it is Phi^-1(3/4) = 0.674, and xi = c / T.
+
+The paper's text was not at hand: formulas and constants are those of the authors' code, and `variant=paper`
+is the same with its accidents taken out: S1 (dead zone), S2 (L1 twice), S3 (learning rate 0 in later stages).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elalora.adapters import LowRankLinear
+from elalora.errors import UserError
+from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round, draw_kaiming, draw_normal
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+
+VARIANTS = ("paper", "official")
+SPACINGS = ("linear", "log_linear", "exp_linear")
+
+
+@dataclass
+class SoRAConfig:
+    """Choices of SoRA; None means the default that scales with the run, or the variant's value.
+
+    Attributes:
+        variant: "paper" or "official".
+        alpha: numerator of the scale alpha / r_max.
+        r_max: gates of a matrix; None is 2N, at most min(d_in, d_out).
+        xi: shrinkage of every gate per step; None is c / T, see the module's docstring.
+        multiply_lr: xi times the learning rate over its peak (the paper's eta_t * lambda); the default xi is
+            then c over the sum of these factors.
+        lambda1: weight of the L1 term in the loss; None is 0 in "paper", because the proximal step *is* the
+            L1 term (S2), and 10 in "official".
+        gate_lr: learning rate of the gates; None is that of the rest.
+        lambda_num: stages of the sparsifying schedule, each with a xi of its own; 1 is no schedule.
+        max_lambda: xi of the last stage.
+        lambda_schedule: spacing of the xi between: "linear", "log_linear" or "exp_linear".
+        stage_share: length of each later stage over the first; 15 epochs after 50 in the authors' script.
+        S1: zero every gate below 2 xi; S3: the learning rate stays 0 after the first stage.
+        train_layernorms: train the LayerNorms too, as the authors do; false for matched comparisons.
+        report_every: steps between two entries of the rank record; None is max(1, T // 20).
+    """
+
+    variant: str = "paper"
+    alpha: float = 16.0
+    r_max: int | None = None
+    xi: float | None = None
+    multiply_lr: bool = False
+    lambda1: float | None = None
+    gate_lr: float | None = None
+    lambda_num: int = 1
+    max_lambda: float | None = None
+    lambda_schedule: str = "linear"
+    stage_share: float = 0.3
+    S1: bool | None = None
+    S3: bool | None = None
+    train_layernorms: bool = True
+    report_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("variant", VARIANTS), ("lambda_schedule", SPACINGS)):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"method.{name}={getattr(self, name)} is unknown; allowed: {', '.join(allowed)}")
+        for name in ("xi", "lambda1", "gate_lr", "max_lambda", "stage_share"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"method.{name}={value} must not be negative")
+        for name in ("lambda_num", "report_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"method.{name}={value} must be at least 1")
+        if self.lambda_num > 1 and self.max_lambda is None:
+            raise UserError(f"method.lambda_num={self.lambda_num} stages need a last xi: type method.max_lambda=7e-4")
+        if self.lambda_num > 1 and self.lambda_schedule == "exp_linear" and 0 in (self.xi, self.max_lambda):
+            raise UserError("method.lambda_schedule=exp_linear needs method.xi and max_lambda above 0")
+
+    def effect(self, name: str) -> bool:
+        """Whether an accident of the authors' code is on: as given, else by the variant."""
+        given = getattr(self, name)
+        return self.variant == "official" if given is None else bool(given)
+
+    def loss_weight(self) -> float:
+        """lambda1: as given, else by the variant."""
+        if self.lambda1 is not None:
+            return self.lambda1
+        return 10.0 if self.variant == "official" else 0.0
+
+
+class SoRA(LowRankMethod):
+    """See the module's docstring.
+
+    Attributes:
+        lengths: steps of each stage.
+    """
+
+    name: ClassVar[str] = "sora"
+    title: ClassVar[str] = "SoRA"
+    singular: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="soft")
+    Config: ClassVar[type] = SoRAConfig
+    config: SoRAConfig
+
+    # -- set-up ----------------------------------------------------------------------------------------
+
+    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
+        limits = {name: min(linear.in_features, linear.out_features) for name, linear in linears.items()}
+        given, n = self.config.r_max, self.mean_rank
+        if given is None:
+            return {name: max(n, min(2 * n, limit)) for name, limit in limits.items()}
+        smallest = min(limits.values())
+        if not n <= given <= smallest:
+            raise UserError(
+                f"method.r_max={given} must lie between the budget's rank {n} and the smallest matrix's {smallest}"
+            )
+        return dict.fromkeys(linears, given)
+
+    def plan(self, total_steps: int, rank_sum: int) -> None:
+        self.gates = rank_sum
+        self.lengths = stage_lengths(total_steps, self.config.lambda_num, self.config.stage_share)
+        self.every = self.config.report_every or max(1, total_steps // 20)
+        self.last_step = -1
+        self._values: list[float] = []
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        model = super().attach(model, targets, total_steps, keep, seed)
+        self._modules = layernorms(model, keep) if self.config.train_layernorms else []
+        for name in self._modules:
+            model.get_submodule(name).requires_grad_(True)
+        self._alive = self._pattern()
+        return model
+
+    def trained_modules(self) -> list[str]:
+        """Names of the modules trained whole beside head and adapters: the LayerNorms."""
+        return list(self._modules)
+
+    def initialise(self, adapter: LowRankLinear) -> None:
+        assert adapter.E is not None
+        draw_kaiming(adapter.A, adapter.rank, self.generator)
+        draw_normal(adapter.E, adapter.rank, 1.0, self.generator)
+
+    def stages(self) -> tuple[int, ...]:
+        """With S3 only the first stage has a learning rate; it stays where its schedule ended."""
+        return self.lengths[:1] if self.config.effect("S3") else self.lengths
+
+    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The gates are a group of their own: no decay, eps 1e-6."""
+        gates = [adapter.E for adapter in self.adapters.values()]
+        own = {id(gate) for gate in gates}
+        groups = super().groups(model, lr, weight_decay)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+        rate = lr if self.config.gate_lr is None else self.config.gate_lr
+        groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-6})
+        return [group for group in groups if group["params"]]
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def penalty(self) -> Tensor | None:
+        weight = self.config.loss_weight()
+        return weight * torch.cat(list(self._gates(detached=False))).abs().mean() if weight else None
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
+        gates = list(self._gates())
+        shrunk = shrink(torch.cat(gates), self.threshold(step, schedule), self.config.effect("S1"))
+        torch._foreach_copy_(gates, list(shrunk.split([len(gate) for gate in gates])))
+        self.last_step = step
+        if (step + 1) % self.every and step + 1 != self.total_steps:
+            return None
+        return self._report(step)
+
+    def threshold(self, step: int, schedule: Schedule) -> float:
+        """xi of a step: its stage's, times the learning-rate factor where that is chosen."""
+        if not self._values:
+            self._values = self._stage_values(schedule)
+        xi = self._values[self._stage(step)]
+        return xi * schedule.factor(step) if self.config.multiply_lr else xi
+
+    def _stage_values(self, schedule: Schedule) -> list[float]:
+        c, steps = self.config, range(self.total_steps)
+        xi = c.xi
+        if xi is None:
+            travel = sum(schedule.factor(t) for t in steps) if c.multiply_lr else float(len(steps))
+            xi = quantile(self.mean_rank * len(self.adapters) / self.gates) / travel
+        return spaced(xi, xi if c.max_lambda is None else c.max_lambda, c.lambda_num, c.lambda_schedule)
+
+    def _stage(self, step: int) -> int:
+        ends = [sum(self.lengths[: i + 1]) for i in range(len(self.lengths))]
+        return next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
+
+    def _report(self, step: int) -> Round:
+        """What went to zero and what came back since the last report."""
+        before, now = self._alive, self._pattern()
+        self._alive = now
+        changes = [(m, i, alive) for m in now for i, alive in enumerate(now[m]) if alive != before[m][i]]
+        sizes = {name: a.E.detach()[: a.rank].abs().tolist() for name, a in self.adapters.items() if a.E is not None}
+        gone = [(m, i) for m, i, alive in changes if not alive]
+        returned = [m for m, _, alive in changes if alive]
+        self.rounds_seen.append(Round(step, self.ranks(), gone, returned, sizes))
+        return self.rounds_seen[-1]
+
+    def finish(self) -> None:
+        """Removes every direction whose gate is 0; the budget is soft and never fails here."""
+        if self.last_step < 0:
+            raise MethodFailure("the gates were never shrunk: after_step was not called")
+        for name, alive in self._pattern().items():
+            for slot in reversed(range(len(alive))):  # from the end, so the row that moves in is a live one
+                if not alive[slot]:
+                    self.adapters[name].directions.die(slot)
+
+    def phase(self, step: int) -> str:
+        return f"stage {self._stage(step) + 1} of {len(self.lengths)}" if len(self.lengths) > 1 else "train"
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def _gates(self, detached: bool = True) -> Iterator[Tensor]:
+        for adapter in self.adapters.values():
+            assert adapter.E is not None
+            yield (adapter.E.detach() if detached else adapter.E)[: adapter.rank]
+
+    def _pattern(self) -> dict[str, list[bool]]:
+        """Which active slots have a gate that is not 0, by matrix (one transfer)."""
+        flat = (torch.cat(list(self._gates())) != 0).tolist()
+        out, at = {}, 0
+        for name, adapter in self.adapters.items():
+            out[name] = flat[at : at + adapter.rank]
+            at += adapter.rank
+        return out
+
+    def ranks(self) -> dict[str, int]:
+        """Gates of each matrix that are not 0."""
+        return {name: sum(alive) for name, alive in self._pattern().items()}
+
+    @property
+    def budget_distance(self) -> float:
+        """How far the adapter is from its budget, relative to it: 0.1 is ten per cent above."""
+        assert self.budget is not None
+        if self.budget.params is not None:
+            return self.count().params / self.budget.params - 1
+        return self.count().rank_sum / (self.mean_rank * len(self.adapters)) - 1
+
+    def remarks(self) -> list[str]:
+        """Further than 10 % from the budget it stands outside the matched table."""
+        return ["off budget"] if abs(self.budget_distance) > 0.1 else []
+
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        factors = super().lora_factors()
+        keep = {name: [i for i, alive in enumerate(row) if alive] for name, row in self._pattern().items()}
+        return {name: (a[keep[name]], b[:, keep[name]]) for name, (a, b) in factors.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        # slots, not ranks: a gate at 0 still owns its slot
+        slots = {name: adapter.rank for name, adapter in self.adapters.items()}
+        return super().state_dict() | {"ranks": slots, "alive": self._alive, "last_step": self.last_step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._alive, self.last_step = dict(state["alive"]), int(state["last_step"])
+
+
+def shrink(gates: Tensor, xi: float, dead_zone: bool = False) -> Tensor:
+    """The proximal step of xi * |g|_1, elementwise.
+
+    Args:
+        gates: any shape.
+        xi: threshold, not negative.
+        dead_zone: the authors' three in-place lines (S1): |g| > xi loses xi, and then every |g| < xi becomes 0,
+            which is 0 below 2 xi, g -/+ xi from there on, and leaves |g| = xi as it is.
+    """
+    if not dead_zone:
+        return gates - gates.clamp(-xi, xi)
+    moved = torch.where(gates.abs() > xi, gates - xi * gates.sign(), gates)
+    return torch.where(moved.abs() < xi, torch.zeros_like(moved), moved)
+
+
+def quantile(kept: float) -> float:
+    """c with P(|g| > c) = `kept` for a standard normal g; 0.674 for one half."""
+    return NormalDist().inv_cdf(1 - min(1.0, kept) / 2)
+
+
+def spaced(first: float, last: float, count: int, spacing: str) -> list[float]:
+    """`count` values of xi from `first` to `last` (Algorithm 1 as the authors coded it).
+
+    Args:
+        spacing: "linear"; "log_linear", the log of evenly spaced exponentials; or "exp_linear", the exponential
+            of evenly spaced logs.
+    """
+    if count == 1:
+        return [first]
+    maps: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
+        "linear": (float, float),
+        "log_linear": (math.exp, math.log),
+        "exp_linear": (math.log, math.exp),
+    }
+    there, back = maps[spacing]
+    low, high = there(first), there(last)
+    return [back(low + (high - low) * i / (count - 1)) for i in range(count)]
+
+
+def stage_lengths(total: int, count: int, share: float) -> tuple[int, ...]:
+    """Steps of the first stage and of `count` - 1 later ones of `share` times its length; they sum to `total`.
+
+    Raises:
+        UserError: a stage would have no step.
+    """
+    later = round(share * total / (1 + share * (count - 1)))
+    first = total - later * (count - 1)
+    if first < 1 or (count > 1 and later < 1):
+        raise UserError(
+            f"method.lambda_num={count} stages do not fit {total} steps: lower it, or train longer (trainer.max_steps)"
+        )
+    return (first,) + (later,) * (count - 1)
+
+
+def layernorms(model: nn.Module, keep: Sequence[str] = ()) -> list[str]:
+    """Names of all LayerNorms (also a model's own class of that name) outside the modules in `keep`."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("LayerNorm")
+        and list(module.parameters())
+        and not any(name == k or name.startswith(k + ".") for k in keep)
+    ]

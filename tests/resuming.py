@@ -1,0 +1,47 @@
+"""A run that stops half-way and goes on in a new process must equal one that never stopped."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from nets import Net, train
+
+from elalora import Method, RowwiseAdamW, Schedule
+from experiments import checkpoint
+
+
+def weights_after_a_stop(make: Callable[[Net], Method], steps: int, stop: int, lr: float = 5e-3) -> list[torch.Tensor]:
+    """The trained parameters of a run of `steps` that was saved and restored after `stop` of them.
+
+    Args:
+        make: attaches a method to a net; called anew for each half.
+    """
+    net = Net()
+    method = make(net)
+    optimizer, schedule = train(net, method, stop, lr=lr)
+    state = copy.deepcopy(checkpoint.collect(net, method, optimizer, schedule))
+    net = Net()
+    method = make(net)
+    optimizer = RowwiseAdamW(method.groups(net, lr, 0.0), method.directions())
+    schedule = Schedule(optimizer, steps, stages=method.stages())
+    checkpoint.restore(state, net, method, optimizer, schedule)
+    train(net, method, steps - stop, lr=lr, start=stop, optimizer=optimizer)
+    method.finish()
+    return [p.detach() for p in net.parameters() if p.requires_grad]
+
+
+def weights_without_a_stop(make: Callable[[Net], Method], steps: int, lr: float = 5e-3) -> list[torch.Tensor]:
+    """The same run in one go."""
+    net = Net()
+    method = make(net)
+    train(net, method, steps, lr=lr)
+    method.finish()
+    return [p.detach() for p in net.parameters() if p.requires_grad]
+
+
+def check_resumes(make: Callable[[Net], Method], steps: int, stop: int) -> None:
+    """Asserts that both are the same numbers, bit for bit."""
+    whole, halves = weights_without_a_stop(make, steps), weights_after_a_stop(make, steps, stop)
+    assert len(whole) == len(halves) and all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))

@@ -1,0 +1,150 @@
+"""A run store written as literal JSON, for tests that read one; nothing of the package takes part."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+TYPES = {
+    "attention.self.query": (384, 384),
+    "attention.self.value": (384, 384),
+    "intermediate.dense": (1536, 384),
+    "output.dense": (384, 1536),
+}
+VADER = "Hutto and Gilbert, VADER, ICWSM 2014"
+
+
+def modules(layers: int = 3) -> dict[str, tuple[int, str]]:
+    """Names of a small encoder's matrices and where they stand."""
+    return {f"bert.encoder.layer.{i}.{kind}": (i, kind) for i in range(layers) for kind in TYPES}
+
+
+def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, Any]:
+    """The content of a result.json; dotted keys in `changes` replace single values ("counts__final__params")."""
+    names = modules()
+    ranks = {name: 4 for name in names}
+    params = sum(4 * sum(TYPES[kind]) for _, kind in names.values())
+    count = {"rank_sum": 4 * len(names), "params": params}
+    identity = {
+        "method": {"name": method, "alpha": 16.0},
+        "task": {"name": "vader_movies", "metrics": ["accuracy"]},
+        "trainer": {"lr": 0.001, "max_steps": 100},
+        "data": {"train_items": 1600},
+        "numerics": {"trainer": 1, "method": 1},
+        "budget": "r4",
+        "seed": seed,
+    }
+    whole: dict[str, Any] = {
+        "schema": 1,
+        "method": method,
+        "variant": "paper" if method == "elalora" else None,
+        "label": method,
+        "reconstructed": method == "prilora",
+        "task": "vader_movies",
+        "model": "minilm",
+        "budget": "r4",
+        "protocol": "clean",
+        "recipe": None,
+        "seed": seed,
+        "metric": "accuracy",
+        "steps": 100,
+        "readings": {
+            "last": {
+                "step": 100,
+                "report": {"split": "test", "metrics": {"accuracy": score, "f1": score - 1}},
+                "select": None,
+            },
+            "best": None,
+        },
+        "ranks": {
+            "initial": ranks,
+            "final": dict(ranks),
+            "places": {name: list(place) for name, place in names.items()},
+            "shapes": {name: list(TYPES[kind]) for name, (_, kind) in names.items()},
+        },
+        "counts": {
+            "initial": dict(count),
+            "peak": dict(count),
+            "final": dict(count),
+            "head_params": 148610,
+            "other_params": 0,
+        },
+        "moves": {
+            "rounds_due": 0, "rounds": 0, "pruned": 0, "grown": 0,
+            "gross_share": 0.0, "net_share": 0.0, "blocked": 0, "replaced_in_place": 0,
+        },
+        "cost": {
+            "step_seconds_median": 0.5, "train_seconds": 50.0, "eval_seconds": 5.0,
+            "peak_memory_mib": None, "adapter_bytes": 1_000_000,
+        },
+        "data": {
+            "fingerprint": "babc0ad7ab152ede", "source": "vaderSentiment 3.3.2", "citation": VADER,
+            "train_items": 1600, "report_items": 1059, "truncated": 1, "majority": {"accuracy": 50.6, "f1": 67.2},
+        },
+        "flags": [],
+        "identity": identity,
+    }  # fmt: skip
+    whole = copy.deepcopy(whole)
+    for key, value in changes.items():
+        _set(whole, key.split("__"), value)
+    whole["id"] = hashlib.sha256(json.dumps(whole["identity"], sort_keys=True).encode()).hexdigest()
+    return whole
+
+
+def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+def write_run(root: Path, whole: dict[str, Any], rounds: list[dict[str, Any]] | None = None, **manifest: Any) -> Path:
+    """Writes one run folder; `manifest` replaces parts of manifest.json. Returns the folder."""
+    name = f"{whole['method']}-{whole['budget']}-s{whole['seed']}-{whole['id'][:10]}"
+    folder = root / whole["task"] / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").write_text(json.dumps({"state": "done"}))
+    facts = {
+        "versions": {"torch": "2.13.0", "python": "3.11.7"},
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "host": {"machine": "x86_64", "cpu": "a processor", "gpu": None, "threads": 2, "processes": 1},
+    }
+    (folder / "manifest.json").write_text(json.dumps(facts | manifest))
+    lines = [{"step": -1, "ranks": whole["ranks"]["initial"], "pruned": [], "grown": []}, *(rounds or [])]
+    (folder / "ranks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "result.json").write_text(json.dumps(whole))
+    return folder
+
+
+def moved_run(root: Path, seed: int, score: float, **changes: Any) -> Path:
+    """An ElaLoRA run in which two rounds move one rank each from ffn in of layer 0 to other matrices."""
+    names = list(modules())
+    loser = "bert.encoder.layer.0.intermediate.dense"
+    ranks = {name: 4 for name in names}
+    rounds = []
+    for number, step in enumerate((20, 40)):
+        ranks = dict(ranks)
+        winner = names[(5 + 3 * number + seed) % len(names)]
+        if winner == loser:
+            winner = names[0]
+        ranks[loser] -= 1
+        ranks[winner] += 1
+        rounds.append({"step": step, "ranks": ranks, "pruned": [[loser, 3 - number]], "grown": [winner]})
+    params = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in ranks.items())
+    whole = result(
+        "elalora",
+        seed,
+        score,
+        **{
+            "ranks__final": ranks,
+            "counts__final__params": params,
+            "moves__gross_share": 2 / 48,
+            "moves__net_share": 2 / 48,
+            "moves__rounds": 2,
+        }
+        | changes,
+    )
+    return write_run(root, whole, rounds)
