@@ -254,6 +254,10 @@ class ElaLoRA(LowRankMethod):
 
     # -- reading ---------------------------------------------------------------------------------------
 
+    @property
+    def reconstructed(self) -> bool:
+        return self.config.variant == "paper"
+
     def phase(self, step: int) -> str:
         return self.phases.name(step)
 

@@ -216,6 +216,11 @@ class Method:
         """Rank sum and adapter parameters now; the head and other trained parts are counted elsewhere."""
         return Count(0, 0)
 
+    @property
+    def reconstructed(self) -> bool:
+        """Whether this variant was built without its authors' text or code at hand; every table says so."""
+        return self.capabilities.reconstructed
+
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The parameters that belong to adapters, none of the head."""
         return []

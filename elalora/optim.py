@@ -11,6 +11,7 @@ AdamW: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 with decoupled decay l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         weight_decay: decoupled decay per step, times lr.
 
     Raises:
-        ValueError: for a negative lr, eps or weight_decay, or betas outside [0, 1).
+        ValueError: for a negative lr, eps or weight_decay, betas outside [0, 1), or a parameter with gaps in memory.
     """
 
     def __init__(
@@ -52,7 +53,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         self._directions = dict(directions or {})
         self._tables: dict[float, Tensor] = {}
+        self._views: dict[int, _Rows] = {}
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        if any(not p.is_contiguous() for group in self.param_groups for p in group["params"]):
+            raise ValueError("a parameter is not contiguous in memory: its rows cannot be updated in place")
         for parameter, slots in self._directions.items():
             slots.follow(partial(self._state_rows, parameter))
 
@@ -63,6 +67,12 @@ class RowwiseAdamW(torch.optim.Optimizer):
     def forget(self) -> None:
         """Drops every moment and step counter, as the official ElaLoRA code does at each round (D1)."""
         self.state.clear()
+        self._views.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave; the ranks of the directions must be restored first."""
+        super().load_state_dict(state_dict)
+        self._views.clear()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -71,33 +81,34 @@ class RowwiseAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
+        for number, group in enumerate(self.param_groups):
+            self._step_group(number, group)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        rows = [self._rows(p) for p in group["params"] if p.grad is not None]
-        rows = [row for row in rows if row[0].numel()]
-        if not rows:
+    def _step_group(self, number: int, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None and self._active(p)]
+        if not parameters:
             return
-        weights, grads, means, squares, steps = (list(column) for column in zip(*rows, strict=True))
+        rows = self._rows(number, parameters)
+        grads = [_active_rows(p.grad.contiguous(), *size) for p, size in zip(parameters, rows.sizes, strict=True)]
         beta1, beta2 = group["betas"]
         lr, eps = float(group["lr"]), group["eps"]
-        torch._foreach_add_(steps, 1.0)
-        ages = torch.cat(steps).long()
+        ages = rows.steps[rows.alive] + 1
+        rows.steps[rows.alive] = ages
         root = self._correction(beta2, ages).sqrt()
         # w -= lr/bc1 * m / (sqrt(v)/root + eps), with the row factors gathered into the denominator
-        shift = self._per_row(eps * root, weights)
-        scale = self._per_row(-self._correction(beta1, ages) / root, weights)
+        factors = torch.stack([eps * root, -self._correction(beta1, ages) / root])
+        shift, scale = factors.to(device=grads[0].device, dtype=grads[0].dtype)[..., None]  # (rows, 1) each
+        counts = [active for _, active in rows.sizes]
         if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, shift)
-        torch._foreach_mul_(denominators, scale)
-        torch._foreach_addcdiv_(weights, means, denominators, lr)
+            torch._foreach_mul_(rows.weights, 1 - lr * group["weight_decay"])
+        torch._foreach_lerp_(rows.means, grads, 1 - beta1)
+        torch._foreach_mul_(rows.squares, beta2)
+        torch._foreach_addcmul_(rows.squares, grads, grads, 1 - beta2)
+        denominators = torch._foreach_sqrt(rows.squares)
+        torch._foreach_add_(denominators, shift.split(counts))
+        torch._foreach_mul_(denominators, scale.split(counts))
+        torch._foreach_addcdiv_(rows.weights, rows.means, denominators, lr)
 
     def _correction(self, beta: float, ages: Tensor) -> Tensor:
         """1 - beta^t for the age of every row, (rows,) in float64.
@@ -105,6 +116,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         Read from a table of Python floats, because torch's vectorised power differs from the one torch's AdamW
         uses in the last bit, and 1 - 0.999 makes that a relative error of 1e-13 in the first steps.
         """
+        ages = ages.long()
         table = self._tables.get(beta)
         oldest = int(ages.max())
         if table is None or len(table) <= oldest:
@@ -112,23 +124,72 @@ class RowwiseAdamW(torch.optim.Optimizer):
             self._tables[beta] = table
         return table[ages]
 
-    @staticmethod
-    def _per_row(values: Tensor, weights: list[Tensor]) -> list[Tensor]:
-        """One factor per row of every tensor, shaped (rows, 1), on the tensors' device (one transfer)."""
-        moved = values.to(device=weights[0].device, dtype=weights[0].dtype)
-        return list(moved[:, None].split([w.shape[0] for w in weights]))
-
-    def _rows(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Weight, gradient, moments as (rows, numbers per row) and step counters (rows,), active rows only."""
+    def _active(self, parameter: Tensor) -> int:
         slots = self._directions.get(parameter)
+        return 1 if slots is None else slots.rank
+
+    def _rows(self, number: int, parameters: list[Tensor]) -> _Rows:
+        """The active rows of a group; kept until a rank changes, because making 400 views a step costs as much
+        as the arithmetic."""
+        key = [(id(p), self._active(p)) for p in parameters]
+        rows = self._views.get(number)
+        if rows is None or rows.key != key:
+            rows = self._views[number] = self._make_rows(key, parameters)
+        return rows
+
+    def _make_rows(self, key: list[tuple[int, int]], parameters: list[Tensor]) -> _Rows:
+        states = [self._state_of(p) for p in parameters]
+        sizes = [(len(state["step"]), self._active(p)) for p, state in zip(parameters, states, strict=True)]
+        steps = torch.cat([state["step"] for state in states])
+        alive: list[int] = []
+        at = 0
+        for state, (n, active) in zip(states, sizes, strict=True):
+            state["step"] = steps[at : at + n]  # a view: one addition ages every row of the group
+            alive += range(at, at + active)
+            at += n
+
+        def views(tensors: Iterable[Tensor]) -> list[Tensor]:
+            return [_active_rows(tensor, *size) for tensor, size in zip(tensors, sizes, strict=True)]
+
+        return _Rows(
+            key=key,
+            sizes=sizes,
+            weights=views(p.detach() for p in parameters),
+            means=views(state["exp_avg"] for state in states),
+            squares=views(state["exp_avg_sq"] for state in states),
+            steps=steps,
+            alive=torch.tensor(alive),
+        )
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
+            slots = self._directions.get(parameter)
             # the counters live on the CPU: they are read every step and must not cost a synchronisation
             state["step"] = torch.zeros(slots.capacity if slots else 1)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        n, active = (slots.capacity, slots.rank) if slots else (1, 1)
-        assert parameter.grad is not None
-        tensors = (parameter.detach(), parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
-        weight, grad, mean, square = (tensor.view(n, -1)[:active] for tensor in tensors)
-        return weight, grad, mean, square, state["step"][:active]
+        return state
+
+
+@dataclass
+class _Rows:
+    """Views of one group's active rows; sizes are (slots, active) of each parameter, an ordinary one has (1, 1).
+
+    Attributes:
+        steps: counters of all slots, one after the other; alive: positions of the active ones in it.
+    """
+
+    key: list[tuple[int, int]]
+    sizes: list[tuple[int, int]]
+    weights: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    steps: Tensor
+    alive: Tensor
+
+
+def _active_rows(tensor: Tensor, n: int, active: int) -> Tensor:
+    """A view (active, numbers per row) of a tensor with n rows, or of a whole tensor as one row."""
+    rows = tensor.view(n, -1)
+    return rows if active == n else rows[:active]

@@ -43,7 +43,7 @@ def assemble(
         "method": method.name,
         "variant": getattr(plan.method_config, "variant", None),
         "label": _label(plan),
-        "reconstructed": method.capabilities.reconstructed,
+        "reconstructed": method.reconstructed,
         "task": config.task.name,
         "model": config.model.name,
         "budget": budget_name(plan.budget),

@@ -65,3 +65,17 @@ def test_a_parameter_without_gradient_is_left_alone():
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must"):
         RowwiseAdamW(make(), **wrong)
+
+
+def test_a_parameter_with_gaps_in_memory_is_refused():
+    with pytest.raises(ValueError, match="not contiguous"):
+        RowwiseAdamW([nn.Parameter(torch.zeros(3, 4).T)])
+
+
+def test_a_gradient_with_gaps_in_memory_is_read_right():
+    ours, theirs = (nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    grad = torch.arange(12.0).view(4, 3).T
+    for p, optimizer in ((ours, RowwiseAdamW([ours])), (theirs, torch.optim.AdamW([theirs], weight_decay=0.0))):
+        p.grad = grad
+        optimizer.step()
+    assert torch.equal(ours, theirs)
