@@ -1,7 +1,7 @@
 """Composes one run, or with -m many, from conf/ and hands them over. `python run.py --help` explains.
 
-Hydra only composes: every member of a sweep is checked before the first one starts, and a config file that is
-edited meanwhile changes none of them.
+Hydra only composes: the configuration of every member of a sweep is checked before the first one starts, and a
+config file that is edited meanwhile changes none of them.
 """
 
 from __future__ import annotations

@@ -251,6 +251,9 @@ def _row(path: Path, reading: str) -> dict[str, Any]:
     for when in ("initial", "peak", "final"):
         row[f"rank_sum_{when}"] = int(counts[when]["rank_sum"])
         row[f"params_{when}"] = int(counts[when]["params"])
+    if "count" in read:  # the best checkpoint has ranks of its own
+        row["rank_sum_final"], row["params_final"] = int(read["count"]["rank_sum"]), int(read["count"]["params"])
+        row["ranks_final"] = {name: int(read["ranks"][name]) for name in places}
     return row
 
 

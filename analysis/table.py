@@ -129,16 +129,19 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     arms = {key: arm.sort_values("seed") for key, arm in cell.groupby(["arm", "fingerprint"], sort=False)}
     bases = [arm for arm in arms.values() if arm["method"].iloc[0] == baseline]
     where = _where(cell)
-    params = {arm["shown"].iloc[0]: arm["params_final"].mean() for arm in arms.values()}
+    off = {key for key, arm in arms.items() if any("off budget" in flags for flags in arm["flags"])}
+    for key in off:
+        notes.append(f"{where}: {arms[key]['shown'].iloc[0]} is off the budget and stands outside the comparison.")
+    params = {arm["shown"].iloc[0]: arm["params_final"].mean() for key, arm in arms.items() if key not in off}
     if mismatched := cell["budget"].iloc[0] != NO_BUDGET and _apart(params.values()):
         listed = ", ".join(f"{name} {count:,.0f}" for name, count in params.items())
         notes.append(f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({listed}).")
     _note_settings(arms.values(), where, notes)
     _note_manifests(cell, where, notes)
     records = []
-    for arm in arms.values():
-        record = _arm(arm, level) | {"params_mismatch": bool(mismatched)}
-        if arm["method"].iloc[0] != baseline:
+    for key, arm in arms.items():
+        record = _arm(arm, level) | {"params_mismatch": bool(mismatched) and key not in off, "off_budget": key in off}
+        if arm["method"].iloc[0] != baseline and key not in off:
             record |= _difference(arm, bases, level, where, notes)
         records.append(record)
     return records
@@ -236,7 +239,7 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
     first = {"majority": -2, "lora": -1}.get(record["method"], rank)
     return (
         record["task"], record["protocol"], record["method"] != "majority", record.get("model", ""),
-        record.get("recipe", ""), int(digits or 0), budget, first, record["shown"],
+        record.get("recipe", ""), int(digits or 0), budget, record.get("off_budget", False), first, record["shown"],
     )  # fmt: skip
 
 
@@ -298,7 +301,7 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: 
         "Moved is the gross and net share of ranks."
     )
     if runs["reconstructed"].any():
-        notes.append("† reconstructed from the paper, not checked against its authors' code.")
+        notes.append("† reconstructed, not checked against its authors' code or its paper in full (docs/methods.md).")
     if runs["majority"].notna().any():
         notes.append("Constant answer: the commonest class (or mean) of the reported split.")
     return notes + list(dict.fromkeys(found))

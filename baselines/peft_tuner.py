@@ -396,8 +396,9 @@ class PeftTuner(Method):
             for key, tensor in state.items():
                 table, colon, name = key.partition(":")
                 if colon:
-                    getattr(allocator, table)[name] = tensor.clone()
-                    allocator.ipt[name] = torch.zeros_like(tensor)
+                    place = self.adapter_parameters()[0].device
+                    getattr(allocator, table)[name] = tensor.to(place, copy=True)
+                    allocator.ipt[name] = torch.zeros_like(tensor, device=place)
         if self.ranks() != state["ranks"]:
             raise MethodFailure("the checkpoint has other ranks: prepare(batches) was not given the same batches")
 

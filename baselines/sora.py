@@ -265,6 +265,11 @@ class SoRA(LowRankMethod):
             return self.count().params / self.budget.params - 1
         return self.count().rank_sum / (self.mean_rank * len(self.adapters)) - 1
 
+    @property
+    def reconstructed(self) -> bool:
+        """The paper's text was not at hand: its variant is the authors' code without the code's accidents."""
+        return self.config.variant == "paper"
+
     def remarks(self) -> list[str]:
         """Further than 10 % from the budget it stands outside the matched table."""
         return ["off budget"] if abs(self.budget_distance) > 0.1 else []

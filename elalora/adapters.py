@@ -67,6 +67,26 @@ class LowRankLinear(nn.Module):
         """Numbers that one direction stores: d_in + d_out, and one more with singular values."""
         return self.A.shape[1] + self.B.shape[1] + (self.E is not None)
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for models that look at it (T5 reads its dtype)."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """d_in of the frozen layer."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """d_out of the frozen layer."""
+        return self.base.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., d_in) to (..., d_out)."""
         if self.inputs is not None:
@@ -134,7 +154,8 @@ class InputNorm:
     @torch.no_grad()
     def see(self, x: Tensor) -> None:
         """Adds the squares of x (..., d_in); masked where x has the mask's leading shape."""
-        if not self._watching:
+        # DeBERTa also sends its relative positions through query and key: they are no tokens of the batch
+        if not self._watching or (self._mask is not None and x.shape[0] != self._mask.shape[0]):
             return
         x = x.detach().to(self.total.dtype)
         if self._mask is not None and x.shape[:-1] == self._mask.shape:

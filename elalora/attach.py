@@ -34,8 +34,8 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
         outside: names of submodules that are trained whole (the task head) and never adapted.
 
     Raises:
-        UserError: a pattern matches nothing (the linear layers are listed), or matches a module that is not
-            an nn.Linear, or a linear layer whose weight is shared with another module.
+        UserError: no pattern is given; a pattern matches no linear layer (the candidates are listed, and the module
+            it matched instead is named); or a matched layer shares its weight with another module.
     """
     outside = tuple(outside)
     found: dict[str, nn.Linear] = {}
@@ -55,6 +55,8 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
     for pattern, count in hits.items():
         if not count:
             _refuse(model, pattern, wrong.get(pattern), outside)
+    if not found:
+        raise UserError(f"no target is given; candidates: {_candidates(model, outside)}; set model.targets=[...]")
     _refuse_tied(model, found)
     return found
 

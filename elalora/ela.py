@@ -132,6 +132,10 @@ class ElaLoRA(LowRankMethod):
         c = self.config
         self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
 
+    def scale(self, rank: int) -> float:
+        # the official code divides by its stored rank plus 1e-5
+        return self.config.alpha / (rank + (1e-5 if self.config.variant == "official" else 0.0))
+
     def capacity(self, rank: int) -> int:
         if self.config.capacity is not None:
             return max(rank, self.config.capacity)
@@ -172,8 +176,7 @@ class ElaLoRA(LowRankMethod):
         round_ = self._round(step)
         self.effects.happen(optimizer, schedule)
         self.rounds_seen.append(round_)
-        if not self.config.effect("D12"):
-            self.check_budget()
+        self.check_budget()
         return round_
 
     def _round(self, step: int) -> Round:
@@ -188,6 +191,8 @@ class ElaLoRA(LowRankMethod):
             self.adapters[name].directions.die(slot)
         for name in decision.grow:
             self._expand(self.adapters[name])
+        if len(pruned) != len(decision.grow) and not self.config.effect("D12"):
+            raise MethodFailure(f"round {step} pruned {len(pruned)} directions and grew {len(decision.grow)}")
         notes = {
             "asked": self.phases.budget(step),
             "pool": decision.pool,
@@ -237,9 +242,11 @@ class ElaLoRA(LowRankMethod):
         if self.config.new_direction == "projection":
             z = z - rows.T @ (rows @ z)
         elif self.config.new_direction == "qr" and len(rows):
-            basis = torch.linalg.qr(rows.T.double()).Q  # (d, r)
+            basis = torch.linalg.qr(rows.T.cpu().double()).Q  # (d, r); on the CPU, some GPUs have no float64
+            exact = z.cpu().double()
             for _ in range(2):  # the second pass removes what rounding left of the first
-                z = z - (basis @ (basis.T @ z.double())).to(z)
+                exact = exact - basis @ (basis.T @ exact)
+            z = exact.to(z)
         return z / (z.norm() + 1e-6)
 
     def finish(self) -> None:
@@ -249,8 +256,7 @@ class ElaLoRA(LowRankMethod):
                 f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): "
                 "after_step was not called, or the pool was empty at every round"
             )
-        if not self.config.effect("D12"):
-            self.check_budget()
+        self.check_budget()
 
     # -- reading ---------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elalora.attach import matches
 from elalora.errors import UserError
 from elalora.method import Method
 
@@ -78,7 +77,7 @@ def export_trained(model: nn.Module, folder: str | Path) -> Path:
 def _whole_modules(model: nn.Module, keep: Sequence[str]) -> list[str]:
     """`keep`, checked for what PEFT does with a name: it saves every module whose name ends with it."""
     for name in keep:
-        also = [n for n, _ in model.named_modules() if n != name and matches(n, name)]
+        also = [n for n, _ in model.named_modules() if n.endswith(name) and n not in keep]
         if also:
             raise UserError(f"PEFT would save '{also[0]}' together with '{name}': the two names end alike")
     return list(keep)

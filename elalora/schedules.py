@@ -9,6 +9,8 @@ from typing import Any
 
 from elalora.errors import UserError
 
+SHAPES = ("linear", "cosine", "constant")
+
 
 class Schedule:
     """Learning-rate factor by step: linear warm-up, then linear decay to 0, cosine, or constant.
@@ -31,8 +33,8 @@ class Schedule:
     def __init__(
         self, optimizer: Any, total: int, warmup: int = 0, shape: str = "linear", stages: Iterable[int] = ()
     ) -> None:
-        if shape not in ("linear", "cosine", "constant"):
-            raise UserError(f"trainer.schedule={shape} is unknown; allowed: linear, cosine, constant")
+        if shape not in SHAPES:
+            raise UserError(f"trainer.schedule={shape} is unknown; allowed: {', '.join(SHAPES)}")
         self.stages = tuple(stages) or (total,)
         if not 0 <= warmup < min(self.stages):
             raise UserError(f"a warm-up of {warmup} steps does not fit {min(self.stages)} steps: lower trainer.warmup")
@@ -162,4 +164,10 @@ def plan_phases(
             f"method.interval={every} is longer than the adjustment phase, steps {t_i} to {total - t_f} of {total}: "
             f"no round would ever happen; type method.interval={max(1, (total - t_f - t_i) // 3)} or train longer"
         )
-    return Phases(total, t_i, t_f, every, b, cubic)
+    phases = Phases(total, t_i, t_f, every, b, cubic)
+    if b and not phases.rounds():
+        raise UserError(
+            f"method.b={b} has fallen to 0 at the first round, step {t_i + every} of {total}: raise method.b, lower "
+            "method.interval, or type method.scheduler=false"
+        )
+    return phases

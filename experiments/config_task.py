@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+KNOWN_METRICS = ("accuracy", "f1", "mcc", "pearson", "spearman")
+
 
 @dataclass
 class TaskConfig:

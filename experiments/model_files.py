@@ -57,12 +57,13 @@ def _sha256(file: Path, mtime_ns: int, size: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def resolve_model(path: str, sha256: str | None = None) -> str:
+def resolve_model(path: str, sha256: str | None = None, revision: str | None = None) -> str:
     """What to give to from_pretrained: a verified folder, or a hub id left as it is.
 
     Args:
         path: "embedded", a local folder, or a hub id (owner/model).
-        sha256: expected checksum of a local folder's model.safetensors; None skips the check.
+        sha256: expected checksum of model.safetensors, in a folder or on the hub; None skips the check.
+        revision: of a hub id.
 
     Raises:
         UserError: a path that is no folder, weights that are not the expected ones, or no embedded model.
@@ -76,4 +77,25 @@ def resolve_model(path: str, sha256: str | None = None) -> str:
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
+    if sha256 is None and revision is None:
+        raise UserError(
+            f"model.path={path} on the hub is not pinned; type model.revision=COMMIT or model.sha256=DIGEST, "
+            "so that a stored result says which weights made it"
+        )
+    if sha256 is not None:
+        verify_weights(_hub_weights(path, revision).parent, sha256, "give the digest of this model: model.sha256=...")
     return path
+
+
+def _hub_weights(path: str, revision: str | None) -> Path:
+    """model.safetensors of a hub id, from the hub's cache or the hub."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(path, "model.safetensors", revision=revision))
+    except (OSError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model.path={path} has no model.safetensors within reach ({line}); "
+            "give a local folder, or model=minilm, which needs no hub"
+        ) from error

@@ -7,6 +7,7 @@ same one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer; raises UserError where there is none."""
     from transformers import AutoTokenizer
 
-    where = resolve_model(model.path, model.sha256)
+    where = resolve_model(model.path, model.sha256, model.revision)
     try:
         return AutoTokenizer.from_pretrained(where, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -48,7 +49,7 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> nn.Module:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    where = resolve_model(model.path, model.sha256)
+    where = resolve_model(model.path, model.sha256, model.revision)
     try:
         config = AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False)
         config.num_labels = task.num_labels
@@ -56,7 +57,7 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> nn.Module:
         _set_dropout(config, model.dropout)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = AutoModelForSequenceClassification.from_pretrained(
+            network, loading = AutoModelForSequenceClassification.from_pretrained(
                 where,
                 config=config,
                 revision=model.revision,
@@ -64,10 +65,23 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> nn.Module:
                 attn_implementation=model.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={model.path} does not load as a sequence classifier: {_first(error)}") from error
+    _refuse_untrained(loading["missing_keys"], list(model.head))
     return network
+
+
+def _refuse_untrained(missing: Iterable[str], head: list[str]) -> None:
+    """A module that the checkpoint lacks is random; it must train and be saved, so it must be part of the head."""
+    fresh = sorted({key.rpartition(".")[0] for key in missing} - {""})
+    outside = [name for name in fresh if not any(name == h or name.startswith(h + ".") for h in head)]
+    if outside:
+        raise UserError(
+            f"the checkpoint has no weights for {', '.join(outside)}, and model.head={head} leaves them random and "
+            f"frozen; type model.head=[{','.join(fresh)}]"
+        )
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:

@@ -16,13 +16,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from baselines.registry import method_class
+from baselines.registry import METHODS, method_class
 from elalora.budget import Budget
 from elalora.errors import UserError
 from elalora.method import Method
+from elalora.schedules import SHAPES, steps_of
+from experiments.config_task import KNOWN_METRICS
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
+CONF = Path(__file__).parents[1] / "conf"
 OUTSIDE_IDENTITY = ("store", "tracking", "threads")
 
 
@@ -129,12 +132,26 @@ def _check_trainer(config: DictConfig) -> None:
         )
     if not t.lr > 0:
         raise UserError(f"trainer.lr={t.lr} must be above 0")
+    if t.weight_decay < 0:
+        raise UserError(f"trainer.weight_decay={t.weight_decay} must be at least 0")
+    if t.max_grad_norm is not None and not t.max_grad_norm > 0:
+        raise UserError(f"trainer.max_grad_norm={t.max_grad_norm} must be above 0, or null for no clipping")
+    if t.schedule not in SHAPES:
+        raise UserError(f"trainer.schedule={t.schedule} is unknown; allowed: {', '.join(SHAPES)}")
+    if t.max_steps is not None and steps_of(t.warmup, t.max_steps, "trainer.warmup") >= t.max_steps:
+        raise UserError(f"trainer.warmup={t.warmup} leaves no step of trainer.max_steps={t.max_steps}")
+    for name in config.task.metrics:
+        if name not in KNOWN_METRICS:
+            raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
 
 
 def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget: Budget | None) -> dict[str, Any]:
     whole = OmegaConf.to_container(config, resolve=True)
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
     science["method"] = {"name": config.method.name, **vars(method_config)}
+    wanted = getattr(method_config, "ranks_from", None)
+    if wanted is not None:
+        science["method"]["ranks_from"] = source_id(config, wanted)
     science["budget"] = budget_name(budget)
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
@@ -143,17 +160,51 @@ def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget:
     return science
 
 
+def same_run_of(config: DictConfig, wanted: str) -> Plan:
+    """The plan of the run that is equal in everything but the method.
+
+    Args:
+        config: the run that asks.
+        wanted: a method's name, and knobs that differ from its defaults: "elalora" or "elalora variant=official".
+    """
+    name, *knobs = wanted.split()
+    other = config.copy()
+    OmegaConf.set_readonly(other, False)
+    method = OmegaConf.merge(OmegaConf.load(CONF / "method" / f"{name}.yaml"), OmegaConf.from_dotlist(knobs))
+    OmegaConf.update(other, "method", method, merge=False)
+    return make_plan(other)
+
+
+def source_id(config: DictConfig, wanted: str) -> str:
+    """The id of the run that `method.ranks_from` names, known before that run is done.
+
+    Raises:
+        UserError: it is neither a method, nor the folder of a finished run, nor an id in the store.
+    """
+    if wanted.split()[0] in METHODS:
+        return same_run_of(config, wanted).id
+    if (Path(wanted) / "result.json").is_file():
+        return RunFolder(Path(wanted)).result()["id"]
+    folder = find([config.store.root, *config.store.also], wanted)
+    if folder is None:
+        raise UserError(
+            f"method.ranks_from={wanted} is neither a method ({', '.join(METHODS)}), nor the folder of a finished run, "
+            "nor the id of one in store.root"
+        )
+    return folder.result()["id"]
+
+
 def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
-    """The weights by their digest where it is known, so that it does not matter where they lie."""
+    """Weights in a package or folder by their digest, so that it does not matter where they lie; hub ids by name."""
     model = dict(model)
     path, revision = model.pop("path"), model.pop("revision")
-    if model["sha256"] is None:
-        weights = Path(path).expanduser() / "model.safetensors"
-        if weights.is_file():
+    weights = Path(path).expanduser() / "model.safetensors"
+    if weights.is_file():
+        if model["sha256"] is None:
             with weights.open("rb") as file:
                 model["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            model |= {"path": path, "revision": revision}
+    elif path != "embedded":
+        model |= {"path": path, "revision": revision}
     return model
 
 

@@ -28,7 +28,6 @@ def assemble(
     start: dict[str, int],
     reading: Reading,
     chosen: Reading | None,
-    train_seconds: float,
 ) -> dict[str, Any]:
     """The content of result.json (schema: docs/store.md)."""
     from experiments.manifest import commit_of
@@ -63,7 +62,7 @@ def assemble(
         "moves": _moves(method, start),
         "cost": {
             "step_seconds_median": statistics.median(outcome.step_seconds) if outcome.step_seconds else None,
-            "train_seconds": train_seconds,
+            "train_seconds": outcome.train_seconds,
             "eval_seconds": outcome.eval_seconds,
             "peak_memory_mib": _peak_memory(),
             "adapter_bytes": _size(plan.folder.path / "adapter"),
@@ -121,7 +120,7 @@ def _moves(method: Method, start: dict[str, int]) -> dict[str, Any]:
     rounds = method.rounds_seen
     phases = getattr(method, "phases", None)
     return {
-        "rounds_due": len(phases.rounds()) if phases is not None and method.capabilities.adaptive else 0,
+        "rounds_due": len(phases.rounds()) if phases is not None and method.capabilities.adaptive else len(rounds),
         "rounds": len(rounds),
         "pruned": sum(len(r.pruned) for r in rounds),
         "grown": sum(len(r.grown) for r in rounds),

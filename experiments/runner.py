@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from baselines.registry import METHODS
 from elalora.errors import UserError
-from experiments.plan import Plan, make_plan, stream
-from experiments.store import Busy, RunFolder
+from experiments.plan import Plan, make_plan, same_run_of, stream
+from experiments.store import Busy, RunFolder, find
 
 
 class RunFailed(RuntimeError):
@@ -27,6 +28,8 @@ def run_all(configs: list[DictConfig]) -> int:
     Raises:
         UserError: a configuration is wrong; nothing has been started.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a run is one process for now: type python run.py, without torchrun or accelerate launch")
     plans = list({plan.id: plan for plan in map(make_plan, configs)}.values())
     problems: list[Exception] = []
     for number, plan in enumerate(plans, start=1):
@@ -58,7 +61,8 @@ def run(plan: Plan) -> dict[str, Any]:
     try:
         prepared = prepare(plan)
         with plan.folder.working():
-            result = _train(plan, *prepared)
+            # another process may have finished it since the first look
+            result = plan.folder.result() if plan.folder.done else _train(plan, *prepared)
     except (UserError, KeyboardInterrupt):
         raise
     except Busy as error:
@@ -135,27 +139,25 @@ def _take_pattern(plan: Plan, method: Any) -> None:
 
 
 def _source(plan: Plan, wanted: str) -> RunFolder:
-    from baselines.registry import METHODS
-    from experiments.compose import same_run_of
-
-    if wanted in METHODS:
+    if wanted.split()[0] in METHODS:
         source = same_run_of(plan.config, wanted)
         folder = source.finished()
         if folder is None:
             raise UserError(
-                f"method.ranks_from={wanted} needs the {wanted} run {source.label} first: "
-                f"the same command with method={wanted} makes it"
+                f"method.ranks_from={wanted} needs the run {source.label} first: "
+                f"the same command with method={' method.'.join(wanted.split())} makes it"
             )
         return folder
-    path = Path(wanted)
-    if (path / "result.json").is_file():
-        return RunFolder(path)
-    raise UserError(
-        f"method.ranks_from={wanted} is neither a method ({', '.join(METHODS)}) nor the folder of a finished run"
-    )
+    if (Path(wanted) / "result.json").is_file():
+        return RunFolder(Path(wanted))
+    found = find([plan.config.store.root, *plan.config.store.also], wanted)
+    assert found is not None  # `source_id` has found it when the run was planned
+    return found
 
 
 def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
+    import torch
+
     from experiments.display import RunDisplay
     from experiments.results import assemble, export_adapter, store_predictions
     from experiments.tracking import make_tracker
@@ -167,7 +169,8 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     tracker = make_tracker(OmegaConf.to_object(config.tracking))
     tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
     total = method.total_steps
-    began = time.perf_counter()
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
     with RunDisplay(plan.label, total) as display:
         trainer = Trainer(
             config.trainer,
@@ -187,11 +190,10 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
         )
         start_ranks = method.ranks()
         outcome = trainer.run()
-        train_seconds = time.perf_counter() - began - outcome.eval_seconds
         reading = trainer.evaluate(report, total)
         chosen = trainer.evaluate(select, total) if select is not None and select.name != report.name else None
     export_adapter(plan, method, model)
-    result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen, train_seconds)
+    result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen)
     store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
     tracker.finish(result)
     folder.write("result.json", result)

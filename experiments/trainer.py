@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -78,11 +79,13 @@ class Outcome:
 
     Attributes:
         step_seconds: wall time of each step of this attempt.
+        train_seconds: wall time of all steps, earlier attempts that this one resumed counted in.
         initial, peak: counts over the run.
         best: readings of the best checkpoint in the common window, None without evaluations.
     """
 
     step_seconds: list[float] = field(default_factory=list)
+    train_seconds: float = 0.0
     eval_seconds: float = 0.0
     initial: Count = Count(0, 0)
     peak: Count = Count(0, 0)
@@ -159,14 +162,26 @@ class Trainer:
         for step in range(start, self.total):
             began = time.perf_counter()
             losses.append(self._step(step))
+            if self._logged(step):
+                self._wait()
             self.outcome.step_seconds.append(time.perf_counter() - began)
+            self.outcome.train_seconds += self.outcome.step_seconds[-1]
             self._log(step, losses)
             if step + 1 in due:
                 self._choose(step)
             if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.total:
                 self._checkpoint(step + 1, losses)
+        self._read_best()
         self.method.finish()
         return self.outcome
+
+    def _logged(self, step: int) -> bool:
+        return (step + 1) % self.config.log_every == 0 or step + 1 == self.total
+
+    def _wait(self) -> None:
+        """Lets a GPU finish, so that the steps' mean time is that of the work and not of its submission."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def _step(self, step: int) -> Tensor:
         """Forward, backward, clip, method, optimizer, schedule, method: one optimizer step."""
@@ -217,7 +232,7 @@ class Trainer:
 
     def _refuse_not_finite(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
         """Looks every step on the CPU, where it is free, and with each logged loss elsewhere."""
-        if self.accelerator.device.type != "cpu" and (step + 1) % self.config.log_every:
+        if self.accelerator.device.type != "cpu" and not self._logged(step):
             return
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if value is not None and not torch.isfinite(value):
@@ -260,8 +275,10 @@ class Trainer:
         with torch.inference_mode():
             for indices in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
                 batch = self._to_device(collate(data, indices, self.pad))
-                labels = batch.pop("labels")
-                logits = self.model(**batch).logits.float()
+                labels = batch.pop("labels").cpu()
+                logits = self.model(**batch).logits.float().cpu()
+                if not torch.isfinite(logits).all():
+                    raise NotFinite(f"an output is not finite; lower trainer.lr ({self.config.lr})")
                 prediction, score = _read(logits, self.task.kind)
                 yield from zip(
                     [int(data.idx[i]) for i in indices],
@@ -276,7 +293,7 @@ class Trainer:
         return {round(self.total * (i + 1) / count) for i in range(count)}
 
     def _choose(self, step: int) -> None:
-        """Reads the selection split; a new best inside the common window reads the reported one too."""
+        """Reads the selection split; a new best inside the common window is kept, to be read at the end."""
         assert self.select is not None
         chosen = self.evaluate(self.select, step)
         primary = self.task.metrics[0]
@@ -286,9 +303,33 @@ class Trainer:
             return
         best = self.outcome.best
         if best is None or chosen.metrics[primary] > best["select"]["metrics"][primary]:
-            same = self.report.name == self.select.name
-            report = chosen if same else self.evaluate(self.report, step)
-            self.outcome.best = {"step": step + 1, "select": _brief(chosen), "report": _brief(report)}
+            count = self.method.count()
+            self.outcome.best = {
+                "step": step + 1,
+                "select": _brief(chosen),
+                "report": _brief(chosen) if self.report.name == self.select.name else None,
+                "ranks": self.method.ranks(),
+                "count": {"rank_sum": count.rank_sum, "params": count.params},
+            }
+            checkpoint.save(self._best_folder, step + 1, self._state())
+
+    @property
+    def _best_folder(self) -> Path:
+        return self.folder.path / "checkpoint" / "best"
+
+    def _read_best(self) -> None:
+        """Reads the reported split once with the chosen weights, and puts the last ones back."""
+        best = self.outcome.best
+        if best is None or best["report"] is not None:
+            return
+        found = checkpoint.load(self._best_folder)
+        if found is None or found[0] != best["step"]:
+            self.outcome.best = None  # its weights are damaged: no reading is better than a wrong one
+            return
+        last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._state().items()}
+        checkpoint.restore(found[1], self.bare, self.method, self.optimizer, self.schedule)
+        best["report"] = _brief(self.evaluate(self.report, best["step"] - 1))
+        checkpoint.restore(last, self.bare, self.method, self.optimizer, self.schedule)
 
     def _within_budget(self) -> bool:
         check = getattr(self.method, "check_budget", None)
@@ -324,7 +365,7 @@ class Trainer:
 
     def _log(self, step: int, losses: list[Tensor]) -> None:
         """Every `log_every` steps: the mean training loss since the last line, in order of the steps."""
-        if (step + 1) % self.config.log_every and step + 1 != self.total:
+        if not self._logged(step):
             return
         loss = float(torch.stack(losses).mean())
         recent = self.outcome.step_seconds[-len(losses) :]
@@ -345,15 +386,19 @@ class Trainer:
     def _checkpoint(self, step: int, losses: list[Tensor]) -> None:
         if not self.accelerator.is_main_process:
             return
-        state = checkpoint.collect(self.bare, self.method, self.optimizer, self.schedule)
+        state = self._state()
         state["progress"] = {
             "moved": self.moved,
             "initial": vars(self.outcome.initial),
             "peak": vars(self.outcome.peak),
             "best": self.outcome.best,
+            "seconds": [self.outcome.train_seconds, self.outcome.eval_seconds],
             "losses": [float(loss) for loss in losses],
         }
         checkpoint.save(self.folder.path / "checkpoint", step, state)
+
+    def _state(self) -> dict[str, Any]:
+        return checkpoint.collect(self.bare, self.method, self.optimizer, self.schedule)
 
     def _resume(self) -> int:
         """Restores the newest whole checkpoint and cuts the lines back to it; 0 without one."""
@@ -369,7 +414,8 @@ class Trainer:
         self.moved = progress["moved"]
         self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
         self.outcome.best = progress["best"]
-        self._pending = [torch.tensor(loss) for loss in progress["losses"]]
+        self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
+        self._pending = [torch.tensor(loss, device=self.accelerator.device) for loss in progress["losses"]]
         self.schedule.at(step)
         if self.accelerator.is_main_process:
             self.folder.cut_back(step)

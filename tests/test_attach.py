@@ -103,6 +103,19 @@ class Odd(nn.Module):
         self.out.weight = self.table.weight
 
 
+def test_no_target_at_all_is_refused():
+    with pytest.raises(UserError, match="no target is given; candidates: head"):
+        find_linears(Net(), [])
+
+
+def test_an_adapter_still_looks_like_its_layer():
+    net = Net()
+    method = lora(net)
+    adapter = method.adapters["layers.0.up"]
+    assert adapter.weight is adapter.base.weight and adapter.bias is adapter.base.bias
+    assert (adapter.in_features, adapter.out_features) == (10, 14)
+
+
 def test_a_pattern_without_a_match_lists_the_candidates():
     with pytest.raises(
         UserError, match=r"'query' matches no linear layer; candidates: head, layers.\*.down, layers.\*.up"

@@ -93,8 +93,25 @@ def test_a_method_without_a_budget_is_one_run_for_all_budgets():
     assert identity("budget=r2") != identity("budget=r8")
 
 
-def test_the_same_weights_are_the_same_model_wherever_they_lie():
-    assert identity("model=minilm_hub", "model.name=minilm") == identity()
+def test_the_same_weights_are_the_same_model_wherever_they_lie(tmp_path):
+    import shutil
+
+    from experiments.model_files import embedded_minilm
+
+    shutil.copytree(embedded_minilm(), tmp_path / "copy")
+    assert identity(f"model.path={tmp_path}/copy") == identity()
+
+
+def test_a_hub_id_is_never_taken_for_other_weights():
+    assert identity("model.path=owner/other") != identity()
+    assert identity("model=minilm_hub") != identity("model=minilm_hub", "model.revision=abc")
+
+
+def test_a_transplant_is_known_by_the_run_it_takes_its_ranks_from():
+    plain = identity("method=svd_lora", "method.ranks_from=elalora")
+    assert plain == identity("method=svd_lora", "method.ranks_from='elalora variant=paper'")
+    assert plain != identity("method=svd_lora", "method.ranks_from='elalora variant=official'")
+    assert plain != identity("method=svd_lora", "method.ranks_from=elalora", "seed=1")
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------
@@ -110,6 +127,13 @@ WRONG = {
     "trainer.lr=fast": "trainer.lr=fast is not a float",
     "trainer.lr=0": "trainer.lr=0.0 must be above 0",
     "trainer.precision=fp16": "allowed: fp32, bf16",
+    "trainer.max_grad_norm=0": "trainer.max_grad_norm=0.0 must be above 0, or null",
+    "trainer.weight_decay=-1": "trainer.weight_decay=-1.0 must be at least 0",
+    "trainer.schedule=stairs": "trainer.schedule=stairs is unknown; allowed: linear, cosine, constant",
+    "trainer.warmup=5000": "leaves no step of trainer.max_steps=100",
+    "task.metrics=[bleu]": "bleu is unknown; allowed: accuracy",
+    "model.path=owner/other": "model.path=owner/other has no model.safetensors within reach",
+    "method.b=1 method.interval=60": "has fallen to 0 at the first round",
     "trainer.batch_size=0": "trainer.batch_size=0 must be at least 1",
     "trainer.max_steps=0": "nothing to train",
     "seed=one": "seed=one is not a",
@@ -128,7 +152,7 @@ def test_a_wrong_override_is_one_clear_line_and_exit_code_2(override, monkeypatc
     import run
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["run.py", override, f"store.root={tmp_path}/runs"])
+    monkeypatch.setattr("sys.argv", ["run.py", *override.split(), f"store.root={tmp_path}/runs"])
     assert run.main() == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("elalora: ") and "Traceback" not in err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nets import Net, batch, train
 from reference_ela import reference_run
 from torch import nn
@@ -110,6 +112,33 @@ def test_every_choice_keeps_the_rank_sum_at_every_round(knobs):
     if knobs.get("capacity") != 3:  # full from the start: a matrix can only get back what it lost
         assert any(r.grown for r in method.rounds_seen)
         method.finish()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    total=st.integers(30, 400),
+    start=st.floats(0.01, 0.4),
+    final=st.floats(0.01, 0.4),
+    interval=st.integers(1, 40),
+    b=st.integers(1, 30),
+    k=st.integers(1, 4),
+    rank=st.integers(1, 6),
+    cubic=st.booleans(),
+    expansion=st.sampled_from(["pool", "mean", "random"]),
+    seed=st.integers(0, 3),
+)
+def test_the_rank_sum_is_kept_over_random_schedules(total, start, final, interval, b, k, rank, cubic, expansion, seed):
+    knobs = dict(t_initial=start, t_final=final, interval=interval, b=b, k=k, scheduler=cubic)
+    try:
+        _, method = ela(rank, total, seed=seed, importance="random", expansion=expansion, **knobs)
+    except UserError:
+        return  # phases that do not fit are refused; tests/test_schedules.py has them
+    before, optimizer = method.ranks(), RowwiseAdamW([nn.Parameter(torch.zeros(1))])
+    for step in method.phases.rounds():
+        done = method.after_step(step, optimizer, Schedule(optimizer, total))
+        assert sum(done.ranks.values()) == 6 * rank == sum(before.values())
+        assert all(a.rank <= a.directions.capacity and a.rank >= 1 for a in method.adapters.values())
+        assert len(done.grown) == len(done.pruned) <= b
 
 
 def test_random_moves_as_many_as_the_scored_choice():

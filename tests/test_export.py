@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from baselines.lora import LoRA, LoRAConfig
+from baselines.registry import method_class
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
 from elalora.attach import merge
 from elalora.export import export_peft, export_trained
@@ -80,7 +81,9 @@ def trained(name, method, steps=30):
     optimizer = RowwiseAdamW(method.groups(model, 1e-2, 0.0), method.directions())
     schedule = Schedule(optimizer, steps)
     for step in range(steps):
-        loss = model(**tokens(step), labels=torch.arange(8) % 3).loss
+        batch = tokens(step)
+        with method.watching(batch["attention_mask"]):
+            loss = model(**batch, labels=torch.arange(8) % 3).loss
         penalty = method.penalty()
         (loss if penalty is None else loss + penalty).backward()
         method.gradients_ready(step)
@@ -96,6 +99,16 @@ def methods():
     quick = {"t_initial": 2, "t_final": 4, "interval": 3, "b": 6, "alpha": 32.0}
     yield "lora", LoRA(LoRAConfig(), Budget(4))
     yield "elalora", ElaLoRA(ElaLoRAConfig(**quick), Budget(3))
+    more = {
+        "svd_lora": {},
+        "adalora": {"t_initial": 4, "t_final": 8, "interval": 3},
+        "sora": {},
+        "prilora": {"every": 7},
+        "beamlora": {"interval": 6},
+    }
+    for name, knobs in more.items():
+        cls = method_class(name)
+        yield name, cls(cls.Config(**knobs), Budget(3))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -104,7 +117,8 @@ def test_stock_peft_reloads_the_adapter_with_equal_outputs(architecture, method,
     from peft import PeftModel
 
     model, head = trained(architecture, method)
-    folder = export_peft(method, model, tmp_path / "adapter", head, task_type="SEQ_CLS", base="somewhere")
+    whole = head + method.trained_modules()
+    folder = export_peft(method, model, tmp_path / "adapter", whole, task_type="SEQ_CLS", base="somewhere")
     fresh = ARCHITECTURES[architecture][0]()
     reloaded = PeftModel.from_pretrained(fresh, folder).eval()
     with torch.no_grad():
@@ -143,6 +157,14 @@ def test_an_adapter_without_any_rank_is_refused(tmp_path):
     with pytest.raises(UserError, match="every matrix has rank 0"):
         export_peft(method, model, tmp_path / "x", head)
     assert not (tmp_path / "x").exists()
+
+
+def test_names_that_peft_would_confuse_are_refused(tmp_path):
+    method = LoRA(LoRAConfig(), Budget(2))
+    model, _ = trained("bert", method)
+    model.pre_classifier = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="'pre_classifier' together with 'classifier'"):
+        export_peft(method, model, tmp_path, ["classifier"])
 
 
 def test_trained_parameters_are_saved_by_name(tmp_path):

@@ -245,6 +245,19 @@ def test_one_failure_does_not_stop_the_others(movies, tiny_model_dir, tmp_path, 
     assert "1 of 3 runs are done" in err and "'nothing' matches no linear layer; candidates:" in err
 
 
+def test_modules_that_the_checkpoint_lacks_must_be_in_the_head(movies, tiny_model_dir, tmp_path):
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "model.head=[bert.pooler]"))
+    with pytest.raises(UserError, match=r"no weights for classifier, .* type model.head=\[classifier"):
+        run(plan)
+    assert not plan.folder.path.exists()
+
+
+def test_several_processes_are_refused(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process for now"):
+        run_all([quick(tiny_model_dir, tmp_path)])
+
+
 def test_two_processes_on_one_run_one_works_and_the_other_leaves(tmp_path):
     from experiments.store import Busy
 
@@ -256,9 +269,13 @@ def test_the_transplant_takes_the_final_ranks_of_the_run_it_names(elalora_run, t
     plan, result = elalora_run
     store = plan.config.store.root
     base = [*MOVES, "method=svd_lora", "method.ranks_from=elalora"]
-    with pytest.raises(UserError, match="needs the elalora run"):
+    with pytest.raises(UserError, match="needs the run vader_movies/elalora-r4-s0 first"):
         run(make_plan(quick(tiny_model_dir, store, *base)))  # it takes ElaLoRA's defaults, and that run is not there
+    by_id = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.id}"))
     by_folder = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.folder.path}"))
+    knobs = "elalora t_initial=3 t_final=6 interval=4"
+    by_knobs = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from='{knobs}'"))
+    assert by_id.id == by_folder.id == by_knobs.id
     made = run(by_folder)
     assert made["ranks"]["initial"] == made["ranks"]["final"] == result["ranks"]["final"]
     assert made["counts"]["final"]["params"] == result["counts"]["final"]["params"]
@@ -289,11 +306,23 @@ def test_regression_and_best_checkpoint_under_paper_best(movies, tiny_model_dir,
     result = run(plan)
     best = result["readings"]["best"]
     assert best["step"] > 0.75 * 30 and best["report"] == best["select"]
+    assert best["count"]["rank_sum"] == 48 == sum(best["ranks"].values())
     scores = [
         (line["value"], line["step"] + 1) for line in lines(plan.folder.path, "metrics.jsonl")
         if line["split"] == "test" and line["metric"] == "pearson" and line["step"] + 1 in (25, 30)
     ]  # fmt: skip
     assert best["report"]["metrics"]["pearson"] == pytest.approx(max(scores)[0])
+
+
+def test_the_best_checkpoint_is_read_once_at_the_end_and_leaves_the_last_one_alone(movies, tiny_model_dir, tmp_path):
+    plain = run(make_plan(quick(tiny_model_dir, tmp_path, *MOVES)))
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "trainer.evaluations=10"))
+    result = run(plan)
+    assert result["readings"]["last"]["report"] == plain["readings"]["last"]["report"]
+    best = result["readings"]["best"]
+    read = [x for x in lines(plan.folder.path, "metrics.jsonl") if x["split"] == "test" and x["metric"] == "accuracy"]
+    assert [x["step"] for x in read] == [best["step"] - 1, 30]
+    assert read[0]["value"] == best["report"]["metrics"]["accuracy"]
 
 
 def test_run_length_is_epochs_or_steps():
