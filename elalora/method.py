@@ -304,9 +304,10 @@ class LowRankMethod(Method):
         return self.config.alpha / max(1, rank)
 
     def initialise(self, adapter: LowRankLinear) -> None:
-        """Draws the active rows; SVD form: A, B ~ N(0, 0.02), E = 0."""
+        """Draws A ~ N(0, 0.02); with singular values B too, and E = 0, else B = 0: the output is unchanged."""
         draw_normal(adapter.A, adapter.rank, 0.02, self.generator)
-        draw_normal(adapter.B, adapter.rank, 0.02, self.generator)
+        if adapter.E is not None:
+            draw_normal(adapter.B, adapter.rank, 0.02, self.generator)
 
     def directions(self) -> dict[Tensor, Directions]:
         return {p: adapter.directions for adapter in self.adapters.values() for p in adapter.factors()}

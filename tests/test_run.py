@@ -325,6 +325,44 @@ def test_the_best_checkpoint_is_read_once_at_the_end_and_leaves_the_last_one_alo
     assert read[0]["value"] == best["report"]["metrics"]["accuracy"]
 
 
+@pytest.mark.parametrize("option", ["use_dora=true", "init_lora_weights=eva"])
+def test_a_stock_peft_tuner_is_an_arm(option, movies, tiny_model_dir, tmp_path):
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=peft", f"+method.options.{option}"))
+    result = run(plan)
+    lora = 4 * sum(sum(shape) for shape in result["ranks"]["shapes"].values())
+    magnitudes = sum(shape[0] for shape in result["ranks"]["shapes"].values())
+    final = result["counts"]["final"]["params"]
+    if "dora" in option:
+        assert final == lora + magnitudes and result["flags"][-1:] == ["off budget"]
+    else:  # EVA moved ranks before the first step, by what it saw of the training batches
+        assert result["counts"]["final"]["rank_sum"] <= 4 * 12 and len(set(result["ranks"]["initial"].values())) > 1
+    assert result["counts"]["other_params"] == 0 and result["counts"]["head_params"] == 32 * 32 + 32 + 2 * 32 + 2
+
+
+def test_a_method_from_outside_runs_as_the_guide_says(movies, tiny_model_dir, tmp_path):
+    """The code and the yaml are those of docs/add-a-method.md."""
+    import textwrap
+
+    from runs import QUICK
+
+    guide = (ROOT / "docs" / "add-a-method.md").read_text()
+    code = textwrap.dedent(guide[guide.index("    # my_method.py") : guide.index("`LowRankMethod` attaches")])
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "my_method.py").write_text(code)
+    (tmp_path / "my_conf" / "method").mkdir(parents=True)
+    yaml = "name: my_package.my_method:MyMethod\nalpha: 16.0\n"
+    (tmp_path / "my_conf" / "method" / "my_method.yaml").write_text(yaml)
+    words = [*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path}/runs", "trainer.max_steps=5"]
+    done = command(
+        "--config-dir", str(tmp_path / "my_conf"), "method=my_method", *words, env={"PYTHONPATH": str(tmp_path)}
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(next(tmp_path.glob("runs/*/my_method-r4-s0-*/result.json")).read_text())
+    assert result["label"] == "My method" and result["counts"]["final"]["rank_sum"] == 48
+
+
 def test_run_length_is_epochs_or_steps():
     from experiments.config import TrainerConfig
 
