@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def run(plan: Plan) -> dict[str, Any]:
     except Busy as error:
         raise RunFailed(str(error)) from error
     except Exception as error:
+        if not plan.folder.path.exists():  # it stopped before there was a status.json to keep the traceback
+            traceback.print_exc()
         raise RunFailed(f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})") from error
     print(f"done: {plan.folder.path}  {headline(result)}")
     return result

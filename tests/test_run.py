@@ -228,6 +228,18 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_names_the_setting(movies, t
     assert plan.folder.status()["state"] == "failed" and not plan.folder.done
 
 
+def test_a_bug_before_anything_is_written_still_shows_its_traceback(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+
+    def broken(_):
+        raise ZeroDivisionError("pretend")
+
+    monkeypatch.setattr("experiments.runner.prepare", broken)
+    with pytest.raises(RunFailed, match="ZeroDivisionError: pretend"):
+        run(plan)
+    assert "Traceback" in capsys.readouterr().err and not plan.folder.path.exists()
+
+
 def test_an_allocator_that_never_acts_fails_the_run(movies, tiny_model_dir, tmp_path):
     plan = make_plan(quick(tiny_model_dir, tmp_path, "budget=r1", *MOVES))
     with pytest.raises(RunFailed, match="rounds were due and no rank moved"):
