@@ -196,7 +196,7 @@ def test_the_lock_has_everything_the_project_asks_for():
 def test_every_import_of_the_project_is_asked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    modules = {"hydra-core": "hydra", "scikit-learn": "sklearn", "pytest-xdist": "xdist"}
+    modules = {"hydra-core": "hydra", "scikit-learn": "sklearn", "pytest-xdist": "xdist", "pillow": "PIL"}
     known = {modules.get(Requirement(line).name, Requirement(line).name.replace("-", "_")) for line in asked}
     known |= {*PACKAGES, *sys.stdlib_module_names}
     known |= {"huggingface_hub"}  # part of transformers: whatever version that brings
