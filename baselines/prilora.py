@@ -110,12 +110,12 @@ class PRILoRA(LowRankMethod):
     # -- training --------------------------------------------------------------------------------------
 
     @contextmanager
-    def watching(self, mask: Tensor | None) -> Iterator[None]:
-        """Collects ||X_j||^2 of every adapted layer; `mask` (batch, tokens) is 0 at padding."""
-        for adapter in self.adapters.values():
+    def watching(self, mask: Tensor | None, target_mask: Tensor | None = None) -> Iterator[None]:
+        """Collects ||X_j||^2 of every adapted layer over the tokens that are no padding."""
+        for name, adapter in self.adapters.items():
             if adapter.inputs is None:  # made here and not in `attach`: by now the model is on its device
                 adapter.inputs = InputNorm(adapter.A.shape[1], adapter.A)
-            adapter.inputs.watch(mask)
+            adapter.inputs.watch(target_mask if sees_target(name) else mask)
         try:
             yield
         finally:
@@ -181,6 +181,13 @@ def _sum_over_processes(inputs: list[InputNorm]) -> None:
     dist.all_reduce(flat)
     for i, total in zip(inputs, flat.split([len(i.total) for i in inputs]), strict=True):
         i.total.copy_(total)
+
+
+def sees_target(name: str) -> bool:
+    """Whether a layer reads the decoder's tokens; keys and values of the cross-attention read the encoder's."""
+    *parents, leaf = name.split(".")
+    crossing = bool({"encoder_attn", "EncDecAttention"} & set(parents))
+    return "decoder" in parents and not (crossing and leaf in ("k_proj", "v_proj", "k", "v"))
 
 
 def depths(names: Sequence[str]) -> list[int]:

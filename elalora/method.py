@@ -180,8 +180,13 @@ class Method:
         return None
 
     @contextmanager
-    def watching(self, mask: Tensor | None) -> Iterator[None]:
-        """Wraps a training forward pass; methods that need input statistics look in here."""
+    def watching(self, mask: Tensor | None, target_mask: Tensor | None = None) -> Iterator[None]:
+        """Wraps a training forward pass; methods that need input statistics look in here.
+
+        Args:
+            mask: (batch, tokens), 0 at padding of the input; None where there is none.
+            target_mask: likewise of the decoder's input, for encoder-decoder models.
+        """
         yield
 
     def gradients_ready(self, step: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-KNOWN_METRICS = ("accuracy", "f1", "mcc", "pearson", "spearman")
+KNOWN_METRICS = ("accuracy", "f1", "mcc", "pearson", "spearman", "rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 @dataclass
@@ -21,11 +21,16 @@ class TaskConfig:
         name: the task's name on the command line and in every table.
         source: "vader" or "glue": the loader that knows where the data come from.
         subset: the part of the source, such as "movies" or "cola".
-        kind: "classification" (integer labels) or "regression" (one real number).
+        suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark, which decides its paper protocols.
+        kind: "classification" (integer labels), "regression" (one real number), "summarization" (a text) or "image"
+            (integer labels of images).
         num_labels: outputs of the head; 1 for regression.
         text: names of the one or two text columns.
         metrics: names of experiments.metrics, the primary one first.
         max_length: longest sequence in tokens; longer ones are cut, and the cuts are counted.
+        target_length: likewise of a summary that is trained on.
+        generate_length: most tokens that are generated.
+        beams: of the beam search.
         citation: who to cite in docs and tables.
         fingerprint: expected sha256 of the content, part of a run's identity and checked at load;
             null accepts any content that has the right counts.
@@ -37,11 +42,15 @@ class TaskConfig:
     name: str = MISSING
     source: str = MISSING
     subset: str = MISSING
+    suite: str = "own"
     kind: str = "classification"
     num_labels: int = 2
     text: list[str] = field(default_factory=lambda: ["text"])
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     max_length: int = 128
+    target_length: int = 64
+    generate_length: int = 62
+    beams: int = 4
     citation: str = ""
     fingerprint: str | None = None
     hub_id: str | None = None
@@ -70,7 +79,7 @@ class ProtocolConfig:
     """Which data choose a checkpoint and which are reported (see experiments.protocols).
 
     Attributes:
-        name: "clean", "paper_last" or "paper_best".
+        name: "clean", "paper_last", "paper_best", or "tune" for runs that only choose settings.
         split_seed: draws the held-out part of train under "clean"; the same for all run seeds.
     """
 

@@ -1,14 +1,20 @@
 """Which rows train, which choose a checkpoint, and which are reported.
 
-Tasks come with three splits (VADER, own data) or with train and a validation split only, because
-the official test labels are hidden (GLUE). What the three protocols make of them:
+Tasks come with three splits, or with train and a validation split only, because the official test labels are hidden
+(GLUE). What the protocols make of them:
 
-    protocol     splits              trains on           selects on       reports
-    clean        three               train               validation       test
-    clean        train, validation   train less held-out held-out         validation, read once
-    paper_last   three               train + validation  nothing          test
-    paper_last   train, validation   train               nothing          validation
+    protocol     benchmark           trains on             selects on    reports
+    clean        GLUE                train less held-out   held-out      validation, read once
+    clean        VTAB-1k             train + validation    nothing       test, read once
+    clean        others              train                 validation    test
+    paper_last   GLUE, summaries     train                 nothing       validation, as ElaLoRA's code
+    paper_last   VTAB-1k, others     train + validation    nothing       test
     paper_best   as paper_last, but selects on the reported split (optimistic)
+    tune         GLUE                train less held-out   nothing       held-out
+    tune         others              train                 nothing       validation
+
+`tune` is for runs that choose settings for `clean`: what `clean` reports is never read. On VTAB-1k it is the
+benchmark's own procedure (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000.
 
 Draws use hashes of the rows' numbers, so they are the same under any version of any library.
 """
@@ -28,7 +34,7 @@ from experiments.data.content import TaskData
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PROTOCOLS = ("clean", "paper_last", "paper_best")
+PROTOCOLS = ("clean", "paper_last", "paper_best", "tune")
 HELD_OUT_SHARE = 0.1
 HELD_OUT_MOST = 1000
 
@@ -76,24 +82,39 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
 
 
 def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
-    train = data.splits["train"]
-    validation_name = next(name for name in data.splits if name.startswith("validation"))
-    validation = data.splits[validation_name]
-    test = data.splits.get("test")
-    if protocol.name == "clean":
-        if test is not None:
-            return Splits(train, validation, test, validation_name, "test")
-        size = min(int(HELD_OUT_SHARE * len(train)), HELD_OUT_MOST)
-        held_out = _draw(data, train, size, f"held_out/{protocol.split_seed}")
-        rest = sorted(set(range(len(train))) - set(held_out))
-        return Splits(train.select(rest), train.select(held_out), validation, "held_out", validation_name)
-    if test is None:
-        report, name = validation, validation_name
-    else:
-        train, report, name = _joined(train, validation), test, "test"
-    if protocol.name == "paper_best":
-        return Splits(train, report, report, name, name)
-    return Splits(train, None, report, None, name)
+    if protocol.name not in ("clean", "tune"):
+        return _as_papers(data, best=protocol.name == "paper_best")
+    clean = _clean(data, protocol.split_seed)
+    if protocol.name == "tune":
+        assert clean.select is not None and clean.select_name is not None
+        return replace(clean, select=None, select_name=None, report=clean.select, report_name=clean.select_name)
+    if data.config.suite == "vtab":
+        assert clean.select is not None
+        return replace(clean, train=_joined(clean.train, clean.select), select=None, select_name=None)
+    return clean
+
+
+def _clean(data: TaskData, split_seed: int) -> Splits:
+    """Three parts, of which the second may choose and the third is reported."""
+    train, (validation_name, validation) = data.splits["train"], _validation(data)
+    if "test" in data.splits:
+        return Splits(train, validation, data.splits["test"], validation_name, "test")
+    size = min(int(HELD_OUT_SHARE * len(train)), HELD_OUT_MOST)
+    held_out = _draw(data, train, size, f"held_out/{split_seed}")
+    rest = sorted(set(range(len(train))) - set(held_out))
+    return Splits(train.select(rest), train.select(held_out), validation, "held_out", validation_name)
+
+
+def _as_papers(data: TaskData, best: bool) -> Splits:
+    """All of train, one split for everything else."""
+    train, (name, report) = data.splits["train"], _validation(data)
+    if "test" in data.splits and data.config.suite != "summarization":
+        train, report, name = _joined(train, report), data.splits["test"], "test"
+    return Splits(train, report if best else None, report, name if best else None, name)
+
+
+def _validation(data: TaskData) -> tuple[str, Dataset]:
+    return next((name, rows) for name, rows in data.splits.items() if name.startswith("validation"))
 
 
 def _joined(first: Dataset, second: Dataset) -> Dataset:
@@ -104,8 +125,8 @@ def _joined(first: Dataset, second: Dataset) -> Dataset:
 
 def _draw(data: TaskData, rows: Dataset, size: int, salt: str) -> list[int]:
     """Positions of a random subset, in rising order; stratified for classification."""
-    columns = rows[:]
-    classes = columns["label"] if data.config.kind == "classification" else [0] * len(rows)
+    columns = rows.select_columns(["idx", "label"])[:]
+    classes = columns["label"] if data.config.kind in ("classification", "image") else [0] * len(rows)
     return draw(columns["idx"], classes, size, f"{data.config.name}/{salt}")
 
 

@@ -33,7 +33,6 @@ def assemble(
     from experiments.manifest import commit_of
 
     config = plan.config
-    labels = [row[1] for row in reading.rows]
     return {
         "schema": SCHEMA,
         "id": plan.id,
@@ -74,7 +73,8 @@ def assemble(
             "train_items": len(train.data),
             "report_items": len(reading.rows),
             "truncated": train.data.truncated,
-            "majority": majority_baseline(config.task.kind, list(config.task.metrics), labels),
+            "truncated_targets": getattr(train.data, "truncated_targets", 0),
+            "majority": _constant_answer(config.task, reading),
         },
         "flags": (["collapsed"] if reading.collapsed else []) + method.remarks(),
     }
@@ -85,6 +85,14 @@ def _label(plan: Plan) -> str:
     if getattr(plan.method_config, "ranks_from", None):
         label += " transplant" + (" shuffled" if plan.method_config.shuffle else "")
     return label
+
+
+def _constant_answer(task: Any, reading: Reading) -> dict[str, float]:
+    """Scores of the best constant answer; a summary has none."""
+    if task.kind == "summarization":
+        return {}
+    kind = "regression" if task.kind == "regression" else "classification"
+    return majority_baseline(kind, list(task.metrics), [row[1] for row in reading.rows])
 
 
 def _last(step: int, reading: Reading, chosen: Reading | None) -> dict[str, Any]:
@@ -162,17 +170,12 @@ def store_predictions(folder: Path, reading: Reading, task: TaskConfig) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    kind = pyarrow.float64() if task.kind == "regression" else pyarrow.int64()
-    idx, label, prediction, score = (list(column) for column in zip(*reading.rows, strict=True))
-    cast = float if task.kind == "regression" else int
-    table = pyarrow.table(
-        {
-            "idx": pyarrow.array(idx, pyarrow.int64()),
-            "label": pyarrow.array([cast(v) for v in label], kind),
-            "prediction": pyarrow.array([cast(v) for v in prediction], kind),
-            "score": pyarrow.array(score, pyarrow.float64()),
-        }
-    )
+    text = pyarrow.string()
+    answers = {"regression": (pyarrow.float64(),) * 2, "summarization": (pyarrow.list_(text), text)}
+    label, prediction = answers.get(task.kind, (pyarrow.int64(),) * 2)
+    types = {"idx": pyarrow.int64(), "label": label, "prediction": prediction, "score": pyarrow.float64()}
+    columns = zip(types.items(), zip(*reading.rows, strict=True), strict=True)
+    table = pyarrow.table({name: pyarrow.array(list(values), kind) for (name, kind), values in columns})
     part = folder / f".predictions.{os.getpid()}"
     parquet.write_table(table, part, compression="zstd")
     os.replace(part, folder / "predictions.parquet")

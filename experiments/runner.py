@@ -89,7 +89,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     from accelerate.state import AcceleratorState
 
     from experiments.data import load_task
-    from experiments.data.batches import tokenise
+    from experiments.data.items import make_items
     from experiments.models import load_model, load_tokenizer
     from experiments.protocols import apply_protocol
     from experiments.trainer import Split, run_length
@@ -110,7 +110,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     tokenizer = load_tokenizer(config.model)
 
     def ready(dataset: Any, name: str | None) -> Split:
-        return Split(name or "validation", tokenise(dataset, tokenizer, task, config.data.cache))
+        return Split(name or "validation", make_items(dataset, tokenizer, task, config.data.cache))
 
     train = ready(splits.train, "train")
     select = None if splits.select is None else ready(splits.select, splits.select_name)
@@ -162,6 +162,7 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     import torch
 
     from experiments.display import RunDisplay
+    from experiments.readout import make_readout
     from experiments.results import assemble, export_adapter, store_predictions
     from experiments.tracking import make_tracker
     from experiments.trainer import Trainer
@@ -177,11 +178,10 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     with RunDisplay(plan.label, total) as display:
         trainer = Trainer(
             config.trainer,
-            OmegaConf.to_object(config.task),
+            make_readout(OmegaConf.to_object(config.task), tokenizer, model),
             config.seed,
             method,
             model,
-            tokenizer,
             train,
             select,
             report,

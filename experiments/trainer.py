@@ -25,19 +25,17 @@ from elalora.budget import Count
 from elalora.method import Method, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
-from experiments import checkpoint, metrics
+from experiments import checkpoint
 from experiments.config import TrainerConfig
-from experiments.config_task import TaskConfig
-from experiments.data.batches import TokenisedSplit, collate, eval_batches, train_batches
+from experiments.data.batches import eval_batches, train_batches
+from experiments.data.items import Items
+from experiments.data.texts import IGNORED
 from experiments.plan import stream
+from experiments.readout import NotFinite, Readout, Row
 from experiments.store import RunFolder
 
 PREPARE_BATCHES = 8  # training batches that a data-driven start is given
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
-
-
-class NotFinite(RuntimeError):
-    """A loss or gradient that is NaN or infinite."""
 
 
 class Watcher(Protocol):
@@ -56,10 +54,10 @@ class Mirror(Protocol):
 
 @dataclass
 class Split:
-    """A tokenised split and its name."""
+    """The items of a split and its name."""
 
     name: str
-    data: TokenisedSplit
+    data: Items
 
 
 @dataclass
@@ -70,7 +68,7 @@ class Reading:
     step: int
     metrics: dict[str, float]
     collapsed: bool
-    rows: list[tuple[int, float, float, float]]  # (idx, label, prediction, score)
+    rows: list[Row]
 
 
 @dataclass
@@ -103,10 +101,10 @@ class Trainer:
     """One run's training.
 
     Args:
-        config: the trainer's settings; task: what is learned; seed: the run's.
+        config: the trainer's settings; seed: the run's.
+        readout: how the task's outputs are read and scored.
         method: attached to `model`.
         model: with adapters in place.
-        pad: what `collate` needs of the tokenizer.
         train, select: training items, and the split that chooses (None: nothing is chosen).
         report: the split that is reported.
         folder: where lines and checkpoints go.
@@ -116,11 +114,10 @@ class Trainer:
     def __init__(
         self,
         config: TrainerConfig,
-        task: TaskConfig,
+        readout: Readout,
         seed: int,
         method: Method,
         model: nn.Module,
-        pad: Any,
         train: Split,
         select: Split | None,
         report: Split,
@@ -130,7 +127,7 @@ class Trainer:
         mirror: Mirror,
         checkpoint_every: int = 0,
     ) -> None:
-        self.config, self.task, self.seed, self.method, self.pad = config, task, seed, method, pad
+        self.config, self.readout, self.seed, self.method = config, readout, seed, method
         self.train_split, self.select, self.report = train, select, report
         self.folder, self.accelerator, self.watcher, self.mirror = folder, accelerator, watcher, mirror
         self.checkpoint_every = checkpoint_every
@@ -141,7 +138,7 @@ class Trainer:
         self._pending: list[Tensor] = []  # losses since the last line of metrics.jsonl
         if method.batches_wanted:
             first = [self._batch(step) for step in range(min(self.total, PREPARE_BATCHES))]
-            method.prepare([self._to_device(collate(train.data, indices, pad)) for indices in first])
+            method.prepare([self._to_device(train.data.batch(indices)) for indices in first])
         self.optimizer = RowwiseAdamW(method.groups(model, config.lr, config.weight_decay), method.directions())
         shortest = min(method.stages())
         warmup = steps_of(config.warmup, shortest, "trainer.warmup")
@@ -205,10 +202,12 @@ class Trainer:
         size = self.config.micro_batch or max(1, len(share))
         chunks = [share[i : i + size] for i in range(0, len(share), size)] or [indices[:1]]
         total = torch.zeros((), device=self.accelerator.device)
+        weigh = self.train_split.data.weight
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
-            # every process averages over its own items; the weight makes it the mean over the global batch
-            weight = len(chunk) * self.accelerator.num_processes / len(indices) if share else 0.0
+            # the loss is a mean over the chunk; the weight makes the sum over chunks that of the global batch, and
+            # gradients are averaged over processes
+            weight = weigh(chunk) * self.accelerator.num_processes / weigh(indices) if share else 0.0
             with self._sync(last):
                 loss = self._forward(chunk, watch=bool(share)) * weight
                 total += loss.detach()
@@ -218,8 +217,8 @@ class Trainer:
 
     def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:
         """The mean loss of some items; a process without a share lends one item, and nothing looks at it."""
-        batch = self._to_device(collate(self.train_split.data, indices, self.pad))
-        with self.method.watching(batch.get("attention_mask")) if watch else nullcontext():
+        batch = self._to_device(self.train_split.data.batch(indices))
+        with self.method.watching(*_masks(batch)) if watch else nullcontext():
             return self.model(**batch).loss
 
     def _sync(self, last: bool) -> Any:
@@ -259,34 +258,21 @@ class Trainer:
         """Reads a split with the weights as they are; the same rows in the same order in every process."""
         began = time.perf_counter()
         self.model.eval()
-        rows = sorted(gather_object(list(self._predict(split.data))))
+        rows = sorted(gather_object(list(self._predict(split.data))), key=lambda row: row[0])
         self.model.train()
         self.outcome.eval_seconds += time.perf_counter() - began
-        labels, predictions = [row[1] for row in rows], [row[2] for row in rows]
-        scores, collapsed = metrics.compute(list(self.task.metrics), labels, predictions)
+        scores, collapsed = self.readout.score(rows)
         for name, value in scores.items():
             self._line("metrics.jsonl", {"step": step, "split": split.name, "metric": name, "value": value})
         self.mirror.metrics(step, split.name, scores)
         return Reading(split.name, step, scores, collapsed, rows)
 
-    def _predict(self, data: TokenisedSplit) -> Iterator[tuple[int, float, float, float]]:
-        """(idx, label, prediction, score) of this process's share; the score is a value or a log-odds margin."""
+    def _predict(self, data: Items) -> Iterator[Row]:
+        """Rows of this process's share."""
         batches = eval_batches(data.lengths, 2 * self.config.batch_size)
         with torch.inference_mode():
             for indices in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-                batch = self._to_device(collate(data, indices, self.pad))
-                labels = batch.pop("labels").cpu()
-                logits = self.model(**batch).logits.float().cpu()
-                if not torch.isfinite(logits).all():
-                    raise NotFinite(f"an output is not finite; lower trainer.lr ({self.config.lr})")
-                prediction, score = _read(logits, self.task.kind)
-                yield from zip(
-                    [int(data.idx[i]) for i in indices],
-                    labels.double().tolist(),
-                    prediction.tolist(),
-                    score.tolist(),
-                    strict=True,
-                )
+                yield from self.readout.read(self.model, data, indices, self._to_device(data.batch(indices)))
 
     def _evaluation_steps(self) -> set[int]:
         count = self.config.evaluations if self.select is not None else 0
@@ -296,7 +282,7 @@ class Trainer:
         """Reads the selection split; a new best inside the common window is kept, to be read at the end."""
         assert self.select is not None
         chosen = self.evaluate(self.select, step)
-        primary = self.task.metrics[0]
+        primary = self.readout.metrics[0]
         shown = f"{self.select.name} {primary} {chosen.metrics[primary]:.1f}"
         self.watcher.update(step + 1, self.method.phase(step), self._shown_loss, self.moved, shown)
         if step + 1 < self.total * (1 - BEST_WINDOW) or not self._within_budget():
@@ -429,13 +415,10 @@ def _round(line: dict[str, Any]) -> Round:
     return Round(**{**line, "pruned": [(name, slot) for name, slot in line["pruned"]]})
 
 
-def _read(logits: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Prediction and score (items,) of logits (items, labels)."""
-    if kind == "regression":
-        value = logits[:, 0].double()
-        return value, value
-    top = logits.double().topk(min(2, logits.shape[1]), dim=1)
-    return top.indices[:, 0].double(), top.values[:, 0] - top.values[:, -1]
+def _masks(batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens of the input, and of the decoder's input, are no padding; both (b, length) or None."""
+    labels = batch["labels"]
+    return batch.get("attention_mask"), labels != IGNORED if labels.ndim == 2 else None
 
 
 def _brief(reading: Reading) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def trainer_trajectory() -> dict:
     from experiments.config import TrainerConfig
     from experiments.config_task import TaskConfig
     from experiments.plan import TRAINER_NUMERICS
+    from experiments.readout import make_readout
     from experiments.store import RunFolder
     from experiments.trainer import Split, Trainer
 
@@ -86,17 +87,13 @@ def trainer_trajectory() -> dict:
         with run.working():
             select, report = (Split(n, _tokens(s)) for n, s in (("validation", 1), ("test", 2)))
             trainer = Trainer(
-                config, task, 0, method, model, _Pad(), Split("train", _tokens(0)), select, report, run,
-                Accelerator(cpu=True), _Silent(), _Silent(),
+                config, make_readout(task, None, model), 0, method, model, Split("train", _tokens(0)), select, report,
+                run, Accelerator(cpu=True), _Silent(), _Silent(),
             )  # fmt: skip
             trainer.run()
             losses = [line["value"] for line in run.lines("metrics.jsonl")]
             ranks = [list(line["ranks"].values()) for line in run.lines("ranks.jsonl")]
     return {"numerics": TRAINER_NUMERICS, "losses": losses, "ranks": ranks}
-
-
-class _Pad:
-    pad_token_id, pad_token_type_id, padding_side = 0, 0, "right"
 
 
 class _Silent:
@@ -105,14 +102,15 @@ class _Silent:
 
 
 def _tokens(seed: int):
-    from experiments.data.batches import TokenisedSplit
+    from experiments.data.texts import Padding, Ragged, TextItems
 
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 12, (60,), generator=g)
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     tokens = torch.randint(1, 50, (int(offsets[-1]),), generator=g, dtype=torch.int32)
     labels = torch.randint(0, 3, (60,), generator=g)
-    return TokenisedSplit(tokens, offsets, torch.arange(60), labels, truncated=0, cached=False)
+    padding = Padding(token=0, token_type=0, side="right")
+    return TextItems(Ragged(tokens, offsets), torch.arange(60), labels, 0, 0, cached=False, padding=padding)
 
 
 def make(name: str) -> dict:

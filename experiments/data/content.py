@@ -89,21 +89,33 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
 
 
 def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
-    """sha256 over split names, idx, text and labels, in order.
+    """sha256 over split names, idx, inputs and labels, in order.
 
-    Every text is preceded by its length, so that moving a character from one column to the next
-    changes the hash. Real labels count in single precision, which is how they are stored.
+    Every text and image is preceded by its length, so that moving a character from one column to the next
+    changes the hash. Real labels count in single precision, which is how they are stored; of a summary every
+    reference counts.
     """
     digest = hashlib.sha256()
-    pack_label = struct.Struct("<q" if task.kind == "classification" else "<f").pack
     pack_int = struct.Struct("<q").pack
+
+    def add(value: Any) -> None:
+        if isinstance(value, int):
+            digest.update(pack_int(value))
+        elif isinstance(value, float):
+            digest.update(struct.pack("<f", value))
+        elif isinstance(value, list):
+            add(len(value))
+            for part in value:
+                add(part)
+        else:
+            raw = value.encode("utf-8") if isinstance(value, str) else value
+            digest.update(pack_int(len(raw)) + raw)
+
     for name in sorted(splits):
         rows = splits[name][:]
         digest.update(f"{name}\n{len(splits[name])}\n{len(task.text)}\n".encode())
-        texts = zip(*(rows[column] for column in task.text), strict=True)
-        for idx, row, label in zip(rows["idx"], texts, rows["label"], strict=True):
-            digest.update(pack_int(idx) + pack_label(label))
-            for text in row:
-                encoded = text.encode("utf-8")
-                digest.update(pack_int(len(encoded)) + encoded)
+        columns = ["idx", "label", *task.text, *(["references"] if task.kind == "summarization" else [])]
+        for row in zip(*(rows[column] for column in columns), strict=True):
+            for value in row:
+                add(value)
     return digest.hexdigest()

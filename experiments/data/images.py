@@ -1,0 +1,85 @@
+"""Images as the model wants them: decoded, resized, scaled to 0..1 and normalised.
+
+What is unusual: no augmentation and no random crop, so a batch is a pure function of its items (the VTAB-1k protocol
+uses none). Decoded images are kept as bytes while they fit into MEMORY; larger splits are decoded batch by batch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elalora.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MEMORY = 512 * 2**20  # bytes of decoded images that a split may keep
+
+
+class ImageItems:
+    """Items of an image task.
+
+    Args:
+        dataset: columns idx, image (the encoded file's bytes) and label.
+        processor: has size (height, width), mean and std (3,), and resample (a PIL filter's number).
+    """
+
+    truncated = 0
+
+    def __init__(self, dataset: Dataset, processor: Any) -> None:
+        self.files, self.processor = dataset.select_columns(["image"]), processor
+        self.idx = torch.tensor(dataset["idx"][:], dtype=torch.int64)
+        self.labels = torch.tensor(dataset["label"][:], dtype=torch.int64)
+        self.mean = torch.tensor(processor.mean).view(3, 1, 1)
+        self.std = torch.tensor(processor.std).view(3, 1, 1)
+        height, width = processor.size
+        self._kept: dict[int, Tensor] | None = {} if 3 * height * width * len(self.idx) <= MEMORY else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """All images cost the same, (n,)."""
+        return np.ones(len(self), dtype=np.int64)
+
+    def weight(self, indices: Sequence[int]) -> float:
+        """Every image counts once."""
+        return float(len(indices))
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """pixel_values (b, 3, height, width) float32 and labels (b,).
+
+        Raises:
+            UserError: an image cannot be decoded.
+        """
+        stacked = torch.stack([self._pixels(i) for i in indices])  # uint8
+        return {
+            "pixel_values": (stacked.float() / 255 - self.mean) / self.std,
+            "labels": self.labels[torch.as_tensor(indices)],
+        }
+
+    def _pixels(self, index: int) -> Tensor:
+        if self._kept is None:
+            return self._decode(index)
+        if index not in self._kept:
+            self._kept[index] = self._decode(index)
+        return self._kept[index]
+
+    def _decode(self, index: int) -> Tensor:
+        """(3, height, width) uint8."""
+        from PIL import Image, UnidentifiedImageError
+
+        height, width = self.processor.size
+        try:
+            with Image.open(io.BytesIO(self.files[index]["image"])) as image:
+                fitted = image.convert("RGB").resize((width, height), self.processor.resample)
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"image {int(self.idx[index])} cannot be decoded: {error}") from error
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
