@@ -6,11 +6,12 @@ STORE  ?= runs
 TABLES ?= tables
 DEMO   ?= method=elalora,lora budget=r4 seed=0,1
 PYTEST ?= -n 2
+BENCH  ?= --quick
 
 run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint tables clean
+.PHONY: help setup demo test test-full lint tables bench clean
 
 help: ## this list
 	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
@@ -36,6 +37,9 @@ lint: setup ## ruff and mypy
 
 tables: setup ## tables and figures of the stored runs again
 	@$(run) -m analysis "$(STORE)" --out "$(TABLES)"
+
+bench: setup ## steps of all methods and of stock PEFT side by side (BENCH="--shape minilm --length 64")
+	@$(run) -W ignore -m experiments.bench $(BENCH)
 
 clean: ## remove the environment and caches; runs and tables stay
 	rm -rf "$(VENV)" build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ products, so cost follows the rank and not the capacity; rows beyond it are 0 an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +93,16 @@ class LowRankLinear(nn.Module):
         if self.inputs is not None:
             self.inputs.see(x)
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-        frozen = self.base(rows)  # (tokens, d_out)
-        if self.dropout and self.training:
-            rows = F.dropout(rows, self.dropout)
-        r = self.rank
-        down = F.linear(rows, self.A[:r])  # (tokens, r)
-        up = self.B[:r] * self.scale if self.E is None else self.B[:r] * (self.E[:r, None] * self.scale)
-        return torch.addmm(frozen, down, up).view(*x.shape[:-1], -1)
+        r, dropping = self.rank, self.dropout and self.training
+        if _is_plain(self.base) and not dropping:
+            weight, bias = self.base.weight, self.base.bias
+            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, r, self.scale)
+        else:
+            frozen = self.base(rows)  # (tokens, d_out)
+            down = F.linear(F.dropout(rows, self.dropout) if dropping else rows, self.A[:r])  # (tokens, r)
+            up = self.B[:r] * self.scale if self.E is None else self.B[:r] * (self.E[:r, None] * self.scale)
+            out = torch.addmm(frozen, down, up)
+        return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:
@@ -129,6 +133,89 @@ class LowRankLinear(nn.Module):
         if self.base.bias is not None:
             layer.bias.copy_(self.base.bias)
         return layer
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Whether the frozen layer is x W^T + b and nothing else: no subclass, nothing that trains, nobody's hooks."""
+    hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+    return type(base) is nn.Linear and not any(p.requires_grad for p in base.parameters()) and not any(hooks)
+
+
+class LowRankProduct(torch.autograd.Function):
+    """x W0^T + b0 + (x A^T) (scale diag(E) B), with a backward pass written out.
+
+    Autograd's own would add the update's input gradient to the frozen layer's in a pass of its own, copy the factors'
+    gradients into their slots, and under autocast keep a cast copy of every frozen weight. Here the update's part is
+    accumulated by the matrix product, factor gradients are written where they belong, and the frozen weight is cast
+    again when it is needed. Gradients of gradients are not offered.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        e: Tensor | None,
+        r: int,
+        scale: float,
+    ) -> Tensor:
+        """Maps x (tokens, d_in) to (tokens, d_out).
+
+        Args:
+            ctx: of autograd.
+            x: the input.
+            weight: frozen, (d_out, d_in), with its bias (d_out,).
+            bias: see weight.
+            a: A (capacity, d_in), of which r rows count.
+            b: B (capacity, d_out), likewise.
+            e: E (capacity,), or None.
+            r: the rank.
+            scale: factor on the update.
+        """
+        device = x.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x = x.to(kind)
+        down = F.linear(x, a[:r].to(kind))  # (tokens, r)
+        up = b[:r] * _factor(e, r, scale)  # (r, d_out)
+        out = F.linear(x, weight.to(kind), None if bias is None else bias.to(kind)).addmm_(down, up.to(kind))
+        ctx.save_for_backward(x, weight, a, b, e, down)
+        ctx.r, ctx.scale = r, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, A, B and E from that of the output (tokens, d_out)."""
+        x, weight, a, b, e, down = ctx.saved_tensors
+        r, kind, factor = ctx.r, x.dtype, _factor(e, ctx.r, ctx.scale)
+        back = grad @ (b[:r] * factor).to(kind).T  # (tokens, r)
+        grad_x = grad_a = grad_b = grad_e = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight.to(kind)).addmm_(back, a[:r].to(kind))
+        if ctx.needs_input_grad[3]:
+            grad_a = _in_slots(back.T @ x, a)
+        if ctx.needs_input_grad[4]:
+            grad_up = (down.T @ grad).to(b.dtype)  # (r, d_out)
+            grad_b = _in_slots(grad_up * factor, b)
+            if e is not None:
+                grad_e = _in_slots((grad_up * b[:r]).sum(1) * ctx.scale, e)
+        return grad_x, None, None, grad_a, grad_b, grad_e, None, None
+
+
+def _factor(e: Tensor | None, r: int, scale: float) -> Tensor | float:
+    """What row i of B is multiplied by: scale, times E_i where there is one, (r, 1)."""
+    return scale if e is None else e[:r, None] * scale
+
+
+def _in_slots(rows: Tensor, like: Tensor) -> Tensor:
+    """Gradients of the active rows at the start of a tensor that is 0 in all other slots."""
+    rows = rows.to(like.dtype)
+    if len(rows) == len(like):
+        return rows
+    return torch.cat([rows, like.new_zeros(len(like) - len(rows), *like.shape[1:])])
 
 
 class InputNorm:

@@ -14,7 +14,7 @@ averages are rows that follow their directions, so they move, die and start at 0
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,15 @@ from torch import Tensor, nn
 from elalora.adapters import LowRankLinear
 
 FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "random")
+
+
+class _Rows(NamedTuple):
+    """The active rows of one factor and of its averages."""
+
+    rank: int
+    weight: Tensor
+    smooth: Tensor
+    uncertainty: Tensor
 
 
 class Importance:
@@ -46,6 +55,8 @@ class Importance:
         self.beta1, self.beta2, self.form = beta1, beta2, form
         self.smooth: dict[nn.Parameter, Tensor] = {}
         self.uncertainty: dict[nn.Parameter, Tensor] = {}
+        self._ranks: list[int] = []
+        self._views: dict[nn.Parameter, _Rows] = {}
         if form in FORMS[:2]:
             for adapter in self.adapters.values():
                 for parameter in adapter.factors():
@@ -61,22 +72,28 @@ class Importance:
         """Takes in the parameters' values and gradients as they are now, active rows only."""
         if not self.smooth:
             return
-        rows = [
-            (p.detach()[:r], p.grad[:r], self.smooth[p][:r], self.uncertainty[p][:r])
-            for adapter in self.adapters.values()
-            for r in (adapter.rank,)
-            for p in adapter.factors()
-            if p.grad is not None
-        ]
+        rows = [(row, p.grad[: row.rank]) for p, row in self._active().items() if p.grad is not None]
         if not rows:
             return
-        weights, grads, smooth, uncertainty = (list(column) for column in zip(*rows, strict=True))
-        now = torch._foreach_mul(weights, grads)
+        weights, smooth, uncertainty = ([getattr(row, of) for row, _ in rows] for of in _Rows._fields[1:])
+        now = torch._foreach_mul(weights, [grad for _, grad in rows])
         torch._foreach_abs_(now)
         torch._foreach_lerp_(smooth, now, 1 - self.beta1)
         torch._foreach_sub_(now, smooth)
         torch._foreach_abs_(now)
         torch._foreach_lerp_(uncertainty, now, 1 - self.beta2)
+
+    def _active(self) -> dict[nn.Parameter, _Rows]:
+        """Views of the active rows; kept until a rank changes, because making them costs as much as the arithmetic."""
+        ranks = [adapter.rank for adapter in self.adapters.values()]
+        if ranks != self._ranks:
+            self._ranks = ranks
+            self._views = {
+                p: _Rows(r, p.detach()[:r], self.smooth[p][:r], self.uncertainty[p][:r])
+                for adapter, r in zip(self.adapters.values(), ranks, strict=True)
+                for p in adapter.factors()
+            }
+        return self._views
 
     @torch.no_grad()
     def scores(self, generator: torch.Generator | None = None) -> dict[str, list[float]]:

@@ -3,14 +3,17 @@
     norm:     (gamma / 2N) * sum over matrices ( ||A A^T - I||_F   + ||B^T B - I||_F )     as every code has it
     squared:   gamma       * sum over matrices ( ||A A^T - I||_F^2 + ||B^T B - I||_F^2 )   as the papers print it
 
-What is unusual: matrices of one width are one batched product, cut to the largest active rank. Inactive rows
-are exactly 0 and their entry of I is masked, so they add nothing and get no gradient.
+What is unusual: matrices of one width are one batched product, cut to the largest active rank, and the backward pass is
+written out: 2 (F F^T - I) F over the norm, or 4 (F F^T - I) F. Inactive rows are exactly 0 and their entry of I is
+masked, so they add nothing and get no gradient.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,26 +30,59 @@ def orthogonality(adapters: Iterable[LowRankLinear], form: str = "norm") -> Tens
         adapters: at least one.
         form: "norm" or "squared", see the module's docstring.
     """
-    by_width: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
-    for adapter in adapters:
-        for factor in (adapter.A, adapter.B):
-            by_width[factor.shape[1]].append((factor, adapter.rank))
-    total = torch.zeros(())
-    count = 0
-    for group in by_width.values():
-        total = total.to(group[0][0]) + _deviation(group, form)
-        count += len(group)
-    return total / count if form == "norm" else total
+    pairs = [(factor, adapter.rank) for adapter in adapters for factor in (adapter.A, adapter.B)]
+    return Deviation.apply(form, [rank for _, rank in pairs], *(factor for factor, _ in pairs))
 
 
-def _deviation(group: list[tuple[Tensor, int]], form: str) -> Tensor:
-    """Sum over factors of one width of ||F F^T - I||, unsquared or squared."""
-    most = max(rank for _, rank in group)
-    first = group[0][0]
-    stacked = torch.stack([factor[:most] for factor, _ in group])  # (m, most, width)
-    ranks = torch.tensor([rank for _, rank in group], device=first.device)
-    alive = torch.arange(most, device=first.device) < ranks[:, None]  # (m, most)
-    gap = torch.bmm(stacked, stacked.transpose(1, 2)) - torch.diag_embed(alive.to(first.dtype))
-    if form == "squared":
-        return gap.square().sum()
-    return torch.linalg.matrix_norm(gap).sum()
+class Deviation(torch.autograd.Function):
+    """The regulariser of any number of factors (capacity, width), each with its number of active rows."""
+
+    @staticmethod
+    def forward(ctx: Any, form: str, ranks: Sequence[int], *factors: Tensor) -> Tensor:
+        """The scalar of `orthogonality`."""
+        ctx.form, ctx.groups, ctx.count = form, [], len(factors)
+        total = factors[0].new_zeros(())
+        for members in _of_one_width(factors):
+            rows, gap = _gaps([factors[i] for i in members], [ranks[i] for i in members])
+            squares = gap.square().sum((1, 2))  # (m,)
+            size = squares if form == "squared" else squares.sqrt()
+            total = total + size.sum().to(total)
+            ctx.groups.append((members, rows, gap, size, [factors[i].shape[0] for i in members]))
+        return total / len(factors) if form == "norm" else total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of every factor; where a norm is 0 it is 0."""
+        found: list[Tensor | None] = [None] * ctx.count
+        for members, rows, gap, size, capacities in ctx.groups:
+            if ctx.form == "squared":
+                weight = torch.full_like(size, 4.0)
+            else:
+                weight = torch.where(size > 0, 2 / (size * ctx.count), 0.0)
+            inner = torch.bmm(gap * (weight * grad.to(size))[:, None, None], rows)  # (m, most, width)
+            whole = torch.nn.functional.pad(inner, (0, 0, 0, max(capacities) - inner.shape[1]))
+            for i, own, capacity in zip(members, whole.unbind(0), capacities, strict=True):
+                found[i] = own[:capacity]
+        return None, None, *found
+
+
+def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of the factors, those of one width together."""
+    groups: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
+    for i, factor in enumerate(factors):
+        groups[factor.shape[1], factor.device].append(i)
+    return list(groups.values())
+
+
+def _gaps(factors: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The active rows (m, most, width), and F F^T - I of each (m, most, most)."""
+    rows = torch.stack([factor[: max(ranks)] for factor in factors])
+    return rows, torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
+
+
+@lru_cache(maxsize=32)
+def _identities(ranks: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(m, most, most): I of each factor, cut after its rank; kept, because ranks seldom change."""
+    alive = torch.arange(max(ranks), device=device) < torch.tensor(ranks, device=device)[:, None]  # (m, most)
+    return torch.diag_embed(alive.to(dtype))

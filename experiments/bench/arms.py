@@ -1,0 +1,215 @@
+"""One training step of every arm, as its own users would run it.
+
+Ours is the loop of `elalora.method`; stock PEFT gets torch's foreach AdamW, and its AdaLoRA the call of its allocator
+at every step that its documentation asks for. The floor is a step that updates the head while gradients flow to the
+first layer's input, plus the bare matrix products of an adapter of that rank.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elalora.attach import find_linears
+from elalora.budget import Budget
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+from experiments.bench.shapes import Shape, twin
+
+TOTAL = 100_000  # steps of the pretended run; every arm stays in its middle phase
+INTERVAL = 20
+
+
+@dataclass
+class Setting:
+    """What all arms share."""
+
+    shape: Shape
+    model: nn.Module
+    batch: dict[str, Tensor]
+    rank: int
+    bf16: bool = False
+    compiled: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast, or nothing."""
+        device = self.batch["labels"].device.type
+        return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def call(self, model: nn.Module) -> Callable[..., Any]:
+        """The model as it is called."""
+        return torch.compile(model, dynamic=False) if self.compiled else model
+
+
+@dataclass
+class Arm:
+    """A step to call, and what holds its memory.
+
+    Attributes:
+        step: one training step.
+        model: with everything attached.
+        tensors: optimizer and method state beside parameters.
+    """
+
+    step: Callable[[], None]
+    model: nn.Module
+    tensors: Callable[[], list[Tensor]] = field(default=list)
+
+
+def ours(setting: Setting, name: str, rank: int | None = None, **knobs: Any) -> Arm:
+    """A method of this project.
+
+    Args:
+        setting: see `Setting`.
+        name: of the method; knobs: of its config.
+        rank: of its budget, where it is not the setting's.
+    """
+    from baselines.registry import method_class
+
+    cls = method_class(name)
+    method = cls(cls.Config(**knobs), Budget(rank or setting.rank) if cls.capabilities.budget != "none" else None)
+    model = twin(setting.model, setting.shape)
+    model = method.attach(model, setting.shape.targets, TOTAL, keep=setting.shape.head)
+    optimizer = RowwiseAdamW(method.groups(model, 1e-4, 0.0), method.directions())
+    schedule = Schedule(optimizer, TOTAL)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    call = setting.call(model)
+    steps = iter(range(TOTAL // 10 + 1, TOTAL))  # the middle phase has begun
+
+    def step() -> None:
+        at = next(steps)
+        with setting.autocast(), method.watching(setting.batch.get("attention_mask")):
+            loss = call(**setting.batch).loss
+        penalty = method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        method.gradients_ready(at)
+        optimizer.step()
+        schedule.at(at + 1)
+        method.after_step(at, optimizer, schedule)
+        optimizer.zero_grad(set_to_none=True)
+
+    def tensors() -> list[Tensor]:
+        state = [t for slot in optimizer.state.values() for t in slot.values()]
+        return state + [t for t in method.state_dict().values() if isinstance(t, Tensor)]
+
+    return Arm(step, model, tensors)
+
+
+def peft(setting: Setting, adalora: bool = False) -> Arm:
+    """Stock PEFT LoRA, or AdaLoRA at init rank 1.5 r with its allocator called after every step."""
+    import peft as stock
+
+    linears = list(find_linears(setting.model, setting.shape.targets, outside=setting.shape.head))
+    # a list of its own, because PEFT adds names to it
+    common: dict[str, Any] = {"target_modules": linears, "lora_alpha": 16, "modules_to_save": [*setting.shape.head]}
+    task = {"bart-base": "SEQ_2_SEQ_LM", "vit-b16": None}.get(setting.shape.name, "SEQ_CLS")
+    if adalora:
+        start = -(-3 * setting.rank // 2)
+        config: Any = stock.AdaLoraConfig(
+            task_type=task, init_r=start, target_r=setting.rank, tinit=TOTAL // 10, tfinal=TOTAL // 4, deltaT=INTERVAL,
+            total_step=TOTAL, orth_reg_weight=0.1, **common,
+        )  # fmt: skip
+    else:
+        config = stock.LoraConfig(task_type=task, r=setting.rank, **common)
+    model: Any = stock.get_peft_model(twin(setting.model, setting.shape), config)
+    model.train()
+    at = TOTAL // 10 + 1
+
+    def after() -> None:
+        nonlocal at
+        if adalora:
+            model.base_model.update_and_allocate(at)
+            at += 1
+
+    return _plain(setting, model, after)
+
+
+def full(setting: Setting) -> Arm:
+    """Full fine-tuning with torch's foreach AdamW, on weights of its own."""
+    import copy
+
+    return _plain(setting, copy.deepcopy(setting.model).requires_grad_(True))
+
+
+def head_only(setting: Setting, to_input: bool) -> Arm:
+    """The head trains; with `to_input` gradients flow through the whole frozen backbone as well."""
+    model = twin(setting.model, setting.shape)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(f"{h}." for h in setting.shape.head)) or not setting.shape.head)
+    if not setting.shape.head:  # an encoder-decoder model has no head of its own: one scalar stands for it
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+    if to_input:
+        inputs: Any = model.get_submodule("vit.embeddings") if "vit" in setting.shape.name else _embedding(model)
+        inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
+    return _plain(setting, model)
+
+
+def _embedding(model: Any) -> nn.Module:
+    return model.get_input_embeddings()
+
+
+def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None = None) -> Arm:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, foreach=True) if parameters else None
+    call = setting.call(model)
+
+    def step() -> None:
+        with setting.autocast():
+            loss = call(**setting.batch).loss
+        loss.backward()
+        if optimizer is not None:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        if after is not None:
+            after()
+        if optimizer is not None:
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors() -> list[Tensor]:
+        state = optimizer.state.values() if optimizer is not None else []
+        return [t for slot in state for t in slot.values() if isinstance(t, Tensor)]
+
+    return Arm(step, model, tensors)
+
+
+def bare_products(setting: Setting) -> Callable[[], None]:
+    """The six thin products of every adapter, forward and backward, at the shapes of the batch and nothing else."""
+    sizes: list[tuple[int, int, int]] = []  # (tokens, d_in, d_out)
+    hooks = []
+    for linear in find_linears(setting.model, setting.shape.targets, outside=setting.shape.head).values():
+
+        def note(module: Any, given: Any, output: Tensor) -> None:
+            sizes.append((given[0].numel() // given[0].shape[-1], module.in_features, module.out_features))
+
+        hooks.append(linear.register_forward_hook(note))
+    with torch.no_grad(), setting.autocast():
+        setting.model(**setting.batch)
+    for hook in hooks:
+        hook.remove()
+    device = setting.batch["labels"].device
+    kind = torch.bfloat16 if setting.bf16 else torch.float32
+    r = setting.rank
+
+    @functools.cache
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(size, device=device, dtype=kind)
+
+    def products() -> None:
+        for tokens, d_in, d_out in sizes:
+            x, grad, a, b = drawn(tokens, d_in), drawn(tokens, d_out), drawn(r, d_in), drawn(r, d_out)
+            down = x @ a.T  # (tokens, r)
+            down @ b
+            back = grad @ b.T  # (tokens, r)
+            back @ a
+            back.T @ x
+            down.T @ grad
+
+    return products

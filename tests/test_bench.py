@@ -1,0 +1,101 @@
+"""The benchmark's arithmetic and its arms; nothing here looks at seconds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments.bench import arms
+from experiments.bench.__main__ import table
+from experiments.bench.memory import counted
+from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
+from experiments.bench.timing import Ratio, interleaved, ratio, verdict
+
+
+def test_a_ratio_is_the_median_of_paired_blocks_with_an_interval_around_it():
+    base = torch.linspace(1, 2, 101).tolist()
+    found = ratio([1.1 * b for b in base], base)
+    assert found == pytest.approx((1.1, 1.1, 1.1))
+    noisy = ratio([b * (1.1 if i % 2 else 0.9) for i, b in enumerate(base)], base)
+    assert noisy.low == pytest.approx(0.9) and noisy.high == pytest.approx(1.1)
+
+
+def test_a_target_is_met_missed_or_unresolved():
+    assert verdict(Ratio(0.9, 0.88, 0.94), 0.95) == "met"
+    assert verdict(Ratio(1.0, 0.96, 1.2), 0.95) == "missed"
+    assert verdict(Ratio(0.94, 0.9, 0.97), 0.95) == "unresolved"
+
+
+def test_every_arm_is_called_as_often_and_in_every_position():
+    calls = []
+    interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, blocks=3, repeats=1, warmup=0)
+    blocks = [calls[i : i + 3] for i in (0, 3, 6)]
+    assert [sorted(b) for b in blocks] == [list("abc")] * 3
+    assert {b[0] for b in blocks} == set("abc")
+
+
+@pytest.fixture
+def setting():
+    from test_export import TARGETS, bert
+
+    shape = Shape("tiny", TARGETS, 12, ["bert.pooler", "classifier"], 2, 6)
+    batch = make_batch(shape, 2, 6, "cpu")
+    batch["input_ids"] %= 50
+    return arms.Setting(shape, bert(), batch, rank=2)
+
+
+def test_arms_share_the_frozen_weights_and_nothing_that_trains(setting):
+    one, two = twin(setting.model, setting.shape), twin(setting.model, setting.shape)
+    first, second = dict(one.named_parameters()), dict(two.named_parameters())
+    for name, parameter in first.items():
+        assert (parameter is second[name]) == (not name.startswith(("bert.pooler", "classifier"))), name
+
+
+@pytest.mark.parametrize("name", ["lora", "svd_lora", "elalora", "adalora", "sora", "prilora"])
+def test_a_step_of_ours_trains_adapters_and_head_only(setting, name):
+    arm = arms.ours(setting, name)
+    before = {n: p.detach().clone() for n, p in arm.model.named_parameters()}
+    arm.step()
+    moved = {n for n, p in arm.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved and all(dict(arm.model.named_parameters())[n].requires_grad for n in moved)
+
+
+@pytest.mark.parametrize("adalora", [False, True])
+def test_a_step_of_stock_peft_adapts_the_same_matrices(setting, adalora):
+    theirs, mine = arms.peft(setting, adalora), arms.ours(setting, "lora")
+    theirs.step()
+    adapted = {n for n, m in theirs.model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")}
+    ours = {n for n, m in mine.model.named_modules() if hasattr(m, "directions")}
+    assert {n.removeprefix("base_model.model.") for n in adapted} == ours and len(ours) == 12
+
+
+def test_the_floor_sends_gradients_through_the_frozen_backbone_and_multiplies_as_an_adapter_does(setting):
+    arm = arms.head_only(setting, to_input=True)
+    seen = []
+    arm.model.bert.encoder.layer[0].register_full_backward_hook(lambda m, given, out: seen.append(given[0].shape))
+    arm.step()
+    assert seen
+    arms.bare_products(setting)()
+
+
+def test_bytes_are_counted_and_a_shorter_batch_keeps_less(setting):
+    arm = arms.ours(setting, "lora")
+    arm.step()
+    long = counted(arm)
+    setting.batch = {k: v[:, :3] if v.ndim == 2 else v for k, v in setting.batch.items()}
+    short = counted(arm)
+    trained = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
+    assert long["gradients"] == 4 * trained and long["state"] >= 8 * trained
+    assert long["total"] == sum(v for k, v in long.items() if k != "total")
+    assert short["saved"] < long["saved"]
+
+
+def test_the_table_names_ratio_target_and_verdict():
+    row = {"what": "a / b", "target": 0.95, "median": 0.9, "low": 0.88, "high": 0.92}
+    spread = {"median": 2.0, "low": 1.0, "high": 3.0}
+    shown = table({"ratios": [row], "milliseconds": {"a": spread}, "bytes": {}})
+    assert "| a / b | 0.900 | 0.880 to 0.920 | ≤ 0.95 | met |" in shown
+
+
+def test_every_shape_names_matrices_that_are_counted():
+    assert {s.matrices for s in SHAPES.values()} == {36, 72, 96, 60}
