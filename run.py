@@ -1,4 +1,4 @@
-"""Composes one run, or with -m many, from conf/ and hands them over. `python run.py --help` explains.
+"""Composes one run, or with -m many, or a study, from conf/ and hands them over. `python run.py --help` explains.
 
 Hydra only composes: the configuration of every member of a sweep is checked before the first one starts, and a
 config file that is edited meanwhile changes none of them.
@@ -13,9 +13,11 @@ from pathlib import Path
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that mistakes arrive here and leave as one line
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from elalora.errors import UserError
+from experiments.compose import keep_overrides
 from experiments.config import register
 from experiments.messages import explain
 
@@ -26,7 +28,8 @@ composed: list[DictConfig] = []
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
     """One member of what was asked for."""
-    composed.append(config)
+    hydra_config = HydraConfig.get()
+    composed.append(keep_overrides(config, hydra_config.overrides.task, hydra_config.runtime.choices))
 
 
 def main() -> int:
@@ -35,13 +38,15 @@ def main() -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     composed.clear()
+    only_plan = "--plan" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
     try:
         compose()
         if not composed:  # --cfg, --info and completion have said what there is to say
             return 0
-        from experiments.runner import run_all
+        from experiments.study import show_all, start_all
 
-        return run_all(composed)
+        return show_all(composed) if only_plan else start_all(composed)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"elalora: {explain(error)}", file=sys.stderr)
         return 2

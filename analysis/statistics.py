@@ -18,6 +18,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.levels import least_pairs as least_pairs
+from experiments.levels import smallest_p as smallest_p
+
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]  # (..., runs) -> (...)
 Interval = tuple[float, float]
@@ -196,21 +199,6 @@ def holm(p_values: ArrayLike) -> Array:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
-
-
-def smallest_p(pairs: int) -> float:
-    """The smallest two-sided p that the exact sign-flip test of n pairs can give, 2^(1 - n)."""
-    return 2.0 ** (1 - pairs)
-
-
-def least_pairs(alpha: float = 0.05, family: int = 1) -> int:
-    """How many seeds the exact test needs before it can reach alpha / family at all."""
-    if not 0 < alpha < 1 or family < 1:
-        raise ValueError(f"alpha={alpha} must lie between 0 and 1, and the family ({family}) must not be empty")
-    pairs = 1
-    while smallest_p(pairs) > alpha / family:
-        pairs += 1
-    return pairs
 
 
 # -- effect sizes and power --------------------------------------------------------------------------------

@@ -89,6 +89,11 @@ class BeamLinear(LowRankLinear):
         return torch.addmm(self.base(rows), down, up).view(*x.shape[:-1], -1)
 
     @torch.no_grad()
+    def take(self, a: Tensor, b: Tensor) -> None:
+        n = a.shape[0]  # s is 0 at the start, so all weights are 1
+        self.A[:n], self.B[:n] = a.to(self.A), (b.T / self.scale).to(self.B)
+
+    @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:
         up = self.B[: self.rank] * (self.weights()[:, None] * self.scale)
         return self.A[: self.rank].clone(), up.T.contiguous()

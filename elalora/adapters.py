@@ -114,6 +114,27 @@ class LowRankLinear(nn.Module):
         return self.A[:r].clone(), up.T.contiguous()
 
     @torch.no_grad()
+    def take(self, a: Tensor, b: Tensor) -> None:
+        """Makes the update equal b a, before training, when it is still 0.
+
+        With singular values the first n directions become the singular vectors of b a, with S / scale in E; else A is
+        a and B is b / scale. The directions beyond n stay as they were drawn and still add nothing.
+
+        Args:
+            a: (n, d_in), n at most the rank; b: (d_out, n).
+        """
+        n = a.shape[0]
+        if self.E is None:
+            self.A[:n], self.B[:n] = a.to(self.A), (b.T / self.scale).to(self.B)
+            return
+        rows, upper_a = torch.linalg.qr(a.double().T)  # (d_in, n), (n, n)
+        columns, upper_b = torch.linalg.qr(b.double())  # (d_out, n), (n, n)
+        left, values, right = torch.linalg.svd(upper_b @ upper_a.T)  # b a = columns left S right rows^T
+        self.A[:n] = (right @ rows.T).to(self.A)
+        self.B[:n] = (columns @ left).T.to(self.B)
+        self.E[:n] = (values / self.scale).to(self.E)
+
+    @torch.no_grad()
     def delta(self) -> Tensor:
         """The update of the weight, (d_out, d_in)."""
         a, b = self.lora_factors()

@@ -63,6 +63,22 @@ def export_peft(
     return folder
 
 
+def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, d_in) and B (d_out, r) by matrix, from an adapter that `export_peft` wrote.
+
+    Raises:
+        UserError: there is no such adapter.
+    """
+    from safetensors.torch import load_file
+
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} has no LoRA adapter to start from ({path.name} is missing)")
+    tensors = load_file(path)
+    names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
+    return {n: (tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names}
+
+
 def export_trained(model: nn.Module, folder: str | Path) -> Path:
     """Saves every parameter that trains, by its name, for methods that have no LoRA form."""
     from safetensors.torch import save_file

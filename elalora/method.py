@@ -3,6 +3,7 @@
 A loop calls, in this order:
 
     model = method.attach(model, targets, total_steps, keep, seed)
+    method.start_from(factors)                              where another run's update is the start
     optimizer = RowwiseAdamW(method.groups(model, lr, decay), method.directions())
     schedule = Schedule(optimizer, total_steps, warmup, stages=method.stages())
     for step in range(total_steps):
@@ -135,6 +136,17 @@ class Method:
         self.total_steps = total_steps
         freeze(model, keep)
         return model
+
+    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Starts from another run's update, after `attach` and before the first step; heads are not taken.
+
+        Args:
+            factors: A (n, d_in) and B (d_out, n) by matrix, as `lora_factors` gives them; a matrix left out starts at 0.
+
+        Raises:
+            UserError: the method has no such start, or a matrix does not fit.
+        """
+        raise UserError(f"method={self.name} cannot start from another run's adapter: leave init_from away")
 
     def stages(self) -> tuple[int, ...]:
         """Lengths of consecutive passes, each with a learning-rate schedule of its own."""
@@ -313,6 +325,21 @@ class LowRankMethod(Method):
         draw_normal(adapter.A, adapter.rank, 0.02, self.generator)
         if adapter.E is not None:
             draw_normal(adapter.B, adapter.rank, 0.02, self.generator)
+
+    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (a, b) in factors.items():
+            adapter = self.adapters.get(name)
+            if adapter is None:
+                raise UserError(f"the adapter to start from has a matrix '{name}', which this run does not adapt")
+            if (a.shape[1], b.shape[0]) != (adapter.in_features, adapter.out_features):
+                raise UserError(f"the adapter to start from has another shape at '{name}': use a run of the same model")
+            if a.shape[0] > adapter.rank:
+                raise UserError(
+                    f"the adapter to start from has rank {a.shape[0]} at '{name}', this run starts there with "
+                    f"{adapter.rank}: start from a run of a smaller budget or with fixed ranks"
+                )
+        for name, (a, b) in factors.items():
+            self.adapters[name].take(a, b)
 
     def directions(self) -> dict[Tensor, Directions]:
         return {p: adapter.directions for adapter in self.adapters.values() for p in adapter.factors()}

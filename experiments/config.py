@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from experiments.config_study import RecipeConfig, StudyConfig
 from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
 from experiments.config_tracking import TrackingConfig
 
@@ -105,7 +106,16 @@ class StoreConfig:
 
 @dataclass
 class RunConfig:
-    """One run."""
+    """One run.
+
+    Attributes:
+        seed: of everything random; arms with one seed share data order, subset and head.
+        init_from: a finished run of the same method, model and budget whose update this run starts from: the words
+            that change this command into that run's ("task=mnli"), its folder, or its id.
+        threads: of torch; null leaves the choice to it.
+        recipe: where the settings come from; overrides: the words this configuration was composed from;
+        study: with +study=NAME, what is expanded into many runs. No part of a run's identity.
+    """
 
     method: dict[str, Any] = MISSING
     task: TaskConfig = MISSING
@@ -117,7 +127,11 @@ class RunConfig:
     store: StoreConfig = field(default_factory=StoreConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = 0
+    init_from: str | None = None
     threads: int | None = None
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    overrides: list[str] | None = None
+    study: StudyConfig | None = None
 
 
 def register() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,12 @@ from elalora.budget import Budget
 from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import SHAPES, steps_of
+from experiments.compose import same_command
 from experiments.config_task import KNOWN_METRICS
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
-CONF = Path(__file__).parents[1] / "conf"
-OUTSIDE_IDENTITY = ("store", "tracking", "threads")
+OUTSIDE_IDENTITY = ("store", "tracking", "threads", "recipe", "overrides", "study")
 
 
 def stream(seed: int, name: str) -> int:
@@ -45,6 +47,7 @@ class Plan:
         budget: None for methods without one.
         identity: the scientific configuration; id: its hash, 64 hex digits.
         folder: where it is or will be.
+        sources: runs that must be done before, whose ranks or weights it takes.
     """
 
     config: DictConfig
@@ -54,11 +57,26 @@ class Plan:
     identity: dict[str, Any]
     id: str
     folder: RunFolder
+    sources: tuple[Source, ...] = ()
 
     @property
     def label(self) -> str:
         """task/method-budget-seed, for people."""
         return f"{self.folder.path.parent.name}/{self.folder.path.name[:-11]}"
+
+    @property
+    def recipe(self) -> str:
+        """Where its settings come from, as tables show it."""
+        recipe = self.config.recipe
+        if not recipe.name.startswith("published"):
+            return str(recipe.name)
+        if recipe.source is None:
+            return f"{recipe.name}: none for this pair, common settings"
+        return f"{recipe.name} ({'; '.join([recipe.source, *(f'{key} changed' for key in recipe.changed)])})"
+
+    def source(self, setting: str) -> Source | None:
+        """The run that a setting of this one names."""
+        return next((source for source in self.sources if source.setting == setting), None)
 
     def finished(self) -> RunFolder | None:
         """The folder of its result, here or in a store named in `store.also`."""
@@ -81,12 +99,17 @@ def make_plan(config: DictConfig) -> Plan:
     method_config = check_method(cls, knobs)
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
     _check_trainer(config)
-    identity = _identity(config, cls, method_config, budget)
+    sources = []
+    if (wanted := getattr(method_config, "ranks_from", None)) is not None:
+        sources.append(_source(config, "method.ranks_from", wanted))
+    if config.init_from is not None:
+        sources.append(_start_of(config, cls, budget))
+    identity = _identity(config, cls, method_config, budget, sources)
     run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = RunFolder(
         Path(config.store.root) / config.task.name / f"{_name(config, cls, method_config)}-{run_id[:10]}"
     )
-    return Plan(config, cls, method_config, budget, identity, run_id, folder)
+    return Plan(config, cls, method_config, budget, identity, run_id, folder, tuple(sources))
 
 
 def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
@@ -145,13 +168,14 @@ def _check_trainer(config: DictConfig) -> None:
             raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
 
 
-def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget: Budget | None) -> dict[str, Any]:
+def _identity(
+    config: DictConfig, cls: type[Method], method_config: Any, budget: Budget | None, sources: list[Source]
+) -> dict[str, Any]:
     whole = OmegaConf.to_container(config, resolve=True)
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
     science["method"] = {"name": config.method.name, **vars(method_config)}
-    wanted = getattr(method_config, "ranks_from", None)
-    if wanted is not None:
-        science["method"]["ranks_from"] = source_id(config, wanted)
+    for source in sources:
+        (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
@@ -160,38 +184,78 @@ def _identity(config: DictConfig, cls: type[Method], method_config: Any, budget:
     return science
 
 
-def same_run_of(config: DictConfig, wanted: str) -> Plan:
-    """The plan of the run that is equal in everything but the method.
+@dataclass(frozen=True)
+class Source:
+    """A run that another one takes something from: its plan where words name it, its folder where it is there already.
 
-    Args:
-        config: the run that asks.
-        wanted: a method's name, and knobs that differ from its defaults: "elalora" or "elalora variant=official".
+    Attributes:
+        setting: the setting that names it; wanted: that setting's value; id: the run's.
     """
-    name, *knobs = wanted.split()
-    other = config.copy()
-    OmegaConf.set_readonly(other, False)
-    method = OmegaConf.merge(OmegaConf.load(CONF / "method" / f"{name}.yaml"), OmegaConf.from_dotlist(knobs))
-    OmegaConf.update(other, "method", method, merge=False)
-    return make_plan(other)
+
+    setting: str
+    wanted: str
+    id: str
+    plan: Plan | None = None
+    folder: RunFolder | None = None
+
+    def finished(self) -> RunFolder:
+        """The folder of its result; raises UserError where that run is not done."""
+        folder = self.folder if self.plan is None else self.plan.finished()
+        if folder is None:
+            assert self.plan is not None
+            raise UserError(
+                f"{self.setting}={self.wanted} needs the run {self.plan.label} first; it is this command with other "
+                f"words: python run.py {' '.join(map(shlex.quote, self.plan.config.overrides))}"
+            )
+        return folder
 
 
-def source_id(config: DictConfig, wanted: str) -> str:
-    """The id of the run that `method.ranks_from` names, known before that run is done.
-
-    Raises:
-        UserError: it is neither a method, nor the folder of a finished run, nor an id in the store.
-    """
-    if wanted.split()[0] in METHODS:
-        return same_run_of(config, wanted).id
+def _source(config: DictConfig, setting: str, wanted: str) -> Source:
+    """The run that a setting names, known before that run is done."""
+    words = wanted.split()
+    if words and (words[0] in METHODS or "=" in words[0]):
+        # a source starts from the pretrained weights unless its own words say otherwise
+        more = " init_from=null" if setting == "init_from" and "init_from=" not in wanted else ""
+        plan = make_plan(same_command(config, wanted + more))
+        return Source(setting, wanted, plan.id, plan)
     if (Path(wanted) / "result.json").is_file():
-        return RunFolder(Path(wanted)).result()["id"]
-    folder = find([config.store.root, *config.store.also], wanted)
+        folder: RunFolder | None = RunFolder(Path(wanted))
+    else:
+        folder = find([config.store.root, *config.store.also], wanted)
     if folder is None:
         raise UserError(
-            f"method.ranks_from={wanted} is neither a method ({', '.join(METHODS)}), nor the folder of a finished run, "
-            "nor the id of one in store.root"
+            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the folder "
+            "of a finished run, nor the id of one in store.root"
         )
-    return folder.result()["id"]
+    return Source(setting, wanted, folder.result()["id"], folder=folder)
+
+
+def _start_of(config: DictConfig, cls: type[Method], budget: Budget | None) -> Source:
+    """The run that `init_from` names; it must have this run's method, model and budget."""
+    source = _source(config, "init_from", config.init_from)
+    there = source.plan.identity if source.plan is not None else source.finished().result()["identity"]
+    mine = {"method": cls.name, "model": config.model.name, "budget": budget_name(budget)}
+    theirs = {"method": there["method"]["name"], "model": there["model"]["name"], "budget": there["budget"]}
+    for name, value in mine.items():
+        if value != theirs[name]:
+            raise UserError(f"init_from={config.init_from}: that run has {name} {theirs[name]}, this one has {value}")
+    return source
+
+
+def in_order(plans: Iterable[Plan]) -> list[Plan]:
+    """Each plan once, and after those that it takes something from; else in the order given."""
+    given = {plan.id: plan for plan in plans}
+    out: dict[str, Plan] = {}
+
+    def visit(plan: Plan) -> None:
+        for source in plan.sources:
+            if source.id in given and source.id not in out:
+                visit(given[source.id])
+        out.setdefault(plan.id, plan)
+
+    for plan in given.values():
+        visit(plan)
+    return list(out.values())
 
 
 def _model_identity(model: dict[str, Any]) -> dict[str, Any]:

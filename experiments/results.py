@@ -46,7 +46,7 @@ def assemble(
         "model": config.model.name,
         "budget": budget_name(plan.budget),
         "protocol": config.protocol.name,
-        "recipe": None,
+        "recipe": plan.recipe,
         "seed": config.seed,
         "metric": config.task.metrics[0],
         "steps": method.total_steps,

@@ -10,10 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from baselines.registry import METHODS
 from elalora.errors import UserError
-from experiments.plan import Plan, make_plan, same_run_of, stream
-from experiments.store import Busy, RunFolder, find
+from experiments.plan import Plan, in_order, make_plan, stream
+from experiments.store import Busy
 
 
 class RunFailed(RuntimeError):
@@ -21,17 +20,23 @@ class RunFailed(RuntimeError):
 
 
 def run_all(configs: list[DictConfig]) -> int:
-    """Does every run, one after the other; a failure does not stop the others.
-
-    Returns:
-        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+    """Plans every run and does them; see `run_plans`.
 
     Raises:
         UserError: a configuration is wrong; nothing has been started.
     """
+    return run_plans([make_plan(config) for config in configs])
+
+
+def run_plans(given: list[Plan]) -> int:
+    """Does every run, one after the other, sources first; a failure does not stop the others.
+
+    Returns:
+        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a run is one process for now: type python run.py, without torchrun or accelerate launch")
-    plans = list({plan.id: plan for plan in map(make_plan, configs)}.values())
+    plans = in_order(given)
     problems: list[Exception] = []
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
@@ -123,6 +128,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
         model, list(config.model.targets), total, keep=list(config.model.head), seed=stream(seed, "adapter")
     )
     _check_matrices(plan, method)
+    _start(plan, method)
     return accelerator, data, tokenizer, train, select, report, model, method
 
 
@@ -134,28 +140,19 @@ def _check_matrices(plan: Plan, method: Any) -> None:
 
 def _take_pattern(plan: Plan, method: Any) -> None:
     """Hands the transplant its rank pattern, from the run that `method.ranks_from` names."""
-    wanted = getattr(plan.method_config, "ranks_from", None)
-    if wanted is None:
-        return
-    source = _source(plan, wanted)
-    method.pattern = {name: int(rank) for name, rank in source.result()["ranks"]["final"].items()}
+    source = plan.source("method.ranks_from")
+    if source is not None:
+        final = source.finished().result()["ranks"]["final"]
+        method.pattern = {name: int(rank) for name, rank in final.items()}
 
 
-def _source(plan: Plan, wanted: str) -> RunFolder:
-    if wanted.split()[0] in METHODS:
-        source = same_run_of(plan.config, wanted)
-        folder = source.finished()
-        if folder is None:
-            raise UserError(
-                f"method.ranks_from={wanted} needs the run {source.label} first: "
-                f"the same command with method={' method.'.join(wanted.split())} makes it"
-            )
-        return folder
-    if (Path(wanted) / "result.json").is_file():
-        return RunFolder(Path(wanted))
-    found = find([plan.config.store.root, *plan.config.store.also], wanted)
-    assert found is not None  # `source_id` has found it when the run was planned
-    return found
+def _start(plan: Plan, method: Any) -> None:
+    """Starts the adapter from the update of the run that `init_from` names."""
+    source = plan.source("init_from")
+    if source is not None:
+        from elalora.export import read_factors
+
+        method.start_from(read_factors(source.finished().path / "adapter"))
 
 
 def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:

@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
-from experiments.config import register
+from experiments.compose import compose_run
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -29,10 +26,7 @@ MOVES = ["method.t_initial=3", "method.t_final=6", "method.interval=4"]
 
 def config(*overrides):
     """The composed configuration of one run."""
-    GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", list(overrides))
+    return compose_run(overrides)
 
 
 def quick(model, store, *overrides):

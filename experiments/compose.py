@@ -1,0 +1,112 @@
+"""From words on the command line to one run's configuration, and to the run that the same command would make.
+
+What is unusual: a configuration keeps the overrides it was composed from (outside its identity). So "the same
+run of another method" or "of another task" is composed again from the same words with some of them changed, and
+gets its own recipe, not this run's values under another name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "recipe", "tracking")
+RECIPE_FILE = "recipe@_global_"
+# numbers that are set last in any case, so that the thousands of runs of a study share few compositions
+LATE = re.compile(r"seed=\d+|trainer\.lr=[\d.]+(e-?\d+)?")
+
+
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `run.py` with these overrides would make, for instance ["task=rte", "seed=3"].
+
+    Raises:
+        HydraException, OmegaConfBaseException: a mistake; `experiments.messages.explain` makes one line of it.
+    """
+    late = [word for word in overrides if LATE.fullmatch(word)]
+    config, choices = _composed(tuple(word for word in overrides if word not in late))
+    config = config.copy()
+    for word in late:
+        OmegaConf.update(config, key_of(word), word.partition("=")[2])
+    return keep_overrides(config, overrides, choices)
+
+
+@lru_cache(maxsize=512)
+def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.config import register
+
+    GlobalHydra.instance().clear()
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        whole = compose("config", list(overrides), return_hydra_config=True)
+    choices = OmegaConf.to_container(whole.hydra.runtime.choices)
+    OmegaConf.set_readonly(whole, False)
+    OmegaConf.set_struct(whole, False)
+    del whole["hydra"]
+    OmegaConf.set_struct(whole, True)
+    return whole, choices
+
+
+def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
+    """Writes into a composed configuration what it was composed from, and which of its recipe's values were changed."""
+    config.overrides = list(overrides)
+    recipe = CONF / "recipe" / f"{choices.get(RECIPE_FILE)}.yaml"
+    if config.recipe.source is not None and recipe.is_file():
+        given = {key_of(word) for word in overrides}
+        config.recipe.changed = sorted(given & set(_settings(recipe)))
+    return config
+
+
+def _settings(path: Path) -> list[str]:
+    """Dotted names of everything a recipe file sets, those of the files it builds on as well."""
+    node = OmegaConf.load(path)
+    below = [path.parent / f"{entry}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
+    names = [name for file in below for name in _settings(file)]
+
+    def walk(value: Any, prefix: str) -> None:
+        if OmegaConf.is_dict(value):
+            for key in value:
+                walk(value._get_node(key), f"{prefix}{key}.")
+        else:
+            names.append(prefix[:-1])
+
+    walk(node, "")
+    return names
+
+
+def key_of(word: str) -> str:
+    """What an override changes: "trainer.lr" of "++trainer.lr=1"."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def same_command(config: DictConfig, words: str) -> DictConfig:
+    """The configuration that this run's command would make with other words.
+
+    Args:
+        config: a run, composed here or by `run.py`.
+        words: overrides. A bare word is a method, and a name without a dot that is no group is a knob of it:
+            "elalora variant=official trainer.lr=1e-3" is method=elalora method.variant=official trainer.lr=1e-3.
+            Choosing a method drops every method.* of this run.
+    """
+    assert config.overrides is not None, "only a composed configuration knows its command"
+    changed = [_override(word) for word in words.split()]
+    keys = {key_of(word) for word in changed}
+    kept = [word for word in config.overrides if key_of(word) not in keys]
+    if "method" in keys:
+        kept = [word for word in kept if not re.match(r"method\.", key_of(word))]
+    return compose_run([*kept, *changed])
+
+
+def _override(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    if not equals:
+        return f"method={word}"
+    return word if "." in key or key in (*GROUPS, "seed", "init_from") else f"method.{word}"

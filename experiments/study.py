@@ -1,0 +1,456 @@
+"""A study: many runs from one file, stage by stage; and what `python run.py` does with everything it composed.
+
+What is unusual: a study is expanded anew from the run store whenever it is looked at. Runs whose learning rate
+depends on the tuning have no plan until the tuning is done; then the same expansion gives them one. So nothing but
+the runs themselves has to be kept, and a study goes on in whatever checkout has its store.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from omegaconf import DictConfig, OmegaConf
+
+from elalora.errors import UserError
+from experiments.compose import compose_run, key_of
+from experiments.config_study import StudyConfig, TuningConfig
+from experiments.levels import least_pairs, smallest_p
+from experiments.plan import Plan, make_plan
+
+KINDS = ("confirmatory", "exploratory", "ablation")
+FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # what a study decides and the command must not
+TUNING = "tuning"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        part: its part's name, or "tuning"; kind: what that part is read for.
+        arm, task, budget, seed: its place.
+        overrides: the command that makes it, without `python run.py`; the learning rate is missing while it waits.
+        plan: None while its settings wait for the tuning.
+        after: ids of the runs that must be done before.
+    """
+
+    part: str
+    kind: str
+    arm: str
+    task: str
+    budget: str
+    seed: int
+    overrides: tuple[str, ...]
+    plan: Plan | None
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the tuning of one arm on one task at one budget came to.
+
+    Attributes:
+        lr: the winner; None while trials are open.
+        trials: learning rates tried.
+        edge: the winner is the least or the largest of them, and the grid is not extended further.
+        runs: ids of the trials that are planned.
+    """
+
+    lr: float | None
+    trials: tuple[float, ...]
+    edge: bool
+    runs: tuple[str, ...]
+
+
+def expand(name: str, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Every run of a study as far as it is known now, the tuning first.
+
+    Args:
+        name: a file of conf/study.
+        overrides: as on the command line, for instance ["store.root=runs", "study.smoke=true"].
+
+    Raises:
+        UserError: the study is not consistent, or could not reach its level.
+    """
+    return cells_of(compose_run([f"+study={name}", *overrides]))
+
+
+def cells_of(config: DictConfig) -> list[Cell]:
+    """Every run of the study that a configuration holds (`run.py +study=NAME`)."""
+    return Expansion(config).cells
+
+
+def study_of(config: DictConfig) -> StudyConfig:
+    """The checked study of a configuration, in its small form where `study.smoke` asks for it."""
+    study: StudyConfig = OmegaConf.to_object(config.study)
+    if study.smoke:
+        study = _small(study)
+    _check(study)
+    return study
+
+
+# -- expansion -------------------------------------------------------------------------------------------------
+
+
+class Expansion:
+    """One look at a study.
+
+    Args:
+        config: holds the study and the words of the command that chose it.
+
+    Attributes:
+        study: checked, in its small form where asked for.
+        choices: what the tuning chose so far, by (arm, task, budget).
+        cells: every run, the tuning first.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.study = study_of(config)
+        words = [word for word in config.overrides if not re.match(r"study(\.|=|$)", key_of(word))]
+        for word in words:
+            if key_of(word) in FIXED:
+                raise UserError(
+                    f"'{word}': {key_of(word)} is decided by the study; change study.parts.NAME.{key_of(word)}s, "
+                    "or leave +study away"
+                )
+        self.base = [*self.study.overrides, *words]
+        self.choices: dict[tuple[str, str, str], Choice] = {}
+        self.cells = [*self._tuning(), *self._parts()]
+
+    def _tuning(self) -> list[Cell]:
+        tuning = self.study.tuning
+        if tuning is None:
+            return []
+        wanted: dict[tuple[str, str], dict[str, None]] = {}  # (task, budget) -> arms
+        for part in self.study.parts.values():
+            if part.tuned:
+                for task in part.tasks:
+                    for budget in part.budgets:
+                        place = wanted.setdefault((task, tuning.budget or budget), {})
+                        place.update({self._tuned_as(arm): None for arm in part.arms})
+        return [
+            cell
+            for (task, budget), arms in wanted.items()
+            for cell in self._tune(tuning, self._with_sources(arms), task, budget)
+        ]
+
+    def _tuned_as(self, arm: str) -> str:
+        return self.study.arms[arm].tuned_as or arm
+
+    def _with_sources(self, arms: Iterable[str]) -> list[str]:
+        """The arms and those that give them their ranks, these first."""
+        sources = [self._tuned_as(s) for a in arms if (s := self.study.arms[a].ranks_from) is not None]
+        all_arms = dict.fromkeys([*sources, *arms])
+        return sorted(all_arms, key=lambda arm: self.study.arms[arm].ranks_from is not None)
+
+    def _parts(self) -> list[Cell]:
+        return [
+            self._cell(name, arm, task, budget, seed)
+            for name, part in self.study.parts.items()
+            for arm in part.arms
+            for task in part.tasks
+            for budget in part.budgets
+            for seed in seeds_of(part.seeds)
+        ]
+
+    def _cell(self, name: str, arm: str, task: str, budget: str, seed: int) -> Cell:
+        part = self.study.parts[name]
+        place = [f"task={task}", f"budget={budget}", f"seed={seed}"]
+        shared = [*self.base, *part.overrides, *place]
+        if self.study.tuning is None or not part.tuned:
+            return self._make(name, part.kind, arm, task, budget, seed, [*shared, *self._words(arm, {})])
+        needed = [arm, *filter(None, [self.study.arms[arm].ranks_from])]
+        at = self.study.tuning.budget or budget
+        found = {a: self.choices[self._tuned_as(a), task, at] for a in needed}
+        rates = {a: choice.lr for a, choice in found.items() if choice.lr is not None}
+        words = [*shared, *self._words(arm, rates)]
+        if len(rates) < len(needed):
+            waits = dict.fromkeys(run for choice in found.values() for run in choice.runs)
+            return Cell(name, part.kind, arm, task, budget, seed, tuple(words), None, tuple(waits))
+        return self._make(name, part.kind, arm, task, budget, seed, words)
+
+    def _words(self, arm: str, rates: dict[str, float]) -> list[str]:
+        """An arm's overrides, with its learning rate and with those of the arm that gives it its ranks."""
+        own = self.study.arms[arm]
+        words = [*own.overrides, *([f"trainer.lr={rates[arm]!r}"] if arm in rates else [])]
+        if own.ranks_from is not None:
+            words.append(f"method.ranks_from='{' '.join(self._words(own.ranks_from, rates))}'")
+        return words
+
+    def _make(
+        self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]
+    ) -> Cell:
+        words = _last(words)
+        plan = make_plan(compose_run(words))
+        after = tuple(source.id for source in plan.sources if source.plan is not None)
+        return Cell(part, kind, arm, task, budget, seed, tuple(words), plan, after)
+
+    # -- tuning ------------------------------------------------------------------------------------------
+
+    def _tune(self, tuning: TuningConfig, arms: list[str], task: str, budget: str) -> list[Cell]:
+        """Plans the trials of one task and budget, and chooses where they are done.
+
+        A winner at the edge of its grid extends the grid of every arm, so that all have the same number of trials.
+        """
+        most = 0 if self.study.smoke else tuning.extensions
+        for extension in range(most + 1):
+            made = {arm: self._trials(tuning, arm, task, budget, extension) for arm in arms}
+            chosen = [self.choices[arm, task, budget] for arm in arms]
+            if any(choice.lr is None for choice in chosen) or not any(choice.edge for choice in chosen):
+                break
+        return [cell for cells in made.values() for cell in cells]
+
+    def _trials(self, tuning: TuningConfig, arm: str, task: str, budget: str, extension: int) -> list[Cell]:
+        """One arm's trials on one grid; leaves what they came to in `choices`."""
+        key = (arm, task, budget)
+        source = self.study.arms[arm].ranks_from
+        place = [*self.base, *tuning.overrides, f"task={task}", f"budget={budget}", "protocol=tune"]
+        grid = extended(tuning.grids[self._family(arm, place, tuning)], extension)
+        given: dict[str, float] = {}
+        if source is not None:
+            chosen = self.choices[self._tuned_as(source), task, budget]
+            if chosen.lr is None:
+                self.choices[key] = Choice(None, grid, False, chosen.runs)
+                return []
+            given[source] = chosen.lr
+        cells: list[Cell] = []
+        scores = []
+        for lr in grid:
+            words = self._words(arm, {arm: lr, **given})
+            trial = [
+                self._make(TUNING, TUNING, arm, task, budget, seed, [*place, f"seed={seed}", *words])
+                for seed in seeds_of(tuning.seeds)
+            ]
+            cells += trial
+            scores.append([score_of(cell.plan) for cell in trial if cell.plan is not None])
+        self.choices[key] = choose(grid, scores, tuple(cell.plan.id for cell in cells if cell.plan is not None))
+        return cells
+
+    def _family(self, arm: str, place: list[str], tuning: TuningConfig) -> str:
+        family = compose_run(_last([*place, *self.study.arms[arm].overrides])).recipe.family
+        if family not in tuning.grids:
+            raise UserError(f"study.tuning.grids has no learning rates for the family {family} of the arm {arm}")
+        return str(family)
+
+
+def _last(words: Iterable[str]) -> list[str]:
+    """Of several overrides of one setting the last."""
+    return list({key_of(word): word for word in words}.values())
+
+
+def choose(grid: tuple[float, ...], scores: list[list[float | None]], runs: tuple[str, ...]) -> Choice:
+    """The learning rate with the highest mean score over the tuning seeds; the smaller one where two are equal.
+
+    Args:
+        grid: learning rates in rising order.
+        scores: of every seed at every rate; None where a trial is open, minus infinity where it was lost.
+        runs: ids of the trials.
+    """
+    if any(score is None for trial in scores for score in trial):
+        return Choice(None, grid, False, runs)
+    means = [fmean(score for score in trial if score is not None) for trial in scores]
+    if max(means) == -math.inf:
+        raise UserError(f"every trial of the learning rates {', '.join(map(str, grid))} was lost: lower the grid")
+    best = means.index(max(means))
+    return Choice(grid[best], grid, best in (0, len(grid) - 1), runs)
+
+
+def score_of(plan: Plan | None) -> float | None:
+    """A trial's score on the held-out part; None while it is open, minus infinity where training diverged."""
+    assert plan is not None
+    done = plan.finished()
+    if done is not None:
+        result = done.result()
+        return float(result["readings"]["last"]["report"]["metrics"][result["metric"]])
+    status = plan.folder.status()
+    lost = status.get("state") == "failed" and str(status.get("error")).startswith(("NotFinite", "MethodFailure"))
+    return -math.inf if lost else None
+
+
+def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:
+    """A grid with so many more values at both ends, each in the ratio of its neighbours there."""
+    values = list(grid)
+    for _ in range(times):
+        low, high = values[0] ** 2 / values[1], values[-1] ** 2 / values[-2]
+        values = [float(f"{low:.3g}"), *values, float(f"{high:.3g}")]
+    return tuple(values)
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds written as "range(10)", "range(10,20)" or "0,1,2"."""
+    found = re.fullmatch(r"\s*range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*", text)
+    if found:
+        first, second = found.groups()
+        return list(range(int(first), int(second)) if second else range(int(first)))
+    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
+        raise UserError(f"seeds '{text}' cannot be read; type for instance 'range(10)', 'range(10,20)' or '0,1,2'")
+    return [int(word) for word in text.split(",")]
+
+
+# -- the study itself ------------------------------------------------------------------------------------------
+
+
+def _small(study: StudyConfig) -> StudyConfig:
+    """Every arm and budget on stand-ins, with the first seed only; it supports no claim, so it declares no family."""
+    from experiments.standins.folder import standins
+
+    where = str(standins())
+    small = study.small
+    first = {
+        name: replace(
+            part,
+            kind="exploratory" if part.kind == "confirmatory" else part.kind,
+            tasks=small.tasks or part.tasks,
+            seeds=str(seeds_of(part.seeds)[0]),
+        )
+        for name, part in study.parts.items()
+    }
+    tuning = study.tuning and replace(study.tuning, seeds=str(seeds_of(study.tuning.seeds)[0]))
+    overrides = [*study.overrides, *(word.replace("{standins}", where) for word in small.overrides)]
+    return replace(study, overrides=overrides, parts=first, tuning=tuning, family=None)
+
+
+def _check(study: StudyConfig) -> None:
+    """Names that do not exist, seeds used twice, and a family that is not what it says or cannot reach its level."""
+    for name, part in study.parts.items():
+        if part.kind not in KINDS:
+            raise UserError(f"study.parts.{name}.kind={part.kind} is unknown; allowed: {', '.join(KINDS)}")
+        if name == TUNING:
+            raise UserError("study.parts.tuning: the name belongs to the tuning stage; choose another")
+        for arm in part.arms:
+            _known_arm(study, arm, f"study.parts.{name}.arms")
+    for name, arm in study.arms.items():
+        if arm.ranks_from is not None:
+            _known_arm(study, arm.ranks_from, f"study.arms.{name}.ranks_from")
+            if study.arms[arm.ranks_from].ranks_from is not None:
+                raise UserError(f"study.arms.{name}.ranks_from={arm.ranks_from} is a transplant itself")
+        if arm.tuned_as is not None:
+            _known_arm(study, arm.tuned_as, f"study.arms.{name}.tuned_as")
+            if study.arms[arm.tuned_as].tuned_as is not None:
+                raise UserError(f"study.arms.{name}.tuned_as={arm.tuned_as} is not tuned itself")
+    for name, part in study.parts.items():
+        missing = {study.arms[arm].ranks_from for arm in part.arms} - {None, *part.arms}
+        if missing:
+            raise UserError(f"study.parts.{name}.arms lacks {missing.pop()}, from which another arm takes its ranks")
+    if study.tuning is not None:
+        _check_tuning(study, study.tuning)
+    confirmatory = [name for name, part in study.parts.items() if part.kind == "confirmatory"]
+    if confirmatory and (study.family is None or confirmatory != [study.family.part]):
+        raise UserError(f"the confirmatory part of {study.name} ({', '.join(confirmatory)}) must be study.family.part")
+    if study.family is not None:
+        _check_family(study)
+
+
+def _known_arm(study: StudyConfig, arm: str, where: str) -> None:
+    if arm not in study.arms:
+        raise UserError(f"{where}: there is no arm {arm}; allowed: {', '.join(study.arms)}")
+
+
+def _check_tuning(study: StudyConfig, tuning: TuningConfig) -> None:
+    used = {seed for part in study.parts.values() for seed in seeds_of(part.seeds)}
+    twice = sorted(used & set(seeds_of(tuning.seeds)))
+    if twice:
+        raise UserError(f"study.tuning.seeds={tuning.seeds}: seed {twice[0]} is also one of a part; tune on others")
+    lengths = {len(grid) for grid in tuning.grids.values()}
+    if len(lengths) != 1 or min(lengths) < 2:
+        raise UserError("study.tuning.grids must all have the same number of learning rates, two or more")
+    for family, grid in tuning.grids.items():
+        if grid != sorted(set(grid)) or grid[0] <= 0:
+            raise UserError(f"study.tuning.grids.{family}={grid} must rise and be above 0")
+
+
+def _check_family(study: StudyConfig) -> None:
+    family = study.family
+    assert family is not None
+    part = study.parts.get(family.part)
+    if part is None or part.kind != "confirmatory":
+        raise UserError(f"study.family.part={family.part} is no confirmatory part of {study.name}")
+    for name, declared, there in (
+        ("arms", [family.baseline, *family.arms], part.arms),
+        ("budgets", family.budgets, part.budgets),
+    ):
+        if set(declared) != set(there):
+            raise UserError(f"study.family.{name} and baseline are not those of the part {family.part}: {there}")
+    if family.correction != "holm":
+        raise UserError(f"study.family.correction={family.correction} is not offered; allowed: holm")
+    comparisons = len(family.arms) * len(family.budgets)
+    if family.m != comparisons:
+        raise UserError(f"study.family.m={family.m}, but {comparisons} comparisons are declared (arms x budgets)")
+    seeds = len(set(seeds_of(part.seeds)))
+    if smallest_p(seeds) > family.alpha / family.m:
+        raise UserError(
+            f"{study.name} cannot reach its level: {seeds} seeds give p = {smallest_p(seeds):.3g} at best, and "
+            f"{family.alpha} / {family.m} is needed; type study.parts.{family.part}.seeds='range("
+            f"{least_pairs(family.alpha, family.m)})' or compare fewer arms or budgets"
+        )
+    recipe = next((w.partition("=")[2] for w in study.overrides if key_of(w) == "recipe"), None)
+    if recipe != "matched":
+        raise UserError(f"{study.name} is confirmatory: study.overrides must choose recipe=matched")
+
+
+# -- the command -----------------------------------------------------------------------------------------------
+
+
+def show_all(configs: list[DictConfig]) -> int:
+    """Prints what would run (`--plan`); starts nothing."""
+    from experiments.overview import overview, overview_of_study
+
+    if (study := _the_study(configs)) is not None:
+        print(overview_of_study(study))
+    else:
+        print(overview([make_plan(config) for config in configs]))
+    return 0
+
+
+def start_all(configs: list[DictConfig]) -> int:
+    """Does every run, or the study stage by stage.
+
+    Returns:
+        The exit code: 0 all done, 1 a run failed, 2 a mistake in what was asked for.
+    """
+    from experiments.runner import run_all, run_plans
+
+    study = _the_study(configs)
+    if study is None:
+        return run_all(configs)
+    return run_study(study, run_plans)
+
+
+def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int:
+    """Runs a study: what is planned, then what that makes plannable, until nothing waits.
+
+    Args:
+        config: holds the study.
+        run_plans: does a list of plans whose order respects their sources, and returns the exit code.
+    """
+    code = 0
+    before: set[str] = set()
+    while True:
+        cells = cells_of(config)
+        plans = {cell.plan.id: cell.plan for cell in cells if cell.plan is not None}
+        waiting = sum(cell.plan is None for cell in cells)
+        # while others wait for the tuning, it goes first: what it decides may be needed by most of the study
+        stage = {c.plan.id: c.plan for c in cells if c.plan is not None and c.part == TUNING} if waiting else plans
+        new = {run: plan for run, plan in stage.items() if run not in before and plan.finished() is None}
+        if new:
+            code = max(code, run_plans(list(new.values())))
+        elif waiting:
+            print(f"elalora: {waiting} runs wait for tuning runs that did not finish", file=sys.stderr)
+            return max(code, 1)
+        else:
+            return code
+        before |= set(new)
+
+
+def _the_study(configs: list[DictConfig]) -> DictConfig | None:
+    studies = [config for config in configs if config.study is not None]
+    if not studies:
+        return None
+    if len(configs) > 1:
+        raise UserError("one study at a time: a command with +study=NAME sweeps over nothing else")
+    return studies[0]
