@@ -68,7 +68,7 @@ def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mappin
 def _settings(path: Path) -> list[str]:
     """Dotted names of everything a recipe file sets, those of the files it builds on as well."""
     node = OmegaConf.load(path)
-    below = [path.parent / f"{entry}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
+    below = [CONF / f"{entry.strip('/')}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
     names = [name for file in below for name in _settings(file)]
 
     def walk(value: Any, prefix: str) -> None:

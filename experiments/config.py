@@ -33,6 +33,7 @@ class ModelConfig:
         head: modules trained whole beside the adapters.
         attention: "sdpa" or "eager".
         dropout: of hidden states and attention; null keeps the checkpoint's.
+        cls_dropout: of the classifier alone, for architectures that have it; null takes `dropout`.
     """
 
     name: str = MISSING
@@ -44,6 +45,7 @@ class ModelConfig:
     head: list[str] = field(default_factory=lambda: ["classifier"])
     attention: str = "sdpa"
     dropout: float | None = None
+    cls_dropout: float | None = None
 
 
 @dataclass

@@ -126,16 +126,20 @@ class StudyConfig:
         name: of the file.
         about: what it is to settle, one sentence.
         overrides: common to every run.
+        by_task: overrides of single tasks, the same for every arm.
         arms, parts, tuning, family: see there.
+        only: names of the parts that are wanted; null takes all.
         smoke: whether the small form runs; small: what that is.
     """
 
     name: str = MISSING
     about: str = ""
     overrides: list[str] = field(default_factory=list)
+    by_task: dict[str, list[str]] = field(default_factory=dict)
     arms: dict[str, ArmConfig] = MISSING
     parts: dict[str, PartConfig] = MISSING
     tuning: TuningConfig | None = None
     family: FamilyConfig | None = None
+    only: list[str] | None = None
     smoke: bool = False
     small: SmokeConfig = field(default_factory=SmokeConfig)

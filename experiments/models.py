@@ -55,6 +55,7 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> nn.Module:
         config.num_labels = task.num_labels
         config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
         _set_dropout(config, model.dropout)
+        _set_cls_dropout(config, model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -90,6 +91,15 @@ def _set_dropout(config: Any, dropout: float | None) -> None:
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "cls_dropout"):
         if getattr(config, name, None) is not None or name == "hidden_dropout_prob":
             setattr(config, name, dropout)
+
+
+def _set_cls_dropout(config: Any, model: ModelConfig) -> None:
+    if model.cls_dropout is None:
+        return
+    deberta = config.model_type.startswith("deberta")
+    if not deberta and not hasattr(config, "classifier_dropout"):
+        raise UserError(f"model.cls_dropout={model.cls_dropout}: {config.model_type} has no dropout of its own there")
+    setattr(config, "cls_dropout" if deberta else "classifier_dropout", model.cls_dropout)
 
 
 def _first(error: Exception) -> str:

@@ -61,7 +61,7 @@ def overview_of_study(config: DictConfig) -> str:
         for (arm, task, budget), choice in look.choices.items()
         if choice.edge and choice.lr is not None
     ]
-    if study.family is not None:
+    if study.family is not None and study.family.part in study.parts:
         f = study.family
         lines.append(
             f"\nfamily: {f.baseline} with {', '.join(f.arms)} at {', '.join(f.budgets)}: m = {f.m}, "

@@ -88,10 +88,12 @@ def cells_of(config: DictConfig) -> list[Cell]:
 def study_of(config: DictConfig) -> StudyConfig:
     """The checked study of a configuration, in its small form where `study.smoke` asks for it."""
     study: StudyConfig = OmegaConf.to_object(config.study)
-    if study.smoke:
-        study = _small(study)
     _check(study)
-    return study
+    if study.only is not None:
+        if unknown := [name for name in study.only if name not in study.parts]:
+            raise UserError(f"study.only: there is no part {unknown[0]}; allowed: {', '.join(study.parts)}")
+        study = replace(study, parts={name: study.parts[name] for name in study.only})
+    return _small(study) if study.smoke else study
 
 
 # -- expansion -------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class Expansion:
                     f"'{word}': {key_of(word)} is decided by the study; change study.parts.NAME.{key_of(word)}s, "
                     "or leave +study away"
                 )
-        self.base = [*self.study.overrides, *words]
+        self.words = words
         self.choices: dict[tuple[str, str, str], Choice] = {}
         self.cells = [*self._tuning(), *self._parts()]
 
@@ -158,10 +160,16 @@ class Expansion:
             for seed in seeds_of(part.seeds)
         ]
 
+    def _shared(self, task: str, budget: str, own: list[str]) -> list[str]:
+        """What all arms of a task and budget have in common; the command's words and the small form have the last word."""
+        study = self.study
+        late = study.small.overrides if study.smoke else []
+        mine = [*study.overrides, *study.by_task.get(task, []), *own, *late, *self.words]
+        return [*mine, f"task={task}", f"budget={budget}"]
+
     def _cell(self, name: str, arm: str, task: str, budget: str, seed: int) -> Cell:
         part = self.study.parts[name]
-        place = [f"task={task}", f"budget={budget}", f"seed={seed}"]
-        shared = [*self.base, *part.overrides, *place]
+        shared = [*self._shared(task, budget, part.overrides), f"seed={seed}"]
         if self.study.tuning is None or not part.tuned:
             return self._make(name, part.kind, arm, task, budget, seed, [*shared, *self._words(arm, {})])
         needed = [arm, *filter(None, [self.study.arms[arm].ranks_from])]
@@ -209,7 +217,7 @@ class Expansion:
         """One arm's trials on one grid; leaves what they came to in `choices`."""
         key = (arm, task, budget)
         source = self.study.arms[arm].ranks_from
-        place = [*self.base, *tuning.overrides, f"task={task}", f"budget={budget}", "protocol=tune"]
+        place = [*self._shared(task, budget, tuning.overrides), "protocol=tune"]
         grid = extended(tuning.grids[self._family(arm, place, tuning)], extension)
         given: dict[str, float] = {}
         if source is not None:
@@ -297,7 +305,7 @@ def seeds_of(text: str) -> list[int]:
 
 def _small(study: StudyConfig) -> StudyConfig:
     """Every arm and budget on stand-ins, with the first seed only; it supports no claim, so it declares no family."""
-    from experiments.standins.folder import standins
+    from experiments.smoke import standins
 
     where = str(standins())
     small = study.small
@@ -311,8 +319,8 @@ def _small(study: StudyConfig) -> StudyConfig:
         for name, part in study.parts.items()
     }
     tuning = study.tuning and replace(study.tuning, seeds=str(seeds_of(study.tuning.seeds)[0]))
-    overrides = [*study.overrides, *(word.replace("{standins}", where) for word in small.overrides)]
-    return replace(study, overrides=overrides, parts=first, tuning=tuning, family=None)
+    overrides = [word.replace("{standins}", where) for word in small.overrides]
+    return replace(study, small=replace(small, overrides=overrides), parts=first, tuning=tuning, family=None)
 
 
 def _check(study: StudyConfig) -> None:
@@ -370,6 +378,9 @@ def _check_family(study: StudyConfig) -> None:
     part = study.parts.get(family.part)
     if part is None or part.kind != "confirmatory":
         raise UserError(f"study.family.part={family.part} is no confirmatory part of {study.name}")
+    for arm in part.arms:
+        if study.arms[arm].tuned_as is not None:
+            raise UserError(f"study.arms.{arm}.tuned_as: an arm of a confirmatory part has trials of its own")
     for name, declared, there in (
         ("arms", [family.baseline, *family.arms], part.arms),
         ("budgets", family.budgets, part.budgets),
