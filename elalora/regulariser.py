@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from elalora.adapters import LowRankLinear
 
@@ -77,7 +78,8 @@ def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
 
 def _gaps(factors: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The active rows (m, most, width), and F F^T - I of each (m, most, most)."""
-    rows = torch.stack([factor[: max(ranks)] for factor in factors])
+    # a matrix may have fewer slots than the largest rank, a transplanted one for instance: it is filled with 0
+    rows = pad_sequence([factor[: max(ranks)] for factor in factors], batch_first=True)
     return rows, torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
 
 

@@ -11,11 +11,11 @@ VERSION = 1  # raise it when the stand-ins change
 
 def standins() -> Path:
     """A folder with models/ and data/, made on first use: random weights and made-up rows, no number worth reporting."""
-    from experiments.data.content import cache_folder
+    from experiments.data.content import cache_dir
     from experiments.standins.data import make_data
     from experiments.standins.models import make_models
 
-    folder = cache_folder(None) / f"standins-{VERSION}"
+    folder = cache_dir(None) / f"standins-{VERSION}"
     if not folder.is_dir():
         part = folder.with_name(f"{folder.name}.{os.getpid()}")
         make_models(part / "models")

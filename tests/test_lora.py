@@ -162,6 +162,22 @@ def test_the_transplant_has_the_pattern_it_was_given_and_the_budgets_scale():
     assert {a.scale for a in method.adapters.values()} == {16 / 3}
 
 
+def test_a_transplant_of_uneven_ranks_trains_and_its_regulariser_is_the_mean_over_its_matrices():
+    pattern = {f"layers.{i}.{k}": 1 + i + 2 * (k == "up") for i in range(3) for k in ("up", "down")}
+    net = Net()
+    method = svd(net, ranks_from="somewhere", pattern=pattern)
+    norms = [
+        torch.linalg.matrix_norm(f @ f.T - torch.eye(len(f), dtype=f.dtype))
+        for a in method.adapters.values()
+        for f in (a.A.detach(), a.B.detach())
+    ]
+    expected = 0.1 * torch.stack(norms).mean()
+    torch.testing.assert_close(method.penalty().detach(), expected, rtol=1e-12, atol=0)
+    before = method.adapters["layers.0.up"].A.detach().clone()
+    train(net, method, 20)
+    assert method.ranks() == pattern and not torch.equal(before, method.adapters["layers.0.up"].A)
+
+
 def test_the_shuffle_permutes_within_each_matrix_type_only():
     pattern = {f"layers.{i}.{k}": 10 * (k == "up") + i for i in range(6) for k in ("up", "down")}
     ranks = shuffled(pattern, torch.Generator().manual_seed(0))
