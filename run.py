@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from elalora.errors import UserError
-from experiments.compose import keep_overrides
+from experiments.compose import keep_command
 from experiments.config import register
 from experiments.messages import explain
 
@@ -28,8 +28,7 @@ composed: list[DictConfig] = []
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
     """One member of what was asked for."""
-    hydra_config = HydraConfig.get()
-    composed.append(keep_overrides(config, hydra_config.overrides.task, hydra_config.runtime.choices))
+    composed.append(keep_command(config, HydraConfig.get()))
 
 
 def main() -> int:

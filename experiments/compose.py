@@ -55,6 +55,13 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
     return whole, choices
 
 
+def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
+    """Writes into what `run.py` composed the words of its command; config folders of the user's own are part of them."""
+    folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
+    more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
+
+
 def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
     """Writes into a composed configuration what it was composed from, and which of its recipe's values were changed."""
     config.overrides = list(overrides)
@@ -87,8 +94,8 @@ def key_of(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def same_command(config: DictConfig, words: str) -> DictConfig:
-    """The configuration that this run's command would make with other words.
+def same_command(config: DictConfig, words: str) -> tuple[str, ...]:
+    """This run's command with other words.
 
     Args:
         config: a run, composed here or by `run.py`.
@@ -102,7 +109,7 @@ def same_command(config: DictConfig, words: str) -> DictConfig:
     kept = [word for word in config.overrides if key_of(word) not in keys]
     if "method" in keys:
         kept = [word for word in kept if not re.match(r"method\.", key_of(word))]
-    return compose_run([*kept, *changed])
+    return (*kept, *changed)
 
 
 def _override(word: str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from pathlib import Path
 
 from elalora.errors import UserError
+from experiments.compose import CONF, GROUPS, compose_run, key_of
 
-GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "tracking")
 
 
 def explain(error: BaseException) -> str:
@@ -41,6 +40,8 @@ def _unknown_choice(text: str, cause: str) -> str | None:
 
 
 def _unknown_key(text: str, cause: str) -> str | None:
+    if "Could not override 'study'" in text:
+        return f"a study is added to the command: type +study=NAME; there is {', '.join(_studies())}"
     found = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     if not found or "not in" not in text + cause:
         return None
@@ -63,6 +64,10 @@ def _wrong_type(text: str, cause: str) -> str | None:
     return f"{name}={found.group(1)} is not a {found.group(2).lower()}"
 
 
+def _studies() -> list[str]:
+    return sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+
+
 def _near(given: str, names: list[str], parent: str = "") -> str:
     close = difflib.get_close_matches(given, names, n=1)
     return f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
@@ -70,16 +75,8 @@ def _near(given: str, names: list[str], parent: str = "") -> str:
 
 def _keys(parent: str) -> list[str]:
     """Settings below `parent` with the groups chosen on the command line."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    from experiments.config import register
-
-    chosen = [a for a in sys.argv[1:] if a.split("=")[0] in GROUPS and "," not in a]
-    GlobalHydra.instance().clear()
-    register()
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        config = compose("config", chosen)
+    config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
     node = OmegaConf.select(config, parent) if parent else config
     return sorted(str(k) for k in node) if OmegaConf.is_dict(node) else sorted(str(k) for k in config)

@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from elalora.budget import Budget
 from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import SHAPES, steps_of
-from experiments.compose import same_command
+from experiments.compose import compose_run, same_command
 from experiments.config_task import KNOWN_METRICS
 from experiments.store import RunFolder, find
 
@@ -110,6 +111,12 @@ def make_plan(config: DictConfig) -> Plan:
         Path(config.store.root) / config.task.name / f"{_name(config, cls, method_config)}-{run_id[:10]}"
     )
     return Plan(config, cls, method_config, budget, identity, run_id, folder, tuple(sources))
+
+
+@lru_cache(maxsize=None)
+def plan_of(overrides: tuple[str, ...]) -> Plan:
+    """The plan of a command, made once in a process: a study looks at the same run again after every stage."""
+    return make_plan(compose_run(overrides))
 
 
 def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
@@ -216,7 +223,7 @@ def _source(config: DictConfig, setting: str, wanted: str) -> Source:
     if words and (words[0] in METHODS or "=" in words[0]):
         # a source starts from the pretrained weights unless its own words say otherwise
         more = " init_from=null" if setting == "init_from" and "init_from=" not in wanted else ""
-        plan = make_plan(same_command(config, wanted + more))
+        plan = plan_of(same_command(config, wanted + more))
         return Source(setting, wanted, plan.id, plan)
     if (Path(wanted) / "result.json").is_file():
         folder: RunFolder | None = RunFolder(Path(wanted))

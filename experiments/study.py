@@ -20,7 +20,7 @@ from elalora.errors import UserError
 from experiments.compose import compose_run, key_of
 from experiments.config_study import StudyConfig, TuningConfig
 from experiments.levels import least_pairs, smallest_p
-from experiments.plan import Plan, make_plan
+from experiments.plan import Plan, make_plan, plan_of
 
 KINDS = ("confirmatory", "exploratory", "ablation")
 FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # what a study decides and the command must not
@@ -194,7 +194,7 @@ class Expansion:
         self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]
     ) -> Cell:
         words = _last(words)
-        plan = make_plan(compose_run(words))
+        plan = plan_of(tuple(words))
         after = tuple(source.id for source in plan.sources if source.plan is not None)
         return Cell(part, kind, arm, task, budget, seed, tuple(words), plan, after)
 
@@ -252,7 +252,7 @@ def _last(words: Iterable[str]) -> list[str]:
 
 
 def choose(grid: tuple[float, ...], scores: list[list[float | None]], runs: tuple[str, ...]) -> Choice:
-    """The learning rate with the highest mean score over the tuning seeds; the smaller one where two are equal.
+    """The learning rate with the highest mean score over the tuning seeds; of equal ones the nearest to the middle.
 
     Args:
         grid: learning rates in rising order.
@@ -264,7 +264,8 @@ def choose(grid: tuple[float, ...], scores: list[list[float | None]], runs: tupl
     means = [fmean(score for score in trial if score is not None) for trial in scores]
     if max(means) == -math.inf:
         raise UserError(f"every trial of the learning rates {', '.join(map(str, grid))} was lost: lower the grid")
-    best = means.index(max(means))
+    middle = (len(grid) - 1) / 2
+    best = max(range(len(grid)), key=lambda i: (means[i], -abs(i - middle)))
     return Choice(grid[best], grid, best in (0, len(grid) - 1), runs)
 
 
@@ -396,8 +397,8 @@ def _check_family(study: StudyConfig) -> None:
     if smallest_p(seeds) > family.alpha / family.m:
         raise UserError(
             f"{study.name} cannot reach its level: {seeds} seeds give p = {smallest_p(seeds):.3g} at best, and "
-            f"{family.alpha} / {family.m} is needed; type study.parts.{family.part}.seeds='range("
-            f"{least_pairs(family.alpha, family.m)})' or compare fewer arms or budgets"
+            f"{family.alpha} / {family.m} is needed; take {least_pairs(family.alpha, family.m)} "
+            f"seeds (study.parts.{family.part}.seeds) or compare fewer arms or budgets"
         )
     recipe = next((w.partition("=")[2] for w in study.overrides if key_of(w) == "recipe"), None)
     if recipe != "matched":

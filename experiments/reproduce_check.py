@@ -1,0 +1,111 @@
+"""`python -m experiments.reproduce_check`: runs the study reproduce_check and holds its means against stated ranges.
+
+Needs the DeBERTa-v3-base weights and GLUE (hub or folders) and a GPU. With study.smoke=true it runs on stand-ins from end
+to end; the ranges mean nothing there and are not applied. Other words are handed to the study (store.root=..., data.root=...).
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from elalora.errors import UserError
+from experiments.compose import CONF, compose_run
+from experiments.messages import explain
+from experiments.study import Cell, cells_of, run_study
+
+STUDY = "reproduce_check"
+RANGES = CONF / "study" / "reproduce_ranges.csv"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where one cell's mean must lie, in points, and which reading it is."""
+
+    arm: str
+    task: str
+    reading: str
+    low: float
+    high: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One cell: the mean over the seeds that are done, None without any; passed is None where the range is not applied."""
+
+    range: Range
+    mean: float | None
+    seeds: int
+    passed: bool | None
+
+
+def ranges() -> list[Range]:
+    """The stated ranges with their sources."""
+    with RANGES.open(encoding="utf-8") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [
+            Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows
+        ]
+
+
+def judge(cells: Iterable[Cell], stated: Iterable[Range], apply: bool = True) -> list[Verdict]:
+    """Every stated cell against its range; a cell with a missing run has not passed.
+
+    Args:
+        cells: of the study.
+        stated: the ranges.
+        apply: whether the ranges mean anything for these runs.
+    """
+    cells = list(cells)
+    verdicts = []
+    for wanted in stated:
+        mine = [cell.plan for cell in cells if (cell.arm, cell.task) == (wanted.arm, wanted.task) and cell.plan]
+        results = [done.result() for plan in mine if (done := plan.finished()) is not None]
+        readings = [(r["metric"], r["readings"][wanted.reading]) for r in results]
+        scores = [reading["report"]["metrics"][metric] for metric, reading in readings if reading is not None]
+        mean = fmean(scores) if scores else None
+        whole = mean is not None and len(scores) == len(mine)
+        passed = whole and mean is not None and wanted.low <= mean <= wanted.high
+        verdicts.append(Verdict(wanted, mean, len(scores), passed if apply else None))
+    return verdicts
+
+
+def table(verdicts: Iterable[Verdict]) -> str:
+    """One line a cell."""
+    lines = [f"{'arm':<18}{'task':<6}{'reading':<9}{'mean':>7}  {'seeds':<7}{'range':<17}{'source':<10}verdict"]
+    for v in verdicts:
+        r = v.range
+        mean = "-" if v.mean is None else f"{v.mean:.2f}"
+        word = {True: "pass", False: "FAIL", None: "not applied"}[v.passed]
+        stated = f"{r.low:.2f} .. {r.high:.2f}"
+        lines.append(f"{r.arm:<18}{r.task:<6}{r.reading:<9}{mean:>7}  {v.seeds:<7}{stated:<17}{r.source:<10}{word}")
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> int:
+    """Exit code: 0 every cell passed (or none is applied), 1 a cell failed or a run did, 2 a mistake in the words."""
+    from experiments.runner import run_plans
+
+    try:
+        config = compose_run([f"+study={STUDY}", *words])
+        code = run_study(config, run_plans)
+        verdicts = judge(cells_of(config), ranges(), apply=not config.study.smoke)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"elalora: {explain(error)}", file=sys.stderr)
+        return 2
+    print(table(verdicts))
+    if config.study.smoke:
+        print("stand-ins: the ranges are not applied")
+    failed = any(verdict.passed is False for verdict in verdicts)
+    return max(code, int(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
