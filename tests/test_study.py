@@ -162,24 +162,24 @@ def test_a_study_runs_stage_by_stage_and_every_run_takes_the_winner_of_its_arm(s
 
 
 def test_a_winner_at_an_edge_extends_the_grid_of_every_arm(small):
-    config = compose_run(["+study=small", *small])
+    config = compose_run(["+study=small", *small, "study.only=[more]"])
 
-    def rising(method, lr, seed):  # lora wants more than its grid offers
-        return lr * 1000 if method == "lora" else middle(method, lr, seed)
+    def rising(method, lr, seed):  # the transplant wants more than its grid offers
+        return lr * 1000 if method == "svd_lora" else middle(method, lr, seed)
 
     run_study(config, Pretender(rising))
     choices = module.Expansion(config).choices
     assert {len(choice.trials) for choice in choices.values()} == {7}  # extended twice, by one value at both ends
-    lora = choices["a", "vader_movies", "r4"]
-    assert lora.edge and lora.lr == max(lora.trials) == 16e-3
+    greedy = choices["c", "vader_movies", "r4"]
+    assert greedy.edge and greedy.lr == max(greedy.trials) == 81e-3
     assert not choices["b", "vader_movies", "r4"].edge
-    assert "tuning: a on vader_movies at r4 chose 0.016, at the edge of" in overview_of_study(config)
+    assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in overview_of_study(config)
 
 
 def test_a_diverged_trial_is_lost_and_an_unfinished_one_stops_the_study(small, capsys):
     config = compose_run(["+study=small", *small])
     cells = [c for c in expand("small", small) if c.part == "tuning"]
-    bad = next(c.plan for c in cells if c.arm == "a" and c.plan.config.trainer.lr == 2e-3)
+    bad = next(c.plan for c in cells if c.arm == "a" and c.plan.config.trainer.lr == 1e-3)
 
     def skipping(plans):
         Pretender(middle)([p for p in plans if p.id != bad.id])
@@ -190,7 +190,7 @@ def test_a_diverged_trial_is_lost_and_an_unfinished_one_stops_the_study(small, c
     bad.folder.path.mkdir(parents=True)
     bad.folder.write("status.json", {"state": "failed", "error": "NotFinite: loss is nan at step 3"})
     choices = module.Expansion(config).choices
-    assert choices["a", "vader_movies", "r4"].lr == 1e-3  # the best of those left
+    assert choices["a", "vader_movies", "r4"].lr == 2e-3
 
 
 def test_the_winner_has_the_best_mean_and_a_tie_goes_to_the_middle():
