@@ -1,7 +1,7 @@
 """Loaded data and their fingerprint.
 
-The fingerprint is taken from the content (order, numbers, text, labels), never from files, so the
-same data read from parquet, from the hub or from a text archive have the same one, under any
+The fingerprint is taken from the content (order, numbers, text or an image's bytes, labels), never from the files
+around it, so the same data read from parquet, from the hub or from a text archive have the same one, under any
 version of any library.
 """
 
@@ -21,6 +21,9 @@ from experiments.config_task import DataConfig, TaskConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
+IMAGES_PER_CHUNK = 1_000
+ROWS_PER_BATCH = 1_000  # of a split read at once, because images may be large
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -28,16 +31,19 @@ class TaskData:
 
     Attributes:
         config: the task.
-        splits: name -> rows with columns idx (int), the task's text columns, and label (int for
-            classification, float for regression).
+        splits: name -> rows with columns idx (int64), the inputs, and label. Classification and regression: the task's
+            text columns, label int64 or float32. Summarization: the document, label (the summary that is trained on),
+            references (all summaries, at least one). Image: image (the encoded file's bytes), label int64.
         fingerprint: sha256 of the content of all splits.
         source: where the data came from, without any path of this machine.
+        verified: whether counts and content were compared with the official ones, as far as those are known.
     """
 
     config: TaskConfig
     splits: dict[str, Dataset]
     fingerprint: str
     source: str
+    verified: bool = True
 
 
 def cache_dir(folder: str | None) -> Path:
@@ -71,21 +77,35 @@ def data_root(data: DataConfig) -> Path | None:
     return root
 
 
+def inputs(task: TaskConfig) -> list[str]:
+    """Names of the input columns of a loaded split; an image's is always "image"."""
+    return ["image"] if task.kind == "image" else list(task.text)
+
+
 def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """Rows with the columns and types that the rest of the project relies on.
 
     Args:
-        task: names the text columns and the kind of label.
-        columns: at least idx, label and the text columns, of equal length.
+        task: names the input columns and the kind of label.
+        columns: at least idx, label and the inputs, for summaries references too, of equal length.
     """
-    from datasets import Dataset, Features, Value
+    from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-    label = "int64" if task.kind == "classification" else "float32"
-    types = {"idx": "int64", **dict.fromkeys(task.text, "string"), "label": label}
-    return Dataset.from_dict(
-        {name: list(columns[name]) for name in types},
-        features=Features({name: Value(dtype) for name, dtype in types.items()}),
-    )
+    names = {"regression": "float32", "summarization": "string"}
+    types: dict[str, Any] = {"idx": Value("int64")}
+    types |= dict.fromkeys(inputs(task), Value("binary" if task.kind == "image" else "string"))
+    types["label"] = Value(names.get(task.kind, "int64"))
+    if task.kind == "summarization":
+        types["references"] = List(Value("string"))
+    features = Features(types)
+    count = len(columns["idx"])
+    # An Arrow array of bytes ends at 2 GiB, so many images lie in several.
+    chunk = IMAGES_PER_CHUNK if task.kind == "image" else max(count, 1)
+    parts = [
+        Dataset.from_dict({name: list(columns[name][i : i + chunk]) for name in types}, features=features)
+        for i in range(0, max(count, 1), chunk)
+    ]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
 def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
@@ -111,11 +131,12 @@ def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
             raw = value.encode("utf-8") if isinstance(value, str) else value
             digest.update(pack_int(len(raw)) + raw)
 
+    names = inputs(task)
+    columns = ["idx", "label", *names, *(["references"] if task.kind == "summarization" else [])]
     for name in sorted(splits):
-        rows = splits[name][:]
-        digest.update(f"{name}\n{len(splits[name])}\n{len(task.text)}\n".encode())
-        columns = ["idx", "label", *task.text, *(["references"] if task.kind == "summarization" else [])]
-        for row in zip(*(rows[column] for column in columns), strict=True):
-            for value in row:
-                add(value)
+        digest.update(f"{name}\n{len(splits[name])}\n{len(names)}\n".encode())
+        for rows in splits[name].iter(batch_size=ROWS_PER_BATCH):
+            for row in zip(*(rows[column] for column in columns), strict=True):
+                for value in row:
+                    add(value)
     return digest.hexdigest()

@@ -1,0 +1,99 @@
+"""What every loaded split must hold, whatever its source: each mistake is one line with the row at fault.
+
+Rows are counted from 1, without a header.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from elalora.errors import UserError
+from experiments.config_task import TaskConfig
+from experiments.data.tables import Columns, first_line
+
+# What Pillow reads without a plug-in that starts other programs.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+
+def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
+    """Checks a split before it becomes a data set.
+
+    Args:
+        task: says what inputs and labels are.
+        where: what errors call the split's file.
+        columns: idx, the input columns ("image" for images), label, and references for summaries.
+
+    Raises:
+        UserError: no rows, a number that occurs twice, a missing input or label, a label that is not allowed, or an
+            image whose header cannot be read.
+    """
+    if not columns["idx"]:
+        raise UserError(f"{where} has no rows; give it at least one")
+    _check_idx(where, columns["idx"])
+    if task.kind == "image":
+        for row, image in enumerate(columns["image"], start=1):
+            check_image(f"{where}: row {row}", image)
+    else:
+        for name in task.text:
+            _refuse(where, columns[name], lambda v: not isinstance(v, str), f"has no text in column {name}")
+    _check_labels(task, where, columns)
+
+
+def _check_idx(where: str, idx: list[Any]) -> None:
+    _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has an idx that is no whole number")
+    if len(set(idx)) < len(idx):
+        seen: dict[int, int] = {}
+        for row, number in enumerate(idx, start=1):
+            if number in seen:
+                raise UserError(f"{where}: rows {seen[number]} and {row} have one idx, {number}; each needs its own")
+            seen[number] = row
+
+
+def _check_labels(task: TaskConfig, where: str, columns: Columns) -> None:
+    labels = columns["label"]
+    _refuse(where, labels, lambda v: v is None, "has no label")
+    if task.kind == "summarization":
+        _refuse(where, labels, lambda v: not isinstance(v, str), "has a summary that is no text")
+        _refuse(where, columns["references"], _no_references, "has no list of references")
+    elif task.kind == "regression":
+        _refuse(where, labels, lambda v: not _is_finite(v), "has label {value}; a finite number is wanted")
+    else:
+        allowed = range(task.num_labels)
+        text = f"has label {{value}}; allowed: 0 to {task.num_labels - 1} (task.num_labels={task.num_labels})"
+        _refuse(where, labels, lambda v: isinstance(v, bool) or not isinstance(v, int) or v not in allowed, text)
+
+
+def _no_references(value: Any) -> bool:
+    return not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _refuse(where: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:
+    for row, value in enumerate(values, start=1):
+        if wrong(value):
+            raise UserError(f"{where}: row {row} {text.format(value=value)}")
+
+
+def check_image(where: str, content: Any) -> None:
+    """Reads an image's header: format and size, not the pixels.
+
+    Raises:
+        UserError: it is missing, of an unknown format, or too large to be an image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not isinstance(content, bytes):
+        raise UserError(f"{where} has no image")
+    try:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            image.size  # noqa: B018
+    except UnidentifiedImageError:
+        raise UserError(f"{where} is no readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where} is no readable image: {first_line(error)}") from error

@@ -1,0 +1,93 @@
+"""Documents with summaries: XSum, CNN/DailyMail (3.0.0) and SciTLDR (abstracts only), with all their references.
+
+The columns keep their upstream names in the files, so a parquet copy of the hub's data set is read as it is; loaded
+splits have `document`, `label` (the summary that is trained on, the first one) and `references` (every summary, for
+ROUGE). A data set without references of its own has one: its summary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elalora.errors import UserError
+from experiments.config_task import DataConfig, TaskConfig
+from experiments.data.checks import check_rows
+from experiments.data.content import data_root, make_split
+from experiments.data.tables import Columns, read_hub, read_parquet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+SIZES = {
+    "xsum": (204_045, 11_332, 11_334),
+    "cnn_dailymail": (287_113, 13_368, 11_490),
+    "scitldr_a": (1_992, 619, 618),
+}
+DOCUMENTS = ("document", "article", "source")  # a list is the document's sentences
+SUMMARIES = ("summary", "highlights", "target")  # a list is all references
+
+
+def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
+    """Train, validation and test of one data set, and where they came from.
+
+    Raises:
+        UserError: unknown subset, data not to be had, bad rows, or counts other than the official ones.
+    """
+    root, below = data_root(data), f"summarization/{task.subset}"
+    if task.verify and task.subset not in SIZES:
+        raise UserError(
+            f"task.subset={task.subset} has no known counts; it is one of {', '.join(SIZES)}, "
+            "or type task.verify=false for a subset or a stand-in"
+        )
+    instead = f"put {', '.join(f'{s}.parquet' for s in SPLITS)} into FOLDER/{below}/ and type data.root=FOLDER"
+    if root is not None and (root / below).is_dir():
+        raw, source = _from_folder(task, root, below), f"local folder {below}"
+    elif task.subset in SIZES:
+        raw = {name: read_hub(task, name, None, instead) for name in SPLITS}
+        source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
+    else:
+        raise UserError(f"task {task.name}: there is no folder {below} in data.root={data.root}; {instead}")
+    splits, start = {}, 0
+    for name, size in zip(SPLITS, SIZES.get(task.subset, (0, 0, 0)), strict=True):
+        columns = _columns(task, f"{below} {name}", raw.pop(name), start)
+        check_rows(task, f"{below} {name}", columns)
+        found = len(columns["idx"])
+        if task.verify and found != size:
+            raise UserError(
+                f"{below} {name} has {found} rows; the official split has {size} "
+                "(for a subset or a stand-in type task.verify=false)"
+            )
+        splits[name] = make_split(task, columns)
+        start += found
+    return splits, source
+
+
+def _from_folder(task: TaskConfig, root: Path, below: str) -> dict[str, Columns]:
+    raw = {}
+    for name in SPLITS:
+        file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
+        if not file.is_file():
+            raise UserError(f"task {task.name} needs {where}, which is not there; put the official split there")
+        raw[name] = read_parquet(file, where)
+    return raw
+
+
+def _columns(task: TaskConfig, where: str, raw: Columns, start: int) -> Columns:
+    """The project's columns; idx counts on over the splits."""
+    documents, summaries = _one_of(where, raw, DOCUMENTS), _one_of(where, raw, SUMMARIES)
+    references = raw.get("references", [s if isinstance(s, list) else [s] for s in summaries])
+    return {
+        "idx": list(range(start, start + len(documents))),
+        task.text[0]: [" ".join(d) if isinstance(d, list) else d for d in documents],
+        "label": [(s[0] if s else None) if isinstance(s, list) else s for s in summaries],
+        "references": references,
+    }
+
+
+def _one_of(where: str, raw: Columns, names: tuple[str, ...]) -> list[Any]:
+    for name in names:
+        if name in raw:
+            return raw[name]
+    raise UserError(f"{where}: no column {' or '.join(names)} among {', '.join(raw)}")

@@ -1,0 +1,157 @@
+"""Rows as columns of plain Python values, from parquet, CSV, TSV, JSON Lines or the hub.
+
+Every reader gives {column: values}, all of one length. A file that cannot be what its name says is refused with the
+line at fault; what the values mean is checked later (`experiments.data.checks`).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from elalora.errors import UserError
+from experiments.config_task import TaskConfig
+
+Columns = dict[str, list[Any]]
+MOST_FIELD = 2**24  # characters of one CSV field; the module's own limit of 131,072 is too small for documents
+
+
+def read_table(file: Path, where: str) -> Columns:
+    """All columns of a table file, by its suffix.
+
+    Args:
+        file: *.parquet, *.csv, *.tsv, *.jsonl or *.json (one object a line).
+        where: what errors call the file.
+
+    Raises:
+        UserError: no such file, a suffix that is not read, or a content that is not what the suffix says.
+    """
+    readers: dict[str, Callable[[Path, str], Columns]] = {
+        ".parquet": read_parquet,
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
+        ".jsonl": _read_json_lines,
+        ".json": _read_json_lines,
+    }
+    if file.suffix not in readers:
+        raise UserError(f"{where} is no table that is read here; allowed: {', '.join(readers)}, or a folder of images")
+    if not file.is_file():
+        raise UserError(f"{where} is not there")
+    return readers[file.suffix](file, where)
+
+
+def read_parquet(file: Path, where: str, wanted: Sequence[str] | None = None) -> Columns:
+    """The wanted columns of a parquet file, or all of them.
+
+    Raises:
+        UserError: it is no parquet file, or a column is missing.
+    """
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
+    try:
+        if wanted is not None:
+            require_columns(where, parquet.read_schema(file).names, wanted)
+        return parquet.read_table(file, columns=wanted).to_pydict()
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{where} is not a parquet file: {first_line(error)}") from error
+
+
+def require_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuses a table that lacks a column."""
+    if missing := [name for name in wanted if name not in present]:
+        raise UserError(f"{where}: no column {missing[0]} among {', '.join(map(str, present))}")
+
+
+def _read_csv(file: Path, where: str) -> Columns:
+    return _read_delimited(file, where, delimiter=",", strict=True)
+
+
+def _read_tsv(file: Path, where: str) -> Columns:
+    # As GLUE's files: a quotation mark is a character like any other.
+    return _read_delimited(file, where, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_delimited(file: Path, where: str, **dialect: Any) -> Columns:
+    csv.field_size_limit(MOST_FIELD)
+    lines = csv.reader(io.StringIO(_text(file, where), newline=""), **dialect)
+    try:
+        header = next(lines, None)
+        if not header:
+            raise UserError(f"{where} is empty; its first line must name the columns")
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise UserError(f"{where}: column {twice[0]} is named twice in the first line")
+        rows = []
+        for row in lines:
+            if len(row) != len(header) and row:  # an empty line is no row
+                found, line = len(row), lines.line_num
+                raise UserError(f"{where}: line {line} has {found} fields; the first line has {len(header)}")
+            rows += [row] if row else []
+    except csv.Error as error:
+        raise UserError(f"{where}: line {lines.line_num} cannot be read: {error}") from error
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _read_json_lines(file: Path, where: str) -> Columns:
+    rows = []
+    for number, line in enumerate(_text(file, where).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: line {number} is {type(row).__name__}; one object a line is wanted")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _text(file: Path, where: str) -> str:
+    raw = file.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
+
+
+def read_hub(task: TaskConfig, split: str, wanted: Sequence[str] | None, instead: str) -> Columns:
+    """One split from the hub, or from the local cache of an earlier fetch.
+
+    Args:
+        task: names the data set, its configuration and commit.
+        split: of the data set.
+        wanted: columns to read; None for all.
+        instead: what to put where when the hub cannot be read.
+
+    Raises:
+        UserError: no commit is pinned, or the hub cannot be read.
+    """
+    from datasets import load_dataset
+
+    if task.hub_revision is None:
+        raise UserError(
+            f"task {task.name}: the commit of {task.hub_id} on the hub is not pinned; {instead}, or type "
+            "task.hub_revision=COMMIT (task.hub_revision=refs/convert/parquet follows the hub's own parquet copy)"
+        )
+    try:
+        rows = load_dataset(task.hub_id, task.hub_name, revision=task.hub_revision, split=split)
+    except (OSError, ValueError, RuntimeError) as error:  # unreachable, unknown to an offline cache, a dataset script
+        raise UserError(
+            f"task {task.name}: {task.hub_id} cannot be read from the hub here; {instead} ({first_line(error)})"
+        ) from error
+    if wanted is not None:
+        require_columns(f"task {task.name}", rows.column_names, wanted)
+        rows = rows.select_columns(list(wanted))
+    return rows[:]
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
