@@ -85,12 +85,11 @@ def check_task(task: TaskConfig) -> None:
     Raises:
         UserError: names the setting, what is allowed, and what to type.
     """
-    one_of = (("kind", task.kind, KINDS), ("suite", task.suite, SUITES))
-    one_of += (("normalise", task.normalise, ("checkpoint", "imagenet")),)
+    one_of: dict[str, tuple[str, ...]] = {"kind": KINDS, "suite": SUITES, "normalise": ("checkpoint", "imagenet")}
     if task.group is not None:
-        one_of += (("group", task.group, GROUPS),)
-    for name, given, allowed in one_of:
-        if given not in allowed:
+        one_of["group"] = GROUPS
+    for name, allowed in one_of.items():
+        if (given := getattr(task, name)) not in allowed:
             raise UserError(f"task.{name}={given} is unknown; allowed: {', '.join(allowed)}")
     for name in ("max_length", "target_length", "generate_length", "beams"):
         if getattr(task, name) < 1:

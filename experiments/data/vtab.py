@@ -17,6 +17,7 @@ from experiments.config_task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split
 from experiments.data.image_files import class_folders, class_ids, read_images, read_list
+from experiments.data.tables import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +83,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     splits, start = {}, 0
     for name, part in entries.items():
         where = f"{below}/{SPLITS[name]}" + (".txt" if listed else "")
-        columns = {
+        columns: Columns = {
             "idx": list(range(start, start + len(part))),
             "image": read_images(folder, [path for path, _ in part], where),
             "label": [label for _, label in part],

@@ -1,0 +1,170 @@
+"""Made-up data sets in the official layouts: a few hundred rows each, learnable, and no number worth reporting.
+
+Labels follow from cue words or colours that a small model finds in some fifty steps, so "the loss fell" can be asked
+of a run. All words are common lower-case English, known to any tokenizer. They are read with `task.verify=false`,
+which every result states.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.data.glue import SPLITS as GLUE
+from experiments.data.vtab import SPLITS as IMAGE_SPLITS
+from experiments.data.vtab import TASKS as VTAB
+
+FILLERS = "the a an it is was so very too this that movie film plot story actor scene in on for with and of to".split()
+CUES = ("bad poor worst dull hate sad".split(), "good great fine best love funny".split(), "slow late far".split())
+ANIMALS = "dog cat bird horse fish cow mouse bear".split()
+LOOKS = "big small red blue old young fast slow".split()
+PLACES = "house garden river school market forest city field".split()
+TEXT_ROWS = {"train": 240, "validation": 60, "test": 60}
+IMAGE_ROWS = {"train": 80, "validation": 20, "test": 40}
+IMAGE_SETS = ("svhn", "eurosat", "clevr_count")  # one of each group of VTAB-1k
+PAIRS = {
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "mnli": ("premise", "hypothesis"),
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
+}
+SIDE = 32  # pixels
+
+
+def make_data(folder: Path, seed: int = 0) -> Path:
+    """Writes glue/, summarization/ and vtab-1k/ below the folder, for `data.root=FOLDER task.verify=false`.
+
+    Args:
+        folder: made where it is missing; files of earlier calls are replaced.
+        seed: the same seed gives the same rows.
+
+    Returns:
+        The folder.
+    """
+    for task in GLUE:
+        if not task.endswith("_mm"):  # mnli holds the mismatched split too
+            _glue(folder / "glue" / task, task, seed)
+    for name in ("xsum", "cnn_dailymail", "scitldr_a"):
+        _summaries(folder / "summarization" / name, name, seed)
+    for name in IMAGE_SETS:
+        _images(folder / "vtab-1k" / name, name, seed)
+    return folder
+
+
+def _rng(seed: int, *names: str) -> np.random.Generator:
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def _write(file: Path, columns: dict[str, Any]) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), file)
+
+
+def _balanced(rng: np.random.Generator, classes: int, rows: int) -> list[int]:
+    return rng.permutation(np.arange(rows) % classes).tolist()
+
+
+def _sentence(rng: np.random.Generator, cues: list[str]) -> str:
+    """Four to eight fillers with the cues strewn in."""
+    words = [*rng.choice(FILLERS, size=rng.integers(4, 9)).tolist(), *cues]
+    return " ".join(rng.permutation(words).tolist())
+
+
+def _glue(folder: Path, task: str, seed: int) -> None:
+    names = PAIRS.get(task, ("sentence1", "sentence2"))
+    splits = [*GLUE[task], *(["validation_mismatched"] if task == "mnli" else [])]
+    for split in splits:
+        rng = _rng(seed, "glue", task, split)
+        rows = TEXT_ROWS["train" if split == "train" else "validation"]
+        labels, cues = (_scores if task == "stsb" else _classes)(rng, 3 if task == "mnli" else 2, rows)
+        columns: dict[str, Any] = {name: [_sentence(rng, []) for _ in range(rows)] for name in names}
+        columns[names[-1]] = [_sentence(rng, words) for words in cues]
+        columns["label"] = np.array(labels, dtype=np.float32 if task == "stsb" else np.int64)
+        _write(folder / f"{split}.parquet", columns | {"idx": np.arange(rows, dtype=np.int32)})
+
+
+def _classes(rng: np.random.Generator, classes: int, rows: int) -> tuple[list[int], list[list[str]]]:
+    """Two words of the class's cues."""
+    labels = _balanced(rng, classes, rows)
+    return labels, [rng.choice(CUES[label], size=2).tolist() for label in labels]
+
+
+def _scores(rng: np.random.Generator, _: int, rows: int) -> tuple[list[float], list[list[str]]]:
+    """Scores 0 to 5 by how many of four cues are good ones."""
+    counts = _balanced(rng, 5, rows)
+    cues = [[*rng.choice(CUES[1], size=n).tolist(), *rng.choice(CUES[0], size=4 - n).tolist()] for n in counts]
+    return [1.25 * n for n in counts], cues
+
+
+def _summaries(folder: Path, name: str, seed: int) -> None:
+    """The summary takes three words from the first sentence of its document."""
+    for split, rows in TEXT_ROWS.items():
+        rng = _rng(seed, "summarization", name, split)
+        facts = [tuple(str(rng.choice(words)) for words in (LOOKS, ANIMALS, PLACES)) for _ in range(rows)]
+        documents = [
+            f"the {animal} was {look} in the {place} . {_sentence(rng, [])} . {_sentence(rng, [])} ."
+            for look, animal, place in facts
+        ]
+        first = [f"a {look} {animal} in the {place}" for look, animal, place in facts]
+        second = [f"in the {place} there is a {look} {animal}" for look, animal, place in facts]
+        ids = [f"{name}-{split}-{i}" for i in range(rows)]
+        columns: dict[str, Any] = {"document": documents, "summary": first, "id": ids}
+        if name == "cnn_dailymail":
+            columns = {"article": documents, "highlights": first, "id": ids}
+        elif name == "scitldr_a":
+            several = [[a] if split == "train" else [a, b] for a, b in zip(first, second, strict=True)]
+            columns |= {"title": [f"on the {animal}" for _, animal, _ in facts], "references": several}
+        _write(folder / f"{split}.parquet", columns)
+
+
+def _images(folder: Path, name: str, seed: int) -> None:
+    """List files beside images/, as VTAB-1k is passed around."""
+    draw: Callable[[np.random.Generator, int, int], np.ndarray] = _dots if name == "clevr_count" else _coloured
+    lists: dict[str, list[str]] = {}
+    for split, rows in IMAGE_ROWS.items():
+        rng = _rng(seed, "vtab-1k", name, split)
+        stem = IMAGE_SPLITS[split]
+        (folder / "images" / stem).mkdir(parents=True, exist_ok=True)
+        lists[stem] = []
+        for number, label in enumerate(_balanced(rng, VTAB[name].classes, rows)):
+            path = f"images/{stem}/{number:06d}.png"
+            (folder / path).write_bytes(_png(draw(rng, label, VTAB[name].classes)))
+            lists[stem].append(f"{path} {label}\n")
+    lists["train800val200"] = lists["train800"] + lists["val200"]
+    for stem, lines in lists.items():
+        (folder / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _coloured(rng: np.random.Generator, label: int, classes: int) -> np.ndarray:
+    """The class's hue with noise over it, (SIDE, SIDE, 3) uint8."""
+    colour = np.array(colorsys.hsv_to_rgb(label / classes, 0.9, 0.8)) * 255
+    noise = rng.normal(0, 20, size=(SIDE, SIDE, 3))
+    return np.clip(colour + noise, 0, 255).astype(np.uint8)
+
+
+def _dots(rng: np.random.Generator, label: int, _: int) -> np.ndarray:
+    """label + 3 bright squares on a dark grid of 16 places, (SIDE, SIDE, 3) uint8."""
+    image = rng.integers(0, 40, size=(SIDE, SIDE, 3), dtype=np.uint8)
+    for place in rng.choice(16, size=label + 3, replace=False):
+        row, column = divmod(int(place), 4)
+        image[8 * row + 1 : 8 * row + 7, 8 * column + 1 : 8 * column + 7] = 220
+    return image
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
