@@ -26,6 +26,7 @@ from elalora.method import Method
 from elalora.schedules import SHAPES, steps_of
 from experiments.compose import compose_run, same_command
 from experiments.config_task import KNOWN_METRICS
+from experiments.data.files import digests
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
@@ -184,6 +185,7 @@ def _identity(
     for source in sources:
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)
+    science["task"]["files"] = digests(config.task.files, config.data.root)
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}

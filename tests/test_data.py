@@ -19,14 +19,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from omegaconf import OmegaConf
+from datasets_on_disk import task_config
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config_task import KNOWN_METRICS, DataConfig, TaskConfig, check_task
 from experiments.data import TaskData, cache_dir, content_hash, load_task, vader
 from experiments.data.content import make_split
 from experiments.data.glue import SPLITS as GLUE
-from experiments.metrics import METRICS
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -35,13 +34,6 @@ VADER = [name for name in TASKS if name.startswith("vader_")]
 GLUE_HERE = ["cola", "rte", "mrpc", "stsb", "sst2", "wnli"]
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of GLUE data is not beside the repository")
-
-
-def task_config(name: str) -> TaskConfig:
-    raw = OmegaConf.load(REPOSITORY / "conf" / "task" / f"{name}.yaml")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskConfig), raw))
-    assert isinstance(config, TaskConfig)
-    return config
 
 
 @pytest.fixture(scope="session")
@@ -69,17 +61,26 @@ def sizes(data: TaskData) -> dict[str, int]:
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_config_is_named_as_its_file_and_complete(name: str) -> None:
     task = task_config(name)
-    assert task.name == name
-    assert task.citation and task.metrics and set(task.metrics) <= set(METRICS)
-    assert (task.num_labels == 1) == (task.kind == "regression") == (task.metrics[0] == "pearson")
-    assert task.fingerprint is not None or name in ("qnli", "mnli", "qqp")
+    check_task(task)
+    assert task.name == name and task.verify
+    assert task.metrics and set(task.metrics) <= set(KNOWN_METRICS)
+    assert bool(task.citation) == (task.source != "files")
+    first = {"regression": "pearson", "summarization": "rouge1", "image": "accuracy"}
+    assert task.metrics[0] == first.get(task.kind, task.metrics[0])
     if task.source == "glue":
-        assert (task.hub_id, task.hub_name) == ("nyu-mll/glue", name) and len(task.hub_revision or "") == 40
+        assert (task.hub_id, task.hub_name) == ("nyu-mll/glue", name.removesuffix("_mm"))
+        assert len(task.hub_revision or "") == 40
+
+
+def test_content_is_pinned_wherever_a_whole_copy_was_at_hand() -> None:
+    free = {name for name in TASKS if task_config(name).fingerprint is None and name != "digits"}
+    vtab = {name for name in TASKS if task_config(name).source == "vtab"}
+    assert free == {"qnli", "mnli", "mnli_mm", "qqp", "xsum", "cnn_dailymail", "own", "own_images", *vtab}
 
 
 def test_an_unknown_source_or_subset_names_the_known_ones() -> None:
     task = task_config("cola")
-    with pytest.raises(UserError, match="task.source=web is unknown; it is one of glue, vader"):
+    with pytest.raises(UserError, match="task.source=web is unknown; it is one of files, glue, summarization, vader"):
         load_task(replace(task, source="web"), DataConfig())
     with pytest.raises(UserError, match="task.subset=ax .* one of cola, rte"):
         load_task(replace(task, subset="ax"), DataConfig())

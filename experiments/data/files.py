@@ -9,7 +9,9 @@ to the table, or in class folders.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +40,10 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         raise UserError(
             f"task {task.name} needs task.files.train=PATH and task.files.test=PATH or task.files.validation=PATH"
         )
-    root, raw, start = data_root(data), {}, 0
+    data_root(data)  # refuses a folder that is not there
+    raw, start = {}, 0
     for name, path in named.items():
-        raw[name] = _read(task, (root or Path()) / Path(path).expanduser(), path)
+        raw[name] = _read(task, _place(data.root, path), path)
         own = raw[name].get("idx") if task.text[0] != "idx" else None
         count = len(raw[name]["label"])
         raw[name]["idx"] = list(range(start, start + count)) if own is None else [_whole(v) for v in own]
@@ -54,6 +57,39 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     if "validation" not in splits:
         splits = _with_validation(task, splits)
     return splits, "own files"
+
+
+def digests(files: Mapping[str, str | None], root: str | None) -> dict[str, str | None]:
+    """The files' content in place of their paths, for a run's identity: it does not matter where data lie.
+
+    Args:
+        files: task.files.
+        root: data.root.
+
+    Returns:
+        split -> sha256 of the file, or of all files below the folder; a path that is not there stays as it is.
+    """
+    found = dict(files)
+    for name, given in files.items():
+        path = _place(root, given) if given is not None else None
+        if path is not None and path.exists():
+            members = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            found[name] = _digest(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in members))
+    return found
+
+
+@cache  # a sweep asks for every member
+def _digest(path: Path, members: tuple[tuple[Path, int, int], ...]) -> str:
+    total = hashlib.sha256()
+    for member, _, _ in members:
+        with member.open("rb") as file:
+            name = "" if member == path else member.relative_to(path).as_posix()
+            total.update(f"{name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def _place(root: str | None, path: str) -> Path:
+    return Path(root or "").expanduser() / Path(path).expanduser()
 
 
 def _read(task: TaskConfig, path: Path, where: str) -> Columns:

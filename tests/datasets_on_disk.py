@@ -1,0 +1,54 @@
+"""Small data sets that tests write to disk, and the configuration that reads them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+from omegaconf import OmegaConf
+from PIL import Image
+
+from experiments.config_task import DataConfig, TaskConfig
+from experiments.data import TaskData, load_task
+
+CONF = Path(__file__).resolve().parents[1] / "conf" / "task"
+
+
+def task_config(name: str, **change: Any) -> TaskConfig:
+    """A task of conf/task/ with some settings changed."""
+    raw = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(CONF / f"{name}.yaml"), change)
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, TaskConfig)
+    return config
+
+
+def load(name: str, root: Path | None, **change: Any) -> TaskData:
+    """The data of a task below a folder."""
+    return load_task(task_config(name, **change), DataConfig(root=None if root is None else str(root)))
+
+
+def write_parquet(file: Path, **columns: Any) -> Path:
+    """A parquet file with these columns."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), file)
+    return file
+
+
+def png(level: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
+    """A grey image's file."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (level, level, level)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_lists(folder: Path, rows: dict[str, list[tuple[str, int]]]) -> Path:
+    """A VTAB-1k folder: list files, and an image for every name in them."""
+    for stem, entries in rows.items():
+        for number, (path, _) in enumerate(entries):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(png(number))
+        (folder / f"{stem}.txt").write_text("".join(f"{path} {label}\n" for path, label in entries))
+    return folder
