@@ -69,6 +69,7 @@ def assemble(
         "data": {
             "fingerprint": data.fingerprint,
             "source": data.source,
+            "verified": data.verified,
             "citation": config.task.citation,
             "train_items": len(train.data),
             "report_items": len(reading.rows),
@@ -76,8 +77,12 @@ def assemble(
             "truncated_targets": getattr(train.data, "truncated_targets", 0),
             "majority": _constant_answer(config.task, reading),
         },
-        "flags": (["collapsed"] if reading.collapsed else []) + method.remarks(),
+        "flags": _flags(reading, data) + method.remarks(),
     }
+
+
+def _flags(reading: Reading, data: Any) -> list[str]:
+    return ["collapsed"] * reading.collapsed + ["unverified data"] * (not data.verified)
 
 
 def _label(plan: Plan) -> str:

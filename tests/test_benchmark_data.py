@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import struct
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets_on_disk import image_lists, load, png, task_config
 from PIL import Image
+from runs import quick
 
 from elalora.errors import UserError
 from experiments.data import content_hash, tables, vtab
@@ -155,7 +157,7 @@ def packed(*values: int | bytes) -> bytes:
 def test_the_fingerprint_of_summaries_is_the_formula_written_out() -> None:
     task = task_config("scitldr")
     columns = {"idx": [4], "document": ["dé"], "label": ["s"], "references": [["s", "t"]]}
-    expected = b"test\n1\n1\n" + packed(4) + packed(3, b"s", b"s", b"t") + packed("dé".encode())
+    expected = b"test\n1\n1\n" + packed(4, b"s", "dé".encode(), 2, b"s", b"t")
     assert content_hash({"test": make_split(task, columns)}, task) == hashlib.sha256(expected).hexdigest()
 
 
@@ -288,6 +290,15 @@ def test_both_mnli_tasks_train_on_the_same_rows_and_report_their_own(standins: P
     assert whole(matched, "train") == whole(mismatched, "train")
     assert list(matched.splits) == ["train", "validation_matched"]
     assert list(mismatched.splits) == ["train", "validation_mismatched"]
+
+
+def test_a_result_on_unverified_data_says_so(standins: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    from experiments.runner import run_all
+
+    words = ["task=rte", "task.verify=false", f"data.root={standins}", "method=lora", "trainer.max_steps=2"]
+    assert run_all([quick(tiny_model_dir, tmp_path / "store", *words)]) == 0
+    (result,) = (json.loads(file.read_text()) for file in (tmp_path / "store" / "rte").glob("*/result.json"))
+    assert "unverified data" in result["flags"] and result["data"]["verified"] is False
 
 
 def test_a_verified_task_refuses_the_stand_ins(standins: Path) -> None:

@@ -187,6 +187,7 @@ def test_own_text_trains_from_a_csv_by_settings_alone(tiny_model_dir: Path, tmp_
     (result,) = (json.loads(file.read_text()) for file in (tmp_path / "store" / "films").glob("*/result.json"))
     assert result["readings"]["last"]["report"]["split"] == "test" and result["data"]["source"] == "own files"
     assert (result["data"]["train_items"], result["data"]["report_items"]) == (36, 10)
+    assert result["data"]["verified"] and "unverified data" not in result["flags"]
 
 
 def test_own_files_are_known_by_their_content_and_not_by_their_path(tmp_path: Path) -> None:
