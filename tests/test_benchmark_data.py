@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from datasets_on_disk import image_lists, load, png, task_config
+from datasets_on_disk import CONF, image_lists, load, png, task_config
 from PIL import Image
 from runs import quick
 
@@ -145,6 +145,39 @@ def test_vtab_sizes_are_compared_unless_told_otherwise(tmp_path: Path) -> None:
 
 def test_the_only_test_size_that_is_not_compared_is_kittis() -> None:
     assert {name for name, known in vtab.TASKS.items() if known.test is None} == {"kitti"}
+
+
+def test_many_images_on_a_terminal_show_a_bar_and_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments.data import image_files
+
+    image_lists(tmp_path, {"list": [("a.png", 0), ("b.png", 0)]})
+    monkeypatch.setattr(image_files, "MANY", 2)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert image_files.read_images(tmp_path, ["a.png", "b.png"], "the list") == [png(0), png(1)]
+    assert "reading the list" in capsys.readouterr().err
+    monkeypatch.setattr(image_files, "MANY", 3)
+    assert image_files.read_images(tmp_path, ["b.png"], "the list") == [png(1)]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_page_of_benchmarks_names_every_task_and_the_counts_that_are_checked() -> None:
+    from experiments.data.glue import SPLITS as GLUE
+    from experiments.data.summarization import SIZES
+
+    page = (CONF.parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for file in CONF.glob("*.yaml"):
+        task = task_config(file.stem)
+        if task.source == "vtab":
+            known = vtab.TASKS[task.subset]
+            size = "not compared" if known.test is None else f"{known.test:,}"
+            assert f"| `{task.name}` | {task.subset} | {known.classes} | {size} |" in page
+        elif task.source == "summarization":
+            assert " | ".join(f"{n:,}" for n in SIZES[task.subset]) in page
+        elif task.source == "glue" and task.name != "mnli_mm":
+            assert " | ".join(f"{known.rows:,}" for known in GLUE[task.name].values()) in page
+        assert f"`{task.name}`" in page or task.name.endswith("_binary") or task.source == "digits"
 
 
 # -- fingerprints ------------------------------------------------------------------------------------------------

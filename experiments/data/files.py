@@ -165,7 +165,7 @@ def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
 
 
 def _refuse_blank(task: TaskConfig, where: str, columns: Columns) -> None:
-    """An item of the user's own without any text is a mistake, where the benchmarks have a few."""
+    """An item of the user's own without any text is a mistake; a benchmark is taken as it is."""
     if task.kind == "image":
         return
     for row, texts in enumerate(zip(*(columns[name] for name in task.text), strict=True), start=1):

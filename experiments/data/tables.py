@@ -40,7 +40,7 @@ def read_table(file: Path, where: str) -> Columns:
     if file.suffix not in readers:
         raise UserError(f"{where} is no table that is read here; allowed: {', '.join(readers)}, or a folder of images")
     if not file.is_file():
-        raise UserError(f"{where} is not there")
+        raise UserError(f"{where} is not there; paths begin in data.root, or in the current folder without one")
     return readers[file.suffix](file, where)
 
 

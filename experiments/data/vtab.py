@@ -36,7 +36,7 @@ class Known:
 
 
 # Classes and test sizes are those that the benchmark's own tests assert (google-research/task_adaptation).
-# KITTI's test set is not compared: those tests say 634, the version that is in use since has 711.
+# KITTI's test set is not compared: those tests say 634, the catalogue of TensorFlow Datasets says 711.
 TASKS = {
     "caltech101": Known("natural", 102, 6_084),
     "cifar": Known("natural", 100, 10_000),
