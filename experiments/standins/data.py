@@ -1,7 +1,7 @@
 """Made-up data sets in the official layouts: a few hundred rows each, learnable, and no number worth reporting.
 
-Labels follow from cue words or colours that a small model finds in some fifty steps, so "the loss fell" can be asked
-of a run. All words are common lower-case English, known to any tokenizer. They are read with `task.verify=false`,
+Labels follow from cue words or colours, which LoRA on a tiny random encoder, and a tiny vision transformer, find in
+fifty steps, so "the loss fell" can be asked of a run. All words are common lower-case English, known to any tokenizer. They are read with `task.verify=false`,
 which every result states.
 """
 
@@ -21,7 +21,7 @@ from experiments.data.vtab import SPLITS as IMAGE_SPLITS
 from experiments.data.vtab import TASKS as VTAB
 
 FILLERS = "the a an it is was so very too this that movie film plot story actor scene in on for with and of to".split()
-CUES = ("bad poor worst dull hate sad".split(), "good great fine best love funny".split(), "slow late far".split())
+CUES = (("bad", "poor"), ("good", "great"), ("slow", "late"))  # of each class
 ANIMALS = "dog cat bird horse fish cow mouse bear".split()
 LOOKS = "big small red blue old young fast slow".split()
 PLACES = "house garden river school market forest city field".split()
@@ -76,8 +76,8 @@ def _balanced(rng: np.random.Generator, classes: int, rows: int) -> list[int]:
 
 
 def _sentence(rng: np.random.Generator, cues: list[str]) -> str:
-    """Four to eight fillers with the cues strewn in."""
-    words = [*rng.choice(FILLERS, size=rng.integers(4, 9)).tolist(), *cues]
+    """A few fillers with the cues strewn in."""
+    words = [*rng.choice(FILLERS, size=rng.integers(2, 5)).tolist(), *cues]
     return " ".join(rng.permutation(words).tolist())
 
 
@@ -88,16 +88,15 @@ def _glue(folder: Path, task: str, seed: int) -> None:
         rng = _rng(seed, "glue", task, split)
         rows = TEXT_ROWS["train" if split == "train" else "validation"]
         labels, cues = (_scores if task == "stsb" else _classes)(rng, 3 if task == "mnli" else 2, rows)
-        columns: dict[str, Any] = {name: [_sentence(rng, []) for _ in range(rows)] for name in names}
-        columns[names[-1]] = [_sentence(rng, words) for words in cues]
+        columns: dict[str, Any] = {name: [_sentence(rng, words) for words in cues] for name in names}
         columns["label"] = np.array(labels, dtype=np.float32 if task == "stsb" else np.int64)
         _write(folder / f"{split}.parquet", columns | {"idx": np.arange(rows, dtype=np.int32)})
 
 
 def _classes(rng: np.random.Generator, classes: int, rows: int) -> tuple[list[int], list[list[str]]]:
-    """Two words of the class's cues."""
+    """Four words of the class's cues."""
     labels = _balanced(rng, classes, rows)
-    return labels, [rng.choice(CUES[label], size=2).tolist() for label in labels]
+    return labels, [rng.choice(CUES[label], size=4).tolist() for label in labels]
 
 
 def _scores(rng: np.random.Generator, _: int, rows: int) -> tuple[list[float], list[list[str]]]:
