@@ -1,8 +1,8 @@
 """Made-up data sets in the official layouts: a few hundred rows each, learnable, and no number worth reporting.
 
 Labels follow from cue words or colours, which LoRA on a tiny random encoder, and a tiny vision transformer, find in
-fifty steps, so "the loss fell" can be asked of a run. All words are common lower-case English, known to any tokenizer. They are read with `task.verify=false`,
-which every result states.
+fifty steps, so "the loss fell" can be asked of a run. All words are common lower-case English, known to any tokenizer.
+They are read with `task.verify=false`, which every result states.
 """
 
 from __future__ import annotations
