@@ -58,6 +58,18 @@ class HeadOnly(Method):
     title: ClassVar[str] = "Head only"
     Config: ClassVar[type] = HeadConfig
 
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        if not keep:
+            raise UserError("method=head trains the modules in model.head, and this model has none: type method=lora")
+        return super().attach(model, targets, total_steps, keep, seed)
+
 
 class BitFit(Method):
     """Every bias and the task head train (Ben Zaken et al., arXiv 2106.10199), LayerNorm biases included."""

@@ -106,6 +106,7 @@ class Method:
         self.budget = budget
         self.generator = torch.Generator()
         self.rounds_seen: list[Round] = []
+        self.whole: list[str] = []
 
     # -- set-up ----------------------------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class Method:
         """
         self.generator.manual_seed(seed)
         self.total_steps = total_steps
+        self.whole = list(keep)
         freeze(model, keep)
         return model
 
@@ -141,7 +143,7 @@ class Method:
         """Starts from another run's update, after `attach` and before the first step; heads are not taken.
 
         Args:
-            factors: A (n, d_in) and B (d_out, n) by matrix, as `lora_factors` gives them; a matrix left out starts at 0.
+            factors: A (n, d_in) and B (d_out, n) by matrix, as `lora_factors` gives them; one left out starts at 0.
 
         Raises:
             UserError: the method has no such start, or a matrix does not fit.

@@ -25,13 +25,15 @@ class ModelConfig:
 
     Attributes:
         name: for tables and folders.
-        path: "embedded" (MiniLM-L6 from its PyPI package), a local folder, or a hub id.
+        path: "embedded" (MiniLM-L6 from its PyPI package), "digits" (made here, see conf/model/vit_digits.yaml), a
+            local folder, or a hub id.
         revision: of a hub id.
         sha256: expected digest of model.safetensors; checked at load where given.
-        targets: name patterns of the linear layers to adapt (`elalora.attach`).
-        matrices: how many layers the patterns must match; null accepts any number above 0.
-        head: modules trained whole beside the adapters.
-        attention: "sdpa" or "eager".
+        targets: a named set of the architecture's linear layers (`elalora.targets`), or name patterns
+            (`elalora.attach`).
+        matrices: how many layers they must match; null asks a named set, and accepts any number above 0 for patterns.
+        head: modules trained whole beside the adapters; null takes the architecture's.
+        attention: "sdpa" or "eager"; null leaves the choice to transformers.
         dropout: of hidden states and attention; null keeps the checkpoint's.
         cls_dropout: of the classifier alone, for architectures that have it; null takes `dropout`.
     """
@@ -40,10 +42,10 @@ class ModelConfig:
     path: str = MISSING
     revision: str | None = None
     sha256: str | None = None
-    targets: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=lambda: ["paper"])
     matrices: int | None = None
-    head: list[str] = field(default_factory=lambda: ["classifier"])
-    attention: str = "sdpa"
+    head: list[str] | None = None
+    attention: str | None = None
     dropout: float | None = None
     cls_dropout: float | None = None
 

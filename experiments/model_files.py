@@ -61,7 +61,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     """What to give to from_pretrained: a verified folder, or a hub id left as it is.
 
     Args:
-        path: "embedded", a local folder, or a hub id (owner/model).
+        path: "embedded", "digits", a local folder, or a hub id (owner/model).
         sha256: expected checksum of model.safetensors, in a folder or on the hub; None skips the check.
         revision: of a hub id.
 
@@ -70,6 +70,10 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     """
     if path == "embedded":
         return str(embedded_minilm())
+    if path == "digits":
+        from experiments.standins.digits import pretrained
+
+        return str(pretrained())
     folder = Path(path).expanduser()
     if folder.is_dir():
         if sha256 is not None:
@@ -85,6 +89,23 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     if sha256 is not None:
         verify_weights(_hub_weights(path, revision).parent, sha256, "give the digest of this model: model.sha256=...")
     return path
+
+
+def model_file(where: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model that `resolve_model` found, from its folder or the hub; None where it has none."""
+    if Path(where).is_dir():
+        file = Path(where) / name
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(where, name, revision=revision))
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model.path={where} cannot be read from the hub here ({line}); give a local folder") from error
 
 
 def _hub_weights(path: str, revision: str | None) -> Path:

@@ -112,7 +112,7 @@ def _counts(plan: Plan, method: Method, model: Any, outcome: Outcome) -> dict[st
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or id(parameter) in factors:
             continue
-        if any(name.startswith(h + ".") for h in plan.config.model.head):
+        if any(name.startswith(h + ".") for h in method.whole):
             head += parameter.numel()
         else:
             other += parameter.numel()
@@ -157,15 +157,16 @@ def _size(folder: Path) -> int:
 def export_adapter(plan: Plan, method: Method, model: Any) -> None:
     """adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
     from elalora.export import export_peft, export_trained
+    from experiments.models import HEADED
 
     folder = plan.folder.path / "adapter"
-    head = list(plan.config.model.head) + method.trained_modules()
+    head = method.whole + method.trained_modules()
     if not method.capabilities.exports_lora:
         export_trained(model, folder)
         return
     path = plan.config.model.path
     base = "sentence-transformers/all-MiniLM-L6-v2" if path == "embedded" else path
-    export_peft(method, model, folder, head, task_type="SEQ_CLS", base=base)
+    export_peft(method, model, folder, head, task_type=HEADED[plan.config.task.kind][1], base=base)
 
 
 def store_predictions(folder: Path, reading: Reading, task: TaskConfig) -> None:

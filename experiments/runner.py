@@ -95,7 +95,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
 
     from experiments.data import load_task
     from experiments.data.items import make_items
-    from experiments.models import load_model, load_tokenizer
+    from experiments.models import check_fit, load_model, load_processor, matrices_of, target_patterns
     from experiments.protocols import apply_protocol
     from experiments.trainer import Split, run_length
 
@@ -112,30 +112,36 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
         train_items=config.data.train_items,
         seed=stream(seed, "subset"),
     )
-    tokenizer = load_tokenizer(config.model)
+    processor = load_processor(config.model, task)
+    model, head = load_model(config.model, task, stream(seed, "head"))
+    check_fit(config.model, task, model, processor)
 
     def ready(dataset: Any, name: str | None) -> Split:
-        return Split(name or "validation", make_items(dataset, tokenizer, task, config.data.cache))
+        return Split(name or "validation", make_items(dataset, processor, task, config.data.cache))
 
     train = ready(splits.train, "train")
     select = None if splits.select is None else ready(splits.select, splits.select_name)
     report = ready(splits.report, splits.report_name)
-    model = load_model(config.model, task, stream(seed, "head")).to(accelerator.device)
+    model = model.to(accelerator.device)
     method = plan.method(plan.method_config, plan.budget)
     _take_pattern(plan, method)
     total = run_length(config.trainer, len(train.data))
+    expected = config.model.matrices or matrices_of(model, list(config.model.targets))
     model = method.attach(
-        model, list(config.model.targets), total, keep=list(config.model.head), seed=stream(seed, "adapter")
+        model, target_patterns(model, list(config.model.targets)), total, keep=head, seed=stream(seed, "adapter")
     )
-    _check_matrices(plan, method)
+    _check_matrices(expected, method)
     _start(plan, method)
-    return accelerator, data, tokenizer, train, select, report, model, method
+    return accelerator, data, processor, train, select, report, model, method
 
 
-def _check_matrices(plan: Plan, method: Any) -> None:
-    expected, found = plan.config.model.matrices, len(method.ranks())
+def _check_matrices(expected: int | None, method: Any) -> None:
+    found = len(method.ranks())
     if method.capabilities.ranked and expected and found != expected:
-        raise UserError(f"model.targets match {found} matrices, model.matrices={expected} are expected")
+        raise UserError(
+            f"model.targets match {found} matrices, {expected} are expected; "
+            f"type model.matrices={found} if that is meant"
+        )
 
 
 def _take_pattern(plan: Plan, method: Any) -> None:
@@ -164,7 +170,7 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     from experiments.tracking import make_tracker
     from experiments.trainer import Trainer
 
-    accelerator, data, tokenizer, train, select, report, model, method = prepared
+    accelerator, data, processor, train, select, report, model, method = prepared
     config, folder = plan.config, plan.folder
     _write_facts(plan)
     tracker = make_tracker(OmegaConf.to_object(config.tracking))
@@ -175,7 +181,7 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     with RunDisplay(plan.label, total) as display:
         trainer = Trainer(
             config.trainer,
-            make_readout(OmegaConf.to_object(config.task), tokenizer, model),
+            make_readout(OmegaConf.to_object(config.task), processor, model),
             config.seed,
             method,
             model,

@@ -25,10 +25,11 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
         UserError: settings that contradict each other, data not to be had, or not the data that were expected.
     """
     # Imported here: `datasets` takes a second, and a run that is skipped does not need it.
-    from experiments.data import files, glue, summarization, vader, vtab
+    from experiments.data import digits, files, glue, summarization, vader, vtab
 
     check_task(task)
     loaders = {
+        "digits": digits.load,
         "files": files.load,
         "glue": glue.load,
         "summarization": summarization.load,

@@ -1,0 +1,123 @@
+"""Which linear layers a paper adapts, by architecture, as named sets of patterns (`elalora.attach`).
+
+    paper      what ElaLoRA and AdaLoRA adapt: all six kinds in text encoders, attention and feed-forward of BART, all
+               but the attention's output in ViT (72 matrices in DeBERTa-v3-base, 96 in BART-base, 60 in ViT-B/16)
+    all        every linear layer of the transformer blocks
+    attention  those of the attention
+    qv         query and value, as LoRA's own experiments
+
+What is unusual: a set knows how many matrices it has for given numbers of layers, so that a pattern that matches
+nothing, or too much, after a library renamed its modules (transformers 5 did so for ViT) is noticed before training.
+Architectures carry the names of `config.model_type` in transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from elalora.errors import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The linear layers of one architecture's blocks.
+
+    Attributes:
+        attention: patterns of the attention's layers; query and value among them: qv.
+        rest: patterns of the feed-forward layers.
+        outside_paper: those that the set `paper` leaves out.
+        cross: whether decoder layers attend twice, to themselves and to the encoder.
+    """
+
+    attention: tuple[str, ...]
+    rest: tuple[str, ...]
+    qv: tuple[str, ...]
+    outside_paper: tuple[str, ...] = field(default=())
+    cross: bool = False
+
+    def sets(self) -> dict[str, tuple[str, ...]]:
+        """Patterns by the name of the set."""
+        every = self.attention + self.rest
+        paper = tuple(p for p in every if p not in self.outside_paper)
+        return {"paper": paper, "all": every, "attention": self.attention, "qv": self.qv}
+
+    def matrices(self, name: str, layers: int, decoder_layers: int = 0) -> int:
+        """How many linear layers a set has.
+
+        Args:
+            name: of the set.
+            layers: of the encoder, or of a model with one stack.
+            decoder_layers: of an encoder-decoder model.
+        """
+        chosen = self.sets()[name]
+        attending = sum(p in self.attention for p in chosen)
+        twice = 2 if self.cross else 1
+        return attending * (layers + twice * decoder_layers) + (len(chosen) - attending) * (layers + decoder_layers)
+
+
+_BERT = Architecture(
+    ("query", "key", "value", "attention.output.dense"),
+    ("intermediate.dense", "layer.*.output.dense"),
+    ("query", "value"),
+)
+_LLAMA = Architecture(
+    ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj"), ("q_proj", "v_proj")
+)
+ARCHITECTURES = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "electra": _BERT,
+    "deberta-v2": Architecture(
+        ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
+        ("intermediate.dense", "layer.*.output.dense"),
+        ("query_proj", "value_proj"),
+    ),
+    "bart": Architecture(
+        ("q_proj", "k_proj", "v_proj", "layers.*.*.out_proj"), ("fc1", "fc2"), ("q_proj", "v_proj"), cross=True
+    ),
+    "vit": Architecture(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2"), ("q_proj", "v_proj"), outside_paper=("o_proj",)
+    ),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "mistral": _LLAMA,
+    "gpt2": Architecture(("c_attn", "attn.c_proj"), ("c_fc", "mlp.c_proj"), ("c_attn",)),
+}
+NAMES = ("paper", "all", "attention", "qv")
+
+
+def patterns_of(model_type: str, targets: Sequence[str]) -> list[str]:
+    """The patterns that the targets stand for: a set's name is replaced by its patterns, anything else is a pattern.
+
+    Args:
+        model_type: `config.model_type`.
+        targets: one name of a set, or patterns.
+
+    Raises:
+        UserError: a set is asked for of an architecture that has none.
+    """
+    if not any(name in NAMES for name in targets):
+        return list(targets)
+    if len(targets) != 1:
+        raise UserError(f"model.targets={list(targets)} mixes a set with patterns: give {' or '.join(NAMES)} alone")
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"model.targets=[{targets[0]}]: there are no named sets for {model_type} (there are for "
+            f"{', '.join(ARCHITECTURES)}); give patterns of module names instead, such as model.targets=[query,value]"
+        )
+    return list(ARCHITECTURES[model_type].sets()[targets[0]])
+
+
+def expected_matrices(model_type: str, targets: Sequence[str], layers: int, decoder_layers: int = 0) -> int | None:
+    """How many layers a named set must match; None where the targets are patterns.
+
+    Args:
+        model_type: `config.model_type`.
+        targets: as for `patterns_of`.
+        layers: of the encoder, or of a model with one stack.
+        decoder_layers: of an encoder-decoder model.
+    """
+    if len(targets) != 1 or targets[0] not in NAMES or model_type not in ARCHITECTURES:
+        return None
+    return ARCHITECTURES[model_type].matrices(targets[0], layers, decoder_layers)
