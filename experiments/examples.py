@@ -1,0 +1,163 @@
+"""A few items of a finished run with what the model said of them: a table of texts, or a grid of images.
+
+    python -m experiments examples RUN [--count 8] [--wrong] [--out FILE]
+
+Reads the run's predictions and loads its data again; nothing is trained and nothing in the run's folder changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elalora.errors import UserError
+from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = 4  # images side by side
+CLIP = 300  # characters of a text that are shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the examples, or writes the picture; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments examples", description="Items with predictions.")
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--count", type=int, default=8, help="how many items")
+    parser.add_argument("--wrong", action="store_true", help="only items that were answered wrongly")
+    parser.add_argument("--out", type=Path, help="PNG for images (default examples.png)")
+    parser.add_argument("--data-root", help="data.root, where it is no longer that of the run")
+    options = parser.parse_args(argv)
+    task, shown = examples(options.run, options.count, options.wrong, options.data_root)
+    if task.kind == "image":
+        path = options.out or Path("examples.png")
+        draw(task, shown, path)
+        print(path)
+    else:
+        print(describe(task, shown))
+    return 0
+
+
+def examples(
+    run: Path, count: int, wrong: bool = False, data_root: str | None = None
+) -> tuple[TaskConfig, list[dict[str, Any]]]:
+    """Items of the reported split, drawn by a hash of their numbers, with their inputs.
+
+    Args:
+        run: folder of a finished run.
+        count: at most so many.
+        wrong: only items whose prediction is not the label (classes).
+        data_root: replaces the run's data.root.
+
+    Returns:
+        The task, and for each item idx, label, prediction, score and the task's input columns.
+
+    Raises:
+        UserError: the folder holds no finished run, or its data are no longer what they were.
+    """
+    task, rows = _report_split(run, data_root)
+    predictions = _predictions(run)
+    if wrong:
+        predictions = predictions[predictions["label"] != predictions["prediction"]]
+    order = sorted(predictions.to_dict("records"), key=lambda row: hashlib.sha256(str(row["idx"]).encode()).digest())
+    where = {idx: position for position, idx in enumerate(rows["idx"])}
+    chosen = order[: max(0, count)]
+    if lost := [row["idx"] for row in chosen if row["idx"] not in where]:
+        raise UserError(f"{run}: item {lost[0]} is not in the data as they are loaded now")
+    return task, [row | {name: rows[where[row["idx"]]][name] for name in task.text} for row in chosen]
+
+
+def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
+    from omegaconf import OmegaConf
+
+    from experiments.data import load_task
+    from experiments.protocols import apply_protocol
+
+    try:
+        config: Any = OmegaConf.load(run / "config.yaml")
+    except OSError as error:
+        raise UserError(f"{run} is not the folder of a run: it has no config.yaml") from error
+    task = _object(TaskConfig, config.task)
+    data = _object(DataConfig, config.data)
+    data.root = data_root or data.root
+    loaded = load_task(task, data)
+    splits = apply_protocol(loaded, _object(ProtocolConfig, config.protocol), train_items=None, seed=0)
+    return task, splits.report
+
+
+def _object(cls: type, node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
+
+
+def _predictions(run: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(run / "predictions.parquet")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run} has no predictions.parquet: only a finished run has examples") from error
+
+
+def describe(task: TaskConfig, shown: list[dict[str, Any]]) -> str:
+    """The items as text, one after the other."""
+    blocks = []
+    for row in shown:
+        lines = [f"item {row['idx']}  {_verdict(task, row)}"]
+        inputs = [(name, row[name]) for name in task.text]
+        if task.kind == "summarization":
+            inputs += [("reference", " | ".join(row["label"])), ("generated", row["prediction"])]
+        for name, text in inputs:
+            clipped = text if len(text) <= CLIP else text[: CLIP - 3] + "..."
+            lines.append(textwrap.indent(textwrap.fill(f"{name}: {clipped}", 116), "  "))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _verdict(task: TaskConfig, row: dict[str, Any]) -> str:
+    if task.kind == "summarization":
+        return f"{task.metrics[0]} {row['score']:.1f}"
+    if task.kind == "regression":
+        return f"label {row['label']:.2f}, prediction {row['prediction']:.2f}"
+    right = "right" if row["label"] == row["prediction"] else "WRONG"
+    return f"{right}: label {row['label']}, prediction {row['prediction']} (margin {row['score']:.2f})"
+
+
+def draw(task: TaskConfig, shown: list[dict[str, Any]], path: Path) -> None:
+    """A grid of images with label and prediction, wrong ones marked by a cross and a thick frame."""
+    import matplotlib
+    from PIL import Image
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = max(1, -(-len(shown) // COLUMNS))
+    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(2.2 * COLUMNS, 2.6 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row in zip(axes.flat, shown, strict=False):
+        with Image.open(io.BytesIO(row[task.text[0]])) as image:
+            axis.imshow(image.convert("RGB"), interpolation="nearest")
+        right = row["label"] == row["prediction"]
+        axis.set_title(f"{'✓' if right else '✗'} {_name(task, row['prediction'])}", fontsize=9)
+        if not right:
+            axis.text(
+                0.5, -0.04, f"label {_name(task, row['label'])}", transform=axis.transAxes, ha="center", va="top",
+                fontsize=8,
+            )  # fmt: skip
+    figure.suptitle(f"{task.name}: predictions", fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _name(task: TaskConfig, label: int) -> str:
+    names = getattr(task, "labels", None)
+    return str(names[label]) if names else str(label)
