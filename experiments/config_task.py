@@ -12,8 +12,14 @@ from omegaconf import MISSING
 
 from elalora.errors import UserError
 
-KNOWN_METRICS = ("accuracy", "f1", "mcc", "pearson", "spearman", "rouge1", "rouge2", "rougeL", "rougeLsum")
-KINDS = ("classification", "regression", "summarization", "image")
+METRICS = {
+    "classification": ("accuracy", "f1", "mcc"),
+    "regression": ("pearson", "spearman"),
+    "summarization": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "image": ("accuracy", "f1", "mcc"),
+}
+KINDS = tuple(METRICS)
+KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 SUITES = ("glue", "summarization", "vtab", "vader", "own")
 GROUPS = ("natural", "specialized", "structured")
 
@@ -104,8 +110,23 @@ def check_task(task: TaskConfig) -> None:
         raise UserError(f"task.text={list(task.text)}: kind {task.kind} takes {columns}")
     if task.labels is not None and (len(task.labels) != task.num_labels or len(set(task.labels)) != len(task.labels)):
         raise UserError(f"task.labels has {len(set(task.labels))} different names; task.num_labels={task.num_labels}")
+    _check_metrics(task)
     if unknown := [name for name in task.files if name not in ("train", "validation", "test")]:
         raise UserError(f"task.files.{unknown[0]} is no split; allowed: train, validation, test")
+
+
+def _check_metrics(task: TaskConfig) -> None:
+    if not task.metrics:
+        raise UserError(f"task.metrics is empty; kind {task.kind} has {', '.join(METRICS[task.kind])}")
+    for name in task.metrics:
+        if name not in KNOWN_METRICS:
+            raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
+        if name not in METRICS[task.kind]:
+            raise UserError(
+                f"task.metrics: {name} is none of kind {task.kind}; allowed: {', '.join(METRICS[task.kind])}"
+            )
+        if name == "f1" and task.num_labels != 2:
+            raise UserError(f"task.metrics: f1 is of class 1 of two; task.num_labels={task.num_labels}")
 
 
 @dataclass

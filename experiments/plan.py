@@ -25,7 +25,7 @@ from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import SHAPES, steps_of
 from experiments.compose import compose_run, same_command
-from experiments.config_task import KNOWN_METRICS
+from experiments.config_task import check_task
 from experiments.data.files import digests
 from experiments.store import RunFolder, find
 
@@ -101,6 +101,7 @@ def make_plan(config: DictConfig) -> Plan:
     method_config = check_method(cls, knobs)
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
     _check_trainer(config)
+    check_task(OmegaConf.to_object(config.task))
     sources = []
     if (wanted := getattr(method_config, "ranks_from", None)) is not None:
         sources.append(_source(config, "method.ranks_from", wanted))
@@ -171,9 +172,6 @@ def _check_trainer(config: DictConfig) -> None:
         raise UserError(f"trainer.schedule={t.schedule} is unknown; allowed: {', '.join(SHAPES)}")
     if t.max_steps is not None and steps_of(t.warmup, t.max_steps, "trainer.warmup") >= t.max_steps:
         raise UserError(f"trainer.warmup={t.warmup} leaves no step of trainer.max_steps={t.max_steps}")
-    for name in config.task.metrics:
-        if name not in KNOWN_METRICS:
-            raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
 
 
 def _identity(

@@ -228,8 +228,8 @@ def text(name: str, content: str | bytes) -> Callable[[Path], Any]:
 
 
 IMAGES = {"name": "own_images", "num_labels": 2}
-REAL = {"kind": "regression", "num_labels": 1}
-SUMMARY = {"kind": "summarization", "num_labels": 1, "text": ["text"]}
+REAL = {"kind": "regression", "num_labels": 1, "metrics": ["pearson"]}
+SUMMARY = {"kind": "summarization", "num_labels": 1, "text": ["text"], "metrics": ["rouge1"]}
 BAD: list[Bad] = [
     (
         "label above the range",
@@ -507,6 +507,10 @@ BAD_SETTINGS = {
     "names": ({"labels": ["a", "b", "c"]}, "task.labels has 3 different names; task.num_labels=2"),
     "a name twice": ({"labels": ["a", "a"]}, "task.labels has 1 different names"),
     "split": ({"files": {"dev": "x"}}, "task.files.dev is no split; allowed: train, validation, test"),
+    "no metric": ({"metrics": []}, "task.metrics is empty; kind classification has accuracy, f1, mcc"),
+    "unknown metric": ({"metrics": ["bleu"]}, "task.metrics: bleu is unknown; allowed: accuracy"),
+    "metric of another kind": ({"metrics": ["rouge1"]}, "rouge1 is none of kind classification; allowed: accuracy, f1"),
+    "f1 of three": ({"metrics": ["f1"], "num_labels": 3}, "f1 is of class 1 of two; task.num_labels=3"),
     "beams": ({"beams": 0}, "task.beams=0 must be at least 1"),
     "length": ({"max_length": 0}, "task.max_length=0 must be at least 1"),
 }
@@ -518,6 +522,11 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_read
 ) -> None:
     with pytest.raises(UserError, match=message):
         check_task(task_config("own", **change))
+
+
+def test_a_plan_refuses_such_settings_before_anything_starts() -> None:
+    with pytest.raises(UserError, match="task.num_labels=1, but kind classification needs at least 2"):
+        make_plan(config("task=rte", "task.num_labels=1"))
 
 
 @pytest.mark.parametrize(
