@@ -10,7 +10,6 @@ from elalora.errors import UserError
 from experiments.compose import CONF, GROUPS, compose_run, key_of
 
 
-
 def explain(error: BaseException) -> str:
     """One line for a person: what was given, what is allowed, what to type."""
     text = str(error).strip()

@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def make_plan(config: DictConfig) -> Plan:
     return Plan(config, cls, method_config, budget, identity, run_id, folder, tuple(sources))
 
 
-@lru_cache(maxsize=None)
+@cache
 def plan_of(overrides: tuple[str, ...]) -> Plan:
     """The plan of a command, made once in a process: a study looks at the same run again after every stage."""
     return make_plan(compose_run(overrides))

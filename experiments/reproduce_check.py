@@ -50,9 +50,7 @@ def ranges() -> list[Range]:
     """The stated ranges with their sources."""
     with RANGES.open(encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return [
-            Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows
-        ]
+        return [Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows]
 
 
 def judge(cells: Iterable[Cell], stated: Iterable[Range], apply: bool = True) -> list[Verdict]:

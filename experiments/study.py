@@ -190,9 +190,7 @@ class Expansion:
             words.append(f"method.ranks_from='{' '.join(self._words(own.ranks_from, rates))}'")
         return words
 
-    def _make(
-        self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]
-    ) -> Cell:
+    def _make(self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]) -> Cell:
         words = _last(words)
         plan = plan_of(tuple(words))
         after = tuple(source.id for source in plan.sources if source.plan is not None)
@@ -333,15 +331,15 @@ def _check(study: StudyConfig) -> None:
             raise UserError("study.parts.tuning: the name belongs to the tuning stage; choose another")
         for arm in part.arms:
             _known_arm(study, arm, f"study.parts.{name}.arms")
-    for name, arm in study.arms.items():
-        if arm.ranks_from is not None:
-            _known_arm(study, arm.ranks_from, f"study.arms.{name}.ranks_from")
-            if study.arms[arm.ranks_from].ranks_from is not None:
-                raise UserError(f"study.arms.{name}.ranks_from={arm.ranks_from} is a transplant itself")
-        if arm.tuned_as is not None:
-            _known_arm(study, arm.tuned_as, f"study.arms.{name}.tuned_as")
-            if study.arms[arm.tuned_as].tuned_as is not None:
-                raise UserError(f"study.arms.{name}.tuned_as={arm.tuned_as} is not tuned itself")
+    for name, own in study.arms.items():
+        if own.ranks_from is not None:
+            _known_arm(study, own.ranks_from, f"study.arms.{name}.ranks_from")
+            if study.arms[own.ranks_from].ranks_from is not None:
+                raise UserError(f"study.arms.{name}.ranks_from={own.ranks_from} is a transplant itself")
+        if own.tuned_as is not None:
+            _known_arm(study, own.tuned_as, f"study.arms.{name}.tuned_as")
+            if study.arms[own.tuned_as].tuned_as is not None:
+                raise UserError(f"study.arms.{name}.tuned_as={own.tuned_as} is not tuned itself")
     for name, part in study.parts.items():
         missing = {study.arms[arm].ranks_from for arm in part.arms} - {None, *part.arms}
         if missing:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from runs import ROOT, config
 
 from elalora import UserError
 from experiments import study as module
@@ -15,6 +14,7 @@ from experiments.levels import least_pairs, smallest_p
 from experiments.overview import overview, overview_of_study
 from experiments.plan import make_plan
 from experiments.study import Choice, cells_of, choose, expand, extended, run_study, seeds_of, study_of
+from runs import ROOT, config
 
 STUDIES = sorted(path.stem for path in (ROOT / "conf" / "study").glob("*.yaml"))
 SMALL = """
@@ -85,9 +85,7 @@ def test_every_study_is_consistent_and_every_arm_and_budget_composes(name, monke
     assert whole.name == name and whole.about
 
     def cut(config):
-        first = {
-            n: replace(p, tasks=p.tasks[:1], seeds=str(seeds_of(p.seeds)[0])) for n, p in whole.parts.items()
-        }
+        first = {n: replace(p, tasks=p.tasks[:1], seeds=str(seeds_of(p.seeds)[0])) for n, p in whole.parts.items()}
         tuning = whole.tuning and replace(whole.tuning, seeds=str(seeds_of(whole.tuning.seeds)[0]))
         return replace(whole, parts=first, tuning=tuning)
 
@@ -281,7 +279,9 @@ def test_the_plan_counts_what_is_done_and_takes_times_from_runs_that_are_alike(s
     assert "about 2 min of work for 10 runs, from stored runs that are alike" in text
     run_study(config, work)
     text = overview_of_study(config)
-    assert "  c x r4 x vader_movies: 7 repeats (seeds 10..16), 7 done, after vader_movies/elalora-r4" in text.splitlines()
+    assert (
+        "  c x r4 x vader_movies: 7 repeats (seeds 10..16), 7 done, after vader_movies/elalora-r4" in text.splitlines()
+    )
     assert "43 of 43 done" in text.splitlines()
 
 
