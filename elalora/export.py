@@ -75,9 +75,8 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     if not path.is_file():
         raise UserError(f"{folder} has no LoRA adapter to start from ({path.name} is missing)")
     tensors = load_file(path)
-    names = [
-        key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")
-    ]
+    end = ".lora_A.weight"
+    names = [key.removeprefix(PREFIX).removesuffix(end) for key in tensors if key.endswith(end)]
     return {n: (tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names}
 
 

@@ -231,8 +231,8 @@ def _source(config: DictConfig, setting: str, wanted: str) -> Source:
         folder = find([config.store.root, *config.store.also], wanted)
     if folder is None:
         raise UserError(
-            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the folder "
-            "of a finished run, nor the id of one in store.root"
+            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the "
+            "folder of a finished run, nor the id of one in store.root"
         )
     return Source(setting, wanted, folder.result()["id"], folder=folder)
 

@@ -161,7 +161,7 @@ class Expansion:
         ]
 
     def _shared(self, task: str, budget: str, own: list[str]) -> list[str]:
-        """What all arms of a task and budget have in common; the command's words and the small form have the last word."""
+        """What all arms of a task and budget share; the command's words count last, the small form's before them."""
         study = self.study
         late = study.small.overrides if study.smoke else []
         mine = [*study.overrides, *study.by_task.get(task, []), *own, *late, *self.words]

@@ -1,4 +1,4 @@
-"""Studies: what they expand to, that tuning is equal for all arms, and that a hopeless one is refused before it runs."""
+"""Studies: what they expand to, that tuning is equal for all arms, and that a hopeless one is refused."""
 
 from __future__ import annotations
 
