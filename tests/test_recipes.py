@@ -7,11 +7,11 @@ import re
 
 import pytest
 from omegaconf import OmegaConf
+from runs import ROOT, config
 
 from baselines.registry import METHODS
 from elalora.schedules import steps_of
 from experiments.plan import make_plan
-from runs import ROOT, config
 
 FOLDER = ROOT / "conf" / "recipe"
 PAIRS = sorted(

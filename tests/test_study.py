@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from runs import ROOT, config
 
 from elalora import UserError
 from experiments import study as module
@@ -14,7 +15,6 @@ from experiments.levels import least_pairs, smallest_p
 from experiments.overview import overview, overview_of_study
 from experiments.plan import make_plan
 from experiments.study import Choice, cells_of, choose, expand, extended, run_study, seeds_of, study_of
-from runs import ROOT, config
 
 STUDIES = sorted(path.stem for path in (ROOT / "conf" / "study").glob("*.yaml"))
 SMALL = """
