@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.store import NO_BUDGET, load_runs, select
+from analysis.rows import NO_BUDGET
+from analysis.store import load_runs, select
 from analysis.table import CELL, comparison, shown_names, summarise
 from elalora.errors import UserError
 

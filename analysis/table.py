@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.store import NO_BUDGET, differing, digest
+from analysis.rows import NO_BUDGET, digest
+from analysis.store import differing
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ def _difference(
             reason = "several baseline arms fit" if fitting else "no baseline arm has the same data and settings"
             notes.append(f"{where}: no difference for {name}, {reason}.")
         return {}
-    both = arm.merge(fitting[0], on="seed", suffixes=("", "_base")).sort_values("seed")
+    scores = [a[["seed", "score"]] for a in (arm, fitting[0])]
+    both = scores[0].merge(scores[1], on="seed", suffixes=("", "_base")).sort_values("seed")
     alone = len(arm) + len(fitting[0]) - 2 * len(both)
     if alone:
         notes.append(f"{where}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")

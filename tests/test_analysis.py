@@ -256,7 +256,7 @@ def test_a_run_without_a_result_is_listed_with_its_state(store: Path) -> None:
     (folder / "status.json").write_text(json.dumps({"state": "failed", "error": "RuntimeError: out of memory"}))
     runs = load_runs(store)
     assert len(runs) == 6
-    assert runs.attrs["unfinished"] == [f"{folder}: failed: RuntimeError: out of memory"]
+    assert [str(run) for run in runs.attrs["unfinished"]] == [f"{folder}: failed: RuntimeError: out of memory"]
 
 
 def test_one_run_folder_and_one_task_folder_are_stores_too(store: Path) -> None:
