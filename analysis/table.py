@@ -30,7 +30,16 @@ NAMES = {
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
     "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
-METRICS = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
+METRICS = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "mcc": "MCC",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
 PROTOCOLS = {
     "clean": "hyper-parameters and checkpoint chosen on data that is not reported",
     "paper_last": "trained on all of train, last checkpoint, one named split for all arms",
@@ -129,7 +138,7 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     """The rows of all arms that share task, model, budget and protocol."""
     arms = {key: arm.sort_values("seed") for key, arm in cell.groupby(["arm", "fingerprint"], sort=False)}
     bases = [arm for arm in arms.values() if arm["method"].iloc[0] == baseline]
-    where = _where(cell)
+    where = place_of(cell)
     off = {key for key, arm in arms.items() if any("off budget" in flags for flags in arm["flags"])}
     for key in off:
         notes.append(f"{where}: {arms[key]['shown'].iloc[0]} is off the budget and stands outside the comparison.")
@@ -138,7 +147,7 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
         listed = ", ".join(f"{name} {count:,.0f}" for name, count in params.items())
         notes.append(f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({listed}).")
     _note_settings(arms.values(), where, notes)
-    _note_manifests(cell, where, notes)
+    note_manifests(cell, where, notes)
     records = []
     for key, arm in arms.items():
         record = _arm(arm, level) | {"params_mismatch": bool(mismatched) and key not in off, "off_budget": key in off}
@@ -179,6 +188,8 @@ def _difference(
     arm: pd.DataFrame, bases: list[pd.DataFrame], level: float, where: str, notes: list[str]
 ) -> dict[str, Any]:
     """Paired differences in score to the baseline arm over the seeds that both have."""
+    import numpy as np
+
     name = arm["shown"].iloc[0]
     same = [b for b in bases if b["fingerprint"].iloc[0] == arm["fingerprint"].iloc[0]]
     exact = [b for b in same if b["rest"].iloc[0] == arm["rest"].iloc[0]]
@@ -189,14 +200,14 @@ def _difference(
             reason = "several baseline arms fit" if fitting else "no baseline arm has the same data and settings"
             notes.append(f"{where}: no difference for {name}, {reason}.")
         return {}
-    scores = [a[["seed", "score"]] for a in (arm, fitting[0])]
-    both = scores[0].merge(scores[1], on="seed", suffixes=("", "_base")).sort_values("seed")
-    alone = len(arm) + len(fitting[0]) - 2 * len(both)
+    base = dict(zip(fitting[0]["seed"], fitting[0]["score"], strict=True))
+    pairs = [(score, base[seed]) for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
+    alone = len(arm) + len(base) - 2 * len(pairs)
     if alone:
         notes.append(f"{where}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
-    if not len(both):
+    if not pairs:
         return {"diff_n": 0}
-    gaps = (both["score"] - both["score_base"]).to_numpy(float)
+    gaps = np.array([score - other for score, other in pairs])
     low, high = _interval(gaps, level)
     return {
         "diff_n": len(gaps),
@@ -248,7 +259,8 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
 # -- notes -------------------------------------------------------------------------------------------------
 
 
-def _where(cell: pd.DataFrame) -> str:
+def place_of(cell: pd.DataFrame) -> str:
+    """Task, model, budget and protocol that the runs share, for a note."""
     first = cell.iloc[0]
     parts = [first["task"], first["model"], *([first["budget"]] if first["budget"] != NO_BUDGET else [])]
     return ", ".join([*parts, first["protocol"]])
@@ -267,7 +279,7 @@ def _note_settings(arms: Iterable[pd.DataFrame], where: str, notes: list[str]) -
         notes.append(f"{where}: the arms saw different data (fingerprints {', '.join(p[:12] for p in prints)}).")
 
 
-def _note_manifests(cell: pd.DataFrame, where: str, notes: list[str]) -> None:
+def note_manifests(cell: pd.DataFrame, where: str, notes: list[str]) -> None:
     """Names the versions, commits and machines that differ between the runs that are set side by side."""
     manifests = list(cell["manifest"])
     if unlike := differing({**m, "commit": (m.get("commit") or "unknown")[:10], "dirty": None} for m in manifests):

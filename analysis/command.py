@@ -1,0 +1,76 @@
+"""The command that makes a run again, or makes it with other seeds, from the settings that a result stores."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis.rows import NO_BUDGET
+from analysis.store import flatten
+
+CONF = Path(__file__).parents[1] / "conf"
+NOT_TYPED = ("name", "sha256")  # chosen by the group's word, or found at load
+
+
+def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> str:
+    """`python run.py` with every word that differs from what `conf/` would give.
+
+    Args:
+        settings: the identity of a run without its seed.
+        budget: r4, params330000, or "none".
+        seeds: to be run.
+    """
+    words = []
+    for group in ("method", "task", "model", "protocol"):
+        given = dict(settings.get(group) or {})
+        name = str(given.get("name", ""))
+        words.append(f"{group}={name}")
+        words += _changed(group, given, _defaults(group, name))
+    if budget.startswith("params"):
+        words += ["budget=params", f"budget.params={budget.removeprefix('params')}"]
+    elif budget != NO_BUDGET:
+        words.append(f"budget={budget}")
+    for group in ("trainer", "data"):
+        words += _changed(group, dict(settings.get(group) or {}), _defaults(group, ""))
+    numbers = ",".join(str(seed) for seed in sorted(seeds))
+    many = " -m" if "," in numbers else ""
+    return f"python run.py{many} " + " ".join(shlex.quote(word) for word in [*words, f"seed={numbers}"])
+
+
+def _defaults(group: str, name: str) -> dict[str, Any]:
+    """What a group holds when nothing of it is typed."""
+    from omegaconf import OmegaConf
+
+    from experiments.config import ModelConfig, TrainerConfig
+    from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
+
+    schemas = {
+        "task": TaskConfig, "model": ModelConfig, "protocol": ProtocolConfig, "trainer": TrainerConfig,
+        "data": DataConfig,
+    }  # fmt: skip
+    base = OmegaConf.to_container(OmegaConf.structured(schemas[group])) if group in schemas else {}
+    path = CONF / group / f"{name}.yaml" if name else CONF / "trainer" / "quick.yaml"
+    if not path.is_file():
+        return dict(base)
+    file = OmegaConf.to_container(OmegaConf.load(path))
+    return dict(base) | dict(file if name else file.get(group, {}))
+
+
+def _changed(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    known, flat = flatten(defaults), flatten(given)
+    words = [
+        f"{group}.{key}={_text(value)}"
+        for key, value in flat.items()
+        if key not in NOT_TYPED and (key not in known or known[key] != value)
+    ]
+    if group == "model" and known.get("path") in (None, "???") and "path" not in flat:
+        words.append("model.path=FOLDER")  # where a local model lies is no part of a run's identity
+    return words
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_text(item) for item in value) + "]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
