@@ -161,8 +161,8 @@ def test_the_command_of_a_result_plans_the_same_run(tmp_path: Path) -> None:
             return make_plan(config)
 
         wanted = plan(
-            ["method=elalora", "method.k=3", "task=rte", "task.max_length=64", "budget=r2", "trainer=standard", "seed=3",
-             "trainer.lr=0.0002", "data.train_items=100", "protocol=paper_last", "model.dropout=0.2"]
+            ["method=elalora", "method.k=3", "task=rte", "task.max_length=64", "budget=r2", "trainer=standard",
+             "seed=3", "trainer.lr=0.0002", "data.train_items=100", "protocol=paper_last", "model.dropout=0.2"]
         )  # fmt: skip
         settings = {key: value for key, value in wanted.identity.items() if key != "seed"}
         words = shlex.split(command(settings, "r2", [3]))[2:]
