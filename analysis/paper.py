@@ -12,10 +12,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.command import command
 from analysis.layouts import LAYOUTS, Column, Layout
 from analysis.literature import Published, published
 from analysis.rows import NO_BUDGET
+from analysis.settings import command
 from analysis.statistics import summary, t_interval
 from analysis.table import LEAST_FOR_INTERVAL, NAMES, PROTOCOLS, Table, note_manifests, place_of, shown_names
 from elalora.errors import UserError

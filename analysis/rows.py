@@ -151,6 +151,8 @@ def _places(value: Any) -> dict[str, tuple[int, str]]:
 
 
 def _settings(value: Any) -> dict[str, Any]:
+    if not isinstance(value.get("method", {}), dict):
+        raise TypeError(f"{value['method']!r:.60} stands where the method's settings should be")
     return {_string(k): v for k, v in value.items()}
 
 

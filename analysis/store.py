@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.index import read, scan
-from analysis.rows import READINGS, WRONG, reason
+from analysis.rows import READINGS, WRONG, digest, reason
+from analysis.settings import changed_knobs
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SOURCES = ("ranks_from", "init_from")  # settings that hold the id of another run
 FILTERS = ("method", "task", "budget", "protocol")
 NAME = re.compile(r"(.+)-s(\d+)-([0-9a-f]{10})")  # of a run's folder: arm, seed, start of its id
 ENDINGS = {"NotFinite": "NaN", "budget overrun": "over budget", "MethodFailure": "method failed"}  # else a crash
@@ -86,6 +88,7 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
     if len(frame):
         frame, twice = _once(frame)
         problems += twice
+        frame = _with_sources(frame)
         frame = frame.sort_values(["task", "method", "variant", "budget", "seed", "id"], ignore_index=True)
     open_folders = dict.fromkeys(folder for runs in found.values() for folder in runs.unfinished)
     frame.attrs["problems"] = list(dict.fromkeys(problems))
@@ -106,6 +109,34 @@ def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 f"here {row['score']:.4f}"
             )
     return frame[~again], lines
+
+
+def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
+    """Names the runs that others started from by their settings instead of by their ids, which differ with the seed.
+
+    A transplant's identity holds the id of the run that gave it its ranks. Runs of several seeds are one arm when
+    their sources are one arm; a source that is in none of the stores keeps its id, and such runs stay apart.
+    """
+    arms = dict(zip(frame["id"], zip(frame["settings"], frame["arm"], strict=True), strict=True))
+    settings, digests = list(frame["settings"]), list(frame["arm"])
+    for place, tree in enumerate(frame["settings"]):
+        named = _named(tree, arms)
+        if named is not tree:
+            settings[place], digests[place] = named, digest(named)
+    return frame.assign(settings=settings, arm=digests)
+
+
+def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    for key in SOURCES:
+        method = tree.get("method") or {}
+        run = method.get(key) or tree.get(key)
+        if not isinstance(run, str) or run not in arms:
+            continue
+        source, arm = arms[run]
+        words = " ".join([str((source.get("method") or {}).get("name")), *changed_knobs(source)])
+        inside = {"method": {**method, key: words}} if method.get(key) else {key: words}
+        tree = {**tree, **inside, f"{key}_arm": arm}
+    return tree
 
 
 def _unfinished(folder: Path) -> Unfinished:
@@ -179,26 +210,3 @@ def load_predictions(run_dir: str | Path) -> pd.DataFrame:
         return pd.read_parquet(path, columns=["idx", "label", "prediction", "score"]).sort_values("idx")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, the way they are typed as overrides."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differing(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Dotted keys that are not the same in all of the given settings, with their distinct values as text."""
-    flats = [flatten(tree) for tree in settings]
-    keys = sorted({key for flat in flats for key in flat})
-    found = {key: list(dict.fromkeys(_text(flat.get(key)) for flat in flats)) for key in keys}
-    return {key: values for key, values in found.items() if len(values) > 1}
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.rows import NO_BUDGET, digest
-from analysis.store import differing
+from analysis.settings import differing
 from elalora.errors import UserError
 
 if TYPE_CHECKING:

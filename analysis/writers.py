@@ -11,7 +11,10 @@ from analysis.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-LEFT = ("Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags")
+LEFT = (
+    "Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags", "Arm", "Source", "Difference",
+    "Change",
+)  # fmt: skip
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",

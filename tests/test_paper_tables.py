@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
-from analysis.command import command
 from analysis.layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
 from analysis.literature import FOLDER, Published, published, table
 from analysis.paper import against_published, paper_tables, points
+from analysis.settings import command
 from analysis.store import load_runs
 from analysis.writers import to_latex, to_markdown
 

@@ -1,17 +1,37 @@
-"""The command that makes a run again, or makes it with other seeds, from the settings that a result stores."""
+"""The settings that a result stores: flat, compared, and as the command that makes the run again."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from analysis.rows import NO_BUDGET
-from analysis.store import flatten
 
 CONF = Path(__file__).parents[1] / "conf"
 NOT_TYPED = ("name", "sha256")  # chosen by the group's word, or found at load
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys, the way they are typed as overrides."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differing(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Dotted keys that are not the same in all of the given settings, with their distinct values as text."""
+    flats = [flatten(tree) for tree in settings]
+    keys = sorted({key for flat in flats for key in flat})
+    found = {key: list(dict.fromkeys(shown(flat.get(key)) for flat in flats)) for key in keys}
+    return {key: values for key, values in found.items() if len(values) > 1}
 
 
 def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> str:
@@ -39,6 +59,14 @@ def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> s
     return f"python run.py{many} " + " ".join(shlex.quote(word) for word in [*words, f"seed={numbers}"])
 
 
+def changed_knobs(settings: Mapping[str, Any]) -> list[str]:
+    """The method's knobs that are not as conf/method gives them, as they are typed, without the group's name."""
+    given = dict(settings.get("method") or {})
+    words = _changed("method", given, _defaults("method", str(given.get("name", ""))))
+    return [word.removeprefix("method.") for word in words]
+
+
+@cache
 def _defaults(group: str, name: str) -> dict[str, Any]:
     """What a group holds when nothing of it is typed."""
     from omegaconf import OmegaConf
@@ -52,7 +80,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
     base = OmegaConf.to_container(OmegaConf.structured(schemas[group])) if group in schemas else {}
     path = CONF / group / f"{name}.yaml" if name else CONF / "trainer" / "quick.yaml"
-    if not path.is_file():
+    if not path.is_file() or not re.fullmatch(r"\w*", name):
         return dict(base)
     file = OmegaConf.to_container(OmegaConf.load(path))
     return dict(base) | dict(file if name else file.get(group, {}))
@@ -61,7 +89,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
 def _changed(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     known, flat = flatten(defaults), flatten(given)
     words = [
-        f"{group}.{key}={_text(value)}"
+        f"{group}.{key}={shown(value)}"
         for key, value in flat.items()
         if key not in NOT_TYPED and (key not in known or known[key] != value)
     ]
@@ -70,7 +98,8 @@ def _changed(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) 
     return words
 
 
-def _text(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it is typed."""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_text(item) for item in value) + "]"
+        return "[" + ",".join(shown(item) for item in value) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
