@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
+SIDES = ((5, 4), (5, -10), (-15, 4), (-15, -10))  # points
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
@@ -57,14 +58,15 @@ def _panel(axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str
     x, y = arms[cost].to_numpy(float) / unit, arms["score_mean"].to_numpy(float)
     best = sorted(zip(x[pareto_front(x, y)], y[pareto_front(x, y)], strict=True))
     axis.plot(*zip(*best, strict=True), color="0.6", linewidth=1.2, zorder=1)
-    for place, value, row in zip(x, y, arms.to_dict("records"), strict=True):
+    for number, (place, value, row) in enumerate(zip(x, y, arms.to_dict("records"), strict=True)):
         colour, marker = style[row["shown"]]
         sd = row["score_sd"] if row["score_sd"] == row["score_sd"] else None
         axis.errorbar(
             place, value, yerr=sd, color=colour, marker=marker, markersize=6, linewidth=0.8, capsize=2, zorder=2
         )
         if row["budget"] != NO_BUDGET:
-            axis.annotate(row["budget"], (place, value), (5, 4), textcoords="offset points", fontsize=7, color="0.25")
+            side = SIDES[number % len(SIDES)]  # neighbours' labels go to different sides
+            axis.annotate(row["budget"], (place, value), side, textcoords="offset points", fontsize=7, color="0.25")
     if x.min() > 0 and x.max() > 20 * x.min():
         axis.set_xscale("log")
     axis.set_xlabel(label)

@@ -146,20 +146,20 @@ def _logs() -> list[Published]:
             for task, value in zip(log["task"], log["value"], strict=True)
         }
         ours = "lora" if first["method"].startswith("LoRA") else ""
-        label = "LoRA (authors' log)" if ours else "ElaLoRA, pre-release (authors' log)"
+        run = Path(str(name)).name.removesuffix("--overwrite_output_dir")
         rows.append(
             Published(
-                f"log of ElaLoRA's authors, {Path(str(name)).name.removesuffix('--overwrite_output_dir')}",
+                "logs of ElaLoRA's authors, elalora_githistory_logs.csv",
                 "glue",
                 first["model"].replace("-", "_"),
-                label,
+                f"{'LoRA' if ours else 'ElaLoRA, pre-release'}, log {run}",
                 ours,
                 f"r{first['r_from_params']}",
                 f"{int(first['params']):,}",
                 "paper_last",
                 values,
                 None,
-                f"1 seed, lr {first['lr']}, {first['epochs']} epochs, no published table",
+                "one seed each, no published table",
             )  # fmt: skip
         )
     return rows

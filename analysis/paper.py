@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from analysis.layouts import LAYOUTS, Column, Layout
 from analysis.literature import Published, published
 from analysis.rows import NO_BUDGET
-from analysis.settings import command
+from analysis.settings import changed_knobs, command
 from analysis.statistics import summary, t_interval
-from analysis.table import LEAST_FOR_INTERVAL, NAMES, PROTOCOLS, Table, note_manifests, place_of, shown_names
+from analysis.table import LEAST_FOR_INTERVAL, NAMES, PROTOCOLS, Table, name_of, note_manifests, place_of, shown_names
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROW = ["shown", "budget", "protocol", "recipe"]
+NAMED = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already tells
 UNVERIFIED = "§"
 
 
@@ -35,13 +36,28 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
     """
     if not len(runs):
         return {}
-    runs = runs.assign(shown=shown_names(runs))
+    runs = runs.assign(shown=row_names(runs))
     tables = {}
     for layout in LAYOUTS:
         ours = runs[runs["task"].isin(layout.tasks())]
         for model, of_model in ours.groupby("model", sort=True):
             tables[f"{layout.suite}_{model}"] = paper_table(of_model, layout, published())
     return tables
+
+
+def row_names(runs: pd.DataFrame) -> list[str]:
+    """Names of arms that are the same on every task, with the knobs that were turned anywhere in the table."""
+    records = runs.to_dict("records")
+    knobs = [[k for k in changed_knobs(r["settings"]) if k.partition("=")[0] not in NAMED] for r in records]
+    names = [name_of(r) for r in records]
+    sets: dict[str, set[str]] = {}
+    for name, changed in zip(names, knobs, strict=True):
+        sets.setdefault(name, set()).add(", ".join(changed))
+    given = [
+        f"{name} [{', '.join(changed)}]" if changed and len(sets[name]) > 1 else name
+        for name, changed in zip(names, knobs, strict=True)
+    ]
+    return shown_names(runs, given)
 
 
 def paper_table(runs: pd.DataFrame, layout: Layout, known: Sequence[Published] = ()) -> Table:
@@ -247,7 +263,7 @@ def _mean_text(means: list[float]) -> str:
 
 def _their_row(row: Published, layout: Layout, columns: Sequence[Column]) -> dict[str, str]:
     shown = {
-        "Method": f"{row.label}, published",
+        "Method": f"{row.label}, published" + ("" if row.values else " (not found)"),
         "Budget": "" if row.budget == NO_BUDGET else row.budget,
         "Parameters": row.params,
         "Protocol": row.protocol or "not stated",
@@ -274,17 +290,18 @@ def _their_records(row: Published) -> list[dict[str, Any]]:
 
 
 def against_published(runs: pd.DataFrame, known: Sequence[Published] | None = None) -> Table | None:
-    """Our numbers beside every published one of the same method, model, task and metric.
+    """Our numbers beside every published one of the same method, model, task, metric and, where stated, budget.
 
     Returns:
-        A table in which a difference stands only where budget and protocol match too; None where nothing meets.
+        A table in which a difference stands only where budget and protocol are stated and match; None for no pair.
     """
     import pandas as pd
 
-    runs = runs.assign(shown=shown_names(runs))
+    runs = runs.assign(shown=row_names(runs))
     records = []
     for row in published() if known is None else known:
         ours = runs[(runs["method"] == row.method) & (runs["model"] == row.model)]
+        ours = ours[(ours["budget"] == row.budget) | (not row.budget)]
         for (task, metric), value in row.values.items():
             for key, arm in sorted(ours[ours["task"] == task].groupby(ROW, sort=False), key=_order):
                 found = [p for m in arm["metrics"] if (p := points(m, metric)) is not None]
@@ -332,8 +349,6 @@ def _reasons(row: Published, ours: pd.Series, arm: pd.DataFrame) -> Iterable[str
     """Why a published number and ours are not of the same thing."""
     if not row.budget:
         yield "budget in ranks not stated"
-    elif row.budget != ours["budget"]:
-        yield f"budget {row.budget} there"
     if not row.protocol:
         yield "protocol not stated"
     elif row.protocol != ours["protocol"]:
@@ -380,9 +395,10 @@ def _heads(
         notes.append(
             "Published rows are copied, not measured here, and not comparable unless the table beside says so."
         )
-    notes += [
-        f"{row.label}, published ({', '.join(p for p in (row.budget, row.params) if p)}): {row.source}"
-        + (f"; {row.remark}" if row.remark else "") + "."
-        for row in known
-    ]  # fmt: skip
+    sources: dict[tuple[str, str], list[str]] = {}
+    for row in known:
+        sources.setdefault((row.source, row.remark), []).append(row.label)
+    for (source, remark), labels in sources.items():
+        names = "; ".join(dict.fromkeys(labels))
+        notes.append(f"Published: {names}: from {source}" + (f"; {remark}" if remark else "") + ".")
     return notes

@@ -97,9 +97,14 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     return Table(_caption(runs), shown.columns(), shown.rows(), _notes(runs, baseline, spread, level, notes), frame)
 
 
-def shown_names(runs: pd.DataFrame) -> list[str]:
-    """The name of every run's arm; where one name covers several settings, the settings that differ follow it."""
-    names = [_name(row) for row in runs.to_dict("records")]
+def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
+    """The name of every run's arm; where one name covers several settings, the settings that differ follow it.
+
+    Args:
+        runs: from `load_runs`.
+        names: of the runs to begin with, instead of label and variant.
+    """
+    names = list(names) or [name_of(row) for row in runs.to_dict("records")]
     for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
         arms = group.drop_duplicates("arm")
         if len(arms) < 2:
@@ -116,7 +121,7 @@ def _labelled(row: dict[str, Any]) -> dict[str, Any]:
     return {**row["settings"], "data": {**row["settings"].get("data", {}), "fingerprint": row["fingerprint"][:12]}}
 
 
-def _name(row: dict[str, Any]) -> str:
+def name_of(row: dict[str, Any]) -> str:
     """ElaLoRA (official)†: label, variant, and a dagger when the method is a reconstruction."""
     label, method = row["label"], row["method"]
     if label.startswith(method) and method in NAMES:

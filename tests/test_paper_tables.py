@@ -70,7 +70,7 @@ def test_published_values_are_those_of_the_files() -> None:
     assert [(r.budget, r.values["rte", "accuracy"]) for r in ada] == [("r8", 88.09), ("r2", 87.36)]
     bart = next(r for r in published() if r.label == "AdaLoRA" and r.params == "0.13 %")
     assert (bart.values["xsum", "rouge2"], bart.budget) == (19.95, "")
-    log = next(r for r in published() if r.method == "lora" and r.source.endswith("mnli_r4"))
+    log = next(r for r in published() if r.method == "lora" and r.label.endswith("mnli_r4"))
     assert log.values["mnli_mm", "accuracy"] == pytest.approx(90.06305939788446) and log.protocol == "paper_last"
 
 
@@ -118,7 +118,7 @@ def test_published_rows_stand_beside_ours_and_elaloras_are_empty(tmp_path: Path)
     ada = next(row for row in rows if row["Method"] == "AdaLoRA, published" and row["Budget"] == "r2")
     assert (ada["MNLI m/mm"], ada["QQP Acc/F1"], ada["Avg"]) == ("90.66/90.70", "91.78/89.16", "88.86")
     assert ada["Protocol"] == "not stated"
-    ela = [row for row in rows if row["Method"] == "ElaLoRA, published"]
+    ela = [row for row in rows if row["Method"] == "ElaLoRA, published (not found)"]
     assert [row["Budget"] for row in ela] == ["r2", "r4", "r10"]
     assert all(row[column.title] == "" for row in ela for column in GLUE.columns)
     assert any("ElaLoRA's tables could not be read" in note for note in shown.notes)
@@ -178,6 +178,16 @@ def test_protocols_budgets_and_settings_have_rows_of_their_own(tmp_path: Path) -
     frame = paper_tables(load_runs(tmp_path))["glue_deberta_v3_base"].frame
     ours = frame[(frame["row"] == "ours") & (frame["task"] == "rte")]
     assert sorted(ours["mean"].dropna()) == [60.0, 70.0, 80.0, 90.0]
+
+
+def test_a_knob_that_was_turned_on_one_task_leaves_the_method_one_row(tmp_path: Path) -> None:
+    for task in ("rte", "mrpc"):
+        run(tmp_path, "elalora", task, 0, {"accuracy": 80.0}, identity__method={"name": "elalora", "k": 2})
+    run(tmp_path, "elalora", "rte", 0, {"accuracy": 85.0}, identity__method={"name": "elalora", "k": 3})
+    tables = paper_tables(load_runs(tmp_path))
+    name = "glue_deberta_v3_base"
+    assert [cell(tables, name, "ElaLoRA (paper)", title) for title in ("RTE", "MRPC")] == ["80.00", "80.00"]
+    assert [cell(tables, name, "ElaLoRA (paper) [k=3]", title) for title in ("RTE", "MRPC")] == ["85.00", "1 missing"]
 
 
 def test_runs_on_other_data_are_never_averaged(tmp_path: Path) -> None:
@@ -240,13 +250,17 @@ def test_a_difference_stands_only_where_model_task_budget_and_protocol_match(tmp
         run(tmp_path, "lora", "rte", seed, {"accuracy": score})
     half = T_2 * 2 / 3**0.5
     assert beside(tmp_path) == f"+2.00 [{2 - half:+.2f}, {2 + half:+.2f}]".replace("-", "−")
-    assert beside(tmp_path, budget="r2") == "not comparable: budget r2 there"
     assert beside(tmp_path, protocol="") == "not comparable: protocol not stated"
     assert beside(tmp_path, budget="", protocol="paper_best") == (
         "not comparable: budget in ranks not stated; protocol paper_best there"
     )
     runs = load_runs(tmp_path)
-    for other in ({"model": "roberta_base"}, {"method": "adalora"}, {"values": {("cola", "mcc"): 1.0}}):
+    for other in (
+        {"budget": "r2"},
+        {"model": "roberta_base"},
+        {"method": "adalora"},
+        {"values": {("cola", "mcc"): 1.0}},
+    ):
         assert against_published(runs, [replace(THERE, **other)]) is None
 
 
@@ -272,9 +286,6 @@ def test_our_lora_on_deberta_meets_the_authors_logs_and_adalora_is_not_comparabl
     run(tmp_path, "adalora", "sst2", 0, {"accuracy": 95.0}, **last)
     met = against_published(load_runs(tmp_path))
     assert met is not None
-    assert {text for *_, method, text in ((*r, r[0], r[-1]) for r in met.rows) if method == "AdaLoRA"} == {
-        "not comparable: budget r8 there; protocol not stated",
-        "not comparable: protocol not stated",
-    }
-    logs = met.frame[met.frame["source"].str.startswith("log of ElaLoRA's authors, sst2_r2")]
+    assert {row[-1] for row in met.rows if row[0] == "AdaLoRA"} == {"not comparable: protocol not stated"}
+    logs = met.frame[met.frame["source"].str.startswith("logs of ElaLoRA's authors")]
     assert logs["comparable"].all() and logs["difference"].round(4).tolist() == [-0.7569, 0.7339]
