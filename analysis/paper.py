@@ -80,11 +80,11 @@ def paper_table(runs: pd.DataFrame, layout: Layout, known: Sequence[Published] =
     known = [row for row in known if row.suite == layout.suite and row.model == model]
     done = set(runs["task"]) | {task for row in known for task, _ in row.values}
     columns = [column for column in layout.columns if any(task in done for task, _ in column.parts)]
-    seeds = sorted(set(runs["seed"]))
     notes: list[str] = []
     records: list[dict[str, Any]] = []
     rows = []
     for key, arm in sorted(runs.groupby(ROW, sort=False), key=_order):
+        seeds = sorted(set(runs["seed"][runs["protocol"] == arm["protocol"].iloc[0]]))
         cells = {column.title: _Cell(arm, runs, column, seeds, notes) for column in columns}
         rows.append(_our_row(arm, layout, cells))
         records += [record for cell in cells.values() for record in cell.records(dict(zip(ROW, key, strict=True)))]
@@ -99,7 +99,7 @@ def paper_table(runs: pd.DataFrame, layout: Layout, known: Sequence[Published] =
         shown.remove("Recipe")
     order = ["Method", "Recipe", "Budget", "Parameters", "Protocol", "n", *(column.title for column in columns)]
     shown = [title for title in order if title in shown] + [title for title in shown if title not in order]
-    heads = _heads(runs, layout, known, seeds, protocols, columns)
+    heads = _heads(runs, layout, known, protocols, columns)
     caption = f"{layout.title} with {model}, protocol {', '.join(protocols)}."
     frame = pd.DataFrame(records).assign(model=model, suite=layout.suite)
     return Table(caption, shown, [[row.get(title, "") for title in shown] for row in rows], heads + notes, frame)
@@ -109,7 +109,8 @@ class _Cell:
     """Our runs of one row in one column.
 
     Args:
-        arm: runs of the row. runs: of the whole table. seeds: that the table has anywhere.
+        arm: runs of the row. runs: of the whole table. seeds: that any arm has under this protocol; all are expected,
+            on every task of the table, but an arm with turned knobs is expected only where it was run.
         notes: gets a line for what is missing or mixed.
     """
 
@@ -132,7 +133,8 @@ class _Cell:
             self.scores.append({seed: value for seed, value in values.items() if value is not None})
             self.splits[task] = ", ".join(sorted(set(own["split"])))
             lacking = [seed for seed in seeds if seed not in set(own["seed"])]
-            if lacking and task in set(runs["task"]) and task not in self.missing:
+            wanted = len(own) or (task in set(runs["task"]) and "[" not in arm["shown"].iloc[0])
+            if lacking and wanted and task not in self.missing:
                 self.missing[task] = lacking
                 notes.append(_missing_note(arm, runs, task, lacking))
 
@@ -370,13 +372,15 @@ def _order(item: tuple[tuple[Any, ...], pd.DataFrame]) -> tuple[Any, ...]:
 
 
 def _heads(
-    runs: pd.DataFrame, layout: Layout, known: Sequence[Published], seeds: list[int], protocols: list[str],
+    runs: pd.DataFrame, layout: Layout, known: Sequence[Published],
+    protocols: list[str],
     columns: Sequence[Column],
 ) -> list[str]:  # fmt: skip
     """What a reader must know before anything else."""
     splits = ", ".join(sorted(set(runs["split"])))
     notes = [
-        f"Points on the {splits} split: mean ± standard deviation (ddof 1) over n seeds; {len(seeds)} seeds expected."
+        f"Points on the {splits} split: mean ± standard deviation (ddof 1) over n seeds. Expected are all seeds that "
+        "any arm has under its protocol."
     ]
     notes += [f"Protocol {p}: {PROTOCOLS[p]}." for p in protocols if p in PROTOCOLS]
     if layout.average:

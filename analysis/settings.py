@@ -12,7 +12,7 @@ from typing import Any
 from analysis.rows import NO_BUDGET
 
 CONF = Path(__file__).parents[1] / "conf"
-NOT_TYPED = ("name", "sha256")  # chosen by the group's word, or found at load
+NOT_TYPED = ("name", "sha256", "ranks_from_arm", "init_from_arm")  # told by other words, or found at load
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

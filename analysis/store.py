@@ -134,8 +134,9 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
             continue
         source, arm = arms[run]
         words = " ".join([str((source.get("method") or {}).get("name")), *changed_knobs(source)])
-        inside = {"method": {**method, key: words}} if method.get(key) else {key: words}
-        tree = {**tree, **inside, f"{key}_arm": arm}
+        inside = {**method, key: words} if method.get(key) else method
+        outside = {} if method.get(key) else {key: words}
+        tree = {**tree, **outside, "method": {**inside, f"{key}_arm": arm}}
     return tree
 
 

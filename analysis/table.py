@@ -109,7 +109,8 @@ def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
         arms = group.drop_duplicates("arm")
         if len(arms) < 2:
             continue
-        keys = list(differing(_labelled(r) for r in arms.to_dict("records")))
+        found = list(differing(_labelled(r) for r in arms.to_dict("records")))
+        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
         for index, row in group.iterrows():
             flat = differing([_labelled(dict(row)), {}])
             names[int(index)] += " [" + ", ".join(f"{k}={flat[k][0] if k in flat else 'null'}" for k in keys[:4])
@@ -185,7 +186,7 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record["step_seconds_median"] = arm["step_seconds"].median()
     record["train_seconds_median"] = arm["train_seconds"].median()
     record["collapsed"] = sum("collapsed" in flags for flags in arm["flags"])
-    record["flags"] = " ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
+    record["flags"] = ", ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
     return record
 
 
@@ -399,7 +400,7 @@ def _moved(record: dict[str, Any]) -> str:
 
 
 def _flags(record: dict[str, Any]) -> str:
-    words = [flag for flag in record.get("flags", "").split() if flag != "collapsed"]
+    words = [flag for flag in record.get("flags", "").split(", ") if flag not in ("", "collapsed")]
     if record.get("collapsed"):
         words.insert(0, f"collapsed {record['collapsed']:.0f}/{record['n']:.0f}")
     return ", ".join(words)

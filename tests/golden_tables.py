@@ -1,6 +1,6 @@
 """A small set of runs that has everything a table must cope with, and every table of it.
 
-`python tests/golden_tables.py` writes tests/data/tables anew, after a change of the tables that is meant; what changed
+`python tests/golden_tables.py` writes tests/data/golden anew, after a change of the tables that is meant; what changed
 is then seen in the diff.
 """
 
@@ -22,7 +22,7 @@ from analysis.report import report  # noqa: E402
 from analysis.store import load_runs  # noqa: E402
 from analysis.writers import write  # noqa: E402
 
-TABLES = HERE / "data" / "tables"
+TABLES = HERE / "data" / "golden"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}
 FAMILY = Family("golden", "main", "lora", ("elalora", "prilora"), ("r4",), 0.05, 2)
 

@@ -219,6 +219,7 @@ def test_transplants_of_several_seeds_are_one_arm_and_those_of_other_sources_ano
     svd = frame[frame["method"] == "svd_lora"]
     assert sorted(svd["n"]) == [1, 1, 3]  # three seeds of one source, one of another, one whose source is not here
     assert any("variant=official" in name for name in svd["shown"])
+    assert svd.set_index("n").loc[3, "diff_mean"] == pytest.approx(-2.0)  # 80 against LoRA's 80, 82, 84
 
 
 # -- the store ---------------------------------------------------------------------------------------------
