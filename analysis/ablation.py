@@ -29,7 +29,10 @@ def ablations(runs: pd.DataFrame) -> Table | None:
     import pandas as pd
 
     rests = [digest({k: v for k, v in s.items() if k not in ("method", "numerics")}) for s in runs["settings"]]
-    runs = runs.assign(rest=rests, change=[", ".join(changed_knobs(s)) for s in runs["settings"]])
+    by_arm = dict(zip(runs["arm"], runs["settings"], strict=True))
+    changes = {arm: ", ".join(changed_knobs(settings)) for arm, settings in by_arm.items()}
+    runs = runs.assign(rest=rests, change=[changes[arm] for arm in runs["arm"]])
+    runs = runs[runs["method"].isin(set(runs["method"][runs["change"] != ""]))]
     records: list[dict[str, Any]] = []
     for _, cell in runs.groupby([*CELL, "method", "rest", "fingerprint"], sort=True):
         arms = dict(list(cell.groupby("change", sort=True)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.table import Table, comparison
+from analysis.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +38,13 @@ def pareto_front(cost: ArrayLike, score: ArrayLike) -> NDArray[np.bool_]:
     return ~beaten
 
 
-def points_of(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    """For every task, model, protocol and recipe: where that is, and its arms with mean score and costs."""
-    frame = comparison(runs).frame
-    arms = frame[frame["method"] != "majority"]
+def points_of(compared: Table) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    """For every task, model, protocol and recipe: where that is, and its arms with mean score and costs.
+
+    Args:
+        compared: from `analysis.table.comparison`.
+    """
+    arms = compared.frame[compared.frame["method"] != "majority"]
     return [
         (dict(zip(PLACE, key, strict=True)), cell.reset_index(drop=True))
         for key, cell in arms.groupby(PLACE, sort=True)
@@ -49,10 +52,13 @@ def points_of(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
     ]
 
 
-def cost_table(runs: pd.DataFrame) -> Table:
-    """Score, ranks and parameters at the start, at the peak and at the end, time, memory and file of every arm."""
-    frame = comparison(runs).frame
-    arms = frame[frame["method"] != "majority"]
+def cost_table(compared: Table) -> Table:
+    """Score, ranks and parameters at the start, at the peak and at the end, time, memory and file of every arm.
+
+    Args:
+        compared: from `analysis.table.comparison`.
+    """
+    arms = compared.frame[compared.frame["method"] != "majority"]
     sizes = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
     columns = [
         "Task", "Protocol", "Model", "Budget", "Method", "n", "Score",

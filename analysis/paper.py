@@ -17,7 +17,17 @@ from analysis.literature import Published, published
 from analysis.rows import NO_BUDGET
 from analysis.settings import changed_knobs, command
 from analysis.statistics import summary, t_interval
-from analysis.table import LEAST_FOR_INTERVAL, NAMES, PROTOCOLS, Table, name_of, note_manifests, place_of, shown_names
+from analysis.table import (
+    LEAST_FOR_INTERVAL,
+    NAMES,
+    NAMING,
+    PROTOCOLS,
+    Table,
+    name_of,
+    note_manifests,
+    place_of,
+    shown_names,
+)
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,9 +57,12 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
 
 def row_names(runs: pd.DataFrame) -> list[str]:
     """Names of arms that are the same on every task, with the knobs that were turned anywhere in the table."""
-    records = runs.to_dict("records")
-    knobs = [[k for k in changed_knobs(r["settings"]) if k.partition("=")[0] not in NAMED] for r in records]
-    names = [name_of(r) for r in records]
+    of_arm = {
+        arm: [k for k in changed_knobs(settings) if k.partition("=")[0] not in NAMED]
+        for arm, settings in dict(zip(runs["arm"], runs["settings"], strict=True)).items()
+    }
+    knobs = [of_arm[arm] for arm in runs["arm"]]
+    names = [name_of(row) for row in runs[NAMING].to_dict("records")]
     sets: dict[str, set[str]] = {}
     for name, changed in zip(names, knobs, strict=True):
         sets.setdefault(name, set()).add(", ".join(changed))
@@ -299,9 +312,13 @@ def against_published(runs: pd.DataFrame, known: Sequence[Published] | None = No
     """
     import pandas as pd
 
+    known = published() if known is None else known
+    runs = runs[runs["model"].isin({row.model for row in known})].reset_index(drop=True)
+    if not len(runs):
+        return None
     runs = runs.assign(shown=row_names(runs))
     records = []
-    for row in published() if known is None else known:
+    for row in known:
         ours = runs[(runs["method"] == row.method) & (runs["model"] == row.model)]
         ours = ours[(ours["budget"] == row.budget) | (not row.budget)]
         for (task, metric), value in row.values.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from analysis.page import Section, page
 from analysis.rows import NO_BUDGET
 from analysis.store import Unfinished, load_runs, select
-from analysis.table import CELL, comparison, shown_names, summarise
+from analysis.table import CELL, Table, comparison, shown_names, summarise
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def report(
             *_confirmatory(chosen, unfinished, declared),
             Section("Comparison", {"comparison": table}),
             *_paper(chosen),
-            *_cost(chosen, folder if with_figures else None),
+            *_cost(table, folder if with_figures else None),
             *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
             *_endings(chosen, unfinished, declared),
         ]
@@ -135,7 +135,7 @@ def _paper(runs: pd.DataFrame) -> list[Section]:
     return sections
 
 
-def _cost(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
+def _cost(table: Table, folder: Path | None) -> list[Section]:
     """The table of costs, and score against each of them; no folder draws nothing."""
     from analysis.cost import cost_table, points_of
 
@@ -143,12 +143,12 @@ def _cost(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
     if folder is not None:
         from analysis.cost_figures import draw_pareto
 
-        for place, arms in points_of(runs):
+        for place, arms in points_of(table):
             where = ", ".join(part for part in place.values() if part)
             path = folder / f"pareto_{_file(place.values())}"
             paths = draw_pareto(arms, path, f"Score against cost: {where}", str(arms["citation"].iloc[0]))
             drawn |= {svg: f"Score against cost: {where}" for svg in paths if svg.suffix == ".svg"}
-    return [Section("Cost", {"cost": cost_table(runs)}, drawn)]
+    return [Section("Cost", {"cost": cost_table(table)}, drawn)]
 
 
 def _endings(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:

@@ -20,6 +20,7 @@ from elalora.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMING = ["label", "method", "variant", "reconstructed"]
 SPREADS = ("sd", "interval")
 CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell are compared
 TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
@@ -104,11 +105,11 @@ def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
         runs: from `load_runs`.
         names: of the runs to begin with, instead of label and variant.
     """
-    names = list(names) or [name_of(row) for row in runs.to_dict("records")]
+    names = list(names) or [name_of(row) for row in runs[NAMING].to_dict("records")]
     for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
-        arms = group.drop_duplicates("arm")
-        if len(arms) < 2:
+        if group["arm"].nunique() < 2:
             continue
+        arms = group.drop_duplicates("arm")
         found = list(differing(_labelled(r) for r in arms.to_dict("records")))
         keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
         for index, row in group.iterrows():

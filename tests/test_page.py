@@ -17,6 +17,7 @@ from analysis.cost import cost_table, pareto_front, points_of
 from analysis.cost_figures import draw_pareto
 from analysis.report import report
 from analysis.store import load_runs
+from analysis.table import comparison
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
 
@@ -150,7 +151,7 @@ def test_the_pareto_front_is_what_no_point_beats() -> None:
 
 def test_the_cost_table_holds_start_peak_and_end_and_leaves_the_unknown_empty(tmp_path: Path) -> None:
     write_run(tmp_path, result("adalora", 0, 80.0, counts__initial__rank_sum=72, counts__peak__rank_sum=75))
-    table = cost_table(load_runs(tmp_path))
+    table = cost_table(comparison(load_runs(tmp_path)))
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert [row[f"Rank sum {when}"] for when in ("start", "peak", "end")] == ["72", "75", "48"]
     assert (row["Step ms"], row["Memory MiB"], row["Adapter KiB"], row["Head"]) == ("500", "", "977", "148,610")
@@ -165,7 +166,7 @@ def test_a_pareto_figure_is_drawn_once_per_task_and_nothing_is_cut_off(tmp_path:
             write_run(
                 tmp_path, result(method, seed, 80.0 + number + seed, label="a long name of an arm " * 2, **changes)
             )
-    (place, arms), *rest = points_of(load_runs(tmp_path))
+    (place, arms), *rest = points_of(comparison(load_runs(tmp_path)))
     assert place["task"] == "vader_movies" and not rest and len(arms) == 4
     paths = draw_pareto(arms, tmp_path / "pareto", "a title " * 30, "a source")
     pixels = imread(paths[0])[..., :3]
