@@ -1,4 +1,4 @@
-"""Ablations: one method with a knob turned, against the same method as it comes."""
+"""Ablations: one method with a knob turned, against the same method as configured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.literature import table as published_table
 from analysis.rows import digest
-from analysis.settings import changed_knobs
+from analysis.settings import changed_knobs, told_apart
 from analysis.statistics import summary
 from analysis.table import CELL, NAMES, Table
 
@@ -18,24 +18,25 @@ ADALORA = ("adalora_table4_ablation_importance", "adalora_table5_ablation_compon
 
 
 def ablations(runs: pd.DataFrame) -> Table | None:
-    """Every arm whose method has other knobs than conf/method gives it, beside the arm that has none changed.
+    """Arms of one method that differ in its knobs only, beside the one of them that has no knob turned.
 
     Args:
         runs: from `load_runs`.
 
     Returns:
-        None where no arm with changed knobs has such a counterpart, alike in everything but the method.
+        None where no method has two such arms, alike in everything else.
     """
     import pandas as pd
 
     rests = [digest({k: v for k, v in s.items() if k not in ("method", "numerics")}) for s in runs["settings"]]
-    by_arm = dict(zip(runs["arm"], runs["settings"], strict=True))
-    changes = {arm: ", ".join(changed_knobs(settings)) for arm, settings in by_arm.items()}
-    runs = runs.assign(rest=rests, change=[changes[arm] for arm in runs["arm"]])
-    runs = runs[runs["method"].isin(set(runs["method"][runs["change"] != ""]))]
     records: list[dict[str, Any]] = []
-    for _, cell in runs.groupby([*CELL, "method", "rest", "fingerprint"], sort=True):
-        arms = dict(list(cell.groupby("change", sort=True)))
+    for _, cell in runs.assign(rest=rests).groupby([*CELL, "method", "rest", "fingerprint"], sort=True):
+        if cell["arm"].nunique() < 2:
+            continue
+        first = cell.drop_duplicates("arm")
+        knobs = told_apart([changed_knobs(settings) for settings in first["settings"]])
+        changes = dict(zip(first["arm"], [", ".join(turned) for turned in knobs], strict=True))
+        arms = dict(list(cell.assign(change=[changes[arm] for arm in cell["arm"]]).groupby("change", sort=True)))
         if "" not in arms or len(arms) < 2:
             continue
         base = dict(zip(arms[""]["seed"], arms[""]["score"], strict=True))
@@ -44,13 +45,13 @@ def ablations(runs: pd.DataFrame) -> Table | None:
         return None
     columns = ["Method", "Task", "Protocol", "Budget", "Change", "n", "Score", "Difference"]
     rows = [
-        [NAMES.get(r["method"], r["method"]), r["task"], r["protocol"], r["budget"], r["change"] or "as it comes",
+        [NAMES.get(r["method"], r["method"]), r["task"], r["protocol"], r["budget"], r["change"] or "as configured",
          str(r["n"]), f"{r['mean']:.2f}" + ("" if math.isnan(r["sd"]) else f" ± {r['sd']:.2f}"), r["text"]]
         for r in records
     ]  # fmt: skip
     notes = [
         "Scores are points, mean ± standard deviation (ddof 1) over n seeds. The difference is to the same method as "
-        "it comes, paired by seed, with a 95 % t interval from 3 seeds on. It covers seeds only and is no test."
+        "configured, paired by seed, with a 95 % t interval from 3 seeds on. It covers seeds only and is no test."
     ]
     return Table("Ablations.", columns, rows, notes, pd.DataFrame(records).drop(columns="text"))
 

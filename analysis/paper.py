@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from analysis.layouts import LAYOUTS, Column, Layout
 from analysis.literature import Published, published
 from analysis.rows import NO_BUDGET
-from analysis.settings import changed_knobs, command
+from analysis.settings import changed_knobs, command, told_apart
 from analysis.statistics import summary, t_interval
 from analysis.table import (
+    CELL,
     LEAST_FOR_INTERVAL,
     NAMES,
     NAMING,
@@ -46,7 +47,7 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
     """
     if not len(runs):
         return {}
-    runs = runs.assign(shown=row_names(runs))
+    runs = runs.assign(shown=row_names(runs), recipe=[_short(recipe) for recipe in runs["recipe"]])
     tables = {}
     for layout in LAYOUTS:
         ours = runs[runs["task"].isin(layout.tasks())]
@@ -56,21 +57,24 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
 
 
 def row_names(runs: pd.DataFrame) -> list[str]:
-    """Names of arms that are the same on every task, with the knobs that were turned anywhere in the table."""
-    of_arm = {
-        arm: [k for k in changed_knobs(settings) if k.partition("=")[0] not in NAMED]
-        for arm, settings in dict(zip(runs["arm"], runs["settings"], strict=True)).items()
-    }
-    knobs = [of_arm[arm] for arm in runs["arm"]]
+    """Names of arms that are the same on every task; knobs follow where several stand in one cell.
+
+    Args:
+        runs: from `load_runs`, with a plain index.
+    """
     names = [name_of(row) for row in runs[NAMING].to_dict("records")]
-    sets: dict[str, set[str]] = {}
-    for name, changed in zip(names, knobs, strict=True):
-        sets.setdefault(name, set()).add(", ".join(changed))
-    given = [
-        f"{name} [{', '.join(changed)}]" if changed and len(sets[name]) > 1 else name
-        for name, changed in zip(names, knobs, strict=True)
-    ]
-    return shown_names(runs, given)
+    for _, group in runs.assign(name=names).groupby([*CELL, "name"], sort=False):
+        arms = group.drop_duplicates("arm")
+        knobs = [[k for k in changed_knobs(s) if k.partition("=")[0] not in NAMED] for s in arms["settings"]]
+        turned = dict(zip(arms["arm"], told_apart(knobs), strict=True))
+        for index, arm in zip(group.index, group["arm"], strict=True):
+            names[int(index)] += f" [{', '.join(turned[arm])}]" if turned[arm] else ""
+    return shown_names(runs, names)
+
+
+def _short(recipe: str) -> str:
+    """published, of whatever source: a row goes over tasks, and every task has a source of its own."""
+    return recipe.partition(" (")[0].partition(":")[0]
 
 
 def paper_table(runs: pd.DataFrame, layout: Layout, known: Sequence[Published] = ()) -> Table:
@@ -316,7 +320,7 @@ def against_published(runs: pd.DataFrame, known: Sequence[Published] | None = No
     runs = runs[runs["model"].isin({row.model for row in known})].reset_index(drop=True)
     if not len(runs):
         return None
-    runs = runs.assign(shown=row_names(runs))
+    runs = runs.assign(shown=row_names(runs), recipe=[_short(recipe) for recipe in runs["recipe"]])
     records = []
     for row in known:
         ours = runs[(runs["method"] == row.method) & (runs["model"] == row.model)]

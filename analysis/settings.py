@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,27 @@ def changed_knobs(settings: Mapping[str, Any]) -> list[str]:
     return [word.removeprefix("method.") for word in words]
 
 
+def words_of_source(source: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The words by which a run names another one that it starts from: what that one has different.
+
+    Args:
+        source: settings of the other run.
+        settings: of the run that names it.
+    """
+    name = str((source.get("method") or {}).get("name"))
+    task = [str((tree.get("task") or {}).get("name")) for tree in (source, settings)]
+    words = [] if name == (settings.get("method") or {}).get("name") else [name, *changed_knobs(source)]
+    words += [f"task={task[0]}"] if task[0] != task[1] else []
+    return " ".join([*words, *_changed("trainer", source.get("trainer") or {}, settings.get("trainer") or {})])
+
+
+def told_apart(knobs: Iterable[Sequence[str]]) -> list[list[str]]:
+    """What of each list of changed knobs is not in all of them: the base of an ablation keeps none."""
+    lists = list(knobs)
+    common = set.intersection(*(set(changed) for changed in lists)) if lists else set()
+    return [[knob for knob in changed if knob not in common] for changed in lists]
+
+
 @cache
 def _defaults(group: str, name: str) -> dict[str, Any]:
     """What a group holds when nothing of it is typed."""
@@ -89,7 +110,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
 def _changed(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     known, flat = flatten(defaults), flatten(given)
     words = [
-        f"{group}.{key}={shown(value)}"
+        f"{group}.{key}={_quoted(shown(value))}"
         for key, value in flat.items()
         if key not in NOT_TYPED and (key not in known or known[key] != value)
     ]
@@ -103,3 +124,8 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(shown(item) for item in value) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """A value with spaces or an equals sign in the quotes that Hydra needs."""
+    return f'"{text}"' if re.search(r"[\s=]", text) and not text.startswith("[") else text

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analysis.index import read, scan
 from analysis.rows import READINGS, WRONG, digest, reason
-from analysis.settings import changed_knobs
+from analysis.settings import words_of_source
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
         if not isinstance(run, str) or run not in arms:
             continue
         source, arm = arms[run]
-        words = " ".join([str((source.get("method") or {}).get("name")), *changed_knobs(source)])
+        words = words_of_source(source, tree)
         inside = {**method, key: words} if method.get(key) else method
         outside = {} if method.get(key) else {key: words}
         tree = {**tree, **outside, "method": {**inside, f"{key}_arm": arm}}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.confirm import Family
 from analysis.store import Unfinished
-from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,25 +49,17 @@ def load_study(name: str, roots: Sequence[str | Path]) -> Study:
     """
     import pandas as pd
 
-    studies, compose = _experiments()
+    from experiments.compose import compose_run
+    from experiments.study import Expansion
+
     words = [f"+study={name}", f'store.root="{roots[0]}"']
     if len(roots) > 1:
         words.append("store.also=[" + ",".join(f'"{root}"' for root in roots[1:]) + "]")
-    expansion = studies.Expansion(compose.compose_run(words))
+    expansion = Expansion(compose_run(words))
     columns = ["part", "kind", "arm", "task", "budget", "seed"]
     cells = pd.DataFrame([[getattr(cell, key) for key in columns] for cell in expansion.cells], columns=columns)
     cells["id"] = [cell.plan.id if cell.plan is not None else "" for cell in expansion.cells]
-    family = expansion.study.family
-    if family is not None:
-        family = Family(
-            name, family.part, family.baseline, tuple(family.arms), tuple(family.budgets), family.alpha, family.m,
-            family.correction,
-        )  # fmt: skip
+    if (f := expansion.study.family) is None:
+        return Study(name, cells, None)
+    family = Family(name, f.part, f.baseline, tuple(f.arms), tuple(f.budgets), f.alpha, f.m, f.correction)
     return Study(name, cells, family)
-
-
-def _experiments() -> tuple[Any, Any]:
-    try:
-        return import_module("experiments.study"), import_module("experiments.compose")
-    except ModuleNotFoundError as error:
-        raise UserError("this version of the harness has no studies; leave --study away") from error

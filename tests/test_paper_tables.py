@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
+from analysis.ablation import ablations
 from analysis.layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
 from analysis.literature import FOLDER, Published, published, table
 from analysis.paper import against_published, paper_tables, points
@@ -143,31 +145,31 @@ def test_missing_runs_are_counted_with_a_command_and_enter_no_average(tmp_path: 
     assert note.endswith("seed=0,2")
 
 
-def test_the_command_of_a_result_plans_the_same_run(tmp_path: Path) -> None:
-    hydra = pytest.importorskip("hydra")
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=elalora", "method.k=3", "task=rte", "task.max_length=64", "budget=r2", "trainer=standard", "seed=3",
+         "trainer.lr=0.0002", "data.train_items=100", "protocol=paper_last", "model.dropout=0.2"],
+        ["method=svd_lora", "method.ranks_from='elalora variant=official trainer.lr=0.01'", "budget=r2", "seed=3"],
+        ["method=lora", "recipe=published", "task=rte", "trainer.max_steps=50", "seed=3", "budget=params",
+         "budget.params=330000"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_the_command_of_a_result_plans_the_same_run(tmp_path: Path, words: list[str]) -> None:
+    from experiments.compose import compose_run
+    from experiments.plan import budget_name, make_plan
 
-    from experiments.config import register
-    from experiments.plan import make_plan
-
-    register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-
-        def plan(words: list[str]) -> Any:
-            config = hydra.compose("config", overrides=words)
-            OmegaConf.set_readonly(config, True)
-            return make_plan(config)
-
-        wanted = plan(
-            ["method=elalora", "method.k=3", "task=rte", "task.max_length=64", "budget=r2", "trainer=standard",
-             "seed=3", "trainer.lr=0.0002", "data.train_items=100", "protocol=paper_last", "model.dropout=0.2"]
-        )  # fmt: skip
-        settings = {key: value for key, value in wanted.identity.items() if key != "seed"}
-        words = shlex.split(command(settings, "r2", [3]))[2:]
-        assert plan(words).id == wanted.id
-        assert "method.k=3" in words and not any(word.startswith("method.beta1") for word in words)
+    wanted = make_plan(compose_run([*words, f'store.root="{tmp_path}"']))
+    for plan in (wanted, *(source.plan for source in wanted.sources)):  # as they are found in a store
+        assert plan is not None
+        folder = write_run(tmp_path, result(str(plan.identity["method"]["name"]), 3, 80.0, identity=plan.identity))
+        whole = json.loads((folder / "result.json").read_text()) | {"id": plan.id}
+        (folder / "result.json").write_text(json.dumps(whole))
+    stored = load_runs(tmp_path).set_index("id").loc[wanted.id]
+    typed = shlex.split(command(stored["settings"], str(budget_name(wanted.budget)), [3]))[2:]
+    assert make_plan(compose_run([*typed, f'store.root="{tmp_path}"'])).id == wanted.id
+    assert not any(word.startswith(("method.beta1", "task.text")) for word in typed)
 
 
 def test_protocols_budgets_and_settings_have_rows_of_their_own(tmp_path: Path) -> None:
@@ -188,6 +190,24 @@ def test_a_knob_that_was_turned_on_one_task_leaves_the_method_one_row(tmp_path: 
     name = "glue_deberta_v3_base"
     assert [cell(tables, name, "ElaLoRA (paper)", title) for title in ("RTE", "MRPC")] == ["80.00", "80.00"]
     assert [cell(tables, name, "ElaLoRA (paper) [k=3]", title) for title in ("RTE", "MRPC")] == ["85.00", ""]
+
+
+def test_published_recipes_with_other_knobs_on_every_task_leave_the_method_one_row(tmp_path: Path) -> None:
+    for number, task in enumerate(("rte", "mrpc")):
+        knobs = {"name": "elalora", "t_initial": 100 * (number + 1)}
+        settings = {"identity__method": knobs, "recipe": f"published (script {task})"}
+        run(tmp_path, "elalora", task, 0, {"accuracy": 80.0}, **settings)
+        if task == "rte":
+            run(tmp_path, "elalora", task, 0, {"accuracy": 85.0}, **settings | {"identity__method": knobs | {"k": 3}})
+    runs = load_runs(tmp_path)
+    tables, name = paper_tables(runs), "glue_deberta_v3_base"
+    assert [cell(tables, name, "ElaLoRA (paper)", title) for title in ("RTE", "MRPC")] == ["80.00", "80.00"]
+    assert cell(tables, name, "ElaLoRA (paper) [k=3]", "RTE") == "85.00"
+    turned = ablations(runs)
+    assert turned is not None and [row[4:] for row in turned.rows] == [
+        ["as configured", "1", "80.00", ""],
+        ["k=3", "1", "85.00", "+5.00"],
+    ]
 
 
 def test_runs_on_other_data_are_never_averaged(tmp_path: Path) -> None:

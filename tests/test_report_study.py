@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
-from analysis import study
 from analysis.report import report
 from analysis.store import load_runs
 from analysis.study import load_study
 from elalora.errors import UserError
+from experiments import compose, study
 
 ARMS = ("lora", "elalora")
 
@@ -43,12 +43,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     expansion = SimpleNamespace(cells=cells, study=SimpleNamespace(family=family))
 
-    def compose(words: list[str]) -> list[str]:
+    def words_of(words: list[str]) -> list[str]:
         assert words == ["+study=small", f'store.root="{root}"']
         return words
 
-    modules = SimpleNamespace(Expansion=lambda _: expansion), SimpleNamespace(compose_run=compose)
-    monkeypatch.setattr(study, "_experiments", lambda: modules)
+    monkeypatch.setattr(study, "Expansion", lambda _: expansion)
+    monkeypatch.setattr(compose, "compose_run", words_of)
     return root
 
 
@@ -85,14 +85,11 @@ def test_a_study_without_runs_names_the_command(store: Path, tmp_path: Path) -> 
 
 @pytest.mark.full
 def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Path) -> None:
-    pytest.importorskip("experiments.study")
     root = tmp_path / "runs"
     root.mkdir()
-    from experiments.study import expand
-
     for _ in range(8):  # tuning, perhaps on wider grids, then the parts
         planned: dict[str, Any] = {}
-        for cell in expand("offline_main", [f'store.root="{root}"']):
+        for cell in study.expand("offline_main", [f'store.root="{root}"']):
             if cell.plan is not None and cell.plan.finished() is None:
                 planned[cell.plan.id] = cell
         if not planned:
