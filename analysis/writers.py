@@ -18,7 +18,7 @@ LEFT = (
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "Δ": r"$\Delta$",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "Δ": r"$\Delta$",
     "§": r"\S{}", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--",
     "[": "{[}", "*": "{*}",  # either would be an argument of the line end before it
 }  # fmt: skip

@@ -324,6 +324,7 @@ def test_csv_holds_the_unrounded_numbers(store: Path) -> None:
         ("81.62 ± 0.18", r"81.62 $\pm$ 0.18"),
         (r"\input{x}", r"\textbackslash{}input\{x\}"),
         ("[0.1]", "{[}0.1]"),
+        ('say "x"', "say ''x''"),
         ("Dürr 日本 ≈", "Dürr ?? ?"),
     ],
 )
