@@ -69,6 +69,8 @@ def _panel(axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str
             axis.annotate(row["budget"], (place, value), side, textcoords="offset points", fontsize=7, color="0.25")
     if x.min() > 0 and x.max() > 20 * x.min():
         axis.set_xscale("log")
+    else:
+        axis.locator_params(axis="x", nbins=5)  # large numbers of a small range must not touch
     axis.set_xlabel(label)
     axis.margins(0.12)
     axis.grid(linewidth=0.3)
