@@ -47,7 +47,7 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
     """
     if not len(runs):
         return {}
-    runs = runs.assign(shown=row_names(runs), recipe=[_short(recipe) for recipe in runs["recipe"]])
+    runs = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     tables = {}
     for layout in LAYOUTS:
         ours = runs[runs["task"].isin(layout.tasks())]
@@ -72,7 +72,7 @@ def row_names(runs: pd.DataFrame) -> list[str]:
     return shown_names(runs, names)
 
 
-def _short(recipe: str) -> str:
+def short_recipe(recipe: str) -> str:
     """published, of whatever source: a row goes over tasks, and every task has a source of its own."""
     return recipe.partition(" (")[0].partition(":")[0]
 
@@ -320,7 +320,7 @@ def against_published(runs: pd.DataFrame, known: Sequence[Published] | None = No
     runs = runs[runs["model"].isin({row.model for row in known})].reset_index(drop=True)
     if not len(runs):
         return None
-    runs = runs.assign(shown=row_names(runs), recipe=[_short(recipe) for recipe in runs["recipe"]])
+    runs = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     records = []
     for row in known:
         ours = runs[(runs["method"] == row.method) & (runs["model"] == row.model)]

@@ -88,6 +88,7 @@ def report(
             *_confirmatory(chosen, unfinished, declared),
             Section("Comparison", {"comparison": table}),
             *_paper(chosen),
+            *_overall(chosen, baseline),
             *_cost(table, folder if with_figures else None),
             *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
             *_endings(chosen, unfinished, declared),
@@ -133,6 +134,13 @@ def _paper(runs: pd.DataFrame) -> list[Section]:
     if changes is not None:
         sections.append(Section("Ablations", {"ablations": changes} | published_ablations()))
     return sections
+
+
+def _overall(runs: pd.DataFrame, baseline: str) -> list[Section]:
+    from analysis.overall import overall
+
+    table = overall(runs, baseline)
+    return [Section("Over all tasks", {"overall": table})] if table is not None else []
 
 
 def _cost(table: Table, folder: Path | None) -> list[Section]:
