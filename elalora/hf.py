@@ -5,8 +5,8 @@
     trainer.train()
 
 What is unusual: nothing is subclassed. `adapt` attaches the method to the Trainer's model, gives the Trainer the
-row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback cannot
-add to the loss, so the Trainer's `compute_loss` is wrapped: it is the only place that sees every kind of loss (of the
+row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback
+cannot add to the loss, so the Trainer's `compute_loss` is wrapped: it is the only place that sees every kind of loss (of the
 model, of a `compute_loss_func`, with label smoothing) and knows whether the Trainer divides it by the number of
 micro-batches afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of a
 checkpoint is elalora.safetensors and elalora.json beside it.
@@ -30,7 +30,9 @@ TENSORS, VALUES = "elalora.safetensors", "elalora.json"
 OPTIMIZER = "optimizer.pt"  # the Trainer's file
 
 
-def adapt(trainer: Any, method: Method, targets: Sequence[str], keep: Sequence[str] = (), seed: int | None = None) -> Any:
+def adapt(
+    trainer: Any, method: Method, targets: Sequence[str], keep: Sequence[str] = (), seed: int | None = None
+) -> Method:
     """Attaches a method to a Trainer's model and makes `trainer.train()` train it.
 
     Args:
@@ -57,8 +59,8 @@ def adapt(trainer: Any, method: Method, targets: Sequence[str], keep: Sequence[s
         raise UserError(f"{method.title} wraps the model in another: give the wrapped model to the Trainer instead")
     if tuple(method.stages()) != (total,):
         raise UserError(
-            f"{method.title} trains in {len(method.stages())} stages with a learning rate each, and the Trainer has one "
-            "schedule: set lambda_num=1, or use a loop of your own"
+            f"{method.title} trains in {len(method.stages())} stages with a learning rate each, and the Trainer has "
+            "one schedule: set lambda_num=1, or use a loop of your own"
         )
     optimizer = RowwiseAdamW(
         method.groups(model, args.learning_rate, args.weight_decay),

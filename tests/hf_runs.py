@@ -70,15 +70,14 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
     return TrainingArguments(**plain | more)
 
 
-def stock(folder: Path, method: Method, model: nn.Module | None = None, steps: int = 20, **more: Any) -> Trainer:
+def stock(folder: Path, method: Method, model: nn.Module | None = None, steps: int = 14, **more: Any) -> Trainer:
     """An adapted stock Trainer over `steps` batches of 8, which notes the losses of its micro-batches."""
-    more, cls = dict(more), more.pop("trainer", Trainer)
-    given = {name: more.pop(name) for name in ("compute_loss_func",) if name in more}
-    trainer = cls(
+    loss = more.pop("compute_loss_func", None)
+    trainer = Trainer(
         model=bert() if model is None else model,
-        args=arguments(folder, **{k: v for k, v in more.items() if k != "trainer"}),
+        args=arguments(folder, **more),
         train_dataset=items(8 * steps),
-        **given,
+        compute_loss_func=loss,
     )
     adapt(trainer, method, TARGETS, HEAD)
     trainer.seen = []
@@ -93,7 +92,7 @@ def stock(folder: Path, method: Method, model: nn.Module | None = None, steps: i
     return trainer
 
 
-def own_loop(method: Method, steps: int = 20) -> tuple[nn.Module, list[float]]:
+def own_loop(method: Method, steps: int = 14) -> tuple[nn.Module, list[float]]:
     """The loop as `elalora.method` writes it, on the same batches; the losses hold the penalty."""
     model = bert()
     method.attach(model, TARGETS, steps, HEAD, seed=7)
