@@ -80,9 +80,9 @@ class Conv1DAsLinear(nn.Linear):
     def __init__(self, conv: nn.Module) -> None:
         weight: Any = conv.weight
         super().__init__(weight.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
-        self.kind: Callable[[int, int], nn.Module] = type(conv)  # type: ignore[assignment]
+        self.kind: Callable[[int, int], nn.Module] = type(conv)
         self.weight = nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
-        self.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)  # type: ignore[operator,union-attr]
+        self.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)  # type: ignore[operator]
 
     @classmethod
     def back(cls, base: nn.Module, layer: nn.Module) -> nn.Module:

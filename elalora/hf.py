@@ -5,11 +5,11 @@
     trainer.train()
 
 What is unusual: nothing is subclassed. `adapt` attaches the method to the Trainer's model, gives the Trainer the
-row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback
-cannot add to the loss, so the Trainer's `compute_loss` is wrapped: it is the only place that sees every kind of loss (of the
+row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback cannot
+add to the loss, so the Trainer's `compute_loss` is wrapped: it is the only place that sees every kind of loss (of the
 model, of a `compute_loss_func`, with label smoothing) and knows whether the Trainer divides it by the number of
-micro-batches afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of a
-checkpoint is elalora.safetensors and elalora.json beside it.
+micro-batches afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of
+a checkpoint is elalora.safetensors and elalora.json beside it.
 """
 
 from __future__ import annotations
@@ -174,6 +174,12 @@ class _Session:
                         f"'{self.checkpoint}' has no {name}: it is no whole checkpoint of an adapted Trainer "
                         "(save_only_model must be False), training cannot go on from it"
                     )
+            writer = _values(self.checkpoint)["method"]
+            if writer != self.method.name:
+                raise UserError(
+                    f"'{self.checkpoint}' was written by method {writer}, this one is {self.method.name}: "
+                    "adapt the Trainer with the method that wrote it"
+                )
             resume_from_checkpoint = str(self.checkpoint)
         elif self.used and not resume_from_checkpoint:
             raise UserError("this Trainer has trained its method already: make model, method and Trainer anew")
@@ -195,7 +201,9 @@ class _Session:
     def end(self, best: str | None) -> None:
         """Takes the ranks of the best checkpoint where the Trainer took its weights, and finishes the method."""
         if best is not None:
+            rounds = self.method.rounds_seen
             self.load(Path(best))
+            self.method.rounds_seen = rounds  # the run's, also those after its best checkpoint
         self.method.finish()
 
     def save(self, folder: Path) -> None:
@@ -217,13 +225,17 @@ class _Session:
         """Restores what `save` wrote; the Trainer restored weights, moments and rates."""
         from safetensors.torch import load_file
 
-        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-        if values["method"] != self.method.name:
-            raise UserError(f"'{folder}' was written by method {values['method']}, this one is {self.method.name}")
+        values = _values(folder)
         self.method.load_state_dict(values["state"] | load_file(folder / TENSORS))
         self.method.rounds_seen = [Round(**r | {"pruned": [(m, i) for m, i in r["pruned"]]}) for r in values["rounds"]]
         if values["held"]:
             self.schedule.hold_peak()
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    """The JSON half of what `save` wrote."""
+    values: dict[str, Any] = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    return values
 
 
 def _masks(inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:

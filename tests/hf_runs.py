@@ -77,6 +77,7 @@ def stock(folder: Path, method: Method, model: nn.Module | None = None, steps: i
         model=bert() if model is None else model,
         args=arguments(folder, **more),
         train_dataset=items(8 * steps),
+        eval_dataset=items(8),
         compute_loss_func=loss,
     )
     adapt(trainer, method, TARGETS, HEAD)

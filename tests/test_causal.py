@@ -31,8 +31,9 @@ SMALL = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "max_position_embeddings": 32,
+    "initializer_range": 0.2,
 }
-GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+GPT2 = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "initializer_range": 0.2}
 LLAMA_TARGETS = ["q_proj", "v_proj", "down_proj"]
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SMALL), LLAMA_TARGETS),
@@ -158,3 +159,66 @@ def test_a_pretrained_llama_learns_new_text(shared, tmp_path):
     export_peft(method, model, tmp_path / "adapter", task_type="CAUSAL_LM", base=str(folder))
     reloaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32).eval()
     assert perplexity(reloaded) == pytest.approx(after, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["elalora", "prilora"])
+def test_a_seq2seq_trainer_trains_generates_and_counts_no_padding(name, tmp_path):
+    """Padding added to inputs and targets changes nothing: losses, weights, decisions and input statistics."""
+    from transformers import BartConfig, BartForConditionalGeneration, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    from baselines.prilora import PRILoRA, PRILoRAConfig
+
+    config = BartConfig(
+        vocab_size=30,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=32,
+        init_std=0.2,
+        dropout=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    )
+
+    def padded(extra):
+        def made_up(rows):
+            batch = collate(rows)
+            wide = {"input_ids": 0, "attention_mask": 0, "labels": -100}
+            return {k: torch.nn.functional.pad(v, (0, extra), value=wide[k]) for k, v in batch.items()}
+
+        return made_up
+
+    trained = []
+    for extra in (0, 5):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = BartForConditionalGeneration(config).double()
+        method = ela() if name == "elalora" else PRILoRA(PRILoRAConfig(every=4), Budget(2))
+        plain = arguments(tmp_path).to_dict()
+        chosen = {k: plain[k] for k in ("learning_rate", "warmup_steps", "train_sampling_strategy", "seed", "use_cpu")}
+        args = Seq2SeqTrainingArguments(
+            str(tmp_path), **chosen, num_train_epochs=1, per_device_train_batch_size=8, save_strategy="no",
+            report_to=[], disable_tqdm=True, predict_with_generate=True, generation_max_length=6,
+        )  # fmt: skip
+        trainer = Seq2SeqTrainer(
+            model=model,
+            args=args,
+            train_dataset=Counting(),
+            eval_dataset=[Counting()[i] for i in range(4)],
+            data_collator=padded(extra),
+        )
+        adapt(trainer, method, ["q_proj", "v_proj", "fc1"])
+        trainer.train()
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+        trained.append((method, model))
+    assert moves(trained[0][0]) == moves(trained[1][0])
+    assert all(any(r.grown for r in m.rounds_seen) for m, _ in trained) or name == "prilora"
+    for a, b in zip(trained[0][1].parameters(), trained[1][1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)

@@ -76,7 +76,7 @@ def test_four_micro_batches_of_two_equal_a_batch_of_eight(more, tmp_path):
     assert moves(parts) == moves(whole)
     assert_same(weights(four.model), weights(one.model))
     sums = [sum(four.seen[i : i + 4]) for i in range(0, len(four.seen), 4)]
-    assert sums == pytest.approx(one.seen, rel=1e-10)
+    assert sums == pytest.approx(one.seen, rel=1e-6)  # transformers smooths labels in float32
 
 
 def test_a_trainer_that_divides_the_loss_itself_counts_the_penalty_once_too(tmp_path):
