@@ -5,11 +5,11 @@
     trainer.train()
 
 What is unusual: nothing is subclassed. `adapt` attaches the method to the Trainer's model, gives the Trainer the
-row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback cannot
-add to the loss, so the Trainer's `compute_loss` is wrapped: it is the only place that sees every kind of loss (of the
-model, of a `compute_loss_func`, with label smoothing) and knows whether the Trainer divides it by the number of
-micro-batches afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of
-a checkpoint is elalora.safetensors and elalora.json beside it.
+row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback
+cannot add to the loss, so the Trainer's `compute_loss` is wrapped: it alone sees every kind of loss (of the model, of a
+`compute_loss_func`, with label smoothing) and knows whether the Trainer divides it by the number of micro-batches
+afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of a checkpoint is
+elalora.safetensors and elalora.json beside it.
 """
 
 from __future__ import annotations

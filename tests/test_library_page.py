@@ -16,7 +16,7 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = bert(torch.float32)
     model.save_pretrained("base-model")
-    args = arguments(tmp_path / "run", learning_rate=2e-3, num_train_epochs=4)
+    args = arguments(tmp_path / "run", learning_rate=2e-3, num_train_epochs=3)
     given = {"model": model, "data": items(8 * 15), "args": args}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5
