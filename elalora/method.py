@@ -41,7 +41,25 @@ from elalora.schedules import Schedule
 
 
 class MethodFailure(RuntimeError):
-    """A run that must not become a number: an allocator that never acted, or a budget overrun."""
+    """A run that must not become a number.
+
+    Attributes:
+        failure: its kind in status.json, by which failures are counted.
+    """
+
+    failure = "crash"
+
+
+class NeverActed(MethodFailure):
+    """An allocator that was due and moved nothing."""
+
+    failure = "never_acted"
+
+
+class BudgetExceeded(MethodFailure):
+    """A hard budget that is exceeded where it is read."""
+
+    failure = "budget"
 
 
 @dataclass(frozen=True)
@@ -371,9 +389,9 @@ class LowRankMethod(Method):
         now = self.count()
         allowed = self.mean_rank * len(self.adapters)
         if self.budget.rank is not None and now.rank_sum > allowed:
-            raise MethodFailure(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
+            raise BudgetExceeded(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
         if self.budget.params is not None and now.params > self.budget.params:
-            raise MethodFailure(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
+            raise BudgetExceeded(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}

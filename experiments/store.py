@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -101,8 +102,13 @@ class RunFolder:
 
     def _failed(self, error: BaseException) -> None:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-        self.beat(state, error=line, traceback="".join(traceback.format_exception(error)))
+        preempted = isinstance(error, KeyboardInterrupt)
+        kind = "preempted" if preempted else getattr(error, "failure", "crash")
+        trace = "".join(traceback.format_exception(error))
+        try:
+            self.beat("preempted" if preempted else "failed", failure=kind, error=line, traceback=trace)
+        except OSError as full:  # a full disk must not hide what went wrong
+            print(f"elalora: {self.path}/status.json cannot be written ({full.strerror})", file=sys.stderr)
 
     def beat(self, state: str, **more: Any) -> None:
         """Writes status.json with the time of this heartbeat."""
