@@ -132,7 +132,7 @@ def _speed(folder: Path) -> float | None:
 
 def _overrides(path: Path) -> list[str] | None:
     """The block `overrides:` of config.yaml; reading the whole file would take most of the time."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         found = OVERRIDES.search(path.read_text(encoding="utf-8"))
