@@ -69,6 +69,8 @@ class RunFolder:
             result = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); move the folder away and run again") from error
+        if not isinstance(result, dict):
+            raise UserError(f"{path} is damaged (no JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}")
         return result
