@@ -19,6 +19,7 @@ from torch import nn
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
+from elalora.targets import NAMES
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -103,7 +104,7 @@ def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: t
         )
     raise UserError(
         f"target '{pattern}' matches no linear layer; candidates: {_candidates(model, outside)}; "
-        "set model.targets=[...]"
+        f"set model.targets=[...] to patterns, or to one named set ({', '.join(NAMES)})"
     )
 
 
