@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments import status
+from experiments import examples, status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     given = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = given.add_subparsers(required=True, metavar="COMMAND")
     status.add_to(commands)
+    examples.add_to(commands)
     return given
 
 

@@ -69,9 +69,7 @@ def test_four_micro_batches_of_two_equal_a_batch_of_eight(more, tmp_path):
     whole, parts = ela(), ela()
     one = stock(tmp_path / "one", whole, **more)
     one.train()
-    four = stock(
-        tmp_path / "four", parts, **more, per_device_train_batch_size=2, gradient_accumulation_steps=4
-    )
+    four = stock(tmp_path / "four", parts, **more, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     four.train()
     assert moves(parts) == moves(whole)
     assert_same(weights(four.model), weights(one.model))
