@@ -30,7 +30,7 @@ from experiments.data.files import digests
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
-OUTSIDE_IDENTITY = ("store", "tracking", "threads", "recipe", "overrides", "study")
+OUTSIDE_IDENTITY = ("store", "tracking", "launcher", "threads", "recipe", "overrides", "study")
 
 
 def stream(seed: int, name: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,17 @@ def run_all(configs: list[DictConfig]) -> int:
     Raises:
         UserError: a configuration is wrong; nothing has been started.
     """
-    return run_plans([make_plan(config) for config in configs])
+    plans = [make_plan(config) for config in configs]
+    return launcher_of(configs[0])(plans)
+
+
+def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
+    """What does plans, by the configuration's `launcher`: a function from plans to an exit code."""
+    if config.launcher.kind != "slurm":
+        return run_plans
+    from experiments.launch import slurm
+
+    return partial(slurm.run_plans, config=OmegaConf.to_object(config.launcher))
 
 
 def run_plans(given: list[Plan]) -> int:

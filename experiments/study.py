@@ -423,12 +423,12 @@ def start_all(configs: list[DictConfig]) -> int:
     Returns:
         The exit code: 0 all done, 1 a run failed, 2 a mistake in what was asked for.
     """
-    from experiments.runner import run_all, run_plans
+    from experiments.runner import launcher_of, run_all
 
     study = _the_study(configs)
     if study is None:
         return run_all(configs)
-    return run_study(study, run_plans)
+    return run_study(study, launcher_of(study))
 
 
 def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int:

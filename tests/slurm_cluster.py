@@ -142,7 +142,11 @@ def _start_accounting(folder: Path, env: dict[str, str], db_port: int, start) ->
         "--bind-address=127.0.0.1", f"--port={db_port}", "--innodb-buffer-pool-size=128M",
         "--innodb-log-file-size=32M", "--innodb-lock-wait-timeout=900",
     )  # fmt: skip
-    sql = "create database slurm_acct_db; create user 'slurm'@'%' identified by 'slurm'; grant all on slurm_acct_db.* to 'slurm'@'%'"
+    user = "'slurm'@'%'"
+    sql = (
+        f"create database slurm_acct_db; create user {user} identified by 'slurm'; "
+        f"grant all on slurm_acct_db.* to {user}"
+    )
     _wait(
         lambda: _output(env, "mariadb", "--no-defaults", f"--socket={folder}/db.sock", "-uroot", "-e", "select 1"),
         "mariadbd",
