@@ -414,6 +414,11 @@ def show_all(configs: list[DictConfig]) -> int:
         print(overview_of_study(study))
     else:
         print(overview([make_plan(config) for config in configs]))
+    if configs[0].launcher.kind == "slurm":
+        from experiments.launch.slurm import describe
+
+        plans = [c.plan for c in cells_of(study) if c.plan] if study is not None else map(make_plan, configs)
+        print("\n".join(describe([p for p in plans if p.finished() is None], OmegaConf.to_object(configs[0].launcher))))
     return 0
 
 

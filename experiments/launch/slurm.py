@@ -59,7 +59,7 @@ def describe(plans: Sequence[Plan], config: LauncherConfig) -> list[str]:
     lines = []
     for number, level in enumerate(levels(plans)):
         jobs = chunks(level, config.runs_per_job)
-        asks = {k: v for k, v in _resources(config).items() if k != "setup"}
+        asks = {k: v for k, v in _resources(config).items() if k not in ("setup", "additional_parameters")}
         after = "" if number == 0 else ", after the array before it"
         words = " ".join(f"{name}={value}" for name, value in asks.items())
         lines.append(f"SLURM array of {len(jobs)} jobs for {len(level)} runs{after}: {words}")
