@@ -10,11 +10,11 @@ import sys
 import time
 
 import pytest
-from runs import QUICK, ROOT, command, quick
+from runs import MOVES, QUICK, ROOT, command, quick
 from slurm_cluster import cluster, missing
 
 from experiments.config_launcher import LauncherConfig
-from experiments.launch.slurm import chunks, describe, levels
+from experiments.launch.slurm import chunks, describe, levels, run_plans
 from experiments.plan import make_plan
 
 needs_slurm = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -91,6 +91,7 @@ def test_a_killed_run_is_reported_and_the_same_command_does_only_that_one(slurm,
     until(lambda: len(list(tmp_path.glob("*/*/result.json"))) == 1)
     until(lambda: not subprocess.check_output(["squeue", "-h"], env=slurm).strip())
     done = command(*given, env=slurm)
+    assert f"{victim.label} stopped before: its job ended without a word; it is submitted again" in done.stdout
     assert "SLURM array of 1 jobs for 1 runs" in done.stdout
     done = collect(given, slurm)
     assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stderr
@@ -116,6 +117,22 @@ def test_a_job_told_to_stop_in_its_second_run_is_requeued_and_ends_bit_identical
         assert (second.folder.path / name).read_bytes() == (undisturbed.folder.path / name).read_bytes(), name
 
 
+@needs_slurm
+def test_a_transplant_starts_when_its_source_is_done(slurm, tiny_model_dir, tmp_path, monkeypatch, capfd):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    short = ["trainer.max_steps=20", "threads=1", *MOVES]
+    source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora", *short))
+    taking = make_plan(
+        quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='elalora {' '.join(MOVES)}'", *short[:2])
+    )
+    assert taking.sources[0].id == source.id
+    config = LauncherConfig(kind="slurm", cpus=1, minutes=5, wait=True)
+    assert run_plans([taking, source], config) == 0, capfd.readouterr()
+    assert "2 of 2 runs done" in capfd.readouterr().out
+    assert taking.folder.result()["ranks"]["final"] == source.folder.result()["ranks"]["final"]
+
+
 def test_a_transplant_is_submitted_after_its_source(tiny_model_dir, tmp_path):
     source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora"))
     dependent = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", "method.ranks_from=elalora"))
@@ -136,4 +153,4 @@ def test_a_machine_without_slurm_says_so_in_one_line(tiny_model_dir, tmp_path):
     assert done.stderr.strip() == (
         "elalora: hydra/launcher=slurm needs SLURM's commands (squeue, sbatch); none is on this machine"
     )
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / ".slurm").exists()

@@ -45,6 +45,9 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
     plans = in_order(given)
     queued = _queued(plans)
     new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
+    for plan in new:
+        if plan.folder.status():
+            print(f"{plan.label} stopped before: {_reason(plan)}; it is submitted again")
     for line in describe(new, config):
         print(line)
     _submit(new, config)
@@ -225,13 +228,15 @@ def _summary(plans: Sequence[Plan]) -> int:
     left = [plan for plan in plans if plan.finished() is None]
     lost = [plan for plan in left if plan.id not in queued]
     for plan in lost:
-        status = plan.folder.status()
-        reason = status.get("error") or "its job ended without a word"
-        print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
+        print(f"elalora: {plan.label} failed: {_reason(plan)} (see {plan.folder.path})", file=sys.stderr)
     print(f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {len(lost)} failed")
     if left:
         print("the same command again shows how they stand and submits what failed")
     return 1 if lost else 0
+
+
+def _reason(plan: Plan) -> str:
+    return plan.folder.status().get("error") or "its job ended without a word"
 
 
 def _check(config: LauncherConfig) -> None:
