@@ -62,8 +62,8 @@ def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
         items: how many held-out items at most; None takes all.
 
     Returns:
-        schema, id, asked, split, items, loss (of the whole model) and rises: by matrix, the loss without its adapter less
-        that loss. A matrix of rank 0 has a rise of 0.
+        schema, id, asked, split, items, loss (of the whole model) and rises: by matrix, the loss without its adapter
+        less that loss. A matrix of rank 0 has a rise of 0.
 
     Raises:
         UserError: the run has no result, no LoRA form, or no held-out split.
