@@ -1,9 +1,9 @@
 """Do the matrices that carry more get more ranks? Contributions (`experiments.contribution`) against ranks.
 
 What is unusual: both patterns are alike in all seeds, so ten seeds of 36 matrices are not 360 independent points. A
-permutation moves the matrices of all seeds together, and a bootstrap draws matrices with all their seeds. The seed is the
-sample only where two arms are paired by it. "Within types" compares a matrix with others of its type only: types differ
-in size, and a rank in a large matrix is another thing than in a small one.
+permutation moves the matrices of all seeds together, and a bootstrap draws matrices with all their seeds. The seed is
+the sample only where two arms are paired by it. "Within types" compares a matrix with others of its type only: types
+differ in size, and a rank in a large matrix is another thing than in a small one.
 
 Arrays are (seeds, matrices).
 """

@@ -30,9 +30,9 @@ def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def loud(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with a hundredfold update, so that what a matrix does shows in the loss."""
+    """The same run with a much larger update, so that what a matrix does shows in the loss."""
     copied = Path(shutil.copytree(folder, tmp_path_factory.mktemp("loud") / folder.name))
-    edit(copied, lambda key, tensor: 100 * tensor if "lora_B" in key else tensor)
+    edit(copied, lambda key, tensor: 5000 * tensor if "lora_B" in key else tensor)
     return copied
 
 

@@ -1,0 +1,209 @@
+"""The rank study's pictures: spread over seeds, the ranks round by round, what moved when, agreement, scores.
+
+Each function takes frames that `analysis.ranks` or `analysis.figures` computed, writes .png and .svg and returns the
+paths. Colours are safe for colour-blind readers: orange and purple for signed values, cividis for amounts, and the
+Okabe-Ito set with a marker of its own for every matrix type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.figures import _figure, _save, _wrapped
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+LOOKS = [
+    ("#000000", "o"), ("#E69F00", "s"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"), ("#D55E00", "P"),
+    ("#56B4E9", "X"), ("#7F7F7F", "*"),
+]  # fmt: skip
+MOST_ROUNDS = 8  # panels of the small multiples
+
+
+def draw_spreads(maps: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
+    """Heat maps of the standard deviation of final ranks over seeds, layer by matrix type, on one scale.
+
+    Args:
+        maps: (layers, matrix types) by the panel's title.
+        path: without suffix.
+        title: above all panels.
+        data: source of the data, below.
+    """
+    import numpy as np
+
+    most = max(float(np.nanmax(m.to_numpy(float))) for m in maps.values()) or 1.0
+    panels = {name: (frame, f"{name}") for name, frame in maps.items()}
+    return _panels(panels, path, title, data, "cividis", 0.0, most, "standard deviation over seeds", "{:.1f}")
+
+
+def draw_rounds(maps: Mapping[str, pd.DataFrame], centre: float, path: Path, title: str, data: str) -> list[Path]:
+    """Small multiples: the map of ranks at the start and after each round.
+
+    Args:
+        maps: from `maps_of_rounds`.
+        centre: the rank drawn white, the budget's mean rank.
+        path: without suffix.
+        title: above all panels.
+        data: source of the data, below.
+    """
+    import numpy as np
+
+    reach = max(1.0, max(float(np.nanmax(np.abs(m.to_numpy(float) - centre))) for m in maps.values()))
+    panels = {name: (frame, name) for name, frame in maps.items()}
+    low, high = centre - reach, centre + reach
+    return _panels(panels, path, title, data, "PuOr_r", low, high, f"rank (white: {centre:g})", "{:.3g}")
+
+
+def _panels(
+    panels: Mapping[str, tuple[pd.DataFrame, str]],
+    path: Path,
+    title: str,
+    data: str,
+    colours: str,
+    low: float,
+    high: float,
+    meaning: str,
+    form: str,
+) -> list[Path]:
+    first = next(iter(panels.values()))[0]
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    width = max(2.9, 0.5 * len(first.columns) + 0.7)
+    figure = _figure(columns * width + 1.0, rows * (0.32 * len(first) + 1.4) + 0.8)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, (frame, name) in zip(axes.flat, panels.values(), strict=False):
+        image = axis.imshow(frame.to_numpy(float), cmap=colours, vmin=low, vmax=high, aspect="auto")
+        axis.set_title(_wrapped(name, int(width * 9)), fontsize=9)
+        axis.set_xticks(range(len(frame.columns)), frame.columns, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(frame)), [str(layer) for layer in frame.index])
+        axis.tick_params(labelsize=8)
+        _numbers(axis, frame.to_numpy(float), image, form)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("layer", fontsize=9)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    figure.colorbar(image, ax=axes, label=meaning, fraction=0.04, pad=0.02).outline.set_linewidth(0.5)
+    return _save(figure, path, title, data)
+
+
+def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
+    """The value in every cell, black on light and white on dark."""
+    import numpy as np
+
+    for (y, x), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5
+        axis.text(x, y, form.format(value), ha="center", va="center", fontsize=7, color="black" if light else "white")
+
+
+def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
+    """What was pruned and grown when: a row per matrix, a column per round.
+
+    Args:
+        net: directions gained less lost, (matrices, steps), mean over seeds; only matrices that ever moved.
+        replaced: directions replaced within the matrix in that round, likewise; drawn as dots.
+        path: without suffix.
+        title: above.
+        data: source of the data, below.
+    """
+    import numpy as np
+
+    most = max(1.0, float(np.abs(net.to_numpy(float)).max()))
+    figure = _figure(max(6.5, 0.62 * len(net.columns) + 3.6), 0.2 * len(net) + 1.8)
+    axis = figure.subplots()
+    image = axis.imshow(net.to_numpy(float), cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
+    for y, x in np.argwhere(replaced.to_numpy(float) > 0):
+        axis.plot(x, y, "o", color="black", markersize=3.5, markerfacecolor="white", markeredgewidth=0.7)
+    axis.set_xticks(range(len(net.columns)), [str(step) for step in net.columns], rotation=40, ha="right")
+    axis.set_yticks(range(len(net)), list(net.index))
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel("step of the round")
+    figure.colorbar(image, ax=axis, label="gained less lost", fraction=0.05, pad=0.02).outline.set_linewidth(0.5)
+    return _save(figure, path, title, data, "A dot: a direction of the matrix was replaced by a new one of its own. ")
+
+
+def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
+    """Mean tau-b between seeds, within an arm on the diagonal and between arms beside it; grey is not defined.
+
+    Args:
+        taus: (arms, arms).
+        path: without suffix.
+        title: above.
+        data: source of the data, below.
+    """
+    from matplotlib import colormaps
+
+    colours = colormaps["PuOr_r"].with_extremes(bad="0.85")
+    figure = _figure(0.75 * len(taus) + 3.6, 0.55 * len(taus) + 2.2)
+    axis = figure.subplots()
+    image = axis.imshow(taus.to_numpy(float), cmap=colours, vmin=-1, vmax=1)
+    shown = [_wrapped(str(name), 22) for name in taus.index]
+    axis.set_xticks(range(len(taus)), shown, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(len(taus)), shown, fontsize=8)
+    _numbers(axis, taus.to_numpy(float), image, "{:.2f}")
+    figure.colorbar(image, ax=axis, label="mean tau-b of two seeds", fraction=0.05, pad=0.03)
+    return _save(figure, path, title, data)
+
+
+def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data: str) -> list[Path]:
+    """Distributions of the directions' scores before each round, a panel per arm, on a logarithmic axis.
+
+    Args:
+        frames: from `analysis.ranks.scores`, all seeds of an arm joined, by the panel's title.
+        path: without suffix.
+        title: above.
+        data: source of the data, below.
+    """
+    figure = _figure(max(6.0, 4.6 * len(frames)), 3.8)
+    axes = figure.subplots(1, len(frames), squeeze=False, sharey=True)
+    for axis, (name, frame) in zip(axes[0], frames.items(), strict=True):
+        positive = frame[frame["score"] > 0]
+        steps = sorted(set(positive["step"]))
+        groups = [positive.loc[positive["step"] == step, "score"].to_numpy() for step in steps]
+        drawn = axis.boxplot(groups, whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6)
+        for box in drawn["boxes"]:
+            box.set(facecolor="#BFD7EA", edgecolor="#0072B2")
+        for line in drawn["medians"]:
+            line.set(color="#D55E00", linewidth=1.5)
+        axis.set_yscale("log")
+        axis.set_xticks(range(1, len(steps) + 1), [str(step) for step in steps], rotation=40, ha="right", fontsize=8)
+        axis.set_xlabel("step of the round")
+        axis.set_title(_wrapped(name, 40), fontsize=10)
+        axis.grid(axis="y", linewidth=0.3)
+    axes[0][0].set_ylabel("score of a direction")
+    return _save(figure, path, title, data, "Box: quartiles and median; whiskers: 5th and 95th percentile. ")
+
+
+def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
+    """Rank against contribution, a panel per comparison, a look per matrix type; a point is the mean over seeds.
+
+    Args:
+        points: columns panel, type, rank, rise.
+        path: without suffix.
+        title: above.
+        data: source of the data, below.
+    """
+    panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
+    kinds = list(dict.fromkeys(points["type"]))
+    figure = _figure(4.4 * len(panels) + 1.4, 4.0)
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        inside = points[points["panel"] == panel]
+        for number, kind in enumerate(kinds):
+            colour, marker = LOOKS[number % len(LOOKS)]
+            own = inside[inside["type"] == kind]
+            axis.plot(own["rank"], own["rise"], marker, color=colour, markersize=6, alpha=0.85, label=kind)
+        axis.axhline(0, color="0.5", linewidth=0.6)
+        axis.set_xlabel("final rank, mean over seeds")
+        axis.set_title(_wrapped(panel, 46), fontsize=10)
+        axis.grid(linewidth=0.3)
+    axes[0][0].set_ylabel("rise of the held-out loss\nwithout the adapter")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, title="matrix type")
+    return _save(figure, path, title, data)

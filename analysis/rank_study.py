@@ -1,0 +1,381 @@
+"""Which layers get which ranks: tables, pictures and sentences for every task, model, budget and protocol.
+
+`report` is what the page of results calls. It computes with `analysis.ranks` and `analysis.contribution`, draws with
+`analysis.rank_figures`, and says nothing that is not a coefficient with its interval or p.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis import contribution, rank_figures
+from analysis.attribution import cell_of
+from analysis.figures import _as_map, _cells_of, _type_order, names
+from analysis.ranks import (
+    Agreement,
+    agreement_p,
+    concordance,
+    events,
+    mean_tau,
+    mean_tau_between,
+    patterns,
+    scores,
+    shares_of_types,
+)
+from analysis.store import load_rounds
+from analysis.table import CELL, Table, shown_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PERMUTATIONS = 1_999
+MOST_ROUNDS = rank_figures.MOST_ROUNDS
+
+
+def report(runs: pd.DataFrame, out: Path) -> tuple[list[Path], str]:
+    """Writes the rank study of every task, model, budget and protocol among the runs.
+
+    Args:
+        runs: from `load_runs`.
+        out: an existing folder.
+
+    Returns:
+        The files, and a section in Markdown; empty where no run has ranks.
+    """
+    from analysis.writers import to_markdown, write
+
+    ranked = named(runs)
+    ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
+    files: list[Path] = []
+    parts: list[str] = []
+    for _, cell in ranked.groupby(CELL, sort=False):
+        first = cell.iloc[0]
+        stem = names([first[key] for key in ("task", "model", "budget", "protocol", "recipe")])
+        where = ", ".join(str(first[key]) for key in ("task", "model", "budget", "protocol") if first[key])
+        arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
+        tables = [stability(arms, where), relations(arms, where), transplants(cell, where), shares(arms, where)]
+        written = [(t, write(t, out, f"{kind}_{stem}")) for t, kind in zip(tables, KINDS, strict=True) if t]
+        pictures = figures(arms, out, stem, where, first["citation"])
+        if not written and not pictures:
+            continue
+        files += [file for _, group in written for file in group] + pictures
+        parts += [f"### {where}", *(to_markdown(t) for t, _ in written)]
+        parts += [f"![{picture.stem}]({picture.name})" for picture in pictures if picture.suffix == ".png"]
+    return files, "\n\n".join(["## Which layers get which ranks", *parts]) + "\n" if parts else ""
+
+
+KINDS = ("stability", "contribution", "transplant", "shares")
+
+
+def named(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with a short name of their arm in `shown`.
+
+    The run that a transplant took its ranks from differs between seeds and does not make another arm; the cells of the
+    attribution factorial are named by their switches.
+    """
+    rows = runs.to_dict("records")
+    labels, settings = [], []
+    for row in rows:
+        cell = cell_of(row["settings"])
+        encoded = {"D1", "D2", "importance"} if cell and row["settings"]["method"].get("importance") in PLAIN else set()
+        hidden = {"ranks_from", *encoded}
+        method = {k: v for k, v in row["settings"].get("method", {}).items() if k not in hidden}
+        suffix = [", random moves"] if cell and cell[0] == 1 else []
+        suffix += [
+            f" + {name}" for name, on in zip(("D1", "D2"), cell[1:] if cell and encoded else (0, 0), strict=True) if on
+        ]
+        labels.append(row["label"] + "".join(suffix))
+        settings.append({**row["settings"], "method": method})
+    changed = runs.assign(label=labels, settings=settings, arm=[json.dumps(s, sort_keys=True) for s in settings])
+    return runs.assign(shown=shown_names(changed))
+
+
+PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that a short name tells apart
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+
+def stability(arms: Mapping[str, pd.DataFrame], where: str) -> Table | None:
+    """How far seeds agree on the final ranks: W and mean tau-b, over all matrices and beyond the matrix type."""
+    import pandas as pd
+
+    rows, records = [], []
+    for name, arm in arms.items():
+        x, order = patterns(arm)
+        if len(x) < 2 or not _varies(x):
+            continue
+        kinds = _kinds(arm, order)
+        w, tau = concordance(x), mean_tau(x)
+        p = agreement_p(x, np.random.default_rng(0), None, PERMUTATIONS)
+        p_within = agreement_p(x, np.random.default_rng(0), kinds, PERMUTATIONS)
+        rows.append([name, str(len(x)), _interval(w), _interval(tau), _p(p), _p(p_within)])
+        records.append((where, name, len(x), *w, *tau, p, p_within))
+    if not rows:
+        return None
+    frame = pd.DataFrame(
+        records,
+        columns=["where", "arm", "seeds", "w", "w_low", "w_high", "tau", "tau_low", "tau_high", "p", "p_within_type"],
+    )
+    columns = ["Method", "Seeds", "Kendall's W", "Mean tau-b", "p", "p within types"]
+    notes = [
+        "W and tau-b are corrected for ties; 95 % jackknife intervals over seeds, from 3 seeds on.",
+        f"p: patterns shuffled in every seed apart ({PERMUTATIONS} shuffles) agree as much. Within types: among "
+        "matrices of one type only, so a small p says that seeds agree on layers too.",
+    ]
+    return Table(f"Agreement of final ranks over seeds: {where}", columns, rows, notes, frame)
+
+
+def relations(arms: Mapping[str, pd.DataFrame], where: str) -> Table | None:
+    """Rank against contribution: of each arm's own adapter, and of ElaLoRA's ranks in the fixed-rank adapter."""
+    import pandas as pd
+
+    rows, records = [], []
+    for ranks_of, measured_in, arm, measured in _comparisons(arms):
+        ranks, rises, order, seeds = contribution.paired(arm, measured)
+        if not seeds or not _varies(ranks):
+            continue
+        kinds = _kinds(arm, order)
+        across = contribution.relation(ranks, rises, np.random.default_rng(0))
+        within = contribution.relation(ranks, rises, np.random.default_rng(0), kinds)
+        rows.append([ranks_of, measured_in, str(len(seeds)), *_shown(across), *_shown(within)])
+        records.append((where, ranks_of, measured_in, len(seeds), *across, *within))
+    if not rows:
+        return None
+    measures = [f"{kind}_{part}" for kind in ("across", "within") for part in ("rho", "low", "high", "p")]
+    frame = pd.DataFrame(records, columns=["where", "ranks_of", "contributions_in", "seeds", *measures])
+    columns = ["Ranks of", "Contributions in", "Seeds", "Spearman", "p", "Spearman within types", "p within types"]
+    notes = [
+        "Contribution: rise of the mean loss on held-out items when the matrix's adapter is taken out.",
+        "Mean over seeds; 95 % bootstrap interval over matrices; two-sided permutation p, all seeds moved together. "
+        "Within types compares a matrix with others of its type only.",
+        "ElaLoRA's ranks against contributions in SVD-LoRA of the same seed is the control: there every matrix has the "
+        "same rank, so a matrix cannot carry more because it was given more.",
+    ]
+    return Table(f"Rank against contribution: {where}", columns, rows, notes, frame)
+
+
+def _comparisons(arms: Mapping[str, pd.DataFrame]) -> list[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """(ranks of, contributions in, arm, arm): each arm with itself, and ElaLoRA with the fixed-rank adapter."""
+    found = [(name, name, arm, arm) for name, arm in arms.items()]
+    fixed = [(n, a) for n, a in arms.items() if contribution.arm_of(a.iloc[0]["settings"]) == "svd_lora"]
+    for name, arm in arms.items():
+        if contribution.arm_of(arm.iloc[0]["settings"]) == "elalora":
+            found += [(name, other, arm, measured) for other, measured in fixed]
+    return found
+
+
+def transplants(cell: pd.DataFrame, where: str) -> Table | None:
+    """The transplant control: what the layout does, what the way there does."""
+    import pandas as pd
+
+    steps = contribution.transplant(cell)
+    if len(steps) < 2:
+        return None
+    rows = [
+        [s.name, s.meaning, str(s.seeds), f"{s.mean:+.2f}", _range(s.low, s.high, "+.2f"), _p(s.p), _p(s.corrected)]
+        for s in steps
+    ]
+    names_ = [f"{name}: {arm} less {less}." for name, arm, less, _ in contribution.STEPS]
+    notes = [*names_, "Paired by seed; t interval over seeds; exact sign-flip test, Holm over the rows of this table."]
+    columns = ["Difference", "Meaning", "Seeds", "Points", "95 % interval", "p", "p (Holm)"]
+    frame = pd.DataFrame(steps).assign(where=where)
+    return Table(f"Layout or dynamics: {where}", columns, rows, notes, frame)
+
+
+def shares(arms: Mapping[str, pd.DataFrame], where: str) -> Table | None:
+    """Mean rank of each matrix type over the mean rank of all, beside the authors' own logged runs where known."""
+    import pandas as pd
+
+    found: dict[str, dict[str, float]] = {}
+    for name, arm in arms.items():
+        x, order = patterns(arm)
+        if _varies(x):
+            kinds = dict(zip(order, _kinds(arm, order), strict=True))
+            found[name] = shares_of_types(dict(zip(order, x.mean(axis=0), strict=True)), kinds)
+    if not found:
+        return None
+    logged = logged_shares()
+    frame = pd.DataFrame.from_dict(found | logged, orient="index")
+    frame = frame[sorted(frame.columns, key=_type_order)]
+    rows = [[str(name), *("" if math.isnan(v) else f"{v:.2f}" for v in line)] for name, line in frame.iterrows()]
+    notes = ["1 is an even share. Ranks in large matrices cost more parameters than in small ones."]
+    if logged:
+        notes.append(
+            "The authors' rows are final ranks that their repository's history holds (DeBERTa-v3-base, pre-release "
+            "runs, not a published table); other model and other settings, so they are shown and not compared."
+        )
+    whole = frame.rename_axis("arm").reset_index().assign(where=where)
+    return Table(f"Share of each matrix type: {where}", ["Method", *map(str, frame.columns)], rows, notes, whole)
+
+
+def logged_shares(path: Path | None = None) -> dict[str, dict[str, float]]:
+    """Shares in the authors' logged rank patterns, by "authors: RUN"; empty where the file is not there."""
+    import pandas as pd
+
+    path = path or Path(__file__).parent / "published" / "elalora_githistory_rank_patterns.csv"
+    if not path.is_file():
+        return {}
+    frame = pd.read_csv(path, comment="#")
+    found = {}
+    for run, rows in frame.groupby("run", sort=True):
+        places = {
+            f"{layer}.{module}": (layer, module) for layer, module in zip(rows["layer"], rows["module"], strict=True)
+        }
+        cells = _cells_of(places)
+        ranks = dict(zip(places, rows["rank"].astype(float), strict=True))
+        name = str(run).removesuffix("--overwrite_output_dir")
+        found[f"authors: {name}"] = shares_of_types(ranks, {key: kind for key, (_, kind) in cells.items()})
+    return found
+
+
+# -- pictures ----------------------------------------------------------------------------------------------
+
+
+def figures(arms: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, data: str) -> list[Path]:
+    """Spread over seeds, round by round, what moved when, agreement, scores, contribution; each where there is one.
+
+    Rounds and moves of arms with the side effects D1 or D2 are left to the attribution table.
+    """
+    moved = {name: arm for name, arm in arms.items() if _varies(patterns(arm)[0])}
+    files: list[Path] = []
+    spread = {name: spread_map(arm) for name, arm in moved.items() if len(arm) > 1}
+    if spread:
+        title = f"Spread of final ranks over seeds: {where}"
+        files += rank_figures.draw_spreads(spread, out / f"spread_{stem}", title, data)
+    if len(moved) > 1 or spread:
+        files += rank_figures.draw_agreement(agreement(moved), out / f"agreement_{stem}", f"Agreement: {where}", data)
+    distributions = {}
+    for name, arm in moved.items():
+        rounds = [load_rounds(folder) for folder in arm["folder"]]
+        if max(map(len, rounds)) < 2 or any((cell_of(arm.iloc[0]["settings"]) or (0,))[1:]):
+            continue
+        label = f"{name}: {where}" + (f", mean over {len(arm)} seeds" if len(arm) > 1 else "")
+        last = names([stem, name])
+        maps = maps_of_rounds(arm, rounds)
+        centre = float(np.nanmean(next(iter(maps.values())).to_numpy(float)))
+        files += rank_figures.draw_rounds(maps, centre, out / f"rounds_{last}", f"Ranks of {label}", data)
+        net, replaced = moves(arm, rounds)
+        if len(net):
+            files += rank_figures.draw_events(net, replaced, out / f"moves_{last}", f"Moves of {label}", data)
+        found = [frame for one in rounds if len(frame := scores(one))]
+        if found:
+            import pandas as pd
+
+            distributions[name] = pd.concat(found)
+    if distributions:
+        title = f"Scores before each round: {where}"
+        files += rank_figures.draw_scores(distributions, out / f"scores_{stem}", title, data)
+    points = contribution_points(arms)
+    if len(points):
+        title = f"Rank against contribution: {where}"
+        files += rank_figures.draw_relation(points, out / f"contribution_{stem}", title, data)
+    return files
+
+
+def spread_map(arm: pd.DataFrame) -> pd.DataFrame:
+    """Standard deviation (ddof 1) of the final ranks over seeds, (layers, matrix types)."""
+    x, order = patterns(arm)
+    return _map(dict(zip(order, x.std(axis=0, ddof=1), strict=True)), arm)
+
+
+def _map(values: Mapping[str, Any], arm: pd.DataFrame) -> pd.DataFrame:
+    frame = _as_map(values, arm.iloc[0]["places"])
+    return frame[sorted(frame.columns, key=_type_order)].sort_index()
+
+
+def agreement(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean tau-b within arms (of different seeds) and between arms, (arms, arms); NaN where one seed is all."""
+    import pandas as pd
+
+    table = pd.DataFrame(math.nan, index=list(arms), columns=list(arms))
+    for one, first in arms.items():
+        for two, second in arms.items():
+            x, y = patterns(first)[0], patterns(second)[0]
+            if one != two:
+                table.loc[one, two] = mean_tau_between(x, y).value
+            elif len(x) > 1:
+                table.loc[one, two] = mean_tau(x).value
+    return table
+
+
+def maps_of_rounds(arm: pd.DataFrame, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, pd.DataFrame]:
+    """Mean ranks over seeds at the start and after up to `MOST_ROUNDS` - 1 rounds, by panel title."""
+    steps = sorted({line["step"] for one in rounds for line in one})
+    if len(steps) > MOST_ROUNDS:
+        steps = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, MOST_ROUNDS)]
+    maps = {}
+    for step in steps:
+        held = [[line["ranks"] for line in one if line["step"] <= step][-1] for one in rounds if one]
+        mean = {name: sum(ranks[name] for ranks in held) / len(held) for name in arm.iloc[0]["places"]}
+        maps["start" if step < 0 else f"after step {step}"] = _map(mean, arm)
+    return maps
+
+
+def moves(arm: pd.DataFrame, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Directions gained less lost and replaced in place, (matrices that moved, steps), mean over seeds."""
+    import pandas as pd
+
+    cells = _cells_of(arm.iloc[0]["places"])
+    found = pd.concat([events(one) for one in rounds])
+    found["replaced"] = np.minimum(found["pruned"], found["grown"])
+    order = sorted(set(found["matrix"]), key=lambda n: (_type_order(cells[n][1]), cells[n][0]))
+    steps = sorted(set(found["step"]))
+    wide = found.pivot_table(index="matrix", columns="step", values=["net", "replaced"], aggfunc="sum", fill_value=0)
+    net, replaced = (wide[part].reindex(index=order, columns=steps) / len(rounds) for part in ("net", "replaced"))
+    for frame in (net, replaced):
+        frame.index = pd.Index([f"{cells[name][1]} {cells[name][0]}" for name in order])
+    return net, replaced
+
+
+def contribution_points(arms: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean rank and mean contribution of every matrix, for the comparisons of `relations`."""
+    import pandas as pd
+
+    rows = []
+    for ranks_of, measured_in, arm, measured in _comparisons(arms):
+        ranks, rises, order, seeds = contribution.paired(arm, measured)
+        if not seeds or not _varies(ranks):
+            continue
+        own = ranks_of == measured_in
+        panel = f"{ranks_of}, own contributions" if own else f"ranks of {ranks_of}, contributions in {measured_in}"
+        kinds = _kinds(arm, order)
+        rows += [(panel, *line) for line in zip(kinds, ranks.mean(axis=0), rises.mean(axis=0), strict=True)]
+    return pd.DataFrame(rows, columns=["panel", "type", "rank", "rise"])
+
+
+# -- shared ------------------------------------------------------------------------------------------------
+
+
+def _kinds(arm: pd.DataFrame, order: Sequence[str]) -> list[str]:
+    cells = _cells_of(arm.iloc[0]["places"])
+    return [cells[name][1] for name in order]
+
+
+def _varies(ranks: Any) -> bool:
+    """Whether any seed has more than one rank."""
+    return bool((np.ptp(ranks, axis=1) > 0).any())
+
+
+def _interval(found: Agreement) -> str:
+    return "undefined" if math.isnan(found.value) else f"{found.value:.2f}{_range(found.low, found.high, '.2f', ' ')}"
+
+
+def _range(low: float, high: float, form: str, before: str = "") -> str:
+    return "" if math.isnan(low) else f"{before}[{low:{form}}, {high:{form}}]"
+
+
+def _shown(found: contribution.Relation) -> list[str]:
+    if math.isnan(found.rho):
+        return ["undefined", ""]
+    return [f"{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}]", _p(found.p)]
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
