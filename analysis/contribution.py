@@ -78,7 +78,7 @@ def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
 
 
 def relation(
-    ranks: ArrayLike, rises: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 4_999
+    ranks: ArrayLike, rises: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 1_999
 ) -> Relation:
     """How contribution and rank go together, with interval and test.
 

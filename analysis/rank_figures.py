@@ -99,7 +99,15 @@ def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
             continue
         red, green, blue, _ = image.cmap(image.norm(value))
         light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5
-        axis.text(x, y, form.format(value), ha="center", va="center", fontsize=7, color="black" if light else "white")
+        axis.text(
+            x,
+            y,
+            form.format(round(float(value), 2) + 0.0),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="black" if light else "white",
+        )
 
 
 def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:

@@ -97,7 +97,12 @@ def _write(
     label: str | None = None,
 ) -> Path:
     final = ranks or (rounds[-1]["ranks"] if rounds else dict.fromkeys(modules(), 4))
-    changes: dict[str, Any] = {"identity__method": method, "ranks__final": final, "data__source": SOURCE}
+    changes: dict[str, Any] = {
+        "identity__method": method,
+        "ranks__final": final,
+        "data__source": SOURCE,
+        "data__citation": SOURCE,
+    }
     changes["counts__final__params"] = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in final.items())
     if ranks:
         changes["ranks__initial"] = ranks
