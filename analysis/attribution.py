@@ -21,11 +21,13 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
+from analysis.settings import flatten
 from analysis.statistics import Array, holm, least_pairs, sign_flip, smallest_p, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.page import Section
     from analysis.table import Table
 
 RANKS = ("fixed", "random", "scored")
@@ -138,7 +140,7 @@ def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return (1 if random else 2, *switches)
 
 
-def factorials(runs: pd.DataFrame) -> tuple[list[Factorial], list[str]]:
+def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial], list[str]]:
     """Every complete factorial among the runs, and what keeps the others from being complete.
 
     Runs are one factorial when they share model, budget, protocol, recipe and all settings but the method's own,
@@ -146,15 +148,17 @@ def factorials(runs: pd.DataFrame) -> tuple[list[Factorial], list[str]]:
 
     Args:
         runs: from `load_runs`.
+        tuned: whether the cells may have learning rates and weight decays of their own.
     """
     import json
 
+    from analysis.table import TUNED
+
     placed = runs.assign(cell=[cell_of(s) for s in runs["settings"]])
     placed = placed[placed["cell"].notna()]
-    common = [
-        json.dumps({k: v for k, v in s.items() if k not in ("method", "task", "numerics", "recipe")}, sort_keys=True)
-        for s in placed["settings"]
-    ]
+    apart = [f"{key}." for key in ("method", "task", "numerics", "recipe")] + [*(TUNED if tuned else ())]
+    flats = [flatten(s) for s in placed["settings"]]
+    common = [json.dumps({k: flat[k] for k in sorted(flat) if not k.startswith(tuple(apart))}) for flat in flats]
     found: list[Factorial] = []
     gaps: list[str] = []
     for (_, *where), group in placed.assign(common=common).groupby(["common", *WITHIN], sort=False):
@@ -293,10 +297,10 @@ def draw(factorial: Factorial, path: Path) -> list[Path]:
         factorial: complete.
         path: without suffix; .png and .svg are written.
     """
-    from analysis.figures import _figure, _save
+    from analysis.figures import new_figure, save_figure
 
     found = effects(factorial.scores, np.random.default_rng(0))
-    figure = _figure(10.5, 4.6)
+    figure = new_figure(10.5, 4.6)
     arms, forest = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
     looks = {(0, 0): ("#000000", "o"), (1, 0): ("#0072B2", "s"), (0, 1): ("#D55E00", "^"), (1, 1): ("#CC79A7", "D")}
     for number, ((d1, d2), (colour, marker)) in enumerate(looks.items()):
@@ -326,30 +330,24 @@ def draw(factorial: Factorial, path: Path) -> list[Path]:
     forest.set_title("Effects; filled: corrected p at most 0.05", fontsize=10)
     forest.grid(axis="x", linewidth=0.3)
     title = f"Attribution: {factorial.where}, {_listed(factorial.tasks)}, {len(factorial.seeds)} seeds"
-    return _save(figure, path, title, factorial.source)
+    return save_figure(figure, path, title, factorial.source)
 
 
-def report(runs: pd.DataFrame, out: Path) -> tuple[list[Path], str]:
-    """Writes table (md, csv, tex) and figure of every complete factorial among the runs.
+def sections(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
+    """Paragraph, table and figure of every complete factorial among the runs, and what the others lack.
 
     Args:
         runs: from `load_runs`.
-        out: an existing folder.
-
-    Returns:
-        The files, and a section in Markdown: paragraph, table and picture of each; empty without a factorial.
+        folder: for the figures; None draws none.
     """
     from analysis.figures import names
-    from analysis.writers import to_markdown, write
+    from analysis.page import Section
 
     found, gaps = factorials(runs)
-    files: list[Path] = []
-    parts: list[str] = []
-    for number, factorial in enumerate(found):
-        stem = f"attribution_{names([factorial.where, str(number) if number else ''])}"
-        shown = table(factorial)
-        drawn = draw(factorial, out / stem)
-        files += [*write(shown, out, stem), *drawn]
-        parts += [paragraph(factorial), to_markdown(shown), f"![{shown.caption}]({drawn[0].name})"]
-    parts += [f"- {gap}" for gap in gaps]
-    return files, "\n\n".join(["## Attribution", *parts]) + "\n" if parts else ""
+    section = Section("Attribution: ranks or side effects", lines=[paragraph(one) for one in found] + gaps)
+    for number, factorial in enumerate(found, start=1):
+        stem = f"attribution_{names([factorial.where, str(number) if len(found) > 1 else ''])}"
+        shown = section.tables[stem] = table(factorial)
+        if folder is not None:
+            section.figures[draw(factorial, folder / f"{stem}_figure")[-1]] = shown.caption
+    return [section] if section.lines else []

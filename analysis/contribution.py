@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FILE = "contributions.json"
-SAME = ["task", "model", "protocol", "recipe", "budget"]
 
 
 class Relation(NamedTuple):
@@ -223,10 +222,14 @@ def transplant(runs: pd.DataFrame) -> list[Step]:
         runs: of one model, budget, protocol and recipe.
 
     Returns:
-        One step for each pair of arms with two common seeds or more; p corrected over the steps that are there.
+        One step for each pair of arms with two common seeds or more; p corrected over the steps that are there. Empty
+        where several arms would stand for one, as with two learning rates: choose one by filters.
     """
     arms = runs.assign(arm_name=[arm_of(s) for s in runs["settings"]])
-    wide = arms.pivot_table(index="seed", columns=["arm_name", "task"], values="score", dropna=False)
+    arms = arms[arms["arm_name"].notna()]
+    if arms.duplicated(["arm_name", "task", "seed"]).any():
+        return []
+    wide = arms.pivot(index="seed", columns=["arm_name", "task"], values="score")
     found = []
     for name, arm, less, meaning in STEPS:
         if arm not in wide.columns.get_level_values(0) or less not in wide.columns.get_level_values(0):

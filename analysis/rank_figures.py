@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.figures import _figure, _save, _wrapped
+from analysis.figures import new_figure, save_figure, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +73,11 @@ def _panels(
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     width = max(2.9, 0.5 * len(first.columns) + 0.7)
-    figure = _figure(columns * width + 1.0, rows * (0.32 * len(first) + 1.4) + 0.8)
+    figure = new_figure(columns * width + 1.0, rows * (0.32 * len(first) + 1.4) + 0.8)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (frame, name) in zip(axes.flat, panels.values(), strict=False):
         image = axis.imshow(frame.to_numpy(float), cmap=colours, vmin=low, vmax=high, aspect="auto")
-        axis.set_title(_wrapped(name, int(width * 9)), fontsize=9)
+        axis.set_title(wrapped(name, int(width * 9)), fontsize=9)
         axis.set_xticks(range(len(frame.columns)), frame.columns, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(frame)), [str(layer) for layer in frame.index])
         axis.tick_params(labelsize=8)
@@ -87,7 +87,7 @@ def _panels(
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     figure.colorbar(image, ax=axes, label=meaning, fraction=0.04, pad=0.02).outline.set_linewidth(0.5)
-    return _save(figure, path, title, data)
+    return save_figure(figure, path, title, data)
 
 
 def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
@@ -123,7 +123,7 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
     import numpy as np
 
     most = max(1.0, float(np.abs(net.to_numpy(float)).max()))
-    figure = _figure(max(6.5, 0.62 * len(net.columns) + 3.6), 0.2 * len(net) + 1.8)
+    figure = new_figure(max(6.5, 0.62 * len(net.columns) + 3.6), 0.2 * len(net) + 1.8)
     axis = figure.subplots()
     image = axis.imshow(net.to_numpy(float), cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
     for y, x in np.argwhere(replaced.to_numpy(float) > 0):
@@ -133,7 +133,9 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
     axis.tick_params(labelsize=7)
     axis.set_xlabel("step of the round")
     figure.colorbar(image, ax=axis, label="gained less lost", fraction=0.05, pad=0.02).outline.set_linewidth(0.5)
-    return _save(figure, path, title, data, "A dot: a direction of the matrix was replaced by a new one of its own. ")
+    return save_figure(
+        figure, path, title, data, "A dot: a direction of the matrix was replaced by a new one of its own. "
+    )
 
 
 def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
@@ -148,15 +150,15 @@ def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> lis
     from matplotlib import colormaps
 
     colours = colormaps["PuOr_r"].with_extremes(bad="0.85")
-    figure = _figure(0.75 * len(taus) + 3.6, 0.55 * len(taus) + 2.2)
+    figure = new_figure(0.75 * len(taus) + 3.6, 0.55 * len(taus) + 2.2)
     axis = figure.subplots()
     image = axis.imshow(taus.to_numpy(float), cmap=colours, vmin=-1, vmax=1)
-    shown = [_wrapped(str(name), 22) for name in taus.index]
+    shown = [wrapped(str(name), 22) for name in taus.index]
     axis.set_xticks(range(len(taus)), shown, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(len(taus)), shown, fontsize=8)
     _numbers(axis, taus.to_numpy(float), image, "{:.2f}")
     figure.colorbar(image, ax=axis, label="mean tau-b of two seeds", fraction=0.05, pad=0.03)
-    return _save(figure, path, title, data)
+    return save_figure(figure, path, title, data)
 
 
 def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data: str) -> list[Path]:
@@ -168,7 +170,7 @@ def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data
         title: above.
         data: source of the data, below.
     """
-    figure = _figure(max(6.0, 4.6 * len(frames)), 3.8)
+    figure = new_figure(max(6.0, 4.6 * len(frames)), 3.8)
     axes = figure.subplots(1, len(frames), squeeze=False, sharey=True)
     for axis, (name, frame) in zip(axes[0], frames.items(), strict=True):
         positive = frame[frame["score"] > 0]
@@ -182,10 +184,10 @@ def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data
         axis.set_yscale("log")
         axis.set_xticks(range(1, len(steps) + 1), [str(step) for step in steps], rotation=40, ha="right", fontsize=8)
         axis.set_xlabel("step of the round")
-        axis.set_title(_wrapped(name, 40), fontsize=10)
+        axis.set_title(wrapped(name, 40), fontsize=10)
         axis.grid(axis="y", linewidth=0.3)
     axes[0][0].set_ylabel("score of a direction")
-    return _save(figure, path, title, data, "Box: quartiles and median; whiskers: 5th and 95th percentile. ")
+    return save_figure(figure, path, title, data, "Box: quartiles and median; whiskers: 5th and 95th percentile. ")
 
 
 def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
@@ -199,7 +201,7 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
     """
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
     kinds = list(dict.fromkeys(points["type"]))
-    figure = _figure(4.4 * len(panels) + 1.4, 4.0)
+    figure = new_figure(4.4 * len(panels) + 1.4, 4.0)
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         inside = points[points["panel"] == panel]
@@ -209,9 +211,9 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
             axis.plot(own["rank"], own["rise"], marker, color=colour, markersize=6, alpha=0.85, label=kind)
         axis.axhline(0, color="0.5", linewidth=0.6)
         axis.set_xlabel("final rank, mean over seeds")
-        axis.set_title(_wrapped(panel, 46), fontsize=10)
+        axis.set_title(wrapped(panel, 46), fontsize=10)
         axis.grid(linewidth=0.3)
     axes[0][0].set_ylabel("rise of the held-out loss\nwithout the adapter")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, title="matrix type")
-    return _save(figure, path, title, data)
+    return save_figure(figure, path, title, data)

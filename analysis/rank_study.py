@@ -1,6 +1,6 @@
 """Which layers get which ranks: tables, pictures and sentences for every task, model, budget and protocol.
 
-`report` is what the page of results calls. It computes with `analysis.ranks` and `analysis.contribution`, draws with
+`sections` is what the page of results calls. It computes with `analysis.ranks` and `analysis.contribution`, draws with
 `analysis.rank_figures`, and says nothing that is not a coefficient with its interval or p.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,58 +34,50 @@ from analysis.table import CELL, Table, shown_names
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.page import Section
+
 PERMUTATIONS = 1_999
 MOST_ROUNDS = rank_figures.MOST_ROUNDS
 
 
-def report(runs: pd.DataFrame, out: Path) -> tuple[list[Path], str]:
-    """Writes the rank study of every task, model, budget and protocol among the runs.
+def sections(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
+    """The rank study of every task, model, budget and protocol among the runs.
 
     Args:
         runs: from `load_runs`.
-        out: an existing folder.
-
-    Returns:
-        The files, and a section in Markdown; empty where no run has ranks.
+        folder: for the figures; None draws none.
     """
-    from analysis.writers import to_markdown, write
+    from analysis.page import Section
 
     ranked = named(runs)
     ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
-    files: list[Path] = []
-    parts: list[str] = []
+    found = []
     for _, cell in ranked.groupby(CELL, sort=False):
         first = cell.iloc[0]
         stem = names([first[key] for key in ("task", "model", "budget", "protocol", "recipe")])
         where = ", ".join(str(first[key]) for key in ("task", "model", "budget", "protocol") if first[key])
         arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
         tables = [stability(arms, where), relations(arms, where), transplants(cell, where), shares(arms, where)]
-        written = [(t, write(t, out, f"{kind}_{stem}")) for t, kind in zip(tables, KINDS, strict=True) if t]
-        pictures = figures(arms, out, stem, where, first["citation"])
-        if not written and not pictures:
-            continue
-        files += [file for _, group in written for file in group] + pictures
-        parts += [f"### {where}", *(to_markdown(t) for t, _ in written)]
-        parts += [f"![{picture.stem}]({picture.name})" for picture in pictures if picture.suffix == ".png"]
-    return files, "\n\n".join(["## Which layers get which ranks", *parts]) + "\n" if parts else ""
+        section = Section(f"Which layers get which ranks: {where}")
+        section.tables = {f"{kind}_{stem}": table for kind, table in zip(KINDS, tables, strict=True) if table}
+        if folder is not None:
+            section.figures = figures(arms, folder, stem, where, first["citation"])
+        if section.tables or section.figures:
+            found.append(section)
+    return found
 
 
 KINDS = ("stability", "contribution", "transplant", "shares")
 
 
 def named(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a short name of their arm in `shown`.
-
-    The run that a transplant took its ranks from differs between seeds and does not make another arm; the cells of the
-    attribution factorial are named by their switches.
-    """
+    """The runs with a short name of their arm in `shown`: cells of the factorial are named by their switches."""
     rows = runs.to_dict("records")
     labels, settings = [], []
     for row in rows:
         cell = cell_of(row["settings"])
         encoded = {"D1", "D2", "importance"} if cell and row["settings"]["method"].get("importance") in PLAIN else set()
-        hidden = {"ranks_from", *encoded}
-        method = {k: v for k, v in row["settings"].get("method", {}).items() if k not in hidden}
+        method = {k: v for k, v in row["settings"].get("method", {}).items() if k not in encoded}
         suffix = [", random moves"] if cell and cell[0] == 1 else []
         suffix += [
             f" + {name}" for name, on in zip(("D1", "D2"), cell[1:] if cell and encoded else (0, 0), strict=True) if on
@@ -238,45 +230,47 @@ def logged_shares(path: Path | None = None) -> dict[str, dict[str, float]]:
 # -- pictures ----------------------------------------------------------------------------------------------
 
 
-def figures(arms: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, data: str) -> list[Path]:
+def figures(arms: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, data: str) -> dict[Path, str]:
     """Spread over seeds, round by round, what moved when, agreement, scores, contribution; each where there is one.
 
     Rounds and moves of arms with the side effects D1 or D2 are left to the attribution table.
+
+    Returns:
+        Captions by the path of the .svg; a .png stands beside it.
     """
+    drawn: dict[Path, str] = {}
+
+    def draw(function: Callable[..., list[Path]], kind: str, title: str, *frames: Any, of: str = "") -> None:
+        path = out / f"{kind}_{names([stem, of])}"
+        drawn[function(*frames, path, title, data)[-1]] = title
+
     moved = {name: arm for name, arm in arms.items() if _varies(patterns(arm)[0])}
-    files: list[Path] = []
     spread = {name: spread_map(arm) for name, arm in moved.items() if len(arm) > 1}
     if spread:
-        title = f"Spread of final ranks over seeds: {where}"
-        files += rank_figures.draw_spreads(spread, out / f"spread_{stem}", title, data)
+        draw(rank_figures.draw_spreads, "spread", f"Spread of final ranks over seeds: {where}", spread)
     if len(moved) > 1 or spread:
-        files += rank_figures.draw_agreement(agreement(moved), out / f"agreement_{stem}", f"Agreement: {where}", data)
+        draw(rank_figures.draw_agreement, "agreement", f"Agreement of final ranks: {where}", agreement(moved))
     distributions = {}
     for name, arm in moved.items():
         rounds = [load_rounds(folder) for folder in arm["folder"]]
         if max(map(len, rounds)) < 2 or any((cell_of(arm.iloc[0]["settings"]) or (0,))[1:]):
             continue
         label = f"{name}: {where}" + (f", mean over {len(arm)} seeds" if len(arm) > 1 else "")
-        last = names([stem, name])
         maps = maps_of_rounds(arm, rounds)
         centre = float(np.nanmean(next(iter(maps.values())).to_numpy(float)))
-        files += rank_figures.draw_rounds(maps, centre, out / f"rounds_{last}", f"Ranks of {label}", data)
+        draw(rank_figures.draw_rounds, "rounds", f"Ranks of {label}", maps, centre, of=name)
         net, replaced = moves(arm, rounds)
         if len(net):
-            files += rank_figures.draw_events(net, replaced, out / f"moves_{last}", f"Moves of {label}", data)
-        found = [frame for one in rounds if len(frame := scores(one))]
-        if found:
+            draw(rank_figures.draw_events, "moves", f"Moves of {label}", net, replaced, of=name)
+        if found := [frame for one in rounds if len(frame := scores(one))]:
             import pandas as pd
 
             distributions[name] = pd.concat(found)
     if distributions:
-        title = f"Scores before each round: {where}"
-        files += rank_figures.draw_scores(distributions, out / f"scores_{stem}", title, data)
-    points = contribution_points(arms)
-    if len(points):
-        title = f"Rank against contribution: {where}"
-        files += rank_figures.draw_relation(points, out / f"contribution_{stem}", title, data)
-    return files
+        draw(rank_figures.draw_scores, "scores", f"Scores before each round: {where}", distributions)
+    if len(points := contribution_points(arms)):
+        draw(rank_figures.draw_relation, "contribution", f"Rank against contribution: {where}", points)
+    return drawn
 
 
 def spread_map(arm: pd.DataFrame) -> pd.DataFrame:

@@ -3,11 +3,10 @@
 A finished run is rebuilt from its folder: the base model, the trained head and the adapter as it was exported. Then one
 matrix at a time is set back to its frozen weight, and the rise of the mean loss on held-out data is its contribution.
 
-What is unusual: the loss is read on the selection split of the protocol `clean` and never on the split that is
-reported, so looking at contributions spends nothing of the test. Because every method's result has the same
-form, W0 + B A, one procedure serves all of them, and a matrix is taken out by a scale of 0, which is the same as
-factors of 0. The items are the same for every run of a task. Answers go to contributions.json in the run's folder;
-a run that has one is skipped.
+What is unusual: the loss is read on the split that selects checkpoints and never on the one that is reported, so a look
+at contributions spends nothing of the test. Because every method's result has the same form, W0 + B A, one procedure
+serves all of them, and a matrix is taken out by a scale of 0, which is the same as factors of 0. The items are the same
+for every run of a task. Answers go to contributions.json in the run's folder; a run that has one is skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 FILE = "contributions.json"
-PREFIX = "base_model.model."
 BATCH = 64
 ITEMS = 500  # held-out items by default: a matrix costs one pass over them
 
@@ -49,7 +47,7 @@ class Rebuilt:
 
     model: nn.Module
     adapters: dict[str, LowRankLinear]
-    batches: list[tuple[int, dict[str, Tensor]]]
+    batches: list[tuple[float, dict[str, Tensor]]]
     split: str
     items: int
 
@@ -104,7 +102,7 @@ def mean_loss(rebuilt: Rebuilt) -> float:
     """Mean loss over the held-out items (over label tokens where a model writes text), without the regulariser."""
     import torch
 
-    total, count = 0.0, 0
+    total = count = 0.0
     with torch.inference_mode():
         for weight, batch in rebuilt.batches:
             total += weight * rebuilt.model(**batch).loss.double().item()
@@ -128,41 +126,39 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     import torch
     from omegaconf import OmegaConf
 
+    from elalora.export import read_factors
     from experiments.data import load_task
-    from experiments.data.batches import collate, eval_batches, tokenise
-    from experiments.models import load_model, load_tokenizer
+    from experiments.data.batches import eval_batches
+    from experiments.data.items import make_items
+    from experiments.models import load_model, load_processor
     from experiments.plan import stream
     from experiments.protocols import apply_protocol
 
     folder = Path(folder)
     config = _config(folder)
-    if config.protocol.name != "clean":
-        raise UserError(
-            f"{folder} has protocol={config.protocol.name}, which holds out no data that is not reported; "
-            "contributions need protocol=clean"
-        )
-    weights = folder / "adapter" / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"{folder} has no adapter in LoRA form; contributions need a method that exports one")
     if config.threads:
         torch.set_num_threads(config.threads)
     task = OmegaConf.to_object(config.task)
-    model = load_model(config.model, task, stream(config.seed, "head"))
-    adapters = put_adapter(model, weights)
     splits = apply_protocol(
         load_task(task, OmegaConf.to_object(config.data)),
         OmegaConf.to_object(config.protocol),
         train_items=config.data.train_items,
         seed=stream(config.seed, "subset"),
     )
-    assert splits.select is not None and splits.select_name is not None  # protocol=clean has one
-    tokenizer = load_tokenizer(config.model)
-    data = tokenise(_some(splits.select, items, task), tokenizer, task, config.data.cache)
+    if splits.select is None or splits.select_name is None or splits.select_name == splits.report_name:
+        raise UserError(
+            f"{folder}: protocol={config.protocol.name} holds out no data of {task.name} that is not reported; "
+            "contributions need such data, for instance protocol=clean with a text task"
+        )
+    model = load_model(config.model, task, stream(config.seed, "head")).network
+    adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
+    processor = load_processor(config.model, task)
+    data = make_items(_some(splits.select, items, task), processor, task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = []
     for indices in eval_batches(data.lengths, BATCH):
-        batch = {name: tensor.to(device) for name, tensor in collate(data, indices, tokenizer).items()}
-        batches.append((_weight(batch["labels"]), batch))
+        batch = {name: tensor.to(device) for name, tensor in data.batch(indices).items()}
+        batches.append((data.weight(indices), batch))
     return Rebuilt(model.to(device).eval(), adapters, batches, splits.select_name, len(data))
 
 
@@ -175,43 +171,41 @@ def _some(rows: Any, items: int | None, task: Any) -> Any:
     return rows.select(draw(list(rows["idx"]), list(classes), items, f"{task.name}/contribution"))
 
 
-def _weight(labels: Tensor) -> int:
-    """What a batch's mean loss is a mean of: items, or the label tokens that count."""
-    return len(labels) if labels.ndim == 1 else int((labels != -100).sum())
+def put_adapter(
+    model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], weights: Path
+) -> dict[str, LowRankLinear]:
+    """Puts an exported result into a bare model: factors as adapters of scale 1, whole modules as they are.
 
-
-def put_adapter(model: nn.Module, weights: Path) -> dict[str, LowRankLinear]:
-    """Loads adapter_model.safetensors into a bare model: factors as adapters of scale 1, whole modules as they are.
+    Args:
+        model: changed in place.
+        factors: A (r, d_in) and B (d_out, r) by matrix.
+        weights: adapter_model.safetensors, for the modules that trained whole.
 
     Raises:
-        UserError: the file does not belong to this model.
+        UserError: the result does not belong to this model.
     """
     import torch
     from safetensors.torch import load_file
 
     from elalora.adapters import LowRankLinear
-    from elalora.attach import attach
+    from elalora.attach import attach, find_linears
     from elalora.directions import Directions
+    from elalora.export import PREFIX
 
-    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(weights).items()}
-    ends = (".lora_A.weight", ".lora_B.weight")
-    factors = {
-        key.removesuffix(ends[0]): (t, tensors[key.replace(*ends)]) for key, t in tensors.items() if ends[0] in key
-    }
-    whole = {key: tensor for key, tensor in tensors.items() if not key.endswith(ends)}
+    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(weights).items() if ".lora_" not in key}
     try:
-        missed = model.load_state_dict(whole, strict=False).unexpected_keys
-        linears = {name: model.get_submodule(name) for name in factors}
-    except (AttributeError, RuntimeError) as error:
-        raise UserError(f"{weights} does not fit this model ({str(error).splitlines()[0]})") from error
-    if missed:
-        raise UserError(f"{weights} holds {', '.join(missed[:3])}, which this model does not have")
+        unknown = model.load_state_dict(tensors, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit this model ({str(error).splitlines()[-1].strip()})") from error
+    if unknown:
+        raise UserError(f"{weights} holds {', '.join(unknown[:3])}, which this model does not have")
 
     def adapter(name: str, linear: nn.Linear) -> LowRankLinear:
         rank = factors[name][0].shape[0]
         return LowRankLinear(linear, Directions(rank, rank), 1.0, singular=False)
 
-    adapters = attach(model, linears, adapter)  # type: ignore[arg-type]
+    found = find_linears(model, list(factors))
+    adapters = attach(model, {name: found[name] for name in factors}, adapter)
     with torch.no_grad():
         for name, (a, b) in factors.items():
             adapters[name].A.copy_(a)

@@ -27,6 +27,7 @@ def build(root: Path) -> Path:
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         level = BASE + rng.normal(scale=1.5)  # of this seed, common to all arms
+        ids: dict[str, str] = {}
         patterns = {kind: _course(kind, rng) for kind in ("random", "scored")}
         for kind in ("fixed", "random", "scored"):
             for d1 in (False, True):
@@ -36,8 +37,9 @@ def build(root: Path) -> Path:
                     folder = _write(root, _settings(kind, d1, d2), seed, score, rounds)
                     if not (d1 or d2):
                         _contributions(folder, rng)
+                        ids[kind] = json.loads((folder / "result.json").read_text())["id"]
         final = patterns["scored"][-1]["ranks"]
-        source = {"ranks_from": f"the run of seed {seed}"}
+        source = {"ranks_from": ids["scored"]}
         _write(root, _svd(**source), seed, level + 0.9 + rng.normal(scale=0.15), [], final, "SVD-LoRA transplant")
         mixed = dict(zip(final, rng.permutation(list(final.values())).tolist(), strict=True))
         shuffled = _svd(**source, shuffle=True)

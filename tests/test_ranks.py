@@ -404,26 +404,41 @@ def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
 
 
 @pytest.mark.full
-def test_the_whole_study_is_written_with_every_picture(runs: pd.DataFrame, tmp_path: Path):
+def test_the_whole_study_is_drawn_with_every_picture(runs: pd.DataFrame, tmp_path: Path):
     few = runs[runs["seed"] < 3]
-    files, text = rank_study.report(few, tmp_path)
-    more, said = attribution.report(runs, tmp_path)
-    kinds = {path.name.split("_")[0] for path in files}
-    assert kinds == {
-        "stability", "contribution", "transplant", "shares", "spread", "agreement", "rounds", "moves", "scores"
-    }  # fmt: skip
-    assert all(path.stat().st_size > 500 for path in files + more)
-    for picture in [path for path in files + more if path.suffix == ".png"]:
-        assert f"({picture.name})" in text + said
+    [section] = rank_study.sections(few, tmp_path)
+    assert [name.split("_")[0] for name in section.tables] == ["stability", "contribution", "transplant", "shares"]
+    kinds = {path.name.split("_")[0] for path in section.figures}
+    assert kinds == {"spread", "agreement", "rounds", "moves", "scores", "contribution"}
+    for path in section.figures:
+        assert path.suffix == ".svg" and path.stat().st_size > 1000 and path.with_suffix(".png").stat().st_size > 1000
 
 
-def test_the_attribution_report_writes_table_picture_and_section(runs: pd.DataFrame, tmp_path: Path):
-    files, text = attribution.report(runs, tmp_path)
-    assert [path.suffix for path in files] == [".md", ".csv", ".tex", ".png", ".svg"]
-    assert text.startswith("## Attribution") and "made-up numbers" in text
-    assert pd.read_csv(files[1])["name"].tolist() == list(attribution.contrasts())
+def test_the_attribution_has_a_paragraph_a_table_and_a_figure(runs: pd.DataFrame, tmp_path: Path):
+    [section] = attribution.sections(runs, tmp_path)
+    [(name, table)] = section.tables.items()
+    assert name == "attribution_minilm_r4_clean" and table.frame["name"].tolist() == list(attribution.contrasts())
+    assert "made-up numbers" in " ".join(table.notes) and section.lines[0].startswith("In 9 paired seeds")
+    [figure] = section.figures
+    assert figure.with_suffix(".png").stat().st_size > 1000
+
+
+def test_cells_with_rates_of_their_own_are_a_factorial_only_when_asked_for(runs: pd.DataFrame):
+    tuned = runs.copy()
+    tuned["settings"] = [
+        {**s, "trainer": {**s["trainer"], "lr": 0.01 if s["method"]["name"] == "svd_lora" else 0.003}}
+        for s in runs["settings"]
+    ]
+    assert attribution.factorials(tuned)[0] == []
+    [one], gaps = attribution.factorials(tuned, tuned=True)
+    assert not gaps and one.scores.shape == (9, 3, 2, 2)
 
 
 def test_a_store_without_these_studies_says_nothing(tmp_path: Path):
     moved_run(tmp_path, 0, 81.0)
-    assert attribution.report(load_runs(tmp_path), tmp_path) == ([], "")
+    assert attribution.sections(load_runs(tmp_path), tmp_path) == []
+
+
+def test_two_arms_under_one_name_are_no_transplant_control(runs: pd.DataFrame):
+    twice = pd.concat([runs, runs[[contribution.arm_of(s) == "svd_lora" for s in runs["settings"]]]])
+    assert contribution.transplant(twice) == []
