@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 
 RANKS = ("fixed", "random", "scored")
 WITHIN = ["model", "budget", "protocol", "recipe"]  # a factorial lies within one of each
-WEIGHTS = {  # on (ranks, D1, D2): None averages over the axis
-    "ranks": {"moving": (-1.0, 0.5, 0.5), "scores": (0.0, -1.0, 1.0)},
-    "D1": {"D1": (-1.0, 1.0)},
-    "D2": {"D2": (-1.0, 1.0)},
-}
-MEANS = {"ranks": (1 / 3, 1 / 3, 1 / 3), "D1": (0.5, 0.5), "D2": (0.5, 0.5)}
+WEIGHTS = {"moving": (-1.0, 0.5, 0.5), "scores": (0.0, -1.0, 1.0)}  # on fixed, random, scored
 MEANING = {
     "moving": "moving ranks at all (random and scored together) against fixed ranks",
     "scores": "choosing by scores against choosing at random",
@@ -78,20 +73,17 @@ class Factorial:
 
 def contrasts() -> dict[str, Array]:
     """The eleven contrasts as weights (ranks, D1, D2): four main effects, five pairs, two triples."""
+    means, switch, half = (1 / 3, 1 / 3, 1 / 3), (-1.0, 1.0), (0.5, 0.5)
     found: dict[str, Array] = {}
-    for ranks in (None, *WEIGHTS["ranks"]):
-        for d1 in (None, "D1"):
-            for d2 in (None, "D2"):
-                names = [name for name in (ranks, d1, d2) if name is not None]
-                if names:
-                    a = WEIGHTS["ranks"][ranks] if ranks else MEANS["ranks"]
-                    b = WEIGHTS["D1"]["D1"] if d1 else MEANS["D1"]
-                    c = WEIGHTS["D2"]["D2"] if d2 else MEANS["D2"]
-                    found[" x ".join(names)] = np.einsum("i,j,k->ijk", a, b, c)
-    order = ["moving", "scores", "D1", "D2"]
-    return dict(
-        sorted(found.items(), key=lambda item: (item[0].count(" x "), [order.index(n) for n in _parts(item[0])]))
-    )
+    for ranks in ("", *WEIGHTS):
+        for d1 in ("", "D1"):
+            for d2 in ("", "D2"):
+                name = " x ".join(part for part in (ranks, d1, d2) if part)
+                on_ranks = WEIGHTS[ranks] if ranks else means
+                found[name] = np.einsum("i,j,k->ijk", on_ranks, switch if d1 else half, switch if d2 else half)
+    del found[""]  # the mean of all is no effect
+    order = list(MEANING)
+    return dict(sorted(found.items(), key=lambda item: (item[0].count(" x "), *map(order.index, _parts(item[0])))))
 
 
 def _parts(name: str) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 from experiments.config_tracking import TrackerName, TrackingConfig, TrackingMode
 
 INIT_SECONDS = 8.0  # how long a run waits for the server before it goes on offline
+COSTS = ("train_seconds", "peak_memory_mib", "adapter_bytes")
 FINISH_SECONDS = 30.0  # how long the end of a run waits for uploads; what is left stays on disk
 
 
@@ -64,7 +65,8 @@ class WandbTracker:
     """A run in W&B, offline in the run's folder unless asked otherwise.
 
     Scalars are named `<split>/<metric>`, `ranks/...` for totals and `rank/<matrix>` for each matrix;
-    `ranks/map` is a heat map in HTML, because a W&B table would leave copies in the home folder.
+    `ranks/map` (the ranks now) and `ranks/over_time` (a table of all rounds so far) are heat maps in HTML, because a
+    W&B table would leave copies in the home folder. `scores/all` is the distribution of the directions' scores.
 
     Args:
         config: project and mode.
@@ -75,6 +77,7 @@ class WandbTracker:
         self.folder = Path()
         self._run: Any = None
         self._replayed = False
+        self._rounds: dict[int, dict[str, int]] = {}
 
     def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
         """Begins the mirror; without a key or a network it stays offline and says so in one line."""
@@ -194,6 +197,7 @@ class WandbTracker:
         import wandb
 
         ranks = line["ranks"]
+        self._rounds[max(line["step"], 0)] = ranks
         values: dict[str, Any] = {f"rank/{name}": rank for name, rank in ranks.items()}
         values |= {f"ranks/{note}": count for note, count in line.get("notes", {}).items()}
         values |= {
@@ -201,7 +205,11 @@ class WandbTracker:
             "ranks/pruned": len(line["pruned"]),
             "ranks/grown": len(line["grown"]),
             "ranks/map": wandb.Html(rank_map(ranks), inject=False),
+            "ranks/over_time": wandb.Html(rank_table(self._rounds), inject=False),
         }
+        if scores := {name: own for name, own in line.get("scores", {}).items() if own}:
+            values["scores/all"] = wandb.Histogram([score for own in scores.values() for score in own])
+            values |= {f"score/{name}": sum(own) / len(own) for name, own in scores.items()}
         return values
 
     def _end(self, result: dict[str, Any]) -> None:
@@ -217,6 +225,7 @@ class WandbTracker:
                 "gross_share": result["moves"]["gross_share"],
                 "net_share": result["moves"]["net_share"],
                 "step_seconds": result["cost"]["step_seconds_median"],
+                **{name: result["cost"][name] for name in COSTS if result["cost"].get(name) is not None},
             }
         )
         self._run.finish()
@@ -229,7 +238,19 @@ def rank_map(ranks: dict[str, int]) -> str:
 
     cells = {place(name): rank for name, rank in ranks.items()}
     kinds = list(dict.fromkeys(kind for _, kind in cells))
-    most = max(cells.values(), default=0) or 1
+    rows = {str(layer): [cells.get((layer, kind)) for kind in kinds] for layer in sorted({at for at, _ in cells})}
+    return _heat("layer", kinds, rows)
+
+
+def rank_table(rounds: dict[int, dict[str, int]]) -> str:
+    """Ranks over time as an HTML table: a row per matrix, a column per step at which there was a round."""
+    names = list(dict.fromkeys(name for ranks in rounds.values() for name in ranks))
+    rows = {name: [ranks.get(name) for ranks in rounds.values()] for name in names}
+    return _heat("matrix", [str(step) for step in rounds], rows)
+
+
+def _heat(corner: str, columns: list[str], rows: dict[str, list[int | None]]) -> str:
+    most = max((rank for row in rows.values() for rank in row if rank is not None), default=0) or 1
 
     def cell(rank: int | None) -> str:
         if rank is None:
@@ -237,12 +258,9 @@ def rank_map(ranks: dict[str, int]) -> str:
         colour = "white" if 2 * rank > most else "black"
         return f'<td style="background:rgba(8,81,156,{rank / most:.2f});color:{colour};padding:4px 9px">{rank}</td>'
 
-    head = "".join(f"<th>{escape(kind)}</th>" for kind in kinds)
-    rows = "".join(
-        f"<tr><th>{layer}</th>{''.join(cell(cells.get((layer, kind))) for kind in kinds)}</tr>"
-        for layer in sorted({at for at, _ in cells})
-    )
-    return f'<table style="font:13px sans-serif;text-align:center"><tr><th>layer</th>{head}</tr>{rows}</table>'
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr><th>{escape(name)}</th>{''.join(map(cell, row))}</tr>" for name, row in rows.items())
+    return f'<table style="font:13px sans-serif;text-align:center"><tr><th>{corner}</th>{head}</tr>{body}</table>'
 
 
 def _first_line(error: Exception) -> str:

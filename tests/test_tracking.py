@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from experiments.config_tracking import TrackerName, TrackingConfig, TrackingMode
-from experiments.tracking import NullTracker, WandbTracker, make_tracker, rank_map
+from experiments.tracking import NullTracker, WandbTracker, make_tracker, rank_map, rank_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID = "0123456789abcdef" * 4
@@ -26,7 +26,7 @@ ROUND = {
     "ranks": MOVED,
     "pruned": [["encoder.layer.0.query", slot] for slot in (3, 1, 0)],
     "grown": ["encoder.layer.1.dense"] * 3,
-    "scores": {},
+    "scores": {"encoder.layer.0.query": [0.25, 0.75], "encoder.layer.1.dense": []},
     "notes": {"blocked": 2},
 }
 RESULT = {
@@ -135,6 +135,43 @@ def test_an_interrupted_run_leaves_one_whole_history(tmp_path: Path):
     rows = history(tmp_path)
     assert list(rows) == [0, 9, 19, 29, 39, 49]
     assert rows[19]["ranks/pruned"] == 3 and rows[39]["train/loss"] == 1 / 40
+
+
+def html(folder: Path, row: dict[str, Any], name: str) -> str:
+    [mirror] = (folder / "wandb").glob("offline-run-*")
+    return (mirror / "files" / row[f"{name}.path"]).read_text(encoding="utf-8")
+
+
+def test_a_round_shows_ranks_over_time_scores_and_the_summary_costs(tmp_path: Path):
+    store(tmp_path, "ranks.jsonl", START)
+    tracker = begin(tmp_path)
+    train(tmp_path, tracker, range(30))
+    tracker.finish(RESULT | {"cost": {"step_seconds_median": 0.4, "train_seconds": 12.0, "peak_memory_mib": None}})
+    row = history(tmp_path)[19]
+    assert row["score/encoder.layer.0.query"] == 0.5 and "score/encoder.layer.1.dense" not in row
+    assert row["scores/all._type"] == "histogram" and sum(row["scores/all.values"]) == 2
+    assert rank_table({0: RANKS, 19: MOVED}) in html(tmp_path, row, "ranks/over_time")
+    summary: dict[str, Any] = {}
+    for record in records(tmp_path):
+        summary |= record.get("summary", {}).get("update", {})
+    assert summary["train_seconds"] == 12.0 and "peak_memory_mib" not in summary
+
+
+def test_an_interrupted_run_shows_every_round_once_over_time(tmp_path: Path):
+    store(tmp_path, "ranks.jsonl", START)
+    train(tmp_path, begin(tmp_path), range(20))
+    resumed = begin(tmp_path)
+    train(tmp_path, resumed, range(20, 30))
+    resumed.round(ROUND | {"step": 35})
+    resumed.finish(RESULT)
+    assert html(tmp_path, history(tmp_path)[35], "ranks/over_time").count("<th>") == 1 + 3 + len(RANKS)
+
+
+def test_the_table_over_time_has_a_row_per_matrix_and_a_column_per_round():
+    table = rank_table({0: {"a<b": 4, "c": 4}, 19: {"a<b": 1, "c": 7}})
+    rows = table.split("<tr>")[1:]
+    assert rows[0].count("<th>") == 3 and "<th>19</th>" in rows[0]
+    assert "<th>a&lt;b</th>" in rows[1] and ">4</td>" in rows[1] and ">1</td>" in rows[1] and ">7</td>" in rows[2]
 
 
 def test_the_map_of_ranks_has_a_row_per_layer_and_a_column_per_type():

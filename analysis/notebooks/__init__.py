@@ -1,0 +1,1 @@
+"""Notebooks over the run store, kept as text: `python -m analysis.notebooks runs`."""

@@ -1,0 +1,58 @@
+"""The notebooks run from top to bottom on a store with known effects, and git holds no output of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from stored_study import build
+
+from analysis.notebooks.__main__ import HERE, available, execute, main
+from elalora.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("notebooks"))
+
+
+def page(name: str, root: Path, out: Path) -> str:
+    files = execute(name, [root], out)
+    assert [file.suffix for file in files] == [".html", ".ipynb"]
+    return re.sub(r"<[^>]+>", "", files[0].read_text(encoding="utf-8"))
+
+
+def test_the_attribution_notebook_reads_out_the_effects(root: Path, tmp_path: Path):
+    text = page("attribution", root, tmp_path)
+    assert "135 finished runs" in text and "no gaps" in text
+    assert "raised the score by 2.0" in text and "lowered the score by 0.6" in text
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("own_method", "9 paired seeds: mean difference +"),
+        ("paper_tables", "Comparison"),
+        ("rank_study", "Rank against contribution"),
+    ],
+)
+def test_every_notebook_runs(name: str, words: str, root: Path, tmp_path: Path):
+    assert words in page(name, root, tmp_path)
+
+
+def test_the_notebooks_are_text_without_outputs():
+    assert available() == ["attribution", "own_method", "paper_tables", "rank_study"]
+    for name in available():
+        text = (HERE / f"{name}.py").read_text(encoding="utf-8")
+        assert "formats: ipynb,py:percent" in text and "# %% [markdown]" in text
+    assert not list(HERE.glob("*.ipynb"))
+
+
+def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path / "none"), "--only", "attribution", "--out", str(tmp_path)]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notebooks:")]
+    assert "attribution" in line and "is no folder of runs" in line
+    with pytest.raises(UserError, match="there is no notebook nothing"):
+        execute("nothing", [tmp_path], tmp_path)
