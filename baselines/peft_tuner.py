@@ -25,7 +25,7 @@ from baselines.adalora import initial_rank, plan_masking
 from elalora.attach import find_linears
 from elalora.budget import Budget, Count, check_rank
 from elalora.errors import UserError
-from elalora.method import Capabilities, Method, MethodFailure, Round
+from elalora.method import BudgetOverrun, Capabilities, Method, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 
@@ -283,10 +283,10 @@ class PeftTuner(Method):
         self.check_budget()
 
     def check_budget(self) -> None:
-        """Raises MethodFailure when the ranks that the budget sets exceed it."""
+        """Raises BudgetOverrun when the ranks that the budget sets exceed it."""
         allowed, now = self.mean_rank * len(self.matrices), self.count().rank_sum
         if self.capabilities.ranked and self.capabilities.budget != "none" and now > allowed:
-            raise MethodFailure(f"budget overrun: rank sum {now}, allowed {allowed}")
+            raise BudgetOverrun(f"budget overrun: rank sum {now}, allowed {allowed}")
 
     # -- reading ---------------------------------------------------------------------------------------
 

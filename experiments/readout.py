@@ -23,6 +23,8 @@ Row = tuple[int, Any, Any, float]  # idx, label, prediction, score
 class NotFinite(RuntimeError):
     """A loss, gradient or output that is NaN or infinite."""
 
+    failure = "nan"
+
 
 class Readout(Protocol):
     """How one kind of task is read.
