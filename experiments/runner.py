@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
