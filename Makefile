@@ -11,7 +11,7 @@ BENCH  ?= --quick
 run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint tables bench clean
+.PHONY: help setup demo test test-full smoke reproduce-check notebooks lint tables bench clean
 
 help: ## this list
 	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
@@ -30,6 +30,15 @@ test: setup ## the quick tests (at most 15 minutes on 2 cores)
 
 test-full: setup ## all tests, the long ones too
 	@$(run) -m pytest $(PYTEST) -m "full or not full"
+
+smoke: setup ## every benchmark at hand with every method, 60 steps each (needs ../shared/data; about 15 minutes)
+	@$(run) -m pytest $(PYTEST) -m "full or not full" tests/test_smoke.py
+
+reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
+	@$(run) -m experiments.reproduce_check $(WORDS)
+
+notebooks: setup ## the notebooks of analysis/notebooks, executed on STORE
+	@$(run) -m analysis.notebooks "$(STORE)" --out "$(TABLES)/notebooks"
 
 lint: setup ## ruff and mypy
 	@$(run) -m ruff check .

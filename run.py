@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from elalora.errors import UserError
 from experiments.compose import keep_command
 from experiments.config import register
-from experiments.messages import explain
+from experiments.messages import explain, explain_value
 from experiments.signals import COME_AGAIN, Preempted
 
 register()
@@ -41,7 +41,10 @@ def main() -> int:
     only_plan = "--plan" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
     try:
-        compose()
+        try:
+            compose()
+        except ValueError as error:  # what Hydra raises for a group that was given a number, such as budget=4
+            raise UserError(explain_value(error)) from error
         if not composed:  # --cfg, --info and completion have said what there is to say
             return 0
         from experiments.study import show_all, start_all

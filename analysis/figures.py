@@ -116,11 +116,11 @@ def draw_rank_maps(
     columns = min(len(maps), 3)
     rows = -(-len(maps) // columns)
     width = max(3.4, 0.62 * len(first.columns) + 0.9)
-    figure = _figure(columns * width + 0.9, rows * (0.4 * len(first) + 1.5) + 0.9)
+    figure = new_figure(columns * width + 0.9, rows * (0.4 * len(first) + 1.5) + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (name, ranks) in zip(axes.flat, maps.items(), strict=False):
         image = axis.imshow(ranks.to_numpy(float), cmap="PuOr_r", norm=norm, aspect="auto")
-        axis.set_title(_wrapped(name, 30), fontsize=10)
+        axis.set_title(wrapped(name, 30), fontsize=10)
         axis.set_xticks(range(len(ranks.columns)), ranks.columns, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(ranks)), [str(layer) for layer in ranks.index])
         axis.set_ylabel("layer")
@@ -129,7 +129,7 @@ def draw_rank_maps(
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=axes, label=f"final rank (white: {centre:g})", fraction=0.04, pad=0.02)
     bar.outline.set_linewidth(0.5)
-    return _save(figure, path, title, data)
+    return save_figure(figure, path, title, data)
 
 
 def _annotate(axis: Axes, ranks: Any, centre: float, reach: float) -> None:
@@ -161,7 +161,7 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
     kinds = list(dict.fromkeys(first.columns.get_level_values("type")))
     layers = sorted({layer for _, layer in first.columns})
     colour = {layer: colormaps["viridis"](0.95 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
-    figure = _figure(1.75 * len(kinds) + 1.6, 2.1 * len(courses) + 1.3)
+    figure = new_figure(1.75 * len(kinds) + 1.6, 2.1 * len(courses) + 1.3)
     axes = figure.subplots(len(courses), len(kinds), squeeze=False, sharex=True, sharey=True)
     whole = all((course % 1 == 0).all(axis=None) for course in courses.values())
     for row, (name, course) in zip(axes, courses.items(), strict=True):
@@ -175,13 +175,13 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
             axis.yaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylabel(f"{name}\nrank")
     for axis, kind in zip(axes[0], kinds, strict=True):
-        axis.set_title(_wrapped(kind, 16), fontsize=10)
+        axis.set_title(wrapped(kind, 16), fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("step")
     handles = [Line2D([], [], color=colour[layer], linewidth=2, label=str(layer)) for layer in layers]
     figure.legend(handles=handles, title="layer", loc="outside right center", frameon=False, fontsize=8)
     shifted = "Lines of equal rank are drawn slightly apart. " if whole and len(layers) > 1 else ""
-    return _save(figure, path, title, data, shifted)
+    return save_figure(figure, path, title, data, shifted)
 
 
 def courses_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -195,7 +195,8 @@ def courses_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {f"mean of {len(held)} seeds": sum(held[1:], start=held[0]) / len(held)}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure without display, global state or the caller's backend; sizes in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -204,15 +205,15 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path, title: str, data: str, remark: str = "") -> list[Path]:
+def save_figure(figure: Figure, path: Path, title: str, data: str, remark: str = "") -> list[Path]:
     """Writes .png and .svg; without dates, so that the same runs give the same files."""
     from matplotlib import rc_context
 
     wide = int(figure.get_size_inches()[0] * 11)
     if title:
-        figure.suptitle(_wrapped(title, wide), fontsize=11)
+        figure.suptitle(wrapped(title, wide), fontsize=11)
     if below := remark + (f"Data: {data}" if data else ""):
-        figure.supxlabel(_wrapped(below, int(wide * 1.4)), fontsize=7, color="0.35")
+        figure.supxlabel(wrapped(below, int(wide * 1.4)), fontsize=7, color="0.35")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is found once and serves both files
     paths = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
@@ -222,7 +223,7 @@ def _save(figure: Figure, path: Path, title: str, data: str, remark: str = "") -
     return paths
 
 
-def _wrapped(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
     """Lines of at most `width`; a dollar sign stays one and starts no formula."""
     import textwrap
 

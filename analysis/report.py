@@ -1,17 +1,24 @@
-"""Every table and figure of the stored runs, by one call."""
+"""Every table and figure of the stored runs, by one call, in one folder with a page to read them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.store import NO_BUDGET, load_runs, select
-from analysis.table import CELL, comparison, shown_names, summarise
+from analysis.page import Section, page
+from analysis.rows import NO_BUDGET
+from analysis.store import Unfinished, load_runs, select
+from analysis.table import CELL, Table, comparison, shown_names, summarise
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from analysis.study import Study
+
+TUNING = "tune"  # the protocol of a study's tuning stage, which reads data that no table is about
+MOST_WARNINGS = 30
 
 
 def report(
@@ -19,64 +26,165 @@ def report(
     out: str | Path = "tables",
     filters: Mapping[str, Sequence[str]] | None = None,
     *,
+    study: str = "",
     baseline: str = "lora",
     spread: str = "sd",
     reading: str = "last",
+    with_figures: bool = True,
     quiet: bool = False,
 ) -> list[Path]:
-    """Reads the stores and writes comparison.{md,csv,tex} and the figures of ranks.
+    """Reads the stores and writes every table, every figure and index.html.
 
     Args:
         roots: run stores.
         out: folder for the files; made when missing, files of the same name are replaced.
         filters: lists of wanted values by "method", "task", "budget", "protocol"; missing or empty means all.
+        study: a file of conf/study: only its runs, and its confirmatory table.
         baseline: the method that differences are taken to.
         spread: "sd" or "interval".
         reading: "last" or "best".
+        with_figures: False leaves the figures out, which take most of the time.
         quiet: writes the files and prints nothing.
 
     Returns:
-        The files, tables first.
+        The files: the page, then tables, then figures.
 
     Raises:
         UserError: a root is no folder, a filter matches nothing, or no run is finished.
     """
+    filters = {key: list(values) for key, values in (filters or {}).items() if values}
     runs = load_runs(*roots, reading=reading)
-    left_out, unfinished = runs.attrs["problems"], runs.attrs["unfinished"]
+    left_out, unfinished = list(runs.attrs["problems"]), list(runs.attrs["unfinished"])
+    runs.attrs = {}  # pandas copies them at every step
+    declared = None
+    if study:
+        from analysis.study import load_study
+
+        declared = load_study(study, roots)
+        if len(runs):
+            runs, unfinished = declared.only(runs, unfinished)
     if not len(runs):
         raise UserError(
-            f"no finished run in {', '.join(map(str, roots))}; `python run.py` makes one"
-            + (f"\n{summarise([*left_out, *unfinished])}" if left_out or unfinished else "")
+            f"no finished run{f' of study {study}' if study else ''} in {', '.join(map(str, roots))}; "
+            f"`python run.py{f' -m +study={study}' if study else ''}` makes one"
+            + (f"\n{summarise([*left_out, *map(str, unfinished)])}" if left_out or unfinished else "")
         )
-    chosen = select(runs, filters or {})
+    chosen = select(runs, filters)
     if not len(chosen):
-        asked = " ".join(f"--{key} {','.join(values)}" for key, values in (filters or {}).items() if values)
+        asked = " ".join(f"--{key} {','.join(values)}" for key, values in filters.items())
         raise UserError(f"no finished run has {asked} at once; leave one of them out")
-    table = comparison(chosen, baseline, spread)
+    facts = [f"{len(chosen)} finished runs of {', '.join(map(str, roots))}, {reading} checkpoint."]
+    facts += [f"Only --study {study}."] if study else []
+    facts += [f"Only --{key} {','.join(values)}." for key, values in filters.items()]
+    if "protocol" not in filters and (tuning := chosen["protocol"] == TUNING).any() and not tuning.all():
+        facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
+        chosen = chosen[~tuning].reset_index(drop=True)
     from analysis.writers import print_table, write
 
-    folder = Path(out)
+    folder, table = Path(out), comparison(chosen, baseline, spread)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = write(table, folder, "comparison") + figures(chosen, folder)
+        sections = [
+            *_confirmatory(chosen, unfinished, declared),
+            Section("Comparison", {"comparison": table}),
+            *_paper(chosen),
+            *_overall(chosen, baseline),
+            *_cost(table, folder if with_figures else None),
+            *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
+            *_endings(chosen, unfinished, declared),
+        ]
+        files = [file for s in sections for name, t in s.tables.items() for file in write(t, folder, name)]
+        files += [path.with_suffix(kind) for s in sections for path in s.figures for kind in (".png", ".svg")]
+        warnings = [*left_out, *map(str, unfinished)]
+        more = [f"and {len(warnings) - MOST_WARNINGS} more"] if len(warnings) > MOST_WARNINGS else []
+        index = folder / "index.html"
+        index.write_text(page("elalora: results", facts, sections, warnings[:MOST_WARNINGS] + more), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); type --out FOLDER") from error
     if not quiet:
         print_table(table)
-        for heading, lines in (("Left out", left_out), ("Without a result", unfinished)):
+        for line in [*facts, *(line for section in sections for line in section.lines)]:
+            print(f"\n{line}")
+        for heading, lines in (("Left out", left_out), ("Without a result", [str(run) for run in unfinished])):
             if lines:
                 print(f"\n{heading}:\n{summarise(lines)}")
-        print("\nWritten:\n" + "\n".join(f"  {file}" for file in files))
-    return files
+        print("\nWritten:\n" + "\n".join(f"  {file}" for file in [index, *files]))
+    return [index, *files]
 
 
-def figures(runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any."""
-    from analysis.figures import courses_of, draw_rank_maps, draw_trajectories, names, rank_map
+def _confirmatory(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:
+    from analysis.confirm import confirm
+
+    if declared is None or declared.family is None:
+        return []
+    found = confirm(runs, declared.cells, declared.family, unfinished)
+    return [Section(f"Study {declared.name}: confirmatory", {"confirmatory": found.table}, lines=found.sentences)]
+
+
+def _paper(runs: pd.DataFrame) -> list[Section]:
+    from analysis.ablation import ablations, published_ablations
+    from analysis.paper import against_published, paper_tables
+
+    sections = []
+    tables = {f"paper_{_file([name])}": table for name, table in paper_tables(runs).items()}
+    if tables:
+        met = against_published(runs)
+        sections.append(Section("The papers' tables", tables | ({"beside_published": met} if met else {})))
+    changes = ablations(runs)
+    if changes is not None:
+        sections.append(Section("Ablations", {"ablations": changes} | published_ablations()))
+    return sections
+
+
+def _overall(runs: pd.DataFrame, baseline: str) -> list[Section]:
+    from analysis.overall import overall
+
+    table = overall(runs, baseline)
+    return [Section("Over all tasks", {"overall": table})] if table is not None else []
+
+
+def _cost(table: Table, folder: Path | None) -> list[Section]:
+    """The table of costs, and score against each of them; no folder draws nothing."""
+    from analysis.cost import cost_table, points_of
+
+    drawn: dict[Path, str] = {}
+    if folder is not None:
+        from analysis.cost_figures import draw_pareto
+
+        for place, arms in points_of(table):
+            where = ", ".join(part for part in place.values() if part)
+            path = folder / f"pareto_{_file(place.values())}"
+            paths = draw_pareto(arms, path, f"Score against cost: {where}", str(arms["citation"].iloc[0]))
+            drawn |= {svg: f"Score against cost: {where}" for svg in paths if svg.suffix == ".svg"}
+    return [Section("Cost", {"cost": cost_table(table)}, drawn)]
+
+
+def _endings(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:
+    from analysis.confirm import failures
+
+    ended = failures(runs, unfinished, None if declared is None else declared.cells)
+    tables = {"failures": ended} if ended is not None else {}
+    lines = []
+    if declared is not None:
+        lines = [
+            f"Study {declared.name}, part {row['part']}, {row['arm']}: {row['missing']} of {row['planned']} runs are "
+            f"missing; make them with: python run.py -m +study={declared.name}"
+            for row in declared.open_runs(runs).to_dict("records")
+        ]
+    return [Section("How the runs ended", tables, lines=lines)]
+
+
+def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
+    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any.
+
+    Returns:
+        Captions by the path of the .svg; a .png stands beside it.
+    """
+    from analysis.figures import courses_of, draw_rank_maps, draw_trajectories, rank_map
 
     ranked = runs.assign(shown=shown_names(runs))
     ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
-    files: list[Path] = []
+    drawn: dict[Path, str] = {}
     for _, cell in ranked.groupby(CELL, sort=False):
         first = cell.iloc[0]
         stem = [first[key] for key in ("task", "model", "budget", "protocol", "recipe")]
@@ -84,13 +192,15 @@ def figures(runs: pd.DataFrame, folder: Path) -> list[Path]:
         arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
         maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
         title = f"Final ranks: {where}" + (", mean over seeds" if len(cell) > len(arms) else "")
-        files += draw_rank_maps(maps, _centre(cell), folder / f"ranks_{names(stem)}", title, first["citation"])
+        path = folder / f"ranks_{_file(stem)}"
+        drawn[draw_rank_maps(maps, _centre(cell), path, title, first["citation"])[-1]] = title
         for name, arm in arms.items():
             courses = courses_of(arm)
             if courses:
-                path = folder / f"trajectories_{names([*stem, _arm(name, arm)])}"
-                files += draw_trajectories(courses, path, f"Ranks of {name}: {where}", first["citation"])
-    return files
+                path = folder / f"trajectories_{_file([*stem, _arm(name, arm)])}"
+                title = f"Ranks of {name}: {where}"
+                drawn[draw_trajectories(courses, path, title, first["citation"])[-1]] = title
+    return drawn
 
 
 def _joined(maps: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -116,3 +226,10 @@ def _centre(cell: pd.DataFrame) -> float:
     if budget != NO_BUDGET and budget[1:].isdigit():
         return float(budget[1:])
     return float(sum(cell["rank_sum_final"]) / sum(map(len, cell["ranks_final"])))
+
+
+def _file(parts: Iterable[str]) -> str:
+    """A file name from free text."""
+    from analysis.figures import names
+
+    return names(list(parts))

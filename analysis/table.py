@@ -13,12 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.store import NO_BUDGET, differing, digest
+from analysis.rows import NO_BUDGET, digest
+from analysis.settings import differing
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMING = ["label", "method", "variant", "reconstructed"]
 SPREADS = ("sd", "interval")
 CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell are compared
 TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
@@ -29,7 +31,16 @@ NAMES = {
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
     "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
-METRICS = {"accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
+METRICS = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "mcc": "MCC",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
 PROTOCOLS = {
     "clean": "hyper-parameters and checkpoint chosen on data that is not reported",
     "paper_last": "trained on all of train, last checkpoint, one named split for all arms",
@@ -87,14 +98,20 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     return Table(_caption(runs), shown.columns(), shown.rows(), _notes(runs, baseline, spread, level, notes), frame)
 
 
-def shown_names(runs: pd.DataFrame) -> list[str]:
-    """The name of every run's arm; where one name covers several settings, the settings that differ follow it."""
-    names = [_name(row) for row in runs.to_dict("records")]
+def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
+    """The name of every run's arm; where one name covers several settings, the settings that differ follow it.
+
+    Args:
+        runs: from `load_runs`.
+        names: of the runs to begin with, instead of label and variant.
+    """
+    names = list(names) or [name_of(row) for row in runs[NAMING].to_dict("records")]
     for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
-        arms = group.drop_duplicates("arm")
-        if len(arms) < 2:
+        if group["arm"].nunique() < 2:
             continue
-        keys = list(differing(_labelled(r) for r in arms.to_dict("records")))
+        arms = group.drop_duplicates("arm")
+        found = list(differing(_labelled(r) for r in arms.to_dict("records")))
+        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
         for index, row in group.iterrows():
             flat = differing([_labelled(dict(row)), {}])
             names[int(index)] += " [" + ", ".join(f"{k}={flat[k][0] if k in flat else 'null'}" for k in keys[:4])
@@ -106,7 +123,7 @@ def _labelled(row: dict[str, Any]) -> dict[str, Any]:
     return {**row["settings"], "data": {**row["settings"].get("data", {}), "fingerprint": row["fingerprint"][:12]}}
 
 
-def _name(row: dict[str, Any]) -> str:
+def name_of(row: dict[str, Any]) -> str:
     """ElaLoRA (official)†: label, variant, and a dagger when the method is a reconstruction."""
     label, method = row["label"], row["method"]
     if label.startswith(method) and method in NAMES:
@@ -128,7 +145,7 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     """The rows of all arms that share task, model, budget and protocol."""
     arms = {key: arm.sort_values("seed") for key, arm in cell.groupby(["arm", "fingerprint"], sort=False)}
     bases = [arm for arm in arms.values() if arm["method"].iloc[0] == baseline]
-    where = _where(cell)
+    where = place_of(cell)
     off = {key for key, arm in arms.items() if any("off budget" in flags for flags in arm["flags"])}
     for key in off:
         notes.append(f"{where}: {arms[key]['shown'].iloc[0]} is off the budget and stands outside the comparison.")
@@ -137,7 +154,7 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
         listed = ", ".join(f"{name} {count:,.0f}" for name, count in params.items())
         notes.append(f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({listed}).")
     _note_settings(arms.values(), where, notes)
-    _note_manifests(cell, where, notes)
+    note_manifests(cell, where, notes)
     records = []
     for key, arm in arms.items():
         record = _arm(arm, level) | {"params_mismatch": bool(mismatched) and key not in off, "off_budget": key in off}
@@ -170,7 +187,7 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record["step_seconds_median"] = arm["step_seconds"].median()
     record["train_seconds_median"] = arm["train_seconds"].median()
     record["collapsed"] = sum("collapsed" in flags for flags in arm["flags"])
-    record["flags"] = " ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
+    record["flags"] = ", ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
     return record
 
 
@@ -178,6 +195,8 @@ def _difference(
     arm: pd.DataFrame, bases: list[pd.DataFrame], level: float, where: str, notes: list[str]
 ) -> dict[str, Any]:
     """Paired differences in score to the baseline arm over the seeds that both have."""
+    import numpy as np
+
     name = arm["shown"].iloc[0]
     same = [b for b in bases if b["fingerprint"].iloc[0] == arm["fingerprint"].iloc[0]]
     exact = [b for b in same if b["rest"].iloc[0] == arm["rest"].iloc[0]]
@@ -188,13 +207,14 @@ def _difference(
             reason = "several baseline arms fit" if fitting else "no baseline arm has the same data and settings"
             notes.append(f"{where}: no difference for {name}, {reason}.")
         return {}
-    both = arm.merge(fitting[0], on="seed", suffixes=("", "_base")).sort_values("seed")
-    alone = len(arm) + len(fitting[0]) - 2 * len(both)
+    base = dict(zip(fitting[0]["seed"], fitting[0]["score"], strict=True))
+    pairs = [(score, base[seed]) for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
+    alone = len(arm) + len(base) - 2 * len(pairs)
     if alone:
         notes.append(f"{where}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
-    if not len(both):
+    if not pairs:
         return {"diff_n": 0}
-    gaps = (both["score"] - both["score_base"]).to_numpy(float)
+    gaps = np.array([score - other for score, other in pairs])
     low, high = _interval(gaps, level)
     return {
         "diff_n": len(gaps),
@@ -246,7 +266,8 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
 # -- notes -------------------------------------------------------------------------------------------------
 
 
-def _where(cell: pd.DataFrame) -> str:
+def place_of(cell: pd.DataFrame) -> str:
+    """Task, model, budget and protocol that the runs share, for a note."""
     first = cell.iloc[0]
     parts = [first["task"], first["model"], *([first["budget"]] if first["budget"] != NO_BUDGET else [])]
     return ", ".join([*parts, first["protocol"]])
@@ -265,7 +286,7 @@ def _note_settings(arms: Iterable[pd.DataFrame], where: str, notes: list[str]) -
         notes.append(f"{where}: the arms saw different data (fingerprints {', '.join(p[:12] for p in prints)}).")
 
 
-def _note_manifests(cell: pd.DataFrame, where: str, notes: list[str]) -> None:
+def note_manifests(cell: pd.DataFrame, where: str, notes: list[str]) -> None:
     """Names the versions, commits and machines that differ between the runs that are set side by side."""
     manifests = list(cell["manifest"])
     if unlike := differing({**m, "commit": (m.get("commit") or "unknown")[:10], "dirty": None} for m in manifests):
@@ -380,7 +401,7 @@ def _moved(record: dict[str, Any]) -> str:
 
 
 def _flags(record: dict[str, Any]) -> str:
-    words = [flag for flag in record.get("flags", "").split() if flag != "collapsed"]
+    words = [flag for flag in record.get("flags", "").split(", ") if flag not in ("", "collapsed")]
     if record.get("collapsed"):
         words.insert(0, f"collapsed {record['collapsed']:.0f}/{record['n']:.0f}")
     return ", ".join(words)

@@ -11,12 +11,15 @@ from analysis.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-LEFT = ("Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags")
+LEFT = (
+    "Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags", "Arm", "Source", "Difference",
+    "Change",
+)  # fmt: skip
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "Δ": r"$\Delta$",
-    "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "Δ": r"$\Delta$",
+    "§": r"\S{}", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--",
     "[": "{[}", "*": "{*}",  # either would be an argument of the line end before it
 }  # fmt: skip
 

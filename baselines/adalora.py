@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
 from elalora.importance import Importance
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round
+from elalora.method import Capabilities, LowRankMethod, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS, orthogonality
 from elalora.schedules import Schedule, steps_of
@@ -300,7 +300,7 @@ class AdaLoRA(LowRankMethod):
     def finish(self) -> None:
         if not self.fixed:
             due = self.phases.rounds()
-            raise MethodFailure(
+            raise NeverActed(
                 f"{len(due)} maskings were due, the last after step {due[-1]}, and the final pattern was never set: "
                 "after_step was not called at every step"
             )

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from elalora.adapters import LowRankLinear
 from elalora.directions import Directions
 from elalora.errors import UserError
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round, draw_kaiming
+from elalora.method import Capabilities, LowRankMethod, NeverActed, Round, draw_kaiming
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 
@@ -219,7 +219,7 @@ class BeamLoRA(LowRankMethod):
         super().finish()
         due = sum(self.due(done) and self.share(done) < 1 for done in range(1, self.total_steps + 1))
         if due and not any(r.grown for r in self.rounds_seen):
-            raise MethodFailure(
+            raise NeverActed(
                 f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): after_step was not "
                 "called, or the importances are so even that nothing lies outside p: lower method.keep"
             )

@@ -25,7 +25,7 @@ from baselines.adalora import initial_rank, plan_masking
 from elalora.attach import find_linears
 from elalora.budget import Budget, Count, check_rank
 from elalora.errors import UserError
-from elalora.method import BudgetOverrun, Capabilities, Method, MethodFailure, Round
+from elalora.method import BudgetExceeded, Capabilities, Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 
@@ -279,14 +279,14 @@ class PeftTuner(Method):
 
     def finish(self) -> None:
         if self.capabilities.adaptive and not self.peft_model.peft_config[ADAPTER].rank_pattern:
-            raise MethodFailure("PEFT's allocator never masked anything: after_step was not called at every step")
+            raise NeverActed("PEFT's allocator never masked anything: after_step was not called at every step")
         self.check_budget()
 
     def check_budget(self) -> None:
-        """Raises BudgetOverrun when the ranks that the budget sets exceed it."""
+        """Raises MethodFailure when the ranks that the budget sets exceed it."""
         allowed, now = self.mean_rank * len(self.matrices), self.count().rank_sum
         if self.capabilities.ranked and self.capabilities.budget != "none" and now > allowed:
-            raise BudgetOverrun(f"budget overrun: rank sum {now}, allowed {allowed}")
+            raise BudgetExceeded(f"budget overrun: rank sum {now}, allowed {allowed}")
 
     # -- reading ---------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torch import distributed as dist
 
 from elalora.adapters import InputNorm, LowRankLinear
 from elalora.errors import UserError
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round, draw_kaiming
+from elalora.method import Capabilities, LowRankMethod, MethodFailure, NeverActed, Round, draw_kaiming
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 
@@ -146,7 +146,7 @@ class PRILoRA(LowRankMethod):
     def finish(self) -> None:
         super().finish()
         if not self.prunings:
-            raise MethodFailure("A was never pruned: after_step was not called")
+            raise NeverActed("A was never pruned: after_step was not called")
 
     # -- reading ---------------------------------------------------------------------------------------
 

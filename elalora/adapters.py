@@ -10,6 +10,7 @@ products, so cost follows the rank and not the capacity; rows beyond it are 0 an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +41,12 @@ class LowRankLinear(nn.Module):
         self.directions = directions
         self.scale = scale
         self.dropout = dropout
-        zeros, capacity = base.weight.new_zeros, directions.capacity
-        self.A = nn.Parameter(zeros(capacity, base.in_features))
-        self.B = nn.Parameter(zeros(capacity, base.out_features))
-        self.E = nn.Parameter(zeros(capacity)) if singular else None
+        # factors are at least float32: a model loaded in bfloat16 would round most of AdamW's updates away
+        kind = torch.promote_types(base.weight.dtype, torch.float32)
+        zeros, capacity = partial(base.weight.new_zeros, dtype=kind), directions.capacity
+        self.A = nn.Parameter(zeros((capacity, base.in_features)))
+        self.B = nn.Parameter(zeros((capacity, base.out_features)))
+        self.E = nn.Parameter(zeros((capacity,))) if singular else None
         directions.follow(self._parameter_rows)
         self.inputs: InputNorm | None = None
 
@@ -99,9 +102,10 @@ class LowRankLinear(nn.Module):
             out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, r, self.scale)
         else:
             frozen = self.base(rows)  # (tokens, d_out)
-            down = F.linear(F.dropout(rows, self.dropout) if dropping else rows, self.A[:r])  # (tokens, r)
+            kept, kind = F.dropout(rows, self.dropout) if dropping else rows, frozen.dtype
+            down = F.linear(kept, self.A[:r].to(rows.dtype))  # (tokens, r)
             up = self.B[:r] * self.scale if self.E is None else self.B[:r] * (self.E[:r, None] * self.scale)
-            out = torch.addmm(frozen, down, up)
+            out = torch.addmm(frozen, down.to(kind), up.to(kind))
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()

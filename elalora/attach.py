@@ -3,6 +3,9 @@
 A pattern is a dotted name matched from the end of a module's name, component by component, with shell
 wildcards inside a component: `query` matches every module called query, and `layer.*.output.dense` matches
 `bert.encoder.layer.0.output.dense` but not `bert.encoder.layer.0.attention.output.dense`.
+
+GPT-2 has Conv1D layers, which are linear layers with a transposed weight: they are adapted as linear layers, and
+`detach` and `merge` put Conv1D layers back.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
+from elalora.targets import NAMES
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -47,8 +52,8 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
         for pattern in patterns:
             if not name or not matches(name, pattern):
                 continue
-            if isinstance(module, nn.Linear):
-                found[name] = module
+            if isinstance(module, nn.Linear) or is_conv1d(module):
+                found[name] = module if isinstance(module, nn.Linear) else Conv1DAsLinear(module)
                 hits[pattern] += 1
             else:
                 wrong.setdefault(pattern, module)
@@ -61,6 +66,36 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
     return found
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D, the linear layer of GPT-2; known by name, because this needs torch only."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
+
+
+class Conv1DAsLinear(nn.Linear):
+    """A frozen linear layer with the transposed copy of a Conv1D's weight.
+
+    Args:
+        conv: weight (d_in, d_out) and bias (d_out,).
+    """
+
+    def __init__(self, conv: nn.Module) -> None:
+        weight: Any = conv.weight
+        super().__init__(weight.shape[0], weight.shape[1], device=weight.device, dtype=weight.dtype)
+        self.kind: Callable[[int, int], nn.Module] = type(conv)
+        self.weight = nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
+        self.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)  # type: ignore[operator]
+
+    @classmethod
+    def back(cls, base: nn.Module, layer: nn.Module) -> nn.Module:
+        """`layer` as a layer of the kind that `base` was before it was adapted."""
+        if not isinstance(base, cls) or not isinstance(layer, nn.Linear):
+            return layer
+        conv: Any = base.kind(base.out_features, base.in_features)
+        conv.weight = nn.Parameter(layer.weight.detach().T.contiguous())
+        conv.bias = nn.Parameter(layer.bias.detach().clone())
+        return conv
+
+
 def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: tuple[str, ...]) -> None:
     if module is not None:
         raise UserError(
@@ -69,7 +104,7 @@ def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: t
         )
     raise UserError(
         f"target '{pattern}' matches no linear layer; candidates: {_candidates(model, outside)}; "
-        "set model.targets=[...]"
+        f"set model.targets=[...] to patterns, or to one named set ({', '.join(NAMES)})"
     )
 
 
@@ -78,7 +113,7 @@ def _candidates(model: nn.Module, outside: tuple[str, ...]) -> str:
     kinds = {
         re.sub(r"\.\d+(?=\.|$)", ".*", name)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(outside or ("\0",))
+        if (isinstance(module, nn.Linear) or is_conv1d(module)) and not name.startswith(outside or ("\0",))
     }
     return ", ".join(sorted(kinds)) or "none, the model has no nn.Linear"
 
@@ -88,7 +123,7 @@ def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Linear]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for name, module in found.items():
-        shared = [o for o in owners[id(module.weight)] if o != f"{name}.weight"]
+        shared = [o for o in owners.get(id(module.weight), []) if o != f"{name}.weight"]
         if shared:
             raise UserError(
                 f"'{name}' shares its weight with '{shared[0]}' (tied); adapting one would silently change "
@@ -109,12 +144,12 @@ def attach(
 
 def detach(model: nn.Module) -> nn.Module:
     """Puts every frozen layer back; the model is what it was before `attach`."""
-    return _replace(model, lambda adapter: adapter.base)
+    return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.base))
 
 
 def merge(model: nn.Module) -> nn.Module:
     """Replaces every adapter by one linear layer with the update in its weight."""
-    return _replace(model, lambda adapter: adapter.merged())
+    return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.merged()))
 
 
 def _replace(model: nn.Module, new: Callable[[LowRankLinear], nn.Module]) -> nn.Module:

@@ -26,7 +26,7 @@ from elalora.allocation import Decision, decide, widen_ties
 from elalora.errors import UserError
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round
+from elalora.method import Capabilities, LowRankMethod, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS as ORTHOGONALITY
 from elalora.regulariser import orthogonality
@@ -252,7 +252,7 @@ class ElaLoRA(LowRankMethod):
     def finish(self) -> None:
         due = len(self.phases.rounds())
         if due and not any(r.grown for r in self.rounds_seen):
-            raise MethodFailure(
+            raise NeverActed(
                 f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): "
                 "after_step was not called, or the pool was empty at every round"
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from elalora.attach import Conv1DAsLinear
 from elalora.errors import UserError
 from elalora.method import Method
 
@@ -57,6 +58,8 @@ def export_peft(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config({name: a.shape[0] for name, (a, _) in factors.items()}, saved, task_type, base)
+    adapted = [getattr(model.get_submodule(name), "base", None) for name in factors]
+    config["fan_in_fan_out"] = any(isinstance(base, Conv1DAsLinear) for base in adapted)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -75,9 +78,8 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     if not path.is_file():
         raise UserError(f"{folder} has no LoRA adapter to start from ({path.name} is missing)")
     tensors = load_file(path)
-    names = [
-        key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")
-    ]
+    end = ".lora_A.weight"
+    names = [key.removeprefix(PREFIX).removesuffix(end) for key in tensors if key.endswith(end)]
     return {n: (tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names}
 
 

@@ -41,13 +41,23 @@ from elalora.schedules import Schedule
 
 
 class MethodFailure(RuntimeError):
-    """A run that must not become a number: an allocator that never acted, or a budget overrun."""
+    """A run that must not become a number.
+
+    Attributes:
+        failure: its kind in status.json, by which failures are counted.
+    """
+
+    failure = "crash"
+
+
+class NeverActed(MethodFailure):
+    """An allocator that was due and moved nothing."""
 
     failure = "never_acted"
 
 
-class BudgetOverrun(MethodFailure):
-    """More ranks or parameters than the budget allows."""
+class BudgetExceeded(MethodFailure):
+    """A hard budget that is exceeded where it is read."""
 
     failure = "budget"
 
@@ -374,14 +384,14 @@ class LowRankMethod(Method):
         self.check_budget()
 
     def check_budget(self) -> None:
-        """Raises BudgetOverrun when the rank sum or the parameters exceed the budget."""
+        """Raises MethodFailure when the rank sum or the parameters exceed the budget."""
         assert self.budget is not None
         now = self.count()
         allowed = self.mean_rank * len(self.adapters)
         if self.budget.rank is not None and now.rank_sum > allowed:
-            raise BudgetOverrun(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
+            raise BudgetExceeded(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
         if self.budget.params is not None and now.params > self.budget.params:
-            raise BudgetOverrun(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
+            raise BudgetExceeded(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}

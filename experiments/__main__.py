@@ -1,45 +1,33 @@
-"""`python -m experiments status [STORE]`: what a store's runs are doing."""
+"""`python -m experiments`: what to do with a run store beside filling it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from pathlib import Path
 
 from elalora.errors import UserError
+from experiments import examples, status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; each command adds its own part."""
+    given = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = given.add_subparsers(required=True, metavar="COMMAND")
+    status.add_to(commands)
+    examples.add_to(commands)
+    return given
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 fine, 2 a mistake in what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    status = commands.add_parser("status", help="every run of a store by state, and the commands that go on")
-    status.add_argument("store", nargs="?", default="runs", type=Path)
-    status.add_argument("--json", action="store_true", help="one JSON list")
-    status.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="again and again")
-    status.set_defaults(run=_status)
-    args = parser.parse_args(words)
+    """Exit codes: 0 done, 2 a mistake in what was asked for."""
+    asked = parser().parse_args(words)
     try:
-        args.run(args)
+        return asked.do(asked)
     except UserError as error:
         print(f"elalora: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # how --watch is ended
-        pass
-    return 0
-
-
-def _status(args: argparse.Namespace) -> None:
-    from experiments.status import as_json, states, text
-
-    while True:
-        found = states(args.store)
-        print(as_json(found) if args.json else text(args.store, found), flush=True)
-        if args.watch is None:
-            return
-        time.sleep(args.watch)
-        print()
+    except KeyboardInterrupt:  # how a watch ends
+        return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from experiments.config_launcher import LauncherConfig
 from experiments.config_study import RecipeConfig, StudyConfig
 from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
 from experiments.config_tracking import TrackingConfig
@@ -130,6 +131,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     seed: int = 0
     init_from: str | None = None
     threads: int | None = None

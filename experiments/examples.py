@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
+from experiments.data.content import inputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,15 +25,19 @@ COLUMNS = 4  # images side by side
 CLIP = 300  # characters of a text that are shown
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the examples, or writes the picture; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments examples", description="Items with predictions.")
+def add_to(commands: Any) -> None:
+    """Adds the command to those of `python -m experiments`."""
+    parser = commands.add_parser("examples", help="a few items of a finished run with the model's predictions")
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--count", type=int, default=8, help="how many items")
     parser.add_argument("--wrong", action="store_true", help="only items that were answered wrongly")
     parser.add_argument("--out", type=Path, help="PNG for images (default examples.png)")
     parser.add_argument("--data-root", help="data.root, where it is no longer that of the run")
-    options = parser.parse_args(argv)
+    parser.set_defaults(do=show)
+
+
+def show(options: argparse.Namespace) -> int:
+    """Prints the examples, or writes the picture; returns the exit code."""
     task, shown = examples(options.run, options.count, options.wrong, options.data_root)
     if task.kind == "image":
         path = options.out or Path("examples.png")
@@ -69,24 +74,28 @@ def examples(
     chosen = order[: max(0, count)]
     if lost := [row["idx"] for row in chosen if row["idx"] not in where]:
         raise UserError(f"{run}: item {lost[0]} is not in the data as they are loaded now")
-    return task, [row | {name: rows[where[row["idx"]]][name] for name in task.text} for row in chosen]
+    return task, [row | {name: rows[where[row["idx"]]][name] for name in inputs(task)} for row in chosen]
 
 
 def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from experiments.data import load_task
     from experiments.protocols import apply_protocol
 
     try:
         config: Any = OmegaConf.load(run / "config.yaml")
+        task, data = _object(TaskConfig, config.task), _object(DataConfig, config.data)
+        protocol = _object(ProtocolConfig, config.protocol)
     except OSError as error:
         raise UserError(f"{run} is not the folder of a run: it has no config.yaml") from error
-    task = _object(TaskConfig, config.task)
-    data = _object(DataConfig, config.data)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{run}: its config.yaml is no run's ({str(error).splitlines()[0]})") from error
     data.root = data_root or data.root
     loaded = load_task(task, data)
-    splits = apply_protocol(loaded, _object(ProtocolConfig, config.protocol), train_items=None, seed=0)
+    splits = apply_protocol(loaded, protocol, train_items=None, seed=0)
     return task, splits.report
 
 
@@ -142,7 +151,7 @@ def draw(task: TaskConfig, shown: list[dict[str, Any]], path: Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, shown, strict=False):
-        with Image.open(io.BytesIO(row[task.text[0]])) as image:
+        with Image.open(io.BytesIO(row["image"])) as image:
             axis.imshow(image.convert("RGB"), interpolation="nearest")
         right = row["label"] == row["prediction"]
         axis.set_title(f"{'✓' if right else '✗'} {_name(task, row['prediction'])}", fontsize=9)
@@ -159,5 +168,4 @@ def draw(task: TaskConfig, shown: list[dict[str, Any]], path: Path) -> None:
 
 
 def _name(task: TaskConfig, label: int) -> str:
-    names = getattr(task, "labels", None)
-    return str(names[label]) if names else str(label)
+    return task.labels[label] if task.labels else str(label)

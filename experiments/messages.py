@@ -10,7 +10,6 @@ from elalora.errors import UserError
 from experiments.compose import CONF, GROUPS, compose_run, key_of
 
 
-
 def explain(error: BaseException) -> str:
     """One line for a person: what was given, what is allowed, what to type."""
     text = str(error).strip()
@@ -24,6 +23,16 @@ def explain(error: BaseException) -> str:
         if line:
             return line
     return " ".join((text.splitlines() or [type(error).__name__])[0].split())
+
+
+def explain_value(error: ValueError) -> str:
+    """One line for a group that was given no name; Hydra does not say which."""
+    for word in sys.argv[1:]:
+        key, _, value = word.partition("=")
+        if (not key or key in GROUPS) and not re.search(r"[a-z]", value):
+            hint = f"; type budget=r{value}" if key == "budget" and value.isdigit() else ""
+            return f"'{word}' is no choice: a group takes a name{hint or ', NAME=VALUE'}"
+    return " ".join(str(error).split())
 
 
 def _unknown_choice(text: str, cause: str) -> str | None:

@@ -18,7 +18,6 @@ from experiments.plan import Plan, in_order
 from experiments.study import TUNING, Cell, Expansion
 
 
-
 def overview(plans: Sequence[Plan]) -> str:
     """The runs of a plain command, "method-budget on task: n repeats"."""
     plans = in_order(plans)
@@ -28,7 +27,9 @@ def overview(plans: Sequence[Plan]) -> str:
     lines = []
     for alike in groups.values():
         label = alike[0].label.rpartition("-s")[0]
-        lines.append(f"  {label}: {_count(len(alike), 'repeat')} ({_seeds(p.config.seed for p in alike)}){_done(alike)}")
+        lines.append(
+            f"  {label}: {_count(len(alike), 'repeat')} ({_seeds(p.config.seed for p in alike)}){_done(alike)}"
+        )
         lines += _needs(alike, {plan.id for plan in plans})
     return "\n".join([f"{_count(len(plans), 'run')}:", *lines, *_summary(plans, [], [])])
 
@@ -95,7 +96,9 @@ def _summary(plans: list[Plan], waiting: list[Cell], cells: list[Cell]) -> list[
     times = [stored.seconds(plan) for plan in plans if plan.finished() is None]
     known = [seconds for seconds in times if seconds is not None]
     if known:
-        lines.append(f"about {_duration(sum(known))} of work for {_count(len(known), 'run')}, from stored runs that are alike")
+        lines.append(
+            f"about {_duration(sum(known))} of work for {_count(len(known), 'run')}, from stored runs that are alike"
+        )
     if len(known) < len(times):
         lines.append(f"no stored time for {_count(len(times) - len(known), 'run')}")
     if waiting and times:

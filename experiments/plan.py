@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from experiments.data.files import digests
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
-OUTSIDE_IDENTITY = ("store", "tracking", "threads", "recipe", "overrides", "study")
+OUTSIDE_IDENTITY = ("store", "tracking", "launcher", "threads", "recipe", "overrides", "study")
 
 
 def stream(seed: int, name: str) -> int:
@@ -115,7 +115,7 @@ def make_plan(config: DictConfig) -> Plan:
     return Plan(config, cls, method_config, budget, identity, run_id, folder, tuple(sources))
 
 
-@lru_cache(maxsize=None)
+@cache
 def plan_of(overrides: tuple[str, ...]) -> Plan:
     """The plan of a command, made once in a process: a study looks at the same run again after every stage."""
     return make_plan(compose_run(overrides))
@@ -231,8 +231,8 @@ def _source(config: DictConfig, setting: str, wanted: str) -> Source:
         folder = find([config.store.root, *config.store.also], wanted)
     if folder is None:
         raise UserError(
-            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the folder "
-            "of a finished run, nor the id of one in store.root"
+            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the "
+            "folder of a finished run, nor the id of one in store.root"
         )
     return Source(setting, wanted, folder.result()["id"], folder=folder)
 

@@ -8,7 +8,8 @@ Tasks come with three splits, or with train and a validation split only, because
     clean        VTAB-1k             train + validation    nothing       test, read once
     clean        others              train                 validation    test
     paper_last   GLUE, summaries     train                 nothing       validation, as ElaLoRA's code
-    paper_last   VTAB-1k, others     train + validation    nothing       test
+    paper_last   VTAB-1k             train                 nothing       test, as ElaLoRA's code
+    paper_last   others              train + validation    nothing       test
     paper_best   as paper_last, but selects on the reported split (optimistic)
     tune         GLUE                train less held-out   nothing       held-out
     tune         others              train                 nothing       validation
@@ -107,9 +108,10 @@ def _clean(data: TaskData, split_seed: int) -> Splits:
 
 def _as_papers(data: TaskData, best: bool) -> Splits:
     """All of train, one split for everything else."""
-    train, (name, report) = data.splits["train"], _validation(data)
-    if "test" in data.splits and data.config.suite != "summarization":
-        train, report, name = _joined(train, report), data.splits["test"], "test"
+    train, (name, report), suite = data.splits["train"], _validation(data), data.config.suite
+    if "test" in data.splits and suite != "summarization":
+        train = train if suite == "vtab" else _joined(train, report)
+        report, name = data.splits["test"], "test"
     return Splits(train, report if best else None, report, name if best else None, name)
 
 

@@ -1,7 +1,7 @@
 """`python -m experiments.reproduce_check`: runs the study reproduce_check and holds its means against stated ranges.
 
-Needs the DeBERTa-v3-base weights and GLUE (hub or folders) and a GPU. With study.smoke=true it runs on stand-ins from end
-to end; the ranges mean nothing there and are not applied. Other words are handed to the study (store.root=..., data.root=...).
+Needs the DeBERTa-v3-base weights and GLUE (hub or folders) and a GPU. With study.smoke=true it runs on stand-ins from
+end to end; the ranges mean nothing there and are not applied. Other words are handed to the study (store.root=...).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell: the mean over the seeds that are done, None without any; passed is None where the range is not applied."""
+    """One cell: the mean over the seeds that are done; passed is None where the range is not applied."""
 
     range: Range
     mean: float | None
@@ -50,9 +50,7 @@ def ranges() -> list[Range]:
     """The stated ranges with their sources."""
     with RANGES.open(encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return [
-            Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows
-        ]
+        return [Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows]
 
 
 def judge(cells: Iterable[Cell], stated: Iterable[Range], apply: bool = True) -> list[Verdict]:

@@ -157,6 +157,7 @@ def _size(folder: Path) -> int:
 def export_adapter(plan: Plan, method: Method, model: Any) -> None:
     """adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
     from elalora.export import export_peft, export_trained
+    from experiments.model_files import resolve_model
     from experiments.models import HEADED
 
     folder = plan.folder.path / "adapter"
@@ -165,7 +166,10 @@ def export_adapter(plan: Plan, method: Method, model: Any) -> None:
         export_trained(model, folder)
         return
     path = plan.config.model.path
-    base = "sentence-transformers/all-MiniLM-L6-v2" if path == "embedded" else path
+    if path == "embedded":
+        base = "sentence-transformers/all-MiniLM-L6-v2"
+    else:
+        base = resolve_model(path) if path == "digits" else path
     export_peft(method, model, folder, head, task_type=HEADED[plan.config.task.kind][1], base=base)
 
 

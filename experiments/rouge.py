@@ -8,6 +8,7 @@ space), because the usual sentence splitter needs data of its own.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -38,8 +39,12 @@ def rouge(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> di
 
 @lru_cache(maxsize=1)
 def _scorer() -> Any:
+    from absl import logging
     from rouge_score.rouge_scorer import RougeScorer
 
+    # its logging library keeps the stderr of this moment and closes it when logging is set up anew (Hydra does so):
+    # in a notebook or a test that is not the real one
+    logging.get_absl_handler().python_handler.stream = sys.__stderr__
     return RougeScorer(VARIANTS, use_stemmer=True)
 
 

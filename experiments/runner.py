@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +28,17 @@ def run_all(configs: list[DictConfig]) -> int:
     Raises:
         UserError: a configuration is wrong; nothing has been started.
     """
-    return run_plans([make_plan(config) for config in configs])
+    plans = [make_plan(config) for config in configs]
+    return launcher_of(configs[0])(plans)
+
+
+def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
+    """What does plans, by the configuration's `launcher`: a function from plans to an exit code."""
+    if config.launcher.kind != "slurm":
+        return run_plans
+    from experiments.launch import slurm
+
+    return partial(slurm.run_plans, config=OmegaConf.to_object(config.launcher))
 
 
 def run_plans(given: list[Plan]) -> int:
@@ -71,14 +83,14 @@ def run(plan: Plan) -> dict[str, Any]:
         with listening() as stop:
             prepared = prepare(plan)
             if stop.signal is not None:
-                raise Preempted(f"{stop.signal} before the first step")
+                raise Preempted(f"{stop.signal} before the first step", stop.signal)
             with plan.folder.working():
                 # another process may have finished it since the first look
                 result = plan.folder.result() if plan.folder.done else _train(plan, stop, *prepared)
     except (UserError, KeyboardInterrupt):
         raise
     except Preempted as error:
-        raise Preempted(f"{plan.label} stopped: {error}; the same command goes on") from error
+        raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
     except Busy as error:
         raise RunFailed(str(error)) from error
     except Exception as error:
@@ -87,7 +99,7 @@ def run(plan: Plan) -> dict[str, Any]:
         raise RunFailed(f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})") from error
     print(f"done: {plan.folder.path}  {headline(result)}")
     if stop.signal is not None:
-        raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop")
+        raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
 
 

@@ -23,6 +23,10 @@ class Preempted(RuntimeError):
 
     failure = "preempted"
 
+    def __init__(self, message: str, signal: str | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
+
 
 @dataclass
 class Stop:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -86,6 +87,8 @@ class RunFolder:
             result = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); move the folder away and run again") from error
+        if not isinstance(result, dict):
+            raise UserError(f"{path} is damaged (no JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}")
         return result
@@ -125,15 +128,14 @@ class RunFolder:
 
     def _failed(self, error: BaseException) -> None:
         line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
-        failure = "preempted" if isinstance(error, KeyboardInterrupt) else getattr(error, "failure", "crash")
-        state = "preempted" if failure == "preempted" else "failed"
+        kind = "preempted" if isinstance(error, KeyboardInterrupt) else getattr(error, "failure", "crash")
+        state = "preempted" if kind == "preempted" else "failed"
+        trace = "".join(traceback.format_exception(error))
         more = {} if self._progress is None else dict(zip(("step", "total"), self._progress, strict=True))
         try:
-            self.beat(
-                state, **more, failure=failure, error=line, traceback="".join(traceback.format_exception(error))
-            )
-        except OSError:  # the disk is full or gone: what stopped the run is said by whoever catches it
-            pass
+            self.beat(state, **more, failure=kind, error=line, traceback=trace)
+        except OSError as full:  # a full disk must not hide what went wrong
+            print(f"elalora: {self.path}/status.json cannot be written ({full.strerror})", file=sys.stderr)
 
     def _as_before(self, status: dict[str, Any]) -> None:
         """A user's mistake is no attempt."""

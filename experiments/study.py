@@ -161,7 +161,7 @@ class Expansion:
         ]
 
     def _shared(self, task: str, budget: str, own: list[str]) -> list[str]:
-        """What all arms of a task and budget have in common; the command's words and the small form have the last word."""
+        """What all arms of a task and budget share; the command's words count last, the small form's before them."""
         study = self.study
         late = study.small.overrides if study.smoke else []
         mine = [*study.overrides, *study.by_task.get(task, []), *own, *late, *self.words]
@@ -190,9 +190,7 @@ class Expansion:
             words.append(f"method.ranks_from='{' '.join(self._words(own.ranks_from, rates))}'")
         return words
 
-    def _make(
-        self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]
-    ) -> Cell:
+    def _make(self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]) -> Cell:
         words = _last(words)
         plan = plan_of(tuple(words))
         after = tuple(source.id for source in plan.sources if source.plan is not None)
@@ -333,15 +331,15 @@ def _check(study: StudyConfig) -> None:
             raise UserError("study.parts.tuning: the name belongs to the tuning stage; choose another")
         for arm in part.arms:
             _known_arm(study, arm, f"study.parts.{name}.arms")
-    for name, arm in study.arms.items():
-        if arm.ranks_from is not None:
-            _known_arm(study, arm.ranks_from, f"study.arms.{name}.ranks_from")
-            if study.arms[arm.ranks_from].ranks_from is not None:
-                raise UserError(f"study.arms.{name}.ranks_from={arm.ranks_from} is a transplant itself")
-        if arm.tuned_as is not None:
-            _known_arm(study, arm.tuned_as, f"study.arms.{name}.tuned_as")
-            if study.arms[arm.tuned_as].tuned_as is not None:
-                raise UserError(f"study.arms.{name}.tuned_as={arm.tuned_as} is not tuned itself")
+    for name, own in study.arms.items():
+        if own.ranks_from is not None:
+            _known_arm(study, own.ranks_from, f"study.arms.{name}.ranks_from")
+            if study.arms[own.ranks_from].ranks_from is not None:
+                raise UserError(f"study.arms.{name}.ranks_from={own.ranks_from} is a transplant itself")
+        if own.tuned_as is not None:
+            _known_arm(study, own.tuned_as, f"study.arms.{name}.tuned_as")
+            if study.arms[own.tuned_as].tuned_as is not None:
+                raise UserError(f"study.arms.{name}.tuned_as={own.tuned_as} is not tuned itself")
     for name, part in study.parts.items():
         missing = {study.arms[arm].ranks_from for arm in part.arms} - {None, *part.arms}
         if missing:
@@ -416,6 +414,11 @@ def show_all(configs: list[DictConfig]) -> int:
         print(overview_of_study(study))
     else:
         print(overview([make_plan(config) for config in configs]))
+    if configs[0].launcher.kind == "slurm":
+        from experiments.launch.slurm import describe
+
+        plans = [c.plan for c in cells_of(study) if c.plan] if study is not None else map(make_plan, configs)
+        print("\n".join(describe([p for p in plans if p.finished() is None], OmegaConf.to_object(configs[0].launcher))))
     return 0
 
 
@@ -425,12 +428,12 @@ def start_all(configs: list[DictConfig]) -> int:
     Returns:
         The exit code: 0 all done, 1 a run failed, 2 a mistake in what was asked for.
     """
-    from experiments.runner import run_all, run_plans
+    from experiments.runner import launcher_of, run_all
 
     study = _the_study(configs)
     if study is None:
         return run_all(configs)
-    return run_study(study, run_plans)
+    return run_study(study, launcher_of(study))
 
 
 def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int:

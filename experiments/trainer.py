@@ -203,7 +203,8 @@ class Trainer:
         """Writes a checkpoint where the weights still are those of one, and leaves."""
         if not self._finishing and (self._saved != self._steps or self._unread is not None):
             self._checkpoint()
-        raise Preempted(f"{self.stop.signal or 'a signal'} after step {self._steps} of {self.total}")
+        asked = self.stop.signal or "a signal to another process"
+        raise Preempted(f"{asked} after step {self._steps} of {self.total}", self.stop.signal)
 
     def _logged(self, step: int) -> bool:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.total

@@ -208,6 +208,20 @@ def test_the_source_of_the_data_is_cited_in_every_form_and_no_method_called_bett
         assert "better" not in text.lower()
 
 
+def test_transplants_of_several_seeds_are_one_arm_and_those_of_other_sources_another(store: Path) -> None:
+    ids = {int(r["seed"]): r["id"] for r in load_runs(store).to_dict("records") if r["method"] == "elalora"}
+    other = result("elalora", 0, 70.0, variant="official", identity__method__variant="official")
+    write_run(store, other)
+    for seed, source in [*ids.items(), (0, other["id"]), (7, "f" * 64)]:
+        whole = result("svd_lora", seed, 80.0, label="SVD-LoRA transplant", identity__method__ranks_from=source)
+        write_run(store, whole)
+    frame = comparison(load_runs(store)).frame
+    svd = frame[frame["method"] == "svd_lora"]
+    assert sorted(svd["n"]) == [1, 1, 3]  # three seeds of one source, one of another, one whose source is not here
+    assert any("variant=official" in name for name in svd["shown"])
+    assert svd.set_index("n").loc[3, "diff_mean"] == pytest.approx(-2.0)  # 80 against LoRA's 80, 82, 84
+
+
 # -- the store ---------------------------------------------------------------------------------------------
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -256,7 +270,7 @@ def test_a_run_without_a_result_is_listed_with_its_state(store: Path) -> None:
     (folder / "status.json").write_text(json.dumps({"state": "failed", "error": "RuntimeError: out of memory"}))
     runs = load_runs(store)
     assert len(runs) == 6
-    assert runs.attrs["unfinished"] == [f"{folder}: failed: RuntimeError: out of memory"]
+    assert [str(run) for run in runs.attrs["unfinished"]] == [f"{folder}: failed: RuntimeError: out of memory"]
 
 
 def test_one_run_folder_and_one_task_folder_are_stores_too(store: Path) -> None:
@@ -310,6 +324,7 @@ def test_csv_holds_the_unrounded_numbers(store: Path) -> None:
         ("81.62 ± 0.18", r"81.62 $\pm$ 0.18"),
         (r"\input{x}", r"\textbackslash{}input\{x\}"),
         ("[0.1]", "{[}0.1]"),
+        ('say "x"', "say ''x''"),
         ("Dürr 日本 ≈", "Dürr ?? ?"),
     ],
 )
@@ -406,15 +421,15 @@ def test_file_names_hold_nothing_but_harmless_characters() -> None:
 
 def test_the_report_writes_what_it_names(pair: Path, tmp_path: Path) -> None:
     files = report([pair], tmp_path / "out", quiet=True)
+    where = "vader_movies-minilm-r4-clean"
     assert [file.name for file in files] == [
-        "comparison.md",
-        "comparison.csv",
-        "comparison.tex",
-        "ranks_vader_movies-minilm-r4-clean.png",
-        "ranks_vader_movies-minilm-r4-clean.svg",
-        "trajectories_vader_movies-minilm-r4-clean-elalora-paper.png",
-        "trajectories_vader_movies-minilm-r4-clean-elalora-paper.svg",
+        "index.html",
+        *[f"{name}.{kind}" for name in ("comparison", "cost") for kind in ("md", "csv", "tex")],
+        *[f"pareto_vader_movies-minilm-clean.{kind}" for kind in ("png", "svg")],
+        *[f"ranks_{where}.{kind}" for kind in ("png", "svg")],
+        *[f"trajectories_{where}-elalora-paper.{kind}" for kind in ("png", "svg")],
     ]
+    assert sorted(file.name for file in files) == sorted(path.name for path in (tmp_path / "out").iterdir())
     for file in files:
         if file.suffix == ".png":
             assert file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

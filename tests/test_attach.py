@@ -128,13 +128,16 @@ def test_a_module_that_is_no_linear_layer_is_refused():
         find_linears(Odd(), ["table"])
 
 
-def test_hugging_face_conv1d_is_refused_by_name():
+def test_hugging_face_conv1d_is_found_as_the_linear_layer_it_is():
     from transformers.pytorch_utils import Conv1D
 
     net = nn.Sequential()
-    net.add_module("c_attn", Conv1D(4, 4))
-    with pytest.raises(UserError, match="'c_attn' matches a Conv1D"):
-        find_linears(net, ["c_attn"])
+    net.add_module("c_attn", Conv1D(6, 4))
+    found = find_linears(net, ["c_attn"])["c_attn"]
+    assert (found.in_features, found.out_features) == (4, 6)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(found(x), net(x))
+    assert isinstance(net.c_attn, Conv1D)
 
 
 def test_a_tied_weight_is_refused():

@@ -113,8 +113,10 @@ def test_another_content_length_or_tokenizer_misses_the_cache(tokenizer: Any, tm
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "value", "no metadata"])
 def test_a_damaged_cache_file_is_noticed_and_made_again(
-    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
+    # Hydra, in the same process, switches off every logger that is there when it starts
+    monkeypatch.setattr(logging.getLogger("experiments.data.texts"), "disabled", False)
     first = tokenise(rows(), tokenizer, ONE, str(tmp_path))
     file = cached_file(tmp_path)
     raw = file.read_bytes()

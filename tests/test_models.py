@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, UserError
 from elalora.export import export_peft
 from elalora.targets import patterns_of
@@ -52,8 +53,19 @@ def batch(family, processor, seed=0):
     return made | {"labels": torch.arange(6) % 3}
 
 
+def moving():
+    return ElaLoRA(ElaLoRAConfig(t_initial=3, t_final=5, interval=4, b=3), Budget(3))
+
+
+def fixed():
+    return LoRA(LoRAConfig(), Budget(3))
+
+
+@pytest.mark.parametrize("make", [moving, fixed])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stock_peft_loads(family, folder, tmp_path):
+def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stock_peft_loads(
+    family, make, folder, tmp_path
+):
     import peft
     import transformers
 
@@ -64,7 +76,7 @@ def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stoc
     check_fit(own, task(kind), network, processor)
     assert network.dtype == torch.float32 and matrices_of(network, ["paper"]) == MATRICES[family]
     base = {n: p.detach().clone() for n, p in network.named_parameters()}
-    method = ElaLoRA(ElaLoRAConfig(t_initial=3, t_final=5, interval=4, b=3), Budget(3))
+    method = make()
     patterns = patterns_of(network.config.model_type, ["paper"])
     network = method.attach(network, patterns, 30, keep=head, seed=0)
     assert len(method.ranks()) == MATRICES[family]
@@ -74,13 +86,14 @@ def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stoc
     for step in range(30):
         loss = network(**inputs).loss
         losses.append(loss.item())
-        (loss + method.penalty()).backward()
+        penalty = method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
         method.gradients_ready(step)
         optimizer.step()
         method.after_step(step, optimizer, None)
         optimizer.zero_grad()
     method.finish()
-    assert losses[-1] < 0.95 * losses[0] and len(set(method.ranks().values())) > 1
+    assert losses[-1] < 0.95 * losses[0] and (len(set(method.ranks().values())) > 1) is (make is moving)
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad and "base" not in name:
             assert torch.equal(parameter, base[name]), name
@@ -125,13 +138,60 @@ def test_images_are_normalised_by_the_checkpoint_or_as_elaloras_code_does(folder
     assert theirs.mean == (0.485, 0.456, 0.406) and theirs.size == (32, 32)
 
 
-def test_dropout_reaches_every_place_that_an_architecture_has(folder):
-    bart = load_model(model(folder, "bart", dropout=0.37), task("summarization"), 0).network
-    vit = load_model(model(folder, "vit", dropout=0.37), task("image"), 0).network
-    for network in (bart, vit):
-        rates = {m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)}
-        assert rates <= {0.37}
-    assert bart.config.dropout == bart.config.attention_dropout == 0.37
+def test_weights_stored_in_half_precision_are_loaded_in_float32(folder, tmp_path):
+    own = changed(folder, tmp_path, "bert", lambda place: None)
+    weights = load_file(tmp_path / "bert" / "model.safetensors")
+    save_file({k: v.bfloat16() for k, v in weights.items()}, tmp_path / "bert" / "model.safetensors", {"format": "pt"})
+    _json("config.json", dtype="bfloat16")(tmp_path / "bert")
+    network = load_model(own, task(), 0).network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    stored = weights["encoder.layer.0.output.dense.weight"].bfloat16()
+    assert torch.equal(network.bert.encoder.layer[0].output.dense.weight, stored.float())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_reaches_every_place_that_an_architecture_has(family, folder, monkeypatch):
+    seen = []
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        seen.append(p)
+        return x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    own = model(folder, family, dropout=0.37, attention="eager")
+    network = load_model(own, task(kind_of(family)), 0).network.train()
+    network(**batch(family, load_processor(own, task(kind_of(family)))))
+    # at least attention weights and one hidden state in each layer; BART's activations, and they alone, have a rate
+    # of their own that stays 0
+    assert seen.count(0.37) >= 2 * 2 and set(seen) <= ({0.37, 0.0} if family == "bart" else {0.37})
+    assert seen.count(0.0) == (4 if family == "bart" else 0)
+
+
+def test_bart_generates_with_its_adapter(folder):
+    """The adapter changes what is generated, and generation with the cache is the greedy choice without one."""
+    own, asked = model(folder, "bart"), task("summarization")
+    network, head = load_model(own, asked, 0)
+    inputs = batch("bart", load_processor(own, asked))
+    inputs.pop("labels")
+    limits = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 1, "do_sample": False}
+    network.eval()
+    before = network.generate(**inputs, **limits)
+    method = LoRA(LoRAConfig(), Budget(2))
+    network = method.attach(network, patterns_of("bart", ["paper"]), 10, keep=head, seed=0)
+    assert torch.equal(network.generate(**inputs, **limits), before)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
+    after = network.generate(**inputs, **limits)
+    assert not torch.equal(after, before)
+    banned = torch.tensor([network.generation_config.eos_token_id])
+    tokens = after[:, :1]
+    for _ in range(5):  # the sixth is forced to the end
+        logits = network(**inputs, decoder_input_ids=tokens, use_cache=False).logits[:, -1]
+        logits[:, banned] = -torch.inf
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
+    assert torch.equal(after[:, :6], tokens)
 
 
 def changed(folder, tmp_path, family, change):

@@ -19,9 +19,9 @@ from experiments.protocols import PROTOCOLS, Splits, apply_protocol, draw
 CONF = Path(__file__).parents[1] / "conf" / "protocol"
 
 
-def task_data(sizes: dict[str, int], kind: str = "classification") -> TaskData:
+def task_data(sizes: dict[str, int], kind: str = "classification", suite: str = "own") -> TaskData:
     """Splits of the given sizes; idx differ over all of them and a third of the labels is 1."""
-    task = TaskConfig(name="toy", source="vader", subset="toy", kind=kind, text=["text"])
+    task = TaskConfig(name="toy", source="vader", subset="toy", suite=suite, kind=kind, text=["text"])
     splits, start = {}, 0
     for name, size in sizes.items():
         idx = list(range(start, start + size))
@@ -150,3 +150,38 @@ def test_a_draw_is_spread_evenly_over_the_rows() -> None:
     # Binomial-like: the count in a quarter has a standard deviation of about 19.
     for quarter in range(4):
         assert abs(sum(quarter * 1000 <= i < (quarter + 1) * 1000 for i in chosen) - 500) < 100
+
+
+def parts(name: str, suite: str) -> tuple[int, int | None, str, int]:
+    """Training items, selecting items, and the name and size of the reported split, of a task with three splits."""
+    splits = apply_protocol(task_data(THREE, suite=suite), ProtocolConfig(name), train_items=None, seed=0)
+    return len(splits.train), splits.select and len(splits.select), splits.report_name, len(splits.report)
+
+
+@pytest.mark.parametrize(
+    ("suite", "protocol", "expected"),
+    [
+        # VTAB-1k (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000; ElaLoRA's code trains on the 800
+        ("vtab", "tune", (80, None, "validation", 10)),
+        ("vtab", "clean", (90, None, "test", 10)),
+        ("vtab", "paper_last", (80, None, "test", 10)),
+        ("vtab", "paper_best", (80, 10, "test", 10)),
+        # summaries: ElaLoRA's code reports validation and never reads test
+        ("summarization", "tune", (80, None, "validation", 10)),
+        ("summarization", "clean", (80, 10, "test", 10)),
+        ("summarization", "paper_last", (80, None, "validation", 10)),
+        ("own", "tune", (80, None, "validation", 10)),
+        ("own", "paper_last", (90, None, "test", 10)),
+    ],
+)
+def test_each_benchmark_has_its_own_papers_protocol(
+    suite: str, protocol: str, expected: tuple[int, int | None, str, int]
+) -> None:
+    assert parts(protocol, suite) == expected
+
+
+def test_tuning_never_reads_what_clean_reports() -> None:
+    for sizes in (TWO, THREE):
+        reported = set(numbers(apply(sizes, "clean").report))
+        tuned = apply(sizes, "tune")
+        assert not reported & set(numbers(tuned.train) + numbers(tuned.report)) and tuned.select is None

@@ -11,6 +11,7 @@ from torch import nn
 from baselines.registry import method_class
 from elalora import LowRankMethod, UserError
 from elalora.export import export_peft, read_factors
+from experiments.config_task import DataConfig
 
 LOW_RANK = [name for name in METHODS if issubclass(method_class(name.split()[0]), LowRankMethod)]
 
@@ -70,7 +71,7 @@ def test_singular_vectors_start_orthonormal_and_singular_values_are_those_of_the
         assert not adapter.E[2 : adapter.rank].any()
 
 
-@pytest.mark.parametrize("name", LOW_RANK)
+@pytest.mark.parametrize("name", ["lora", "elalora", "beamlora"])
 def test_a_started_adapter_trains_on(name):
     net = Net()
     factors = source(net, 1)
@@ -120,3 +121,37 @@ def test_a_method_without_adapters_says_that_it_cannot(name):
 def test_a_folder_without_an_adapter_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="has no LoRA adapter to start from"):
         read_factors(tmp_path)
+
+
+# -- init_from --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_the_run_that_its_own_command_makes_on_another_task(tiny_model_dir, tmp_path):
+    from runs import quick
+
+    from experiments.data.vader import read_sdist
+    from experiments.plan import make_plan
+    from experiments.runner import prepare, run
+
+    try:
+        read_sdist(DataConfig())
+    except UserError as error:
+        pytest.skip(f"no review sentences: {error}")
+    words = ["method=svd_lora", "trainer.max_steps=12"]
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *words, "init_from='task=vader_tweets_binary'"))
+    source = plan.source("init_from").plan
+    assert source.id == make_plan(quick(tiny_model_dir, tmp_path, *words, "task=vader_tweets_binary")).id
+    assert plan.identity["init_from"] == source.id
+    with pytest.raises(UserError, match="needs the run vader_tweets_binary/svd_lora-r4-s0 first"):
+        run(plan)
+    run(source)
+    *_, method = prepare(plan)
+    for name, (a, b) in read_factors(source.folder.path / "adapter").items():
+        assert b.any()
+        torch.testing.assert_close(method.adapters[name].delta(), b @ a, rtol=1e-4, atol=1e-7)
+    assert run(plan)["recipe"] == "none"
+    by_id = make_plan(quick(tiny_model_dir, tmp_path, *words, f"init_from={source.id}"))
+    by_folder = make_plan(quick(tiny_model_dir, tmp_path, *words, f"init_from={source.folder.path}"))
+    assert by_id.id == by_folder.id == plan.id
+    with pytest.raises(UserError, match="that run has budget r4, this one has r2"):
+        make_plan(quick(tiny_model_dir, tmp_path, *words, f"init_from={source.id}", "budget=r2"))

@@ -1,79 +1,144 @@
-"""The status of a store: states, ages, failures by kind, the commands that go on, and thousands of runs in seconds."""
+"""The overview of a store: states, arms, progress, failures by kind, the command that goes on, and its speed."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 
 import pytest
+from omegaconf import OmegaConf
+from runs import config
 
-from elalora import UserError
 from experiments.__main__ import main
-from experiments.status import STALE_SECONDS, states, text
+from experiments.plan import make_plan
+from experiments.status import arms, overview, read_store, retry
+from experiments.store import RunFolder
 
-NOW = 1_000_000.0
 
-
-def make(store, name, result=False, overrides=None, timing="", **status):
-    folder = store / "rte" / f"{name}-0123456789"
+def fake(root, number, state="running", seed=None, words=(), age=0.0, name="elalora-r4", **more):
+    """A run folder as the harness leaves it."""
+    seed = number if seed is None else seed
+    folder = root / "cola" / f"{name}-s{seed}-{number:010x}"
     folder.mkdir(parents=True)
-    if status:
-        (folder / "status.json").write_text(json.dumps({"attempts": 1, "heartbeat": NOW - 30} | status))
-    if result:
+    status = {"state": state, "attempts": 1, "heartbeat": time.time() - age, "pid": 1, **more}
+    (folder / "status.json").write_text(json.dumps(status))
+    overrides = ["task=cola", "method=elalora", "budget=r4", *words, f"seed={seed}"]
+    filler = "".join(f"  knob{i}: {i}\n" for i in range(60))
+    words = "".join(f"- {word}\n" for word in overrides)
+    (folder / "config.yaml").write_text(f"method:\n{filler}overrides:\n{words}study: null\n")
+    times = [{"seconds_per_step": 0.5, "step": 9}, {"seconds_per_step": 0.25, "step": 19}]
+    (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    if state == "done":
         (folder / "result.json").write_text("{}")
-    if overrides:
-        (folder / "config.yaml").write_text(json.dumps({"overrides": overrides}))
-    (folder / "timing.jsonl").write_text(timing)
     return folder
 
 
-def test_every_run_has_the_state_that_its_files_say(tmp_path):
-    line = '{"seconds_per_step": 0.25, "step": 4}\n'
-    make(tmp_path, "a-s0", state="running", step=5, total=10, timing=line + '{"seconds_per')
-    make(tmp_path, "a-s1", state="running", heartbeat=NOW - STALE_SECONDS - 1)
-    make(tmp_path, "a-s2", state="running", result=True)  # killed between its result and its status
-    make(tmp_path, "a-s3", state="failed", failure="nan", error="NotFinite: loss is nan at step 3")
-    make(tmp_path, "a-s4", state="preempted", failure="preempted", error="Preempted: SIGTERM after step 3 of 10")
-    make(tmp_path, "a-s5", state="running", heartbeat=NOW + 1e6)  # the clock was set back
-    (make(tmp_path, "a-s6", state="running") / "status.json").write_text('{"state": "run')
-    make(tmp_path, "a-s7")  # no run: neither status nor result
-    found = {run.run.split("-")[1]: run for run in states(tmp_path, NOW)}
-    assert {name: run.state for name, run in found.items()} == {
-        "s0": "running", "s1": "stale", "s2": "done", "s3": "failed", "s4": "preempted", "s5": "running", "s6": "stale",
+def by_state(root):
+    return {run.state: run for run in read_store(root)}
+
+
+def test_every_state_is_told_apart_with_progress_speed_age_and_error(tmp_path):
+    fake(tmp_path, 1, "done")
+    fake(tmp_path, 2, "running", step=20, total=80, age=5)
+    fake(tmp_path, 3, "running", step=20, total=80, age=4000)
+    fake(tmp_path, 4, "failed", failure="nan", error="NotFinite: loss is nan at step 7")
+    fake(tmp_path, 5, "preempted", failure="preempted", error="Preempted: at step 7")
+    (fake(tmp_path, 6) / "status.json").write_text('{"state": "runn')
+    found = by_state(tmp_path)
+    assert set(found) == {"done", "running", "stale", "failed", "preempted", "unreadable"}
+    running = found["running"]
+    assert (running.step, running.total, running.seconds_per_step) == (20, 80, 0.25) and 5 <= running.age < 60
+    assert found["failed"].failure == "nan" and found["failed"].error == "NotFinite: loss is nan at step 7"
+    text = overview(read_store(tmp_path))
+    assert text.splitlines()[:2] == [
+        "6 runs: 1 running, 1 stale, 1 failed, 1 preempted, 1 done, 1 unreadable",
+        "  cola/elalora-r4: 6 repeats, 1 running, 1 stale, 1 failed (1 nan), 1 preempted, 1 done, 1 unreadable",
+    ]
+    assert "step 20/80, 0.25 s/step, last seen 5 s ago" in text and "STALE: killed or hanging" in text
+    assert "nan: NotFinite: loss is nan at step 7" in text
+
+
+def test_a_result_makes_a_run_done_whatever_its_status_says(tmp_path):
+    folder = fake(tmp_path, 1, "running", age=9999)
+    (folder / "result.json").write_text("{}")
+    assert read_store(tmp_path)[0].state == "done"
+    (folder / "status.json").unlink()
+    assert read_store(tmp_path)[0].state == "done"
+
+
+def test_a_heartbeat_from_the_future_is_no_sign_of_life(tmp_path):
+    fake(tmp_path, 1, "running", age=-86400)
+    assert read_store(tmp_path)[0].state == "stale" and read_store(tmp_path)[0].age == 0.0
+
+
+def test_arms_that_differ_in_an_override_are_apart_and_seeds_are_repeats(tmp_path):
+    for number in range(6):
+        fake(tmp_path, number, "done", seed=number % 3, words=[f"trainer.lr={'1e-3' if number < 3 else '2e-3'}", "x=1"])
+    assert {name: len(alike) for name, alike in arms(read_store(tmp_path)).items()} == {
+        "cola/elalora-r4 (trainer.lr=1e-3)": 3,
+        "cola/elalora-r4 (trainer.lr=2e-3)": 3,
+    }
+
+
+def test_the_retry_command_makes_exactly_the_runs_that_stopped(tmp_path):
+    root = f"store.root={tmp_path}/with space"
+    plans = {seed: make_plan(config("task=cola", "method=lora", root, f"seed={seed}")) for seed in (0, 1, 2)}
+    for seed, plan in plans.items():
+        with pytest.raises(ZeroDivisionError), plan.folder.working():
+            (plan.folder.path / "config.yaml").write_text(OmegaConf.to_yaml(plan.config, resolve=True))
+            raise ZeroDivisionError
+        if seed == 1:
+            (plan.folder.path / "result.json").write_text("{}")
+    (command,) = retry(read_store(tmp_path / "with space"))
+    words = shlex.split(command)
+    assert words[:3] == ["python", "run.py", "-m"] and words[-1] == "seed=0,2"
+    again = [make_plan(config(*words[3:-1], f"seed={seed}")).folder.path for seed in (0, 2)]
+    assert again == [plans[0].folder.path, plans[2].folder.path]
+
+
+def test_a_failure_is_stored_with_its_kind(tmp_path):
+    from elalora.method import BudgetExceeded, MethodFailure, NeverActed
+    from experiments.readout import NotFinite
+
+    kinds = {
+        NotFinite: "nan", BudgetExceeded: "budget", NeverActed: "never_acted", MethodFailure: "crash",
+        MemoryError: "crash", KeyboardInterrupt: "preempted",
     }  # fmt: skip
-    assert found["s0"].seconds_per_step == 0.25 and found["s0"].age == 30 and found["s5"].age == 0
-    assert found["s6"].age is None and {run.arm for run in found.values()} == {"rte/a"}
+    for number, (error, kind) in enumerate(kinds.items()):
+        folder = RunFolder(tmp_path / str(number))
+        with pytest.raises(error), folder.working():
+            raise error("x")
+        assert folder.status()["failure"] == kind
 
 
-def test_the_text_counts_failures_by_kind_and_names_what_goes_on(tmp_path):
-    make(tmp_path, "a-r4-s0", state="failed", failure="nan", error="NotFinite: x", overrides=["seed=0", "a=[1, 2]"])
-    make(tmp_path, "a-r4-s1", state="failed", error="MemoryError: y")  # of a version that named no kind
-    make(tmp_path, "b-r4-s0", state="done", result=True)
-    shown = text(tmp_path, states(tmp_path, NOW)).splitlines()
-    assert shown[0] == "2 failed (1 crash, 1 nan), 1 done"
-    assert "  rte/a-r4: 2 repeats, 2 failed (1 crash, 1 nan)" in shown and "  rte/b-r4: 1 repeats, 1 done" in shown
-    assert "  rte/a-r4-s0-0123456789, heartbeat 30 s ago, nan: NotFinite: x" in shown
-    assert shown[-1] == "  python run.py seed=0 'a=[1, 2]'"
+def test_what_a_stranger_wrote_into_a_status_cannot_steer_the_terminal_or_break_the_list(tmp_path):
+    fake(tmp_path, 1, "failed", error="\x1b[2Jboo\x07\nsecond line", failure="crash")
+    fake(tmp_path, 2, "running", step="no", total=[1], heartbeat="never")
+    fake(tmp_path, 3, "running", heartbeat=float("nan"), attempts=None)
+    (fake(tmp_path, 4) / "config.yaml").write_text("overrides:\n- !!python/object/apply:os.system [false]\n")
+    (fake(tmp_path, 5) / "status.json").write_bytes(b"\xff\xfe" + b"[" * 100_000)
+    runs = read_store(tmp_path)
+    assert [run.state for run in runs] == ["failed", "stale", "stale", "running", "unreadable"]
+    assert runs[0].error == "[2Jboo" and runs[3].overrides is None
+    assert not {"\x1b", "\x07"} & set(overview(runs))
 
 
-def test_the_command_has_a_form_for_programs_and_one_line_for_a_mistake(tmp_path, capsys):
-    make(tmp_path, "a-s0", state="failed", failure="budget", error="BudgetOverrun: z")
+def test_the_command_speaks_json_and_names_a_folder_that_is_none(tmp_path, capsys):
+    fake(tmp_path, 1, "failed", failure="budget", error="BudgetExceeded: rank sum 9, allowed 8")
     assert main(["status", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["failure"] == "budget"
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["state"] == "failed" and row["failure"] == "budget" and row["seed"] == 1 and row["arm"] == "elalora-r4"
     assert main(["status", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder" in capsys.readouterr().err
-    with pytest.raises(UserError):
-        states(tmp_path / "nowhere")
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_five_thousand_runs_take_seconds(tmp_path):
-    for task in range(10):
-        for number in range(500):
-            folder = tmp_path / f"task{task}" / f"a-s{number}-0123456789"
-            folder.mkdir(parents=True)
-            (folder / "status.json").write_text('{"state": "running", "attempts": 1, "heartbeat": 1.0}')
+    for number in range(5000):
+        state = "failed" if number % 10 == 0 else "done"
+        fake(tmp_path, number, state, seed=number % 50, words=[f"trainer.lr={number // 50}"])
     began = time.perf_counter()
-    assert "5000 stale" in text(tmp_path, states(tmp_path))
-    seconds = time.perf_counter() - began
-    print(f"5,000 runs in {seconds:.2f} s")
-    assert seconds < 10
+    text = overview(read_store(tmp_path))
+    took = time.perf_counter() - began
+    print(f"5,000 runs: {took:.2f} s")
+    assert "5000 runs: 500 failed, 4500 done" in text and took < 10

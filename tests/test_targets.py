@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from elalora import UserError
 from elalora.attach import find_linears
 from elalora.targets import ARCHITECTURES, NAMES, expected_matrices, patterns_of
 
-SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
-BART = {
-    "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32, "vocab_size": 40, "max_position_embeddings": 40,
-}  # fmt: skip
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, CONF = ROOT / "docs" / "models.md", ROOT / "conf" / "model"
 
 
-def build(name, layers):
+def build(name, layers, width=16, inner=32, heads=2):
     import transformers as tf
 
-    encoder = {**SMALL, "num_hidden_layers": layers}
+    encoder = {
+        "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner, "vocab_size": 40,
+        "num_hidden_layers": layers,
+    }  # fmt: skip
+    bart = {
+        "d_model": width, "encoder_attention_heads": heads, "decoder_attention_heads": heads,
+        "encoder_ffn_dim": inner, "decoder_ffn_dim": inner, "vocab_size": 40, "max_position_embeddings": 40,
+    }  # fmt: skip
     made = {
         "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**encoder)),
         "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**encoder)),
         "electra": lambda: tf.ElectraForSequenceClassification(tf.ElectraConfig(**encoder)),
         "deberta-v2": lambda: tf.DebertaV2ForSequenceClassification(tf.DebertaV2Config(**encoder)),
         "bart": lambda: tf.BartForConditionalGeneration(
-            tf.BartConfig(**BART, encoder_layers=layers, decoder_layers=layers)
+            tf.BartConfig(**bart, encoder_layers=layers, decoder_layers=layers)
         ),
         "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(**encoder, image_size=16, patch_size=8)),
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**encoder)),
@@ -62,17 +70,34 @@ def test_every_set_matches_as_many_layers_as_it_says(name, which):
         assert set(found) == {n for n in blocks if ".3" not in n}
 
 
-def test_a_rank_in_deberta_v3_base_costs_what_the_logs_of_the_authors_say():
-    import transformers as tf
+# the published shapes: layers, width, width of the feed-forward layers
+SHAPES = {
+    "minilm": ("bert", 6, 384, 1536), "minilm_hub": ("bert", 6, 384, 1536), "bert_base": ("bert", 12, 768, 3072),
+    "roberta_base": ("roberta", 12, 768, 3072), "deberta_v3_base": ("deberta-v2", 12, 768, 3072),
+    "deberta_v3_small": ("deberta-v2", 6, 768, 3072), "bart_base": ("bart", 6, 768, 3072),
+    "bart_large": ("bart", 12, 1024, 4096), "vit_b16_in21k": ("vit", 12, 768, 3072), "vit_digits": ("vit", 4, 64, 128),
+}  # fmt: skip
 
-    with torch.device("meta"):
-        model = tf.DebertaV2ForSequenceClassification(
-            tf.DebertaV2Config(
-                hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, vocab_size=10
-            )
-        )
-    found = find_linears(model, patterns_of("deberta-v2", ["paper"]), outside=["pooler", "classifier"])
-    assert sum(m.in_features + m.out_features for m in found.values()) == 165_888
+
+def table_of_models():
+    """docs/models.md: matrices and cost of a rank by the name of the model."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \| ([\d,]+) \|", PAGE.read_text(encoding="utf-8"), re.M)
+    return {name: tuple(int(v.replace(",", "")) for v in values) for name, *values in rows}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_matrices_and_costs_of_the_page_are_those_of_the_architecture(name):
+    kind, layers, width, inner = SHAPES[name]
+    model = build(name=kind, layers=layers, width=width, inner=inner, heads=4)
+    found = find_linears(model, patterns_of(kind, ["paper"]), outside=HEADS)
+    assert table_of_models()[name] == (len(found), sum(m.in_features + m.out_features for m in found.values()))
+    told = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert told.get("matrices", len(found)) == len(found)
+
+
+def test_the_page_has_every_model_and_deberta_costs_what_the_logs_of_the_authors_say():
+    assert set(table_of_models()) == {f.stem for f in CONF.glob("*.yaml")} - {"local"}
+    assert table_of_models()["deberta_v3_base"] == (72, 165_888)
 
 
 def test_patterns_are_left_as_they_are_and_wrong_sets_are_refused():
@@ -80,5 +105,7 @@ def test_patterns_are_left_as_they_are_and_wrong_sets_are_refused():
     assert patterns_of("nobody", ["query"]) == ["query"] and expected_matrices("nobody", ["query"], 3) is None
     with pytest.raises(UserError, match="no named sets for nobody .* patterns"):
         patterns_of("nobody", ["paper"])
+    with pytest.raises(UserError, match=r"'papre' matches no linear layer; .*named set \(paper, all, attention, qv\)"):
+        find_linears(build("bert", 1), patterns_of("bert", ["papre"]))
     with pytest.raises(UserError, match="mixes a set with patterns"):
         patterns_of("bert", ["paper", "query"])

@@ -1,11 +1,14 @@
 """A small ViT pretrained on the digits 0 to 4 of scikit-learn's set, to be adapted to 5 to 9.
 
 Real images and real transfer anywhere, without a hub: 901 images of 8 x 8 pixels (Alpaydin and Kaynak, Optical
-Recognition of Handwritten Digits, UCI 1998, as scikit-learn ships them). It is made on first use and kept in the cache.
+Recognition of Handwritten Digits, UCI 1998, as scikit-learn ships them). It is made on first use and kept in the cache
+with the checksum of its weights. It is trained on one thread, because sums over more threads round differently: one
+machine always makes the same weights, another kind of processor need not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,9 +19,13 @@ import numpy as np
 import torch
 from torch import nn
 
-VERSION = 1  # raise it when the model changes
+from elalora.errors import UserError
+from experiments.model_files import verify_weights
+
+VERSION = 1  # raise it when the model changes, here and in conf/model/vit_digits.yaml, where it enters a run's identity
 STEPS, BATCH, RATE = 600, 64, 1e-3
 EDGE = 16  # pixels after enlarging
+DIGEST = "model.sha256"
 
 
 def pretrained() -> Path:
@@ -26,15 +33,28 @@ def pretrained() -> Path:
     from experiments.data.content import cache_dir
 
     folder = cache_dir(None) / f"vit-digits-{VERSION}"
-    if not (folder / "preprocessor_config.json").is_file():
+    if not _whole(folder):
         part = folder.with_name(f"{folder.name}.{os.getpid()}")
         _make(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            part.rename(folder)  # whole or not at all
-        except OSError:  # another process was first
-            shutil.rmtree(part)
+        if not _whole(folder):  # else another process was first, and may be reading it
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                part.rename(folder)  # whole or not at all
+            except OSError:
+                pass
+        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _whole(folder: Path) -> bool:
+    """Whether all is there and the weights are those that were saved."""
+    if not ((folder / DIGEST).is_file() and (folder / "preprocessor_config.json").is_file()):
+        return False
+    try:
+        verify_weights(folder, (folder / DIGEST).read_text(encoding="utf-8").strip(), "it is made again")
+    except UserError:
+        return False
+    return True
 
 
 def digits(classes: range) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +71,15 @@ def _make(folder: Path) -> None:
     import transformers
 
     tf: Any = transformers
+    tf.utils.logging.disable_progress_bar()
     config = tf.ViTConfig(
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, image_size=EDGE,
         patch_size=4, num_labels=5,
     )  # fmt: skip
     images, labels = digits(range(5))
     pixels, targets = _pixels(images), torch.from_numpy(labels)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = tf.ViTForImageClassification(config).train()
@@ -69,9 +92,12 @@ def _make(folder: Path) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
+    torch.set_num_threads(threads)
     model.vit.save_pretrained(folder)
     told = {"size": {"height": EDGE, "width": EDGE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / DIGEST).write_text(digest + "\n", encoding="utf-8")
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:

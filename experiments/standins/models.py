@@ -63,7 +63,7 @@ def _architecture(tf: Any, name: str, size: int | None) -> tuple[Any, Any]:
             vocab_size=size, d_model=WIDTH, encoder_layers=LAYERS, decoder_layers=LAYERS, encoder_ffn_dim=INNER,
             decoder_ffn_dim=INNER, encoder_attention_heads=HEADS, decoder_attention_heads=HEADS,
             max_position_embeddings=POSITIONS, pad_token_id=0, bos_token_id=2, eos_token_id=3,
-            decoder_start_token_id=3, forced_eos_token_id=3,
+            decoder_start_token_id=3, forced_eos_token_id=3, init_std=0.2,
         )  # fmt: skip
         return tf.BartForConditionalGeneration, config
     config = tf.ViTConfig(

@@ -1,0 +1,76 @@
+"""Score against cost, a panel per kind of cost, with the arms that no other arm beats joined by a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.cost import COSTS, pareto_front
+from analysis.figures import new_figure, save_figure, wrapped
+from analysis.rows import NO_BUDGET
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
+SIDES = ((5, 4), (5, -10), (-15, 4), (-15, -10))  # points
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+
+def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "") -> list[Path]:
+    """Draws score against every cost that is known.
+
+    Args:
+        arms: from `analysis.cost.points_of`.
+        path: without suffix; .png and .svg are written.
+        title: above all panels.
+        data: source of the data, below.
+    """
+    from matplotlib.lines import Line2D
+
+    known = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]
+    if not known:
+        return []
+    methods = list(dict.fromkeys(arms["shown"]))
+    style = {m: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+    columns = min(2, len(known))
+    rows = -(-len(known) // columns)
+    figure = new_figure(4.2 * columns + 2.4, 3.2 * rows + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, cost in zip(axes.flat, known, strict=False):
+        _panel(axis, arms[arms[cost].notna()], cost, style)
+    for axis in axes.flat[len(known) :]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel(f"{arms['metric'].iloc[0]} (points)")
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=wrapped(method, 26))
+        for method, (colour, marker) in style.items()
+    ]
+    handles.append(Line2D([], [], color="0.6", linewidth=1.2, label="no arm beats these"))
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+    return save_figure(figure, path, title, data, "Bars: standard deviation over seeds. ")
+
+
+def _panel(axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str, str]]) -> None:
+    label, unit = COSTS[cost]
+    x, y = arms[cost].to_numpy(float) / unit, arms["score_mean"].to_numpy(float)
+    best = sorted(zip(x[pareto_front(x, y)], y[pareto_front(x, y)], strict=True))
+    axis.plot(*zip(*best, strict=True), color="0.6", linewidth=1.2, zorder=1)
+    for number, (place, value, row) in enumerate(zip(x, y, arms.to_dict("records"), strict=True)):
+        colour, marker = style[row["shown"]]
+        sd = row["score_sd"] if row["score_sd"] == row["score_sd"] else None
+        axis.errorbar(
+            place, value, yerr=sd, color=colour, marker=marker, markersize=6, linewidth=0.8, capsize=2, zorder=2
+        )
+        if row["budget"] != NO_BUDGET:
+            side = SIDES[number % len(SIDES)]  # neighbours' labels go to different sides
+            axis.annotate(row["budget"], (place, value), side, textcoords="offset points", fontsize=7, color="0.25")
+    if x.min() > 0 and x.max() > 20 * x.min():
+        axis.set_xscale("log")
+    else:
+        axis.locator_params(axis="x", nbins=5)  # large numbers of a small range must not touch
+    axis.set_xlabel(label)
+    axis.margins(0.12)
+    axis.grid(linewidth=0.3)

@@ -1,0 +1,87 @@
+"use strict";
+// Sorting, filters and zoom of the report. Nothing is loaded and nothing is stored.
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const number = (text) => {
+  const found = text.replaceAll(",", "").replaceAll("\u2212", "-").match(/^[^\d+-]*?([+-]?\d+(\.\d+)?([eE][+-]?\d+)?)/);
+  return found ? Number(found[1]) : NaN;
+};
+const compare = (a, b, numeric) => {
+  if (a === "" || b === "") return (a === "") - (b === "");
+  if (numeric) return number(a) - number(b);
+  return a.localeCompare(b, undefined, { numeric: true });
+};
+for (const button of all("th button")) {
+  button.addEventListener("click", () => {
+    const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
+    const down = head.getAttribute("aria-sort") === "ascending";
+    all("th", table).forEach((th) => th.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const cell = (row) => row.cells[head.cellIndex].textContent.trim();
+    const filled = [...body.rows].map(cell).filter((text) => text !== "");
+    const numeric = !head.classList.contains("left") && filled.filter((t) => !isNaN(number(t))).length * 2 > filled.length;
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [cell(a), cell(b)];
+      const unknown = (t) => t === "" || (numeric && isNaN(number(t)));
+      if (unknown(x) || unknown(y)) return unknown(x) - unknown(y);
+      return (down ? -1 : 1) * compare(x, y, numeric);
+    });
+    body.append(...rows);
+  });
+}
+const search = document.getElementById("search");
+const choices = all("select[data-column]");
+const filter = () => {
+  const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const table of all("table")) {
+    const heads = all("th", table).map((th) => th.textContent.trim());
+    const wanted = choices.filter((c) => c.value !== "" && heads.includes(c.dataset.column));
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !(
+        words.every((word) => text.includes(word)) &&
+        wanted.every((c) => row.cells[heads.indexOf(c.dataset.column)].textContent.trim() === c.value)
+      );
+      shown += !row.hidden;
+    }
+    const count = table.closest("section").querySelector(`[data-count="${table.id}"]`);
+    count.textContent = `${shown} of ${table.tBodies[0].rows.length} rows`;
+  }
+};
+search.addEventListener("input", filter);
+choices.forEach((choice) => choice.addEventListener("change", filter));
+document.getElementById("clear").addEventListener("click", () => {
+  search.value = "";
+  choices.forEach((choice) => (choice.value = ""));
+  filter();
+});
+filter();
+for (const figure of all("figure")) {
+  const view = figure.querySelector(".view"), image = view.querySelector("img");
+  let zoom = 1;
+  const set = (value) => {
+    const middle = [(view.scrollLeft + view.clientWidth / 2) / zoom, (view.scrollTop + view.clientHeight / 2) / zoom];
+    zoom = Math.min(12, Math.max(1, value));
+    image.style.width = `${100 * zoom}%`;
+    view.scrollLeft = middle[0] * zoom - view.clientWidth / 2;
+    view.scrollTop = middle[1] * zoom - view.clientHeight / 2;
+  };
+  figure.querySelector("[data-zoom=in]").addEventListener("click", () => set(zoom * 1.5));
+  figure.querySelector("[data-zoom=out]").addEventListener("click", () => set(zoom / 1.5));
+  figure.querySelector("[data-zoom=reset]").addEventListener("click", () => set(1));
+  view.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey) return;
+    event.preventDefault();
+    set(zoom * (event.deltaY < 0 ? 1.2 : 1 / 1.2));
+  }, { passive: false });
+  let drag = null;
+  view.addEventListener("pointerdown", (event) => {
+    drag = [event.clientX + view.scrollLeft, event.clientY + view.scrollTop];
+    view.setPointerCapture(event.pointerId);
+    event.preventDefault();
+  });
+  view.addEventListener("pointermove", (event) => {
+    if (drag) [view.scrollLeft, view.scrollTop] = [drag[0] - event.clientX, drag[1] - event.clientY];
+  });
+  view.addEventListener("pointerup", () => (drag = null));
+}

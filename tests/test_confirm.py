@@ -1,0 +1,205 @@
+"""Confirmatory tables against p-values worked out by hand, and the sentences that may be made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from stored_runs import result, write_run
+
+from analysis.confirm import Confirmation, Family, confirm, failures, sentence
+from analysis.store import load_runs
+from analysis.writers import to_latex, to_markdown
+from elalora.errors import UserError
+
+FAMILY = Family("main", "part", "lora", ("elalora", "adalora"), ("r4",), 0.05, 2)
+SEEDS = range(8)
+WORDS = ("better", "worse", "outperform", "superior", "improve")
+
+
+def study(
+    root: Path, gaps: dict[str, list[list[float]]], recipe: str | None = "matched", **changes: Any
+) -> pd.DataFrame:
+    """Runs of LoRA at 80 and of arms that far above it, (seeds, tasks); returns the study's cells."""
+    cells = []
+    tasks = len(next(iter(gaps.values()))[0])
+    for arm in ("lora", *gaps):
+        for seed in range(len(next(iter(gaps.values())))):
+            for t in range(tasks):
+                score = 80.0 + (gaps[arm][seed][t] if arm in gaps else 0.0)
+                whole = result(
+                    arm,
+                    seed,
+                    score,
+                    **{"task": f"task{t}", "identity__task": {"name": f"task{t}"}, "recipe": recipe} | changes,
+                )
+                write_run(root, whole)
+                cells.append(
+                    {"part": "part", "kind": "confirmatory", "arm": arm, "task": f"task{t}", "budget": "r4",
+                     "seed": seed, "id": whole["id"]}
+                )  # fmt: skip
+    return pd.DataFrame(cells)
+
+
+def read(root: Path, cells: pd.DataFrame, family: Family = FAMILY) -> Confirmation:
+    runs = load_runs(root)
+    return confirm(runs, cells, family, runs.attrs["unfinished"])
+
+
+UP = [[1.0 + seed / 10, 0.53] for seed in SEEDS]  # every seed's mean is positive
+MIXED = [[(-1.0) ** seed * (1 + seed / 10), 0.0] for seed in SEEDS]
+
+
+def test_p_is_that_of_the_sign_flips_and_holm_counts_the_whole_family(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    frame = read(tmp_path, cells).table.frame.set_index("arm")
+    # all 8 seeds point one way: 2 of 2^8 patterns are as extreme; Holm multiplies the smaller p by 2
+    assert frame.loc["elalora", "p"] == 2 / 256 and frame.loc["elalora", "p_holm"] == 4 / 256
+    assert frame.loc["adalora", "p"] > 0.5 and frame.loc["adalora", "p_holm"] == frame.loc["adalora", "p"]
+    assert frame.loc["elalora", "mean"] == pytest.approx((1.35 + 0.53) / 2)
+    assert frame.loc["elalora", "mean_task0"] == pytest.approx(1.35) and frame.loc[
+        "elalora", "mean_task1"
+    ] == pytest.approx(0.53)
+    assert frame.loc["elalora", ["wins", "ties", "losses"]].tolist() == [8, 0, 0]
+
+
+def test_the_mean_over_tasks_is_tested_and_not_each_task(tmp_path: Path) -> None:
+    opposite = [[2.0, -2.0] for _ in SEEDS]
+    cells = study(tmp_path, {"elalora": opposite, "adalora": MIXED})
+    frame = read(tmp_path, cells).table.frame.set_index("arm")
+    assert frame.loc["elalora", "p"] == 1.0 and frame.loc["elalora", "mean_task0"] == 2.0
+
+
+def test_a_sentence_says_better_only_below_the_corrected_level(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    better, none = read(tmp_path, cells).sentences
+    assert better == (
+        "elalora is better than lora at r4: +0.94 points, mean over 2 tasks of the paired difference, 95 % t interval "
+        "[+0.84, +1.04], 8 seeds, p = 0.0078, Holm-corrected over 2 0.016, below the level 0.05."
+    )
+    assert none.startswith("No difference between adalora and lora was shown at r4: ")
+    assert not any(word in none for word in WORDS) and "p = 0." in none
+
+
+def test_an_arm_below_the_baseline_is_called_worse(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": [[-gap for gap in row] for row in UP], "adalora": MIXED})
+    assert read(tmp_path, cells).sentences[0].startswith("elalora is worse than lora at r4: −0.94 points")
+
+
+def test_p_below_alpha_is_no_claim_where_the_correction_lifts_it(tmp_path: Path) -> None:
+    six = {"elalora": UP[:6], "adalora": MIXED[:6]}  # p = 2 / 64 = 0.03, corrected 0.0625
+    confirmation = read(tmp_path, study(tmp_path, six))
+    assert confirmation.table.frame["p"][0] == 2 / 64
+    assert confirmation.sentences[0].startswith("No difference between elalora and lora was shown")
+    assert any("too few to reach the level" in note for note in confirmation.table.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"recipe": "published (script)"}, "recipe published (script) is not matched"),
+        ({"recipe": None}, "recipe none is not matched"),
+        ({"data__verified": False}, "the data is not the official one"),
+        ({"flags": ["off budget"]}, "an arm is off its budget"),
+    ],
+)
+def test_unmatched_settings_and_stand_ins_support_no_claim(tmp_path: Path, changes: dict, reason: str) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED}, **changes)
+    confirmation = read(tmp_path, cells)
+    text = confirmation.sentences[0]
+    assert reason in text and "no claim is made" in text and not any(word in text for word in WORDS)
+    assert not any("*" in cell for row in confirmation.table.rows for cell in row)
+
+
+def test_a_family_is_not_tested_while_runs_are_missing(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    victim = next((tmp_path / "task1").glob("elalora-r4-s3-*"))
+    (victim / "result.json").unlink()
+    (victim / "status.json").write_text(json.dumps({"state": "running"}))
+    confirmation = read(tmp_path, cells)
+    frame = confirmation.table.frame.set_index("arm")
+    assert pd.isna(frame.loc["elalora", "p"]) and frame.loc["elalora", "missing"] == 1
+    assert frame.loc["adalora", "p_holm"] == min(1.0, 2 * frame.loc["adalora", "p"])
+    assert confirmation.sentences[0] == "elalora and lora at r4 are not tested yet: 1 runs are missing."
+    assert any("python run.py -m +study=main" in note for note in confirmation.table.notes)
+
+
+def test_a_comparison_that_waits_counts_in_the_correction(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    cells.loc[cells["arm"] == "adalora", "id"] = ""
+    frame = read(tmp_path, cells).table.frame.set_index("arm")
+    assert frame.loc["elalora", "p_holm"] == 2 * 2 / 256 and frame.loc["adalora", "missing"] == 16
+
+
+def test_a_failed_run_takes_its_seed_out_and_is_counted_by_how_it_ended(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    for seed, error in ((3, "NotFinite: loss nan"), (4, "MethodFailure: budget overrun: 5"), (5, "RuntimeError: x")):
+        victim = next((tmp_path / "task1").glob(f"elalora-r4-s{seed}-*"))
+        (victim / "result.json").unlink()
+        (victim / "status.json").write_text(json.dumps({"state": "failed", "error": error}))
+    runs = load_runs(tmp_path)
+    frame = read(tmp_path, cells).table.frame.set_index("arm")
+    assert frame.loc["elalora", ["n", "failed", "missing"]].tolist() == [5, 3, 0]
+    assert frame.loc["elalora", "p"] == 2 / 32
+    counted = failures(runs, runs.attrs["unfinished"], cells)
+    assert counted is not None
+    ela = counted.frame.set_index("arm").loc["elalora"]
+    assert ela[["done", "crash", "NaN", "over budget", "method failed"]].tolist() == [13, 1, 1, 1, 0]
+    assert ela["failure_rate"] == 3 / 16
+
+
+def test_a_collapsed_run_enters_the_test_and_is_named(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    victim = next((tmp_path / "task0").glob("elalora-r4-s0-*"))
+    whole = json.loads((victim / "result.json").read_text()) | {"flags": ["collapsed"]}
+    (victim / "result.json").write_text(json.dumps(whole))
+    confirmation = read(tmp_path, cells)
+    assert confirmation.table.frame["n"][0] == 8
+    assert any("elalora at r4: 1 collapsed" in note for note in confirmation.table.notes)
+
+
+def test_arms_of_other_sizes_are_said_to_be(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    for folder in (tmp_path / "task0").glob("elalora-*"):
+        whole = json.loads((folder / "result.json").read_text())
+        whole["counts"]["final"]["params"] *= 2
+        (folder / "result.json").write_text(json.dumps(whole))
+    assert read(tmp_path, cells).sentences[0].endswith("Their adapter parameters differ by 50.0 %.")
+
+
+def test_the_table_names_family_correction_and_level(tmp_path: Path) -> None:
+    table = read(tmp_path, study(tmp_path, {"elalora": UP, "adalora": MIXED})).table
+    for text in (to_markdown(table), to_latex(table)):
+        assert "lora with elalora, adalora at r4; m = 2" in text and "Holm" in text and "level 0.05" in text
+
+
+def test_every_sentence_carries_p_and_interval_or_says_why_not(tmp_path: Path) -> None:
+    for text in read(tmp_path, study(tmp_path, {"elalora": UP, "adalora": MIXED})).sentences:
+        assert "p = " in text and "interval [" in text
+    record = {"arm": "a", "baseline": "b", "budget": "r4", "missing": 0}
+    assert "cannot be tested" in sentence(record, FAMILY)
+
+
+def test_a_family_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="m=3, but 2 arms x 1 budgets"):
+        Family("main", "part", "lora", ("elalora", "adalora"), ("r4",), 0.05, 3)
+    with pytest.raises(UserError, match="correction=none is not offered"):
+        Family("main", "part", "lora", ("elalora",), ("r4",), 0.05, 1, "none")
+    cells = study(tmp_path, {"elalora": UP})
+    with pytest.raises(UserError, match="the part part has no arm adalora"):
+        read(tmp_path, cells)
+
+
+def test_without_a_study_runs_that_ended_otherwise_are_counted_by_folder(tmp_path: Path) -> None:
+    write_run(tmp_path, result("lora", 0, 80.0))
+    runs = load_runs(tmp_path)
+    assert failures(runs, runs.attrs["unfinished"]) is None
+    folder = tmp_path / "vader_movies" / "lora-r4-s1-0123456789"
+    folder.mkdir()
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "error": "NotFinite: x"}))
+    runs = load_runs(tmp_path)
+    counted = failures(runs, runs.attrs["unfinished"])
+    assert counted is not None and counted.rows[0][:5] == ["lora-r4", "1", "0", "0", "1"]

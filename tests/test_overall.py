@@ -1,0 +1,53 @@
+"""Pooling over tasks: only what all arms share, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stored_runs import result, write_run
+
+from analysis.overall import overall
+from analysis.store import load_runs
+from analysis.writers import to_markdown
+
+
+def run(root: Path, method: str, seed: int, task: str, score: float) -> None:
+    write_run(root, result(method, seed, score, task=task, identity__task={"name": task}))
+
+
+def test_arms_are_pooled_over_shared_tasks_and_seeds_only(tmp_path: Path) -> None:
+    for seed in range(2):
+        for task, score in (("a", 80.0), ("b", 60.0)):
+            run(tmp_path, "lora", seed, task, score)
+            run(tmp_path, "svd_lora", seed, task, score + (2.0 if task == "a" else -1.0))
+            run(tmp_path, "adalora", seed, task, score)
+    run(tmp_path, "lora", 0, "c", 1.0)  # the others were never run there
+    run(tmp_path, "lora", 2, "a", 1.0)  # and not with this seed
+    table = overall(load_runs(tmp_path))
+    assert table is not None
+    frame = table.frame.set_index("shown")
+    assert frame["tasks"].tolist() == [2, 2, 2] and frame["n"].tolist() == [2, 2, 2]
+    assert frame["mean"].to_dict() == {"AdaLoRA": 70.0, "LoRA": 70.0, "SVD-LoRA": 70.5}
+    assert frame.loc["SVD-LoRA", ["above", "wtl"]].tolist() == [0.5, "1/0/1"]
+    assert frame.loc["AdaLoRA", ["above", "wtl"]].tolist() == [0.5, "0/2/0"]
+    # ranks: SVD-LoRA 1 and 3, the tied others 2.5 and 1.5
+    assert "SVD-LoRA 2.00" in table.notes[-1] and "LoRA 2.00" in table.notes[-1] and "p = 1.000" in table.notes[-1]
+    assert "better" not in to_markdown(table)
+
+
+def test_from_four_seeds_on_the_mean_has_an_interval(tmp_path: Path) -> None:
+    for seed in range(4):
+        for task in ("a", "b"):
+            run(tmp_path, "lora", seed, task, 80.0 + seed)
+            run(tmp_path, "sora", seed, task, 81.0 + seed)
+    table = overall(load_runs(tmp_path))
+    assert table is not None
+    row = table.frame.set_index("shown").loc["SoRA"]
+    assert row["mean"] == pytest.approx(82.5) and row["low"] < 82.5 < row["high"]
+
+
+def test_one_task_or_one_arm_is_nothing_to_pool(tmp_path: Path) -> None:
+    run(tmp_path, "lora", 0, "a", 80.0)
+    run(tmp_path, "sora", 0, "a", 80.0)
+    assert overall(load_runs(tmp_path)) is None

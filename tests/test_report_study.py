@@ -1,0 +1,108 @@
+"""The report of one study: its own runs, its declared family, and what is still to be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from stored_runs import result, write_run
+
+from analysis.report import report
+from analysis.store import load_runs
+from analysis.study import load_study
+from elalora.errors import UserError
+from experiments import compose, study
+
+ARMS = ("lora", "elalora")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of two arms on 6 seeds of which the last of ElaLoRA is missing, and a run that is none of it."""
+    root = tmp_path / "runs"
+    cells = []
+    for arm in ARMS:
+        for seed in range(6):
+            whole = result(arm, seed, 80.0 + 2 * (arm == "elalora") + seed / 10, recipe="matched")
+            if (arm, seed) != ("elalora", 5):
+                write_run(root, whole)
+            plan = SimpleNamespace(id=whole["id"])
+            cells.append(
+                SimpleNamespace(part="main", kind="confirmatory", arm=arm, task="vader_movies", budget="r4", seed=seed,
+                                plan=plan)
+            )  # fmt: skip
+    cells.append(
+        SimpleNamespace(part="later", kind="exploratory", arm="sora", task="t", budget="r4", seed=0, plan=None)
+    )  # fmt: skip
+    write_run(root, result("adalora", 0, 99.0))
+    family = SimpleNamespace(
+        part="main", baseline="lora", arms=["elalora"], budgets=["r4"], alpha=0.05, m=1, correction="holm"
+    )
+    expansion = SimpleNamespace(cells=cells, study=SimpleNamespace(family=family))
+
+    def words_of(words: list[str]) -> list[str]:
+        assert words == ["+study=small", f'store.root="{root}"']
+        return words
+
+    monkeypatch.setattr(study, "Expansion", lambda _: expansion)
+    monkeypatch.setattr(compose, "compose_run", words_of)
+    return root
+
+
+def text_of(files: list[Path], name: str) -> str:
+    (found,) = [path for path in files if path.name == name]
+    return found.read_text()
+
+
+def test_only_the_study_s_runs_are_read_and_gaps_are_named_with_their_command(store: Path, tmp_path: Path) -> None:
+    files = report([store], tmp_path / "out", study="small", with_figures=False, quiet=True)
+    assert "AdaLoRA" not in text_of(files, "comparison.md")
+    assert "not tested" in text_of(files, "confirmatory.md")
+    page = text_of(files, "index.html")
+    assert "elalora and lora at r4 are not tested yet: 1 runs are missing." in page
+    assert "part main, elalora: 1 of 6 runs are missing; make them with: python run.py -m +study=small" in page
+    assert "part later, sora: 1 of 1 runs are missing" in page and "better" not in page
+
+
+def test_a_whole_study_is_tested_and_says_so(store: Path, tmp_path: Path) -> None:
+    write_run(store, result("elalora", 5, 82.5, recipe="matched"))
+    files = report([store], tmp_path / "out", study="small", with_figures=False, quiet=True)
+    assert "elalora is better than lora at r4: +2.00 points, mean over 1 task" in text_of(files, "index.html")
+
+
+def test_a_study_without_runs_names_the_command(store: Path, tmp_path: Path) -> None:
+    for path in (store / "vader_movies").glob("*lora-r4-s*/result.json"):
+        if "adalora" not in str(path):
+            path.unlink()
+    with pytest.raises(
+        UserError, match=r"no finished run of study small in .*`python run.py -m \+study=small` makes one"
+    ):
+        report([store], tmp_path / "out", study="small", with_figures=False, quiet=True)
+
+
+@pytest.mark.full
+def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    for _ in range(8):  # tuning, perhaps on wider grids, then the parts
+        planned: dict[str, Any] = {}
+        for cell in study.expand("offline_main", [f'store.root="{root}"']):
+            if cell.plan is not None and cell.plan.finished() is None:
+                planned[cell.plan.id] = cell
+        if not planned:
+            break
+        for cell in planned.values():
+            score = 80.0 + cell.seed / 10 - abs(float(cell.plan.config.trainer.lr) - 3e-3)
+            whole = result(cell.arm, cell.seed, score, task=cell.task, recipe="matched")
+            whole |= {"id": cell.plan.id, "identity": cell.plan.identity, "protocol": cell.plan.config.protocol.name}
+            cell.plan.folder.path.mkdir(parents=True)
+            (cell.plan.folder.path / "result.json").write_text(json.dumps(whole))
+    found = load_study("offline_main", [root])
+    assert found.family is not None and found.family.m == len(found.family.arms) * len(found.family.budgets)
+    runs = load_runs(root)
+    assert not len(found.open_runs(runs)) and set(found.cells["id"]) <= set(runs["id"])
+    files = report([root], tmp_path / "out", study="offline_main", with_figures=False, quiet=True)
+    assert f"m = {found.family.m} comparisons" in text_of(files, "confirmatory.md")

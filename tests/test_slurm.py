@@ -1,0 +1,156 @@
+"""Sweeps on a real SLURM: submitted and left, killed, told to stop and requeued."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import MOVES, QUICK, ROOT, command, quick
+from slurm_cluster import cluster, missing
+
+from experiments.config_launcher import LauncherConfig
+from experiments.launch.slurm import chunks, describe, levels, run_plans
+from experiments.plan import make_plan
+
+needs_slurm = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+LINES = ("metrics.jsonl", "ranks.jsonl")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The environment of a running cluster's clients."""
+    # a short path: the name of a socket has at most 107 characters
+    with cluster(tmp_path_factory.mktemp("s") / "c") as env:
+        yield {**env, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def words(model, store, *more):
+    return [
+        "-m",
+        "hydra/launcher=slurm",
+        *QUICK,
+        f"model.path={model}",
+        f"store.root={store}",
+        "launcher.cpus=1",
+        "launcher.minutes=5",
+        "threads=1",
+        *more,
+    ]
+
+
+def collect(given, env, seconds=90):
+    """The same command again until nothing is in the queue; the last answer."""
+    end = time.monotonic() + seconds
+    while True:
+        done = command(*given, env=env)
+        if ", 0 in the queue" in done.stdout or time.monotonic() > end:
+            return done
+        time.sleep(1)
+
+
+def until(ready, seconds=60):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not come so far"
+        time.sleep(0.05)
+
+
+@needs_slurm
+def test_an_array_of_six_is_collected_after_its_submitting_process_was_killed(slurm, tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "trainer.max_steps=3", "seed=range(6)", "method=lora")
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *given, "launcher.wait=true"],
+        cwd=ROOT,
+        env=slurm,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = next(line for line in process.stdout if line.startswith("submitted:"))
+    process.kill()
+    process.wait()
+    assert re.match(r"submitted: job \d+, 6 of it", said)
+    assert not list(tmp_path.glob("*/*/result.json"))
+    done = collect(given, slurm)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 runs done, 0 in the queue, 0 failed" in done.stdout
+    assert len((tmp_path / ".slurm" / "jobs.jsonl").read_text().splitlines()) == 6  # and none was submitted twice
+
+
+@needs_slurm
+def test_a_killed_run_is_reported_and_the_same_command_does_only_that_one(slurm, tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "trainer.max_steps=400", "seed=0,1", "method=lora")
+    assert command(*given, env=slurm).returncode == 0
+    until(lambda: len(list(tmp_path.glob("*/*/timing.jsonl"))) == 2)
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "trainer.max_steps=400", "method=lora", "seed=1", "threads=1"))
+    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
+    until(lambda: len(list(tmp_path.glob("*/*/result.json"))) == 1)
+    until(lambda: not subprocess.check_output(["squeue", "-h"], env=slurm).strip())
+    done = command(*given, env=slurm)
+    assert f"{victim.label} stopped before: its job ended without a word; it is submitted again" in done.stdout
+    assert "SLURM array of 1 jobs for 1 runs" in done.stdout
+    done = collect(given, slurm)
+    assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stderr
+
+
+@needs_slurm
+def test_a_job_told_to_stop_in_its_second_run_is_requeued_and_ends_bit_identical(slurm, tiny_model_dir, tmp_path):
+    more = ["method=elalora", "trainer.max_steps=600", "store.checkpoint_every=50"]
+    given = words(tiny_model_dir, tmp_path / "slurm", *more, "seed=0,1", "launcher.runs_per_job=2")
+    assert command(*given, env=slurm).returncode == 0
+    second = make_plan(quick(tiny_model_dir, tmp_path / "slurm", *more, "seed=1", "threads=1"))
+    until(lambda: second.folder.status().get("step", 0) > 60)
+    job = subprocess.check_output(["squeue", "-h", "-o", "%i"], env=slurm, text=True).strip()
+    subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
+    done = collect(given, slurm)
+    assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stdout + done.stderr
+    assert second.folder.status()["attempts"] == 2
+    alone = command(*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'alone'}", *more, "seed=1",
+                    "threads=1", env=slurm)  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    undisturbed = make_plan(quick(tiny_model_dir, tmp_path / "alone", *more, "seed=1", "threads=1"))
+    for name in (*LINES, "predictions.parquet", "adapter/adapter_model.safetensors"):
+        assert (second.folder.path / name).read_bytes() == (undisturbed.folder.path / name).read_bytes(), name
+
+
+@needs_slurm
+def test_a_transplant_starts_when_its_source_is_done(slurm, tiny_model_dir, tmp_path, monkeypatch, capfd):
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    short = ["trainer.max_steps=20", "threads=1", *MOVES]
+    source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora", *short))
+    taking = make_plan(
+        quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='elalora {' '.join(MOVES)}'", *short[:2])
+    )
+    assert taking.sources[0].id == source.id
+    config = LauncherConfig(kind="slurm", cpus=1, minutes=5, wait=True)
+    assert run_plans([taking, source], config) == 0, capfd.readouterr()
+    assert "2 of 2 runs done" in capfd.readouterr().out
+    assert taking.folder.result()["ranks"]["final"] == source.folder.result()["ranks"]["final"]
+
+
+def test_a_transplant_is_submitted_after_its_source(tiny_model_dir, tmp_path):
+    source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora"))
+    dependent = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", "method.ranks_from=elalora"))
+    other = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+    assert levels([dependent, other, source]) == [[source, other], [dependent]]
+    lines = describe([dependent, other, source], LauncherConfig(kind="slurm", partition="gpu", gpus=1))
+    assert lines[0].startswith("SLURM array of 2 jobs for 2 runs: ") and "partition=gpu" in lines[0]
+    assert lines[1].startswith("SLURM array of 1 jobs for 1 runs, after the array before it: ")
+
+
+def test_runs_per_job_covers_every_run_once():
+    assert chunks(list(range(7)), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_machine_without_slurm_says_so_in_one_line(tiny_model_dir, tmp_path):
+    done = command(*words(tiny_model_dir, tmp_path), env={"PATH": "/nowhere"})
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "elalora: hydra/launcher=slurm needs SLURM's commands (squeue, sbatch); none is on this machine"
+    )
+    assert not (tmp_path / ".slurm").exists()
