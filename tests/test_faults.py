@@ -90,7 +90,8 @@ def full():
     (os, "fsync", 15), (RunFolder, "append", 4), ("pyarrow.parquet", "write_table", 1),
     pytest.param(os, "fsync", 2, marks=FULL), pytest.param(os, "replace", 6, marks=FULL),
     pytest.param("safetensors.torch", "save_file", 2, marks=FULL),
-    pytest.param("experiments.results", "export_adapter", 1, marks=FULL), pytest.param(RunFolder, "sync", 1, marks=FULL),
+    pytest.param("experiments.results", "export_adapter", 1, marks=FULL),
+    pytest.param(RunFolder, "sync", 1, marks=FULL),
 ])  # fmt: skip
 def test_a_full_disk_fails_the_run_in_one_line_and_loses_nothing(
     owner, name, call, plan_in, whole, tmp_path, monkeypatch
