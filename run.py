@@ -20,6 +20,7 @@ from elalora.errors import UserError
 from experiments.compose import keep_command
 from experiments.config import register
 from experiments.messages import explain, explain_value
+from experiments.signals import COME_AGAIN, Preempted
 
 register()
 composed: list[DictConfig] = []
@@ -32,7 +33,7 @@ def compose(config: DictConfig) -> None:
 
 
 def main() -> int:
-    """Exit codes: 0 everything is done, 1 a run failed, 2 a mistake in what was asked for."""
+    """Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for, 75 come again, 130 stopped at once."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +53,12 @@ def main() -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"elalora: {explain(error)}", file=sys.stderr)
         return 2
+    except Preempted as error:
+        print(f"elalora: {error}", file=sys.stderr)
+        return COME_AGAIN
+    except KeyboardInterrupt:
+        print("elalora: stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

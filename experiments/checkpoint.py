@@ -1,7 +1,8 @@
 """Rolling checkpoints of safetensors and JSON only: nothing that is read back can run code.
 
 A checkpoint is a folder step-N with tensors.safetensors, state.json and digests.json. It is written under another
-name and moved into place; the last two are kept, and one whose digests do not fit is passed over.
+name and moved into place; the last two are kept, and one whose digests do not fit is passed over. One that is whole
+and belongs to another run or version is a mistake that is told: nothing is overwritten silently.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from elalora.errors import UserError
 from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
+from experiments.store import sync_folder
 
+SCHEMA = 1
 KEPT = 2
+START_ANEW = "move the folder away, and the run starts anew"
 
 
 def collect(model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule: Schedule) -> dict[str, Any]:
@@ -40,7 +46,10 @@ def restore(
     """Puts back what `collect` took; ranks first, because the rest has their shape."""
     method.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("method/")})
     for name, parameter in trained(model).items():
-        parameter.data.copy_(state[f"model/{name}"])
+        saved = state[f"model/{name}"]
+        if saved.shape != parameter.shape:
+            raise ValueError(f"{name} has shape {tuple(saved.shape)}, here {tuple(parameter.shape)}")
+        parameter.data.copy_(saved)
     moments: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
         if name.startswith("optimizer/"):
@@ -60,39 +69,69 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes step-N under `folder` and drops all but the last two."""
+    """Writes step-N under `folder`, whole or not at all."""
     from safetensors.torch import save_file
 
+    for left in folder.glob(".part-*"):
+        shutil.rmtree(left)  # of an attempt that was killed here
     part = folder / f".part-{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
-    save_file(tensors, part / "tensors.safetensors")
-    rest = {n: v for n, v in state.items() if not isinstance(v, Tensor)} | {"step": step}
-    (part / "state.json").write_text(json.dumps(rest), encoding="utf-8")
-    digests = {name: _digest(part / name) for name in ("tensors.safetensors", "state.json")}
-    (part / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
-    for file in part.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    target = folder / f"step-{step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(part, target)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
+        save_file(tensors, part / "tensors.safetensors")
+        rest = {n: v for n, v in state.items() if not isinstance(v, Tensor)} | {"step": step, "schema": SCHEMA}
+        (part / "state.json").write_text(json.dumps(rest), encoding="utf-8")
+        digests = {name: _digest(part / name) for name in ("tensors.safetensors", "state.json")}
+        (part / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
+        for file in part.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        sync_folder(part)
+        target = _path(folder, step)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(part, target)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(folder)
 
 
-def load(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, as (step, state), or None."""
+def drop(folder: Path, keep: set[int]) -> None:
+    """Removes every checkpoint under `folder` but those of the steps in `keep`."""
+    for step in set(steps(folder)) - keep:
+        shutil.rmtree(_path(folder, step), ignore_errors=True)
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints under `folder`, the newest first."""
+    return sorted((int(path.name[5:]) for path in folder.glob("step-*") if path.name[5:].isdecimal()), reverse=True)
+
+
+def load(folder: Path, step: int) -> dict[str, Any] | None:
+    """The state of one checkpoint, or None where it is not there or not whole.
+
+    Raises:
+        UserError: it is whole, and another version wrote it.
+    """
     from safetensors.torch import load_file
 
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if not _whole(path):
-            continue
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        step = state.pop("step")
-        return step, state | load_file(path / "tensors.safetensors")
-    return None
+    path = _path(folder, step)
+    if not _whole(path):
+        return None
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    schema = state.pop("schema", None)
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; {START_ANEW}")
+    if state.pop("step", None) != step:
+        raise UserError(f"{path} holds another step than its name says; {START_ANEW}")
+    try:
+        return state | load_file(path / "tensors.safetensors")
+    except SafetensorError as error:
+        raise UserError(f"{path}/tensors.safetensors cannot be read ({error}); {START_ANEW}") from error
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _whole(path: Path) -> bool:

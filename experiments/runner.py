@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.plan import Plan, in_order, make_plan, stream
+from experiments.signals import Preempted, Stop, listening
 from experiments.store import Busy
 
 
@@ -70,19 +71,26 @@ def run(plan: Plan) -> dict[str, Any]:
     Raises:
         UserError: a mistake in what was asked for; nothing was written.
         RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
+        Preempted: this process was asked to stop, and no further run is to be started in it.
     """
     done = plan.finished()
     if done is not None:
+        _tidy(plan)
         result = done.result()
         print(f"done before (commit {(result.get('commit') or 'unknown')[:10]}): {done.path}  {headline(result)}")
         return result
     try:
-        prepared = prepare(plan)
-        with plan.folder.working():
-            # another process may have finished it since the first look
-            result = plan.folder.result() if plan.folder.done else _train(plan, *prepared)
+        with listening() as stop:
+            prepared = prepare(plan)
+            if stop.signal is not None:
+                raise Preempted(f"{stop.signal} before the first step", stop.signal)
+            with plan.folder.working():
+                # another process may have finished it since the first look
+                result = plan.folder.result() if plan.folder.done else _train(plan, stop, *prepared)
     except (UserError, KeyboardInterrupt):
         raise
+    except Preempted as error:
+        raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
     except Busy as error:
         raise RunFailed(str(error)) from error
     except Exception as error:
@@ -90,7 +98,21 @@ def run(plan: Plan) -> dict[str, Any]:
             traceback.print_exc()
         raise RunFailed(f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})") from error
     print(f"done: {plan.folder.path}  {headline(result)}")
+    if stop.signal is not None:
+        raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
+
+
+def _tidy(plan: Plan) -> None:
+    """Ends what a process that was killed right after writing its result left: status.json and the checkpoints."""
+    folder = plan.folder
+    if not folder.done or folder.status().get("state") == "done":
+        return
+    try:
+        with folder.working():
+            _drop_checkpoints(plan)
+    except (Busy, UserError):  # somebody else's store, or its own process does it just now
+        pass
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -173,7 +195,7 @@ def _start(plan: Plan, method: Any) -> None:
         method.start_from(read_factors(source.finished().path / "adapter"))
 
 
-def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
+def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
     import torch
 
     from experiments.display import RunDisplay
@@ -184,9 +206,7 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
 
     accelerator, data, processor, train, select, report, model, method = prepared
     config, folder = plan.config, plan.folder
-    _write_facts(plan)
     tracker = make_tracker(OmegaConf.to_object(config.tracking))
-    tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
     total = method.total_steps
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
@@ -205,8 +225,13 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
             display,
             tracker,
             config.store.checkpoint_every,
+            plan.id,
+            stop,
         )
         start_ranks = method.ranks()
+        trainer.resume()
+        _write_facts(plan)
+        tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
         outcome = trainer.run()
         reading = trainer.evaluate(report, total)
         chosen = trainer.evaluate(select, total) if select is not None and select.name != report.name else None
@@ -214,9 +239,9 @@ def _train(plan: Plan, *prepared: Any) -> dict[str, Any]:
     result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen)
     store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
     tracker.finish(result)
+    folder.sync()
     folder.write("result.json", result)
-    if not config.store.keep_checkpoint:
-        _drop_checkpoints(folder.path)
+    _drop_checkpoints(plan)
     return result
 
 
@@ -229,7 +254,6 @@ def _write_facts(plan: Plan) -> None:
     plan.folder.write("manifest.json", manifest())
 
 
-def _drop_checkpoints(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path / "checkpoint", ignore_errors=True)
+def _drop_checkpoints(plan: Plan) -> None:
+    if not plan.config.store.keep_checkpoint:
+        shutil.rmtree(plan.folder.path / "checkpoint", ignore_errors=True)

@@ -1,7 +1,7 @@
 """One folder per run: the files are the truth, everything else mirrors them.
 
 A run is done when its result.json is there; that file is written last and moved into place whole. Lines are
-appended to metrics, timing and ranks as they come, and cut back to the step of the checkpoint when a run
+appended to metrics, timing and ranks as they come, and cut back to the length they had at the checkpoint when a run
 resumes, so that a resumed run leaves the same files as an undisturbed one.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import shutil
 import sys
 import time
 import traceback
@@ -31,11 +33,25 @@ class Busy(RuntimeError):
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk a part would keep the room that the next attempt needs
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder last, as fsync does for a file's content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def dump(value: Any, indent: int | None = 1) -> str:
@@ -52,6 +68,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._attempts = 0
+        self._progress: tuple[int, int] | None = None
 
     @property
     def done(self) -> bool:
@@ -93,36 +111,62 @@ class RunFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{self.path} is being worked on by another process") from None
-            self._attempts = self.status().get("attempts", 0) + 1
+            self._drop_parts()
+            before = self.status()
+            attempts = before.get("attempts")
+            self._attempts = (attempts if isinstance(attempts, int) else 0) + 1
             self.beat("running")
             try:
                 yield
+            except UserError:
+                self._as_before(before)
+                raise
             except BaseException as error:
                 self._failed(error)
                 raise
             self.beat("done")
 
     def _failed(self, error: BaseException) -> None:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        preempted = isinstance(error, KeyboardInterrupt)
-        kind = "preempted" if preempted else getattr(error, "failure", "crash")
+        line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+        kind = "preempted" if isinstance(error, KeyboardInterrupt) else getattr(error, "failure", "crash")
+        state = "preempted" if kind == "preempted" else "failed"
         trace = "".join(traceback.format_exception(error))
+        more = {} if self._progress is None else dict(zip(("step", "total"), self._progress, strict=True))
         try:
-            self.beat("preempted" if preempted else "failed", failure=kind, error=line, traceback=trace)
+            self.beat(state, **more, failure=kind, error=line, traceback=trace)
         except OSError as full:  # a full disk must not hide what went wrong
             print(f"elalora: {self.path}/status.json cannot be written ({full.strerror})", file=sys.stderr)
+
+    def _as_before(self, status: dict[str, Any]) -> None:
+        """A user's mistake is no attempt."""
+        if status:
+            self.write("status.json", status)
+        else:
+            (self.path / "status.json").unlink(missing_ok=True)
+
+    def _drop_parts(self) -> None:
+        """Removes what a killed process left half written; the lock is held, so none of it is in use."""
+        for path in self.path.glob(".*"):
+            if re.fullmatch(r"\..+\.\d+", path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def beat(self, state: str, **more: Any) -> None:
         """Writes status.json with the time of this heartbeat."""
         status = {"state": state, "attempts": self._attempts, "heartbeat": time.time(), "pid": os.getpid()}
         write_whole(self.path / "status.json", dump(status | more))
 
+    def progress(self, step: int, total: int) -> None:
+        """A heartbeat that says how far the run is."""
+        self._progress = (step, total)
+        self.beat("running", step=step, total=total)
+
     def status(self) -> dict[str, Any]:
         """The last written status, empty when there is none or it is unreadable."""
         try:
-            return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return status if isinstance(status, dict) else {}
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Appends one line to a .jsonl file in a single write."""
@@ -135,24 +179,40 @@ class RunFolder:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def cut_back(self, step: int) -> None:
-        """Drops every line of a step at or after `step`, and a last line that was only half written."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every .jsonl file, made to last: a checkpoint must not outlive the lines before it."""
+        return {name: self._synced(self.path / name) for name in LINES}
+
+    def _synced(self, path: Path) -> int:
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return path.stat().st_size
+
+    def has(self, sizes: dict[str, int]) -> bool:
+        """Whether every .jsonl file is at least as long as it was."""
+        paths = {self.path / name: size for name, size in sizes.items()}
+        return all((path.stat().st_size if path.is_file() else 0) >= size for path, size in paths.items())
+
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Cuts every .jsonl file to the size it had; what follows, a half-written line too, is written again."""
         for name in LINES:
             path = self.path / name
             if path.is_file():
-                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _before(line, step)]
-                write_whole(path, "".join(line + "\n" for line in kept))
+                os.truncate(path, sizes.get(name, 0))
+
+    def sync(self) -> None:
+        """Makes everything last that a result vouches for, before the result is written."""
+        for path in (self.path, self.path / "adapter"):
+            for file in path.iterdir():
+                if file.is_file():
+                    self._synced(file)
+            sync_folder(path)
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole."""
         write_whole(self.path / name, dump(value))
-
-
-def _before(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] < step
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 def find(roots: list[str], run_id: str) -> RunFolder | None:

@@ -275,7 +275,7 @@ def score_of(plan: Plan | None) -> float | None:
         result = done.result()
         return float(result["readings"]["last"]["report"]["metrics"][result["metric"]])
     status = plan.folder.status()
-    lost = status.get("state") == "failed" and str(status.get("error")).startswith(("NotFinite", "MethodFailure"))
+    lost = status.get("failure") in ("nan", "never_acted", "budget")
     return -math.inf if lost else None
 
 

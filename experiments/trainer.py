@@ -9,6 +9,7 @@ over processes and micro-batches, so both leave the gradient what it was.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from elalora.budget import Count
+from elalora.errors import UserError
 from elalora.method import Method, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
@@ -32,6 +34,7 @@ from experiments.data.items import Items
 from experiments.data.texts import IGNORED
 from experiments.plan import stream
 from experiments.readout import NotFinite, Readout, Row
+from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
 
 PREPARE_BATCHES = 8  # training batches that a data-driven start is given
@@ -109,6 +112,9 @@ class Trainer:
         report: the split that is reported.
         folder: where lines and checkpoints go.
         accelerator: device, precision and processes.
+        checkpoint_every: steps between two checkpoints; 0 writes one only when the run is asked to stop.
+        run_id: written into checkpoints, so that those of another run are refused.
+        stop: set by a signal, looked at after every step and every batch of an evaluation.
     """
 
     def __init__(
@@ -126,11 +132,13 @@ class Trainer:
         watcher: Watcher,
         mirror: Mirror,
         checkpoint_every: int = 0,
+        run_id: str = "",
+        stop: Stop | None = None,
     ) -> None:
         self.config, self.readout, self.seed, self.method = config, readout, seed, method
         self.train_split, self.select, self.report = train, select, report
         self.folder, self.accelerator, self.watcher, self.mirror = folder, accelerator, watcher, mirror
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every, self.run_id, self.stop = checkpoint_every, run_id, stop or Stop()
         self.total = run_length(config, len(train.data))
         self.bare = model.to(accelerator.device)
         self._shown_loss = math.nan
@@ -147,30 +155,56 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.outcome = Outcome(initial=method.count(), peak=method.count())
         self.moved = 0
+        self._steps = 0  # done so far
+        self._unread: int | None = None  # step after which the selection split is to be read and was not yet
+        self._finishing = False  # the weights are no longer those of a checkpoint
+        self._saved: int | None = None  # step of the newest checkpoint
+        self._bests: list[int] = []  # best steps at the checkpoints so far
 
     # -- the algorithm ---------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Trains from the last checkpoint, or from the start, to the end."""
-        start = self._resume()
+        """Trains from where `resume` left it to the end.
+
+        Raises:
+            Preempted: asked to stop; a checkpoint is there.
+        """
         self.model.train()
         due = self._evaluation_steps()
-        losses = self._pending
-        for step in range(start, self.total):
+        if self._unread is not None:
+            self._choose(self._unread)
+        for step in range(self._steps, self.total):
             began = time.perf_counter()
-            losses.append(self._step(step))
+            self._pending.append(self._step(step))
             if self._logged(step):
                 self._wait()
             self.outcome.step_seconds.append(time.perf_counter() - began)
             self.outcome.train_seconds += self.outcome.step_seconds[-1]
-            self._log(step, losses)
+            self._steps = step + 1
+            self._log(step, self._pending)
             if step + 1 in due:
                 self._choose(step)
-            if self.checkpoint_every and (step + 1) % self.checkpoint_every == 0 and step + 1 < self.total:
-                self._checkpoint(step + 1, losses)
+            if self._asked(step):
+                self._preempt()
+            if self.checkpoint_every and ((step + 1) % self.checkpoint_every == 0 or step + 1 == self.total):
+                self._checkpoint()
+        self._finishing = True
         self._read_best()
         self.method.finish()
         return self.outcome
+
+    def _asked(self, step: int) -> bool:
+        """Whether a signal asked to stop; several processes agree on it at the steps at which they wait anyway."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.signal is not None
+        return self._logged(step) and any(gather_object([self.stop.signal is not None]))
+
+    def _preempt(self) -> None:
+        """Writes a checkpoint where the weights still are those of one, and leaves."""
+        if not self._finishing and (self._saved != self._steps or self._unread is not None):
+            self._checkpoint()
+        asked = self.stop.signal or "a signal to another process"
+        raise Preempted(f"{asked} after step {self._steps} of {self.total}", self.stop.signal)
 
     def _logged(self, step: int) -> bool:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.total
@@ -268,11 +302,17 @@ class Trainer:
         return Reading(split.name, step, scores, collapsed, rows)
 
     def _predict(self, data: Items) -> Iterator[Row]:
-        """Rows of this process's share."""
+        """Rows of this process's share; one process alone may be stopped between two batches."""
         batches = eval_batches(data.lengths, 2 * self.config.batch_size)
         with torch.inference_mode():
             for indices in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+                if self.stop.signal is not None and self._may_leave():
+                    self._preempt()
                 yield from self.readout.read(self.model, data, indices, self._to_device(data.batch(indices)))
+
+    def _may_leave(self) -> bool:
+        """Whether an evaluation may be left: it is one process's own, and a checkpoint holds or can hold this step."""
+        return self.accelerator.num_processes == 1 and (not self._finishing or self._saved == self.total)
 
     def _evaluation_steps(self) -> set[int]:
         count = self.config.evaluations if self.select is not None else 0
@@ -281,39 +321,50 @@ class Trainer:
     def _choose(self, step: int) -> None:
         """Reads the selection split; a new best inside the common window is kept, to be read at the end."""
         assert self.select is not None
+        self._unread = step
         chosen = self.evaluate(self.select, step)
         primary = self.readout.metrics[0]
         shown = f"{self.select.name} {primary} {chosen.metrics[primary]:.1f}"
         self.watcher.update(step + 1, self.method.phase(step), self._shown_loss, self.moved, shown)
-        if step + 1 < self.total * (1 - BEST_WINDOW) or not self._within_budget():
+        if step + 1 >= self.total * (1 - BEST_WINDOW) and self._within_budget():
+            self._keep_better(step, chosen)
+        self._unread = None
+
+    def _keep_better(self, step: int, chosen: Reading) -> None:
+        best, primary = self.outcome.best, self.readout.metrics[0]
+        if best is not None and chosen.metrics[primary] <= best["select"]["metrics"][primary]:
             return
-        best = self.outcome.best
-        if best is None or chosen.metrics[primary] > best["select"]["metrics"][primary]:
-            count = self.method.count()
-            self.outcome.best = {
-                "step": step + 1,
-                "select": _brief(chosen),
-                "report": _brief(chosen) if self.report.name == self.select.name else None,
-                "ranks": self.method.ranks(),
-                "count": {"rank_sum": count.rank_sum, "params": count.params},
-            }
+        count = self.method.count()
+        self.outcome.best = {
+            "step": step + 1,
+            "select": _brief(chosen),
+            "report": _brief(chosen) if self.select is not None and self.report.name == self.select.name else None,
+            "ranks": self.method.ranks(),
+            "count": {"rank_sum": count.rank_sum, "params": count.params},
+        }
+        if self.accelerator.is_main_process:
             checkpoint.save(self._best_folder, step + 1, self._state())
+            # a checkpoint that a resumed run may fall back to needs the best of its time
+            checkpoint.drop(self._best_folder, {step + 1, *self._bests[-checkpoint.KEPT :]})
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.folder.path / "checkpoint"
 
     @property
     def _best_folder(self) -> Path:
-        return self.folder.path / "checkpoint" / "best"
+        return self._checkpoints / "best"
 
     def _read_best(self) -> None:
         """Reads the reported split once with the chosen weights, and puts the last ones back."""
         best = self.outcome.best
         if best is None or best["report"] is not None:
             return
-        found = checkpoint.load(self._best_folder)
-        if found is None or found[0] != best["step"]:
-            self.outcome.best = None  # its weights are damaged: no reading is better than a wrong one
-            return
+        found = checkpoint.load(self._best_folder, best["step"])
+        if found is None:
+            raise RuntimeError("the best checkpoint is damaged; the same command goes on from before it")
         last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._state().items()}
-        checkpoint.restore(found[1], self.bare, self.method, self.optimizer, self.schedule)
+        checkpoint.restore(found, self.bare, self.method, self.optimizer, self.schedule)
         best["report"] = _brief(self.evaluate(self.report, best["step"] - 1))
         checkpoint.restore(last, self.bare, self.method, self.optimizer, self.schedule)
 
@@ -329,7 +380,7 @@ class Trainer:
 
     # -- records ---------------------------------------------------------------------------------------
 
-    def start_lines(self) -> None:
+    def _start_lines(self) -> None:
         """Writes the ranks before the first step."""
         if self.method.capabilities.ranked:
             self._line("ranks.jsonl", {"step": -1, "ranks": self.method.ranks(), "pruned": [], "grown": []})
@@ -360,7 +411,7 @@ class Trainer:
         self._line("timing.jsonl", {"step": step, "seconds_per_step": sum(recent) / max(1, len(recent))})
         self._shown_loss = loss
         self.mirror.metrics(step, "train", {"loss": loss})
-        self.folder.beat("running", step=step + 1, total=self.total)
+        self.folder.progress(step + 1, self.total)
         self.watcher.update(step + 1, self.method.phase(step), loss, self.moved)
 
     def _line(self, name: str, line: dict[str, Any]) -> None:
@@ -369,45 +420,91 @@ class Trainer:
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
-    def _checkpoint(self, step: int, losses: list[Tensor]) -> None:
+    def _checkpoint(self) -> None:
+        """Writes everything that the rest of the run depends on, and drops what no resumed run can need."""
+        self._saved = self._steps
         if not self.accelerator.is_main_process:
             return
+        best = self.outcome.best
         state = self._state()
         state["progress"] = {
+            "run": self.run_id,
+            "lines": self.folder.sizes(),
             "moved": self.moved,
             "initial": vars(self.outcome.initial),
             "peak": vars(self.outcome.peak),
-            "best": self.outcome.best,
+            "best": best,
+            "unread": self._unread,
             "seconds": [self.outcome.train_seconds, self.outcome.eval_seconds],
-            "losses": [float(loss) for loss in losses],
+            "losses": [float(loss) for loss in self._pending],
         }
-        checkpoint.save(self.folder.path / "checkpoint", step, state)
+        checkpoint.save(self._checkpoints, self._steps, state)
+        checkpoint.drop(self._checkpoints, set(checkpoint.steps(self._checkpoints)[: checkpoint.KEPT]))
+        if best is not None:
+            self._bests.append(best["step"])
+            checkpoint.drop(self._best_folder, set(self._bests[-checkpoint.KEPT :]))
 
     def _state(self) -> dict[str, Any]:
         return checkpoint.collect(self.bare, self.method, self.optimizer, self.schedule)
 
-    def _resume(self) -> int:
-        """Restores the newest whole checkpoint and cuts the lines back to it; 0 without one."""
-        found = checkpoint.load(self.folder.path / "checkpoint")
-        if found is None:
+    def resume(self) -> None:
+        """Takes up the newest checkpoint that is whole and cuts the lines back to it; without one, starts anew.
+
+        Raises:
+            UserError: a checkpoint is whole and does not belong to this run.
+        """
+        for step in checkpoint.steps(self._checkpoints):
+            state = checkpoint.load(self._checkpoints, step)
+            if state is not None and self._complete(step, state):
+                self._take_up(step, state)
+                break
+            print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
+        best = self.outcome.best["step"] if self.outcome.best is not None else 0
+        if self.accelerator.is_main_process:  # what an abandoned attempt wrote after this point
+            for folder, last in ((self._checkpoints, self._steps), (self._best_folder, best)):
+                checkpoint.drop(folder, {step for step in checkpoint.steps(folder) if step <= last})
+        if self._saved is None:
             if self.accelerator.is_main_process:
-                self.folder.cut_back(-1)
-            self.start_lines()
-            return 0
-        step, state = found
+                self.folder.cut_back({})
+            self._start_lines()
+
+    def _complete(self, step: int, state: dict[str, Any]) -> bool:
+        """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
+        try:
+            progress = state["progress"]
+            owner, lines, best = progress["run"], progress["lines"], progress["best"]
+        except (KeyError, TypeError):
+            raise self._foreign(step, "it has no progress") from None
+        if owner != self.run_id:
+            raise self._foreign(step, f"it is of the run {str(owner)[:10]}")
+        if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
+            return False
+        return self.folder.has(lines)
+
+    def _foreign(self, step: int, why: str) -> UserError:
+        return UserError(
+            f"{self._checkpoints} holds a checkpoint of step {step} that does not fit this run: {why}; "
+            f"{checkpoint.START_ANEW}"
+        )
+
+    def _take_up(self, step: int, state: dict[str, Any]) -> None:
         progress = state.pop("progress")
-        checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
-        self.moved = progress["moved"]
-        self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
-        self.outcome.best = progress["best"]
-        self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
-        self._pending = [torch.tensor(loss, device=self.accelerator.device) for loss in progress["losses"]]
+        try:
+            checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
+            self.moved, self._unread = progress["moved"], progress["unread"]
+            self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
+            self.outcome.best = progress["best"]
+            self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
+            self._pending = [torch.tensor(loss, device=self.accelerator.device) for loss in progress["losses"]]
+        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+            raise self._foreign(step, f"{type(error).__name__} {error}".splitlines()[0]) from error
         self.schedule.at(step)
+        self._steps = self._saved = step
+        self._bests = [] if self.outcome.best is None else [self.outcome.best["step"]]
         if self.accelerator.is_main_process:
-            self.folder.cut_back(step)
+            self.folder.cut_back(progress["lines"])
         lines = self.folder.lines("ranks.jsonl")
         self.method.rounds_seen = [_round(line) for line in lines if 0 <= line["step"] < step]
-        return step
 
 
 def _round(line: dict[str, Any]) -> Round:

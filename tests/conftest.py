@@ -38,9 +38,15 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The encoder comes without a task head, like any pretrained one: who loads it as a classifier draws the head.
     """
+    folder = tmp_path_factory.mktemp("tiny_model")
+    make_tiny_model(folder)
+    return folder
+
+
+def make_tiny_model(folder: Path) -> None:
+    """Writes the model of `tiny_model_dir`."""
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path_factory.mktemp("tiny_model")
     size = _save_tokenizer(folder)
     config = BertConfig(
         vocab_size=size,
@@ -54,7 +60,6 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder)
-    return folder
 
 
 def _save_tokenizer(folder: Path) -> int:

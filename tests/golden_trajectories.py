@@ -90,6 +90,7 @@ def trainer_trajectory() -> dict:
                 config, make_readout(task, None, model), 0, method, model, Split("train", _tokens(0)), select, report,
                 run, Accelerator(cpu=True), _Silent(), _Silent(),
             )  # fmt: skip
+            trainer.resume()
             trainer.run()
             losses = [line["value"] for line in run.lines("metrics.jsonl")]
             ranks = [list(line["ranks"].values()) for line in run.lines("ranks.jsonl")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 
 import pytest
@@ -183,18 +182,18 @@ def test_a_killed_run_resumes_to_the_same_files(extra, movies, tiny_model_dir, t
     assert science(cut.folder.result()) == science(whole.folder.result())
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+def test_a_checkpoint_is_whole_or_none(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, {"x": torch.full((3,), float(step)), "note": {"n": step}})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    assert checkpoint.load(tmp_path)[0] == 3
+    assert checkpoint.steps(tmp_path) == [3, 2, 1]
     with (tmp_path / "step-00000003" / "tensors.safetensors").open("r+b") as file:
         file.seek(-2, 2)
         file.write(b"\xff\xff")
-    step, state = checkpoint.load(tmp_path)
-    assert step == 2 and state["x"].tolist() == [2, 2, 2] and state["note"] == {"n": 2}
-    shutil.rmtree(tmp_path / "step-00000002")
-    assert checkpoint.load(tmp_path) is None
+    assert checkpoint.load(tmp_path, 3) is None and checkpoint.load(tmp_path, 4) is None
+    state = checkpoint.load(tmp_path, 2)
+    assert state["x"].tolist() == [2, 2, 2] and state["note"] == {"n": 2}
+    checkpoint.drop(tmp_path, {1})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_arms_of_a_seed_share_data_order_subset_and_head(movies, tiny_model_dir, tmp_path):

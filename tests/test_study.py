@@ -185,7 +185,7 @@ def test_a_diverged_trial_is_lost_and_an_unfinished_one_stops_the_study(small, c
     assert run_study(config, skipping) == 1
     assert "wait for tuning runs that did not finish" in capsys.readouterr().err
     bad.folder.path.mkdir(parents=True)
-    bad.folder.write("status.json", {"state": "failed", "error": "NotFinite: loss is nan at step 3"})
+    bad.folder.write("status.json", {"state": "failed", "failure": "nan", "error": "NotFinite: loss is nan at step 3"})
     choices = module.Expansion(config).choices
     assert choices["a", "vader_movies", "r4"].lr == 2e-3
 

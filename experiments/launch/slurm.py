@@ -26,6 +26,7 @@ from elalora.errors import UserError
 from experiments.config_launcher import LauncherConfig
 from experiments.manifest import commit_of
 from experiments.plan import Plan, in_order, make_plan
+from experiments.signals import Preempted
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REQUEUE = signal.SIGUSR2  # what submitit lets SLURM send before the time limit
@@ -109,8 +110,9 @@ class Job:
             print(line, file=sys.stderr)
         try:
             return run_here([_same(run, text) for run, text in given["runs"].items()])
-        except KeyboardInterrupt as stop:
-            if str(stop) != REQUEUE.name:  # cancelled, or preempted by a SLURM that requeues by itself
+        except (KeyboardInterrupt, Preempted) as stop:
+            name = stop.signal if isinstance(stop, Preempted) else str(stop)
+            if name != REQUEUE.name:  # cancelled, or preempted by a SLURM that requeues by itself
                 raise
             self._requeue()
 

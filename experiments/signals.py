@@ -1,0 +1,62 @@
+"""SIGTERM, SIGUSR2 and SIGINT ask a run to stop where it loses nothing; a second one stops it at once.
+
+What is unusual: the handler only sets a flag. The loop looks at it after every step and after every batch of an
+evaluation, writes a checkpoint, and raises `Preempted`. So no signal ever lands inside a write.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+COME_AGAIN = 75  # EX_TEMPFAIL: the exit code of a run that was asked to stop and goes on when it is started again
+
+
+class Preempted(RuntimeError):
+    """A run that stopped because it was asked to; the same command goes on from its checkpoint."""
+
+    failure = "preempted"
+
+    def __init__(self, message: str, signal: str | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclass
+class Stop:
+    """Whether this process was asked to stop, and by which signal."""
+
+    signal: str | None = None
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Takes the three signals while inside, and puts back what handled them before.
+
+    Outside the main thread nothing can be installed, and nothing ever asks to stop.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if stop.signal is not None:
+            raise KeyboardInterrupt(f"{stop.signal}, then {name}")
+        stop.signal = name
+        # not print: a handler may run inside another print
+        os.write(2, f"elalora: {name}: stopping at the next step with a checkpoint; once more stops at once\n".encode())
+
+    before = {number: signal.signal(number, asked) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,0 +1,348 @@
+"""Kills runs with SIGKILL, starts them again, and compares every file with a run that was never killed.
+
+    python tests/kill_harness.py --kills 200 --seed 0
+
+What is unusual: a child is forked after data and model are loaded, so an attempt takes a fraction of a second. A kill
+comes at a random moment, or at a random call inside a named phase: the child counts Python's call events while it is in
+that phase and kills itself at the n-th, between any two calls of a write. Nothing in the product takes part in this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+STEPS, EVERY = 24, 3
+MOVES = ["method.t_initial=3", "method.t_final=6", "method.interval=3"]
+ACCUMULATION = ["trainer.micro_batch=3"]
+BASE = [
+    "model=local",
+    "model.head=[bert.pooler,classifier]",
+    f"trainer.max_steps={STEPS}",
+    "trainer.batch_size=8",
+    "trainer.lr=5e-3",
+    "trainer.log_every=2",
+    "trainer.evaluations=8",
+    "task=own",
+    "data.train_items=null",
+    "task.max_length=16",
+    "threads=1",
+    f"store.checkpoint_every={EVERY}",
+    "store.keep_checkpoint=true",
+]
+ARMS = {
+    "elalora": ["method=elalora", *MOVES, *ACCUMULATION],
+    "elalora official": ["method=elalora", "method.variant=official", *MOVES],
+    "lora": ["method=lora", *ACCUMULATION],
+    "svd_lora": ["method=svd_lora", "method.t_initial=3", "method.t_final=6", "method.interval=3"],
+    "adalora": ["method=adalora", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
+    "sora": ["method=sora", *ACCUMULATION],
+    "prilora": ["method=prilora", "method.every=4"],
+    "beamlora": ["method=beamlora", "method.interval=4"],
+    "peft": ["method=peft"],
+    "full": ["method=full"],
+    "head": ["method=head"],
+    "bitfit": ["method=bitfit", *ACCUMULATION],
+}
+PHASES = ("before the first step", "step", "round", "line", "checkpoint", "evaluation", "result", "status")
+NAMED = ("checkpoint", "round", "evaluation", "result", "line")
+WRITES = ("checkpoint", "line", "result", "status")
+VARYING = {"timing.jsonl", "status.json", "manifest.json", "config.yaml", "result.json", "state.json", "digests.json"}
+
+
+class Probe:
+    """Where a child is, told to its parent through shared memory; and the call at which it is to die.
+
+    Args:
+        target: (phase, n): die at the n-th call inside that phase. None only counts.
+    """
+
+    def __init__(self, target: tuple[str, int] | None) -> None:
+        self.shared = mmap.mmap(-1, 8 * (len(PHASES) + 1))
+        self.target = target
+
+    def _get(self, slot: int) -> int:
+        return int.from_bytes(self.shared[8 * slot : 8 * slot + 8], "little")
+
+    def _set(self, slot: int, value: int) -> None:
+        self.shared[8 * slot : 8 * slot + 8] = value.to_bytes(8, "little")
+
+    @property
+    def phase(self) -> str:
+        return PHASES[self._get(0)]
+
+    def calls(self) -> dict[str, int]:
+        """Calls counted inside each phase."""
+        return {name: self._get(1 + number) for number, name in enumerate(PHASES)}
+
+    @contextmanager
+    def inside(self, phase: str) -> Iterator[None]:
+        """Marks a phase; the innermost one counts."""
+        before, profile = self._get(0), sys.getprofile()
+        number = PHASES.index(phase)
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            if event in ("call", "c_call"):
+                self._set(1 + number, self._get(1 + number) + 1)
+                if self.target == (phase, self._get(1 + number)):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        self._set(0, number)
+        sys.setprofile(count if phase in NAMED else None)
+        try:
+            yield
+        finally:
+            sys.setprofile(profile)
+            self._set(0, before)
+
+    def wrap(self, owner: Any, name: str, phase: str) -> None:
+        """Makes a function of a module or class a phase."""
+        plain: Callable = getattr(owner, name)
+
+        def wrapped(*words: Any, **more: Any) -> Any:
+            with self.inside(phase):
+                return plain(*words, **more)
+
+        setattr(owner, name, wrapped)
+
+    def install(self) -> None:
+        """Marks the phases in this process, which is a child that ends soon."""
+        from experiments import checkpoint, results, runner
+        from experiments.store import RunFolder
+        from experiments.trainer import Trainer
+
+        self.wrap(Trainer, "_step", "step")
+        self.wrap(Trainer, "_record_round", "round")
+        self.wrap(RunFolder, "append", "line")
+        self.wrap(RunFolder, "beat", "status")
+        self.wrap(checkpoint, "save", "checkpoint")
+        self.wrap(checkpoint, "drop", "checkpoint")
+        self.wrap(Trainer, "evaluate", "evaluation")
+        self.wrap(results, "export_adapter", "result")
+        self.wrap(results, "store_predictions", "result")
+        self.wrap(RunFolder, "write", "result")
+        self.wrap(runner, "_drop_checkpoints", "result")
+        if self.target and self.target[0] == "line" and self.target[1] % 2:
+            self._tear_lines()
+
+    def _tear_lines(self) -> None:
+        """The n-th line is written by half, as when the machine dies inside the write."""
+        from experiments.store import RunFolder
+
+        plain, left = RunFolder.append, [self.target[1] // 8]  # a line takes a handful of calls
+
+        def torn(folder: Any, name: str, line: dict[str, Any]) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                with (folder.path / name).open("ab", buffering=0) as file:
+                    file.write(json.dumps(line).encode()[: 5 + left[0] % 9])
+                os.kill(os.getpid(), signal.SIGKILL)
+            plain(folder, name, line)
+
+        RunFolder.append = torn
+        self.wrap(RunFolder, "append", "line")
+
+
+def mark_rounds(method: Any, probe: Probe, steps: set[int]) -> None:
+    """A round is what a method does after one of the steps after which the run without kills recorded one."""
+    plain = method.after_step
+
+    def after_step(step: int, *words: Any) -> Any:
+        if step not in steps:
+            return plain(step, *words)
+        with probe.inside("round"):
+            return plain(step, *words)
+
+    method.after_step = after_step
+
+
+class Arm:
+    """One method's run: what is forked, and the files of the run that was never killed."""
+
+    def __init__(self, words: list[str], folder: Path, more: list[str]) -> None:
+        self.words, self.folder, self.more = words, folder, more
+        from experiments.runner import prepare
+
+        self.prepared: Any = prepare(self.plan("whole"))
+        self.rounds: set[int] = set()
+        self.expected = self._whole("whole", Probe(None))
+        lines = (self.plan("whole").folder.path / "ranks.jsonl").read_text() if "ranks.jsonl" in self.expected else ""
+        self.rounds = {json.loads(line)["step"] for line in lines.splitlines()} - {-1}
+        self.probe = Probe(None)
+        began = time.perf_counter()
+        assert self._whole("counted", self.probe) == self.expected, "two runs without a kill differ"
+        self.seconds = time.perf_counter() - began
+
+    def _whole(self, store: str, probe: Probe) -> dict[str, Any]:
+        if self.attempt(self.plan(store), probe) != 0:
+            raise SystemExit((self.folder / "log").read_text())
+        return files(self.plan(store).folder.path)
+
+    def plan(self, store: str) -> Any:
+        from experiments.compose import compose_run
+        from experiments.plan import make_plan
+
+        return make_plan(compose_run([*BASE, *self.more, *self.words, f"store.root={self.folder / store}"]))
+
+    def attempt(self, plan: Any, probe: Probe, kill_after: float | None = None) -> int:
+        """Forks a child that does the run; returns its exit code, minus the signal where it was killed."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                self._child(plan, probe)
+                code = 0
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)  # a child that has ended stays a zombie until it is waited for
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def _child(self, plan: Any, probe: Probe) -> None:
+        import traceback
+
+        from experiments import runner
+
+        runner.prepare = lambda _: self.prepared
+        probe.install()
+        mark_rounds(self.prepared[-1], probe, self.rounds)
+        try:
+            runner.run(plan)
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+    def scenario(self, number: int, most: int, draw: random.Random) -> Iterator[tuple[str, bool]]:
+        """Kills one run up to `most` times, ends it and compares; yields (phase, between checkpoints) of each kill.
+
+        Raises:
+            AssertionError: the run differs from the one that was never killed.
+        """
+        plan = self.plan(f"killed-{number}")
+        checkpoints = plan.folder.path / "checkpoint"
+        for _ in range(most):
+            newest = newest_step(checkpoints)
+            left = 1 - (newest or 0) / STEPS
+            kind = draw.choices(("moment", *NAMED), (4, 3, 5, 2, 1, 1))[0]
+            if kind == "moment":
+                probe, after = Probe(None), self.seconds * draw.uniform(0, left)
+            else:
+                if not self.probe.calls()[kind]:
+                    continue  # a method without rounds
+                most_calls = max(1, int(self.probe.calls()[kind] * (1 if kind == "result" else left)))
+                probe, after = Probe((kind, draw.randint(1, most_calls))), None
+            code = self.attempt(plan, probe, after)
+            if code == 0:
+                break
+            if code != -signal.SIGKILL:
+                raise AssertionError((self.folder / "log").read_text())
+            newest = newest_step(checkpoints)
+            yield probe.phase, newest is not None and newest < STEPS
+        else:
+            if self.attempt(plan, Probe(None)) != 0:
+                raise AssertionError((self.folder / "log").read_text())
+        found = files(plan.folder.path)
+        differing = sorted(n for n in self.expected.keys() | found.keys() if self.expected.get(n) != found.get(n))
+        assert not differing, f"{plan.folder.path} differs in {differing}"
+        shutil.rmtree(self.folder / f"killed-{number}")
+
+
+def newest_step(checkpoints: Path) -> int | None:
+    """The step of the newest checkpoint that lies in its place."""
+    return max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=None)
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Everything of a run that must repeat: files byte by byte, and JSON without times."""
+    out: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in VARYING | {".lock"}
+    }
+    for path in folder.rglob("state.json"):
+        state = json.loads(path.read_text())
+        if "progress" in state:
+            del state["progress"]["seconds"]
+            del state["progress"]["lines"]["timing.jsonl"]
+        out[str(path.relative_to(folder))] = state
+    result = json.loads((folder / "result.json").read_text())
+    out["result.json"] = {key: value for key, value in result.items() if key not in ("cost", "commit")}
+    out["steps timed"] = [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
+    out["status.json"] = json.loads((folder / "status.json").read_text())["state"]
+    return out
+
+
+def write_data(folder: Path) -> list[str]:
+    """A few made-up sentences in three fixed splits, and the overrides that name them."""
+    draw = random.Random(0)
+    for split, rows in (("train", 90), ("validation", 24), ("test", 24)):
+        lines = ["text,label"]
+        for _ in range(rows):
+            label = draw.randrange(2)
+            words = draw.choices(("good great fine best", "bad poor worst dull")[label].split() + ["the", "film"], k=6)
+            lines.append(f"{' '.join(words)},{label}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return [f"task.files.{split}={folder / split}.csv" for split in ("train", "validation", "test")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    from conftest import make_tiny_model
+
+    draw, began = random.Random(args.seed), time.perf_counter()
+    phases: Counter[str] = Counter()
+    kills = between = runs = 0
+    names = args.arms.split(",")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        make_tiny_model(folder / "model")
+        more = [f"model.path={folder / 'model'}", f"data.cache={folder / 'cache'}", *write_data(folder)]
+        for number, arm_name in enumerate(names):
+            (folder / arm_name).mkdir()
+            arm = Arm(ARMS[arm_name], folder / arm_name, more)
+            goal = round(args.kills * (number + 1) / len(names))
+            while kills < goal:
+                for phase, inside in arm.scenario(runs, min(4, goal - kills), draw):
+                    kills, between = kills + 1, between + inside
+                    phases[phase] += 1
+                runs += 1
+            print(f"{arm_name}: {kills} kills, {runs} runs, every file equal", file=sys.stderr)
+    minutes = (time.perf_counter() - began) / 60
+    writes = sum(phases[phase] for phase in WRITES)
+    figures = {"kills": kills, "runs": runs, "between": between, "writes": writes, "phases": phases}
+    print(json.dumps(figures | {"minutes": round(minutes, 1)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""A run that is killed with SIGKILL and started again leaves the same files; the harness says how it is tried."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT
+
+
+def harness(*words: str) -> dict:
+    """The harness in a process of its own, which forks: its figures, after every comparison held."""
+    command = [sys.executable, str(ROOT / "tests" / "kill_harness.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_runs_end_as_if_they_were_never_killed():
+    figures = harness("--kills", "12", "--arms", "elalora,lora", "--seed", "3")
+    assert figures["kills"] == 12 and figures["between"] >= 5 and figures["runs"] >= 3
+
+
+@pytest.mark.full
+def test_two_hundred_kills_of_every_method_leave_no_difference():
+    figures = harness("--kills", "300")
+    assert figures["kills"] == 300 and figures["between"] >= 150
+    assert figures["writes"] >= 20 and figures["phases"]["round"] >= 20
