@@ -34,6 +34,7 @@ class RunDisplay:
         self.console = console or _stderr()
         self._live: Any = None
         self._broken = False
+        self._reading = ""
         self._step, self._phase, self._loss, self._moved, self._metrics = 0, "", math.nan, 0, ""
         self._began = time.monotonic()
         self._first: tuple[int, float] | None = None  # step and time of this attempt's first update
@@ -68,6 +69,7 @@ class RunDisplay:
         if self._first is None:
             self._first = (step, time.monotonic())
         news = phase != self._phase or metrics is not None
+        self._reading = ""
         self._step, self._phase, self._moved = step, phase, moved
         if not math.isnan(loss):
             self._loss = loss
@@ -76,6 +78,10 @@ class RunDisplay:
         if self._live is None and news:
             shown = f", {metrics}" if metrics else ""
             self.note(f"  {phase}, step {step}/{self.total}: {self._facts()}{shown}")
+
+    def reading(self, split: str, done: int, total: int) -> None:
+        """Shows on the live line how far an evaluation is; `total` batches, of which `done` are read."""
+        self._reading = f"reading {split} {done}/{total}  "
 
     def note(self, line: str) -> None:
         """Writes one line that stays, above the live one."""
@@ -89,7 +95,7 @@ class RunDisplay:
 
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f"{self._phase or 'starting'} ", style="bold cyan")
-        text.append(f"{self._step}/{self.total}  {self._facts()}  ")
+        text.append(f"{self._step}/{self.total}  {self._reading}{self._facts()}  ")
         text.append(f"{self._left()} left  ", style="green")
         text.append(self._metrics, style="magenta")
         grid = Table.grid(padding=(0, 1))

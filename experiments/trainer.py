@@ -37,6 +37,7 @@ from experiments.readout import NotFinite, Readout, Row
 from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
 
+BEAT_SECONDS = 60  # a long evaluation says that it is alive
 PREPARE_BATCHES = 8  # training batches that a data-driven start is given
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
 
@@ -45,6 +46,8 @@ class Watcher(Protocol):
     """What a display and a tracker offer the loop."""
 
     def update(self, step: int, phase: str, loss: float, moved: int, metrics: str | None = None) -> None: ...
+
+    def reading(self, split: str, done: int, total: int) -> None: ...
 
 
 class Mirror(Protocol):
@@ -292,7 +295,7 @@ class Trainer:
         """Reads a split with the weights as they are; the same rows in the same order in every process."""
         began = time.perf_counter()
         self.model.eval()
-        rows = sorted(gather_object(list(self._predict(split.data))), key=lambda row: row[0])
+        rows = sorted(gather_object(list(self._predict(split, step))), key=lambda row: row[0])
         self.model.train()
         self.outcome.eval_seconds += time.perf_counter() - began
         scores, collapsed = self.readout.score(rows)
@@ -301,13 +304,19 @@ class Trainer:
         self.mirror.metrics(step, split.name, scores)
         return Reading(split.name, step, scores, collapsed, rows)
 
-    def _predict(self, data: Items) -> Iterator[Row]:
+    def _predict(self, split: Split, step: int) -> Iterator[Row]:
         """Rows of this process's share; one process alone may be stopped between two batches."""
+        data, beaten = split.data, time.monotonic()
         batches = eval_batches(data.lengths, 2 * self.config.batch_size)
+        share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with torch.inference_mode():
-            for indices in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
+            for number, indices in enumerate(share):
                 if self.stop.signal is not None and self._may_leave():
                     self._preempt()
+                self.watcher.reading(split.name, number, len(share))
+                if time.monotonic() - beaten > BEAT_SECONDS and self.accelerator.is_main_process:
+                    beaten = time.monotonic()
+                    self.folder.beat("running", step=min(step + 1, self.total), total=self.total)
                 yield from self.readout.read(self.model, data, indices, self._to_device(data.batch(indices)))
 
     def _may_leave(self) -> bool:

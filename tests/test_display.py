@@ -64,6 +64,23 @@ def test_a_terminal_shows_phase_step_loss_moves_and_time_left(monkeypatch: pytes
         assert part in text
 
 
+def test_an_evaluation_shows_how_far_it_is_and_writes_no_line_of_its_own():
+    shown = RunDisplay("run", 100, terminal())
+    shown.update(20, "dynamic", 0.61, 12)
+    shown.reading("validation", 3, 40)
+    with shown.console.capture() as caught:
+        shown.console.print(shown._line())
+    assert "reading validation 3/40" in caught.get()
+    shown.update(21, "dynamic", 0.6, 12)
+    with shown.console.capture() as caught:
+        shown.console.print(shown._line())
+    assert "reading" not in caught.get()
+    file = log()
+    with RunDisplay("run", 100, file) as quiet:
+        quiet.reading("validation", 3, 40)
+    assert "reading" not in written(file)
+
+
 def test_the_live_line_is_gone_at_the_end_and_the_notes_stay():
     console = terminal()
     with RunDisplay("run", 10, console) as shown:

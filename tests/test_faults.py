@@ -27,9 +27,7 @@ from experiments.trainer import Trainer
 def plan_in(tiny_model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     more = [*write_data(folder), f"model.path={tiny_model_dir}", f"data.cache={folder}/cache"]
-    return lambda store, *words: make_plan(
-        compose_run([*BASE, *more, *ARMS["elalora"], f"store.root={store}", *words])
-    )
+    return lambda store, *words: make_plan(compose_run([*BASE, *more, *ARMS["elalora"], f"store.root={store}", *words]))
 
 
 @pytest.fixture(scope="module")
