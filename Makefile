@@ -37,8 +37,9 @@ smoke: setup ## every benchmark at hand with every method, 60 steps each (needs 
 reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
 	@$(run) -m experiments.reproduce_check $(WORDS)
 
-notebooks: setup ## the notebooks of analysis/notebooks, executed on STORE
-	@$(run) -m analysis.notebooks "$(STORE)" --out "$(TABLES)/notebooks"
+notebooks: setup ## the notebooks of analysis/notebooks, executed on a small made-up store
+	@$(run) tests/stored_study.py "$(TABLES)/made_up_store"
+	@$(run) -m analysis.notebooks "$(TABLES)/made_up_store" --out "$(TABLES)/notebooks"
 
 lint: setup ## ruff and mypy
 	@$(run) -m ruff check .

@@ -79,6 +79,7 @@ def report(
     if "protocol" not in filters and (tuning := chosen["protocol"] == TUNING).any() and not tuning.all():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
         chosen = chosen[~tuning].reset_index(drop=True)
+    from analysis import attribution, rank_study
     from analysis.writers import print_table, write
 
     folder, table = Path(out), comparison(chosen, baseline, spread)
@@ -91,6 +92,8 @@ def report(
             *_overall(chosen, baseline),
             *_cost(table, folder if with_figures else None),
             *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
+            *rank_study.sections(chosen, folder if with_figures else None),
+            *attribution.sections(chosen, folder if with_figures else None),
             *_endings(chosen, unfinished, declared),
         ]
         files = [file for s in sections for name, t in s.tables.items() for file in write(t, folder, name)]
@@ -108,7 +111,7 @@ def report(
         for heading, lines in (("Left out", left_out), ("Without a result", [str(run) for run in unfinished])):
             if lines:
                 print(f"\n{heading}:\n{summarise(lines)}")
-        print("\nWritten:\n" + "\n".join(f"  {file}" for file in [index, *files]))
+        print(f"\nWritten: {index}, and beside it {len(files)} files: tables as .md, .csv, .tex; figures as .png, .svg")
     return [index, *files]
 
 
