@@ -10,7 +10,8 @@ class LauncherConfig:
     """How runs are started.
 
     Attributes:
-        kind: set by hydra/launcher=NAME: "basic" (one after the other, here) or "slurm".
+        kind: set by hydra/launcher=NAME: "local" (the default of -m) or "slurm"; "basic" (one run, here) without -m.
+        workers: processes of hydra/launcher=local at a time.
         runs_per_job: runs that one job does one after the other.
         partition, account, qos, constraint, gres, gpus, cpus, mem_gb: what a job asks for; null asks for nothing.
         minutes: time limit of a job. A job that meets it is requeued and goes on, so it may be shorter than its runs.
@@ -21,6 +22,7 @@ class LauncherConfig:
     """
 
     kind: str = "basic"
+    workers: int = 1
     runs_per_job: int = 1
     partition: str | None = None
     account: str | None = None

@@ -34,11 +34,12 @@ def run_all(configs: list[DictConfig]) -> int:
 
 def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
     """What does plans, by the configuration's `launcher`: a function from plans to an exit code."""
-    if config.launcher.kind != "slurm":
+    if config.launcher.kind not in ("slurm", "local"):
         return run_plans
-    from experiments.launch import slurm
+    from experiments.launch import local, slurm
 
-    return partial(slurm.run_plans, config=OmegaConf.to_object(config.launcher))
+    launcher = slurm if config.launcher.kind == "slurm" else local
+    return partial(launcher.run_plans, config=OmegaConf.to_object(config.launcher))
 
 
 def run_plans(given: list[Plan]) -> int:

@@ -1,0 +1,280 @@
+"""Runs in supervised worker processes on this machine: the launcher of `-m`.
+
+What is unusual: the parent only hands out and watches. A worker does many runs one after another, so that imports are
+paid once; when it dies (killed, out of memory), only the run it was at fails, and a new worker takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from elalora.errors import UserError
+from experiments.config_launcher import LauncherConfig
+from experiments.display import _clock, _stderr
+from experiments.plan import Plan, in_order
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+GRACE = 60.0  # seconds that a worker which was told to stop has for its checkpoint
+
+
+def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
+    """Does every run in `config.workers` processes, sources first; a failure does not stop the others.
+
+    Returns:
+        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+
+    Raises:
+        UserError: launcher.workers is out of range.
+        KeyboardInterrupt: the sweep was told to stop; the workers have stopped.
+    """
+    if config.workers < 1:
+        raise UserError(f"launcher.workers={config.workers} must be at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a run is one process for now: type python run.py, without torchrun or accelerate launch")
+    return Sweep(in_order(given), config.workers).run()
+
+
+@dataclass
+class Worker:
+    """One process and the run that it is at."""
+
+    process: SpawnProcess
+    pipe: Connection
+    plan: Plan | None = None
+
+
+@dataclass
+class Sweep:
+    """All runs of one command and how they stand.
+
+    Attributes:
+        plans: in order, sources first; count: workers at a time.
+        skipped: ids done before; done: ids done now; failed: id to exit code and first line of the error.
+    """
+
+    plans: list[Plan]
+    count: int
+    skipped: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Does them; the exit code."""
+        self.skipped = {plan.id for plan in self.plans if plan.finished() is not None}
+        self.waiting = [plan for plan in self.plans if plan.id not in self.skipped]
+        self.total, self.began = len(self.waiting), time.monotonic()
+        self.console = _stderr()
+        for line in repeats(self.plans):
+            print(line, flush=True)
+        try:
+            with _told_to_stop(), self._shown():
+                self._go()
+        finally:
+            self._stop()
+            self._summary()
+        return max((code for code, _ in self.failed.values()), default=0)
+
+    def _go(self) -> None:
+        while self.waiting or any(worker.plan for worker in self.workers):
+            self._hand_out()
+            busy = {worker.pipe: worker for worker in self.workers if worker.plan}
+            for pipe in wait(list(busy)) if busy else ():
+                self._hear(busy[pipe])  # type: ignore[index]
+
+    def _hand_out(self) -> None:
+        left = {plan.id for plan in self.waiting} | {worker.plan.id for worker in self.workers if worker.plan}
+        for plan in list(self.waiting):
+            lost = next((source for source in plan.sources if source.id in self.failed), None)
+            if lost is not None:
+                self.waiting.remove(plan)
+                self._failed(plan, 1, f"its source failed ({lost.setting}={lost.wanted})")
+                left.discard(plan.id)
+            elif not any(source.id in left for source in plan.sources) and (worker := self._free()) is not None:
+                self.waiting.remove(plan)
+                worker.plan = plan
+                try:
+                    worker.pipe.send(plan)
+                except OSError:  # it died while idle; the broken pipe is heard like any other death
+                    pass
+
+    def _free(self) -> Worker | None:
+        worker = next((worker for worker in self.workers if worker.plan is None), None)
+        if worker is None and len(self.workers) < self.count:
+            worker = _start(max(1, (os.cpu_count() or 1) // self.count))
+            self.workers.append(worker)
+        return worker
+
+    def _hear(self, worker: Worker) -> None:
+        plan, worker.plan = worker.plan, None
+        assert plan is not None
+        try:
+            code, line = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            self.workers.remove(worker)
+            exit_code = worker.process.exitcode or 0
+            code, line = 1, f"killed by signal {-exit_code}" if exit_code < 0 else f"worker ended with {exit_code}"
+            _mark(plan, line)
+        if code:
+            self._failed(plan, code, line)
+        else:
+            self.done.add(plan.id)
+            self._note(f"done: {plan.label}  {line}")
+
+    def _failed(self, plan: Plan, code: int, line: str) -> None:
+        self.failed[plan.id] = (code, line)
+        self._note(f"failed: {plan.label}: {line}")
+
+    def _note(self, line: str) -> None:
+        more = "" if self.console.is_terminal else f"  [{self._state()}]"
+        self.console.print(line + more, markup=False, highlight=False, soft_wrap=True)
+
+    def _state(self) -> str:
+        over, running = len(self.done) + len(self.failed), sum(worker.plan is not None for worker in self.workers)
+        left = _clock((time.monotonic() - self.began) / over * (self.total - over)) if over else "-:--"
+        return f"{len(self.done)}/{self.total} done, {running} running, {len(self.failed)} failed, {left} left"
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(get_renderable=lambda: Text(self._state()), console=self.console, transient=True):
+            yield
+
+    def _stop(self) -> None:
+        for worker in self.workers:
+            worker.pipe.close()
+            if worker.plan is not None and worker.process.is_alive():
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(GRACE)
+            worker.process.kill()
+
+    def _summary(self) -> None:
+        from experiments.status import read_store, retry
+
+        for plan in self.plans:
+            if plan.id in self.failed:
+                print(f"elalora: {plan.label} failed: {self.failed[plan.id][1]} (see {plan.folder.path})", file=sys.stderr)
+        print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
+        paths = {str(plan.folder.path) for plan in self.plans if plan.id in self.failed}
+        roots = {Path(plan.config.store.root) for plan in self.plans if plan.folder.path.exists()}
+        for command in retry(run for root in sorted(roots) for run in read_store(root) if run.path in paths):
+            print(f"again: {command}")
+
+
+def repeats(plans: Sequence[Plan]) -> list[str]:
+    """One line for each arm: runs that differ in their seed only."""
+    counts: dict[str, int] = {}
+    for plan in plans:
+        arm, _, _ = plan.label.rpartition("-s")
+        task, _, name = arm.partition("/")
+        counts[f"{name} x {task}"] = counts.get(f"{name} x {task}", 0) + 1
+    return [f"{arm}: {number} repeat{'' if number == 1 else 's'}" for arm, number in counts.items()]
+
+
+def _mark(plan: Plan, line: str) -> None:
+    """Writes into status.json what the dead worker could not."""
+    if plan.folder.path.is_dir():
+        now = {"state": "failed", "failure": "crash", "error": line, "heartbeat": time.time()}
+        plan.folder.write("status.json", plan.folder.status() | now)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _start(threads: int) -> Worker:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when the worker imports torch
+    try:
+        process = context.Process(target=_work, args=(there, threads))
+        process.start()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    there.close()
+    return Worker(process, here)
+
+
+def _work(pipe: Connection, threads: int) -> None:
+    """What a worker does until its parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, _interrupt)
+    import torch
+
+    while True:
+        try:
+            plan: Plan = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        torch.set_num_threads(threads)  # a run before may have had its own `threads`
+        with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
+            try:
+                answer = _do(plan)
+            except KeyboardInterrupt:
+                return
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+
+
+def _do(plan: Plan) -> tuple[int, str]:
+    from experiments.runner import RunFailed, headline, run
+
+    try:
+        return 0, headline(run(plan))
+    except UserError as error:
+        return 2, _first_line(error)
+    except RunFailed as error:
+        return 1, plan.folder.status().get("error") or _first_line(error)
+    except Exception as error:  # noqa: BLE001 - whatever a run raises is that run's failure, not the worker's
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Any) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Both output streams, those of libraries in C as well, go to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
