@@ -172,7 +172,8 @@ class Sweep:
 
         for plan in self.plans:
             if plan.id in self.failed:
-                print(f"elalora: {plan.label} failed: {self.failed[plan.id][1]} (see {plan.folder.path})", file=sys.stderr)
+                line = f"{plan.label} failed: {self.failed[plan.id][1]} (see {plan.folder.path})"
+                print(f"elalora: {line}", file=sys.stderr)
         print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
         paths = {str(plan.folder.path) for plan in self.plans if plan.id in self.failed}
         roots = {Path(plan.config.store.root) for plan in self.plans if plan.folder.path.exists()}

@@ -1,0 +1,50 @@
+"""Sweeps in worker processes on this machine: equal to runs alone, and a death costs one run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from runs import MOVES, QUICK, ROOT, command, quick
+
+from experiments.plan import make_plan
+from experiments.runner import run
+
+FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
+
+
+def words(model, store, *more):
+    return ["-m", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
+
+
+def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
+    swept = command(*words(tiny_model_dir, tmp_path / "a", *MOVES, "seed=range(4)", "launcher.workers=2"))
+    assert swept.returncode == 0, swept.stderr
+    assert "4 done, 0 failed, 0 done before" in swept.stdout and ": 4 repeats" in swept.stdout
+    for seed in (2, 3):
+        more = [*MOVES, f"seed={seed}", "threads=1"]
+        there = make_plan(quick(tiny_model_dir, tmp_path / "a", *more)).folder.path
+        alone = make_plan(quick(tiny_model_dir, tmp_path / "b", *more))
+        run(alone)
+        for name in FILES:
+            assert (there / name).read_bytes() == (alone.folder.path / name).read_bytes(), name
+
+
+def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=range(3)")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=1", "threads=1"))
+    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 90
+    while not (victim.folder.path / "timing.jsonl").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 1 and "2 done, 1 failed, 0 done before" in said
+    status = victim.folder.status()
+    assert (status["state"], status["failure"], status["error"]) == ("failed", "crash", "killed by signal 9")
+    again = command(*given)
+    assert again.returncode == 0 and "1 done, 0 failed, 2 done before" in again.stdout, again.stderr
