@@ -228,7 +228,7 @@ def _start(threads: int) -> Worker:
 
 def _work(pipe: Connection, threads: int) -> None:
     """What a worker does until its parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent decides
+    os.setsid()  # ctrl-C reaches the parent only; a second signal would stop the run without a checkpoint
     signal.signal(signal.SIGTERM, _interrupt)
     import torch
 
