@@ -59,8 +59,7 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     """Writes into what `run.py` composed the words of its command, the user's own config folders among them."""
     folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
     more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    kind = hydra.runtime.choices["hydra/launcher"]
-    config.launcher.kind = "basic" if kind == "local" and hydra.mode.name == "RUN" else kind
+    config.launcher.kind = hydra.runtime.choices["hydra/launcher"]
     return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
 
 

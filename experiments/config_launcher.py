@@ -10,7 +10,7 @@ class LauncherConfig:
     """How runs are started.
 
     Attributes:
-        kind: set by hydra/launcher=NAME: "local" (the default of -m) or "slurm"; "basic" (one run, here) without -m.
+        kind: set by hydra/launcher=NAME: "basic" (one after the other, here), "local" or "slurm".
         workers: processes of hydra/launcher=local at a time.
         runs_per_job: runs that one job does one after the other.
         partition, account, qos, constraint, gres, gpus, cpus, mem_gb: what a job asks for; null asks for nothing.

@@ -31,7 +31,7 @@ class RunDisplay:
 
     def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
         self.title, self.total = title, total_steps
-        self.console = console or _stderr()
+        self.console = console or stderr_console()
         self._live: Any = None
         self._broken = False
         self._reading = ""
@@ -54,7 +54,7 @@ class RunDisplay:
         if self._live is not None:
             self._safely(self._live.stop)
         end = "trained" if kind is None else "stopped"
-        self.note(f"  {end} at step {self._step}: {self._facts()}, {_clock(time.monotonic() - self._began)}")
+        self.note(f"  {end} at step {self._step}: {self._facts()}, {clock(time.monotonic() - self._began)}")
 
     def update(self, step: int, phase: str, loss: float, moved: int, metrics: str | None = None) -> None:
         """Shows where the run is.
@@ -111,7 +111,7 @@ class RunDisplay:
         if self._first is None or self._step <= self._first[0]:
             return "-:--"
         pace = (time.monotonic() - self._first[1]) / (self._step - self._first[0])
-        return _clock(pace * (self.total - self._step))
+        return clock(pace * (self.total - self._step))
 
     def _safely(self, action: Callable[[], object]) -> None:
         """Does one thing with the console, unless it is broken."""
@@ -123,7 +123,7 @@ class RunDisplay:
             self._broken = True
 
 
-def _stderr() -> Console:
+def stderr_console() -> Console:
     from rich.console import Console
 
     class Quiet(Console):
@@ -135,7 +135,7 @@ def _stderr() -> Console:
     return Quiet(stderr=True, highlight=False)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -17,7 +17,7 @@ FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter
 
 
 def words(model, store, *more):
-    return ["-m", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
+    return ["-m", "hydra/launcher=local", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
 
 
 def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
@@ -48,3 +48,19 @@ def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(t
     assert (status["state"], status["failure"], status["error"]) == ("failed", "crash", "killed by signal 9")
     again = command(*given)
     assert again.returncode == 0 and "1 done, 0 failed, 2 done before" in again.stdout, again.stderr
+
+
+def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_goes_on(tiny_model_dir, tmp_path):
+    more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=2")
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *words(tiny_model_dir, tmp_path, *more)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 90
+    while not (plan.folder.path / "timing.jsonl").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 75 and "0 done, 0 failed" in said
+    assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))

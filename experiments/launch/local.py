@@ -1,4 +1,4 @@
-"""Runs in supervised worker processes on this machine: the launcher of `-m`.
+"""Runs in supervised worker processes on this machine: hydra/launcher=local.
 
 What is unusual: the parent only hands out and watches. A worker does many runs one after another, so that imports are
 paid once; when it dies (killed, out of memory), only the run it was at fails, and a new worker takes its place.
@@ -22,8 +22,9 @@ from typing import Any
 
 from elalora.errors import UserError
 from experiments.config_launcher import LauncherConfig
-from experiments.display import _clock, _stderr
+from experiments.display import clock, stderr_console
 from experiments.plan import Plan, in_order
+from experiments.signals import Preempted
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 60.0  # seconds that a worker which was told to stop has for its checkpoint
@@ -37,7 +38,7 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
 
     Raises:
         UserError: launcher.workers is out of range.
-        KeyboardInterrupt: the sweep was told to stop; the workers have stopped.
+        Preempted: the sweep was told to stop; the workers have stopped, with a checkpoint each.
     """
     if config.workers < 1:
         raise UserError(f"launcher.workers={config.workers} must be at least 1")
@@ -76,12 +77,14 @@ class Sweep:
         self.skipped = {plan.id for plan in self.plans if plan.finished() is not None}
         self.waiting = [plan for plan in self.plans if plan.id not in self.skipped]
         self.total, self.began = len(self.waiting), time.monotonic()
-        self.console = _stderr()
+        self.console = stderr_console()
         for line in repeats(self.plans):
             print(line, flush=True)
         try:
             with _told_to_stop(), self._shown():
                 self._go()
+        except KeyboardInterrupt:
+            raise Preempted("the sweep was told to stop; the same command goes on") from None
         finally:
             self._stop()
             self._summary()
@@ -111,6 +114,7 @@ class Sweep:
                     pass
 
     def _free(self) -> Worker | None:
+        self.workers = [worker for worker in self.workers if worker.plan or worker.process.is_alive()]
         worker = next((worker for worker in self.workers if worker.plan is None), None)
         if worker is None and len(self.workers) < self.count:
             worker = _start(max(1, (os.cpu_count() or 1) // self.count))
@@ -144,7 +148,7 @@ class Sweep:
 
     def _state(self) -> str:
         over, running = len(self.done) + len(self.failed), sum(worker.plan is not None for worker in self.workers)
-        left = _clock((time.monotonic() - self.began) / over * (self.total - over)) if over else "-:--"
+        left = clock((time.monotonic() - self.began) / over * (self.total - over)) if over else "-:--"
         return f"{len(self.done)}/{self.total} done, {running} running, {len(self.failed)} failed, {left} left"
 
     @contextmanager
@@ -163,8 +167,9 @@ class Sweep:
             worker.pipe.close()
             if worker.plan is not None and worker.process.is_alive():
                 worker.process.terminate()
+        end = time.monotonic() + GRACE
         for worker in self.workers:
-            worker.process.join(GRACE)
+            worker.process.join(max(0.0, end - time.monotonic()))
             worker.process.kill()
 
     def _summary(self) -> None:
@@ -256,6 +261,8 @@ def _do(plan: Plan) -> tuple[int, str]:
         return 0, headline(run(plan))
     except UserError as error:
         return 2, _first_line(error)
+    except Preempted as error:
+        return 1, f"stopped by a signal: {_first_line(error)}"
     except RunFailed as error:
         return 1, plan.folder.status().get("error") or _first_line(error)
     except Exception as error:  # noqa: BLE001 - whatever a run raises is that run's failure, not the worker's
