@@ -62,7 +62,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "model": _string(result["model"]),
         "budget": _string(result["budget"] or NO_BUDGET),
         "protocol": _string(result["protocol"]),
-        "recipe": _string(result["recipe"] or ""),
+        "recipe": "" if result["recipe"] in (None, "none") else _string(result["recipe"]),
         "seed": int(result["seed"]),
         "steps": int(result["steps"]),
         "metric": _string(metric),
