@@ -185,6 +185,8 @@ def test_the_map_of_ranks_has_a_row_per_layer_and_a_column_per_type():
 def test_no_secret_code_command_line_or_machine_is_in_the_mirror(tmp_path: Path):
     folder = tmp_path / "run"
     program = (
+        "import platform, socket\n"
+        "socket.gethostname = platform.node = lambda: 'host-marker'\n"
         "from pathlib import Path\n"
         "from experiments.config_tracking import TrackerName, TrackingConfig\n"
         "from experiments.tracking import make_tracker\n"
@@ -203,7 +205,8 @@ def test_no_secret_code_command_line_or_machine_is_in_the_mirror(tmp_path: Path)
     stored = [path.read_bytes() for path in (folder / "wandb").rglob("*") if path.is_file()]
     for marker in ("e" * 40, "environment-marker", "argument-marker", "printed-marker"):
         assert not any(marker.encode() in content for content in stored), marker
-    for marker in ("code_marker", str(ROOT), socket.gethostname()):
+    host = socket.gethostname()  # a name of a few letters stands in any binary file by chance
+    for marker in ("code_marker", str(ROOT), "host-marker", *([host] if len(host) > 5 else [])):
         assert marker.encode() not in sent.read_bytes(), marker
     assert not [path.name for path in (sent.parent / "files").rglob("*") if path.is_file()]
 
