@@ -47,6 +47,7 @@ METHODS = {
     "head": ["method=head", "trainer.lr=2e-2"],
     "bitfit": ["method=bitfit", "trainer.lr=2e-2"],
 }
+FULL_ON_STANDIN = ["trainer.lr=1e-3"]  # random weights learn slowly at the rate that suits MiniLM's
 QUICK = {("cola", "elalora"), ("stsb", "adalora"), ("scitldr", "elalora"), ("own_images", "elalora")}
 COMMON = [
     "trainer.max_steps=60",
@@ -126,6 +127,8 @@ def read_again(plan):
 @pytest.mark.parametrize(("task", "method"), list(cases()))
 def test_it_trains_moves_and_its_adapter_gives_the_stored_predictions(task, method, shared, few_items, tmp_path):
     words = [*COMMON, f"task={task}", *TASKS[task], *model_words(task), *METHODS[method]]
+    if task in ("scitldr", "own_images") and method == "full":
+        words += FULL_ON_STANDIN
     plan = make_plan(config(*words, f"data.root={shared}/data", f"store.root={tmp_path}"))
     result = run(plan)
     lines = [json.loads(line) for line in (plan.folder.path / "metrics.jsonl").read_text().splitlines()]
