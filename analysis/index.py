@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 INDEX = ".index.parquet"
-VERSION = 1  # of the index: raise it when a column changes its meaning
+VERSION = 2  # of the index: raise it when a column changes its meaning
 LEAST_RUNS = 100  # below that the folders themselves are read in less than a second
 TEXT = (
     "folder", "stamp", "reading", "id", "method", "variant", "label", "task", "model", "budget", "protocol", "recipe",

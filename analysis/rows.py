@@ -104,7 +104,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What a comparison must be warned about: versions, commit and machine; empty when there is no manifest."""
+    """What a comparison must be warned about: versions, commit, machine and settings; empty when there is no manifest."""
     try:
         whole = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -115,6 +115,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "commit": whole.get("commit"),
         "dirty": bool(whole.get("dirty")),
         "host": {key: host.get(key) for key in ("machine", "cpu", "gpu", "threads", "processes")},
+        "deterministic_algorithms": whole.get("deterministic_algorithms"),
     }
 
 

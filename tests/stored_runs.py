@@ -111,6 +111,7 @@ def write_run(root: Path, whole: dict[str, Any], rounds: list[dict[str, Any]] | 
         "commit": "0123456789abcdef",
         "dirty": False,
         "host": {"machine": "x86_64", "cpu": "a processor", "gpu": None, "threads": 2, "processes": 1},
+        "deterministic_algorithms": False,
     }
     (folder / "manifest.json").write_text(json.dumps(facts | manifest))
     lines = [{"step": -1, "ranks": whole["ranks"]["initial"], "pruned": [], "grown": []}, *(rounds or [])]

@@ -184,6 +184,9 @@ def test_a_tuned_learning_rate_does_not_forbid_a_difference(tmp_path: Path) -> N
         ("versions", {"torch": "2.4.0", "python": "3.11.7"}, "versions.torch: 2.13.0, 2.4.0"),
         ("commit", "fedcba9876543210", "commit: 0123456789, fedcba9876"),
         ("host", {"machine": "x86_64", "cpu": "a processor", "gpu": "a GPU"}, "host.gpu: null, a GPU"),
+        ("host", {"machine": "x86_64", "cpu": "another one", "gpu": None}, "host.cpu: a processor, another one"),
+        ("host", {"machine": "x86_64", "cpu": "a processor", "threads": 1}, "host.threads: 2, 1"),
+        ("deterministic_algorithms", True, "deterministic_algorithms: false, true"),
         ("dirty", True, "1 of 2 runs came from a checkout with uncommitted changes"),
     ],
 )

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from kill_harness import ARMS, BASE, files, write_data
@@ -16,6 +17,7 @@ from runs import ROOT
 from elalora import UserError
 from experiments import checkpoint
 from experiments.compose import compose_run
+from experiments.manifest import manifest
 from experiments.plan import make_plan
 from experiments.runner import Preempted, RunFailed, run
 from experiments.signals import SIGNALS, listening
@@ -176,6 +178,31 @@ def test_no_product_code_reads_what_could_run_code():
     sources = [p for part in ("elalora", "baselines", "experiments", "analysis") for p in (ROOT / part).rglob("*.py")]
     found = [f"{p.name}: {m.group()}" for p in sources for m in forbidden.finditer(p.read_text(encoding="utf-8"))]
     assert len(sources) > 60 and not found
+
+
+def test_the_manifest_says_on_what_and_with_which_settings_a_run_was_made(plan_in, tmp_path, monkeypatch):
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    plan = plan_in(tmp_path)
+    run(plan)
+    facts = json.loads((plan.folder.path / "manifest.json").read_text())
+    assert facts["host"]["threads"] == 1 and facts["host"]["processes"] == 1 and facts["host"]["gpu"] is None
+    assert facts["deterministic_algorithms"] is False
+    assert facts["versions"]["python"] == platform.python_version()
+    for name in ("torch", "transformers", "datasets", "numpy", "tokenizers"):
+        assert facts["versions"][name] == importlib.metadata.version(name)
+    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or [platform.processor()]
+    assert facts["host"]["cpu"] == cpus[0].strip()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    told = manifest()
+    assert told["host"]["gpu"] == "a GPU" and told["host"]["threads"] == 3 and told["deterministic_algorithms"] is True
 
 
 def test_a_process_killed_after_its_result_is_tidied_by_the_next(plan_in, tmp_path):

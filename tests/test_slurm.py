@@ -14,6 +14,7 @@ from runs import MOVES, QUICK, ROOT, command, quick
 from slurm_cluster import cluster, missing
 
 from experiments.config_launcher import LauncherConfig
+from experiments.launch import slurm as slurm_launcher
 from experiments.launch.slurm import chunks, describe, levels, run_plans
 from experiments.plan import make_plan
 
@@ -141,6 +142,27 @@ def test_a_transplant_is_submitted_after_its_source(tiny_model_dir, tmp_path):
     lines = describe([dependent, other, source], LauncherConfig(kind="slurm", partition="gpu", gpus=1))
     assert lines[0].startswith("SLURM array of 2 jobs for 2 runs: ") and "partition=gpu" in lines[0]
     assert lines[1].startswith("SLURM array of 1 jobs for 1 runs, after the array before it: ")
+
+
+@pytest.mark.parametrize(("now", "said"), [
+    (("a" * 40, False), None),
+    (("b" * 40, False), "the code is bbbbbbbbbb, the job was submitted from aaaaaaaaaa"),
+    (("a" * 40, True), "the code is aaaaaaaaaa with changes, the job was submitted from aaaaaaaaaa"),
+    ((None, None), "the code is unknown, the job was submitted from aaaaaaaaaa"),
+])  # fmt: skip
+def test_a_job_of_other_code_than_it_was_submitted_from_says_so_and_does_its_runs(
+    now, said, tiny_model_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(slurm_launcher.signal, "signal", lambda number, handler: None)  # it is for a whole process
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+    done = []
+    monkeypatch.setattr("experiments.runner.run_plans", lambda plans: done.extend(plans) or 0)
+    monkeypatch.setattr(slurm_launcher, "commit_of", lambda folder: ("a" * 40, False))
+    path = slurm_launcher._payload(tmp_path, [plan])
+    monkeypatch.setattr(slurm_launcher, "commit_of", lambda folder: now)
+    assert slurm_launcher.Job(str(path), 0)() == 0
+    assert capsys.readouterr().err.strip() == (f"elalora: {said}" if said else "")
+    assert [one.id for one in done] == [plan.id]
 
 
 def test_runs_per_job_covers_every_run_once():
