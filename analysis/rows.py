@@ -104,7 +104,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What a comparison must be warned about: versions, commit, machine and settings; empty when there is no manifest."""
+    """What a comparison must be warned about: versions, commit, machine and settings; empty without a manifest."""
     try:
         whole = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
