@@ -111,14 +111,19 @@ def load(folder: Path, step: int) -> dict[str, Any] | None:
     """The state of one checkpoint, or None where it is not there or not whole.
 
     Raises:
-        UserError: it is whole, and another version wrote it.
+        UserError: it is whole, and another version or something else wrote it.
     """
     from safetensors.torch import load_file
 
     path = _path(folder, step)
     if not _whole(path):
         return None
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}/state.json cannot be read ({error}); {START_ANEW}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path}/state.json is no JSON object; {START_ANEW}")
     schema = state.pop("schema", None)
     if schema != SCHEMA:
         raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; {START_ANEW}")

@@ -486,9 +486,12 @@ class Trainer:
             raise self._foreign(step, "it has no progress") from None
         if owner != self.run_id:
             raise self._foreign(step, f"it is of the run {str(owner)[:10]}")
-        if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
-            return False
-        return self.folder.has(lines)
+        try:
+            if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
+                return False
+            return self.folder.has(lines)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._foreign(step, f"its progress cannot be read ({type(error).__name__})") from error
 
     def _foreign(self, step: int, why: str) -> UserError:
         return UserError(

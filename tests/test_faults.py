@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from experiments import checkpoint
 from experiments.compose import compose_run
 from experiments.manifest import manifest
 from experiments.plan import make_plan
-from experiments.runner import Preempted, RunFailed, run
+from experiments.runner import Preempted, RunFailed, run, run_plans
 from experiments.signals import SIGNALS, listening
 from experiments.store import RunFolder
 from experiments.trainer import Trainer
@@ -129,27 +131,85 @@ def test_damaged_checkpoints_cost_steps_and_no_number(kept, plan_in, whole, tmp_
     assert files(plan.folder.path) == whole
 
 
-def test_the_checkpoint_of_another_run_or_version_is_told_and_stays(plan_in, tmp_path, monkeypatch):
+def without(state, start):
+    return {name: value for name, value in state.items() if not name.startswith(start)}
+
+
+def progress_with(state, **changes):
+    return {**state, "progress": {**state["progress"], **changes}}
+
+
+def write_part(name, content):
+    """Puts other content in a file of a checkpoint, with its digest."""
+
+    def change(path):
+        (path / name).write_bytes(content)
+        digests = json.loads((path / "digests.json").read_text())
+        digests[name] = hashlib.sha256(content).hexdigest()
+        (path / "digests.json").write_text(json.dumps(digests))
+
+    return change
+
+
+WRONG_STATES = {
+    "of another run": (lambda s: progress_with(s, run="other"), "does not fit this run: it is of the run other"),
+    "without progress": (lambda s: without(s, "progress"), "it has no progress"),
+    "without weights": (lambda s: without(s, "model/"), "does not fit this run: KeyError"),
+    "of another shape": (
+        lambda s: {n: v[:1] if n.startswith("model/") and v.ndim == 2 else v for n, v in s.items()},
+        "does not fit this run: ValueError .* has shape",
+    ),
+    "without groups": (lambda s: without(s, "groups"), "does not fit this run: KeyError 'groups'"),
+    "of fewer groups": (lambda s: {**s, "groups": s["groups"][:1]}, "does not fit this run: ValueError"),
+    "without a schedule": (lambda s: without(s, "schedule"), "does not fit this run: KeyError 'schedule'"),
+    "with odd lines": (lambda s: progress_with(s, lines=[1]), "its progress cannot be read"),
+    "with an odd best": (lambda s: progress_with(s, best="none"), "its progress cannot be read"),
+}
+WRONG_FILES = {
+    "a list": (write_part("state.json", b"[1]"), "state.json is no JSON object"),
+    "no JSON": (write_part("state.json", b"{1"), "state.json cannot be read"),
+    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 1"),
+    "another step": (write_part("state.json", b'{"schema": 1, "step": 3}'), "holds another step than its name says"),
+    "no tensors": (write_part("tensors.safetensors", b"\x80\x04pickle"), "tensors.safetensors cannot be read"),
+}
+
+
+def test_every_kind_of_wrong_checkpoint_is_one_line_and_stays(plan_in, tmp_path, monkeypatch, capsys):
     plan = plan_in(tmp_path)
     at_call(monkeypatch, Trainer, "_step", 8, full)
     with pytest.raises(RunFailed):
         run(plan)
     folder = plan.folder.path / "checkpoint"
     state = checkpoint.load(folder, 6)
-    wrong = {
-        "does not fit this run: it is of the run other": {**state, "progress": {**state["progress"], "run": "other"}},
-        "it has no progress": {k: v for k, v in state.items() if k != "progress"},
-        "does not fit this run: KeyError": {k: v for k, v in state.items() if not k.startswith("model/")},
-    }
-    for said, content in wrong.items():
-        checkpoint.save(folder, 7, content)
+    assert state is not None and len(WRONG_STATES) + len(WRONG_FILES) >= 12
+    for name, (change, said) in [*WRONG_STATES.items(), *WRONG_FILES.items()]:
+        checkpoint.save(folder, 7, change(state) if name in WRONG_STATES else state)
+        if name in WRONG_FILES:
+            change(folder / "step-00000007")
         before = files_and_times(plan.folder.path)
-        with pytest.raises(UserError, match=said):
+        capsys.readouterr()
+        assert run_plans([plan]) == 2, name
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("elalora: ")]
+        assert len(lines) == 1 and re.search(said, lines[0]), (name, lines)
+        assert "the run starts anew" in lines[0]
+        assert files_and_times(plan.folder.path) == before, name
+
+
+def test_a_damaged_best_checkpoint_costs_steps_and_no_number(plan_in, whole, tmp_path, monkeypatch, capsys):
+    plan = plan_in(tmp_path)
+    with monkeypatch.context() as patch:
+        at_call(patch, Trainer, "_step", 14, full)
+        with pytest.raises(RunFailed):
             run(plan)
-        assert files_and_times(plan.folder.path) == before
-    monkeypatch.setattr(checkpoint, "SCHEMA", 2)
-    with pytest.raises(UserError, match="has schema 1, this version reads 2"):
-        run(plan)
+    newest = checkpoint.load(plan.folder.path / "checkpoint", 12)["progress"]["best"]["step"]
+    best = plan.folder.path / "best"
+    weights = best / f"step-{newest:08d}" / "tensors.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1  # one bit
+    weights.write_bytes(damaged)
+    run(plan)
+    assert "checkpoint step 12 is damaged; going on from the one before" in capsys.readouterr().err
+    assert files(plan.folder.path) == whole
 
 
 def files_and_times(folder):
@@ -160,6 +220,58 @@ def test_a_store_that_cannot_be_written_is_one_line(plan_in, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match="cannot be written"):
         run(plan_in(tmp_path / "file"))
+
+
+def test_a_file_system_that_turns_read_only_fails_the_run_in_one_line_and_loses_nothing(
+    plan_in, whole, tmp_path, monkeypatch
+):
+    def read_only():
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    plan = plan_in(tmp_path)
+    with monkeypatch.context() as patch:
+        at_call(patch, os, "replace", 9, read_only)
+        with pytest.raises(RunFailed, match="Read-only file system"):
+            run(plan)
+    run(plan)
+    assert files(plan.folder.path) == whole
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """Makes a folder read-only; root heeds no modes and needs a mount."""
+    mounted = []
+
+    def make(folder):
+        if os.geteuid() != 0:
+            folder.chmod(0o555)
+        elif subprocess.run(["mount", "--bind", folder, folder], check=False, capture_output=True).returncode:
+            pytest.skip("root may not mount here, and heeds no modes")
+        else:
+            mounted.append(folder)
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True, capture_output=True)
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+    for folder in tmp_path.iterdir():
+        if folder.is_dir():
+            folder.chmod(0o755)
+
+
+def test_in_a_read_only_store_a_new_run_is_one_line_and_a_finished_one_is_read(
+    plan_in, tmp_path, read_only, capsys
+):
+    plan = plan_in(tmp_path / "store")
+    run(plan)
+    before = files_and_times(tmp_path / "store")
+    read_only(tmp_path / "store")
+    assert run_plans([plan]) == 0
+    assert "done before" in capsys.readouterr().out
+    assert run_plans([plan_in(tmp_path / "store", "seed=1")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("elalora: ")]
+    assert len(lines) == 1 and "cannot be written" in lines[0] and "store.root=FOLDER" in lines[0]
+    assert files_and_times(tmp_path / "store") == before
 
 
 def test_nothing_secret_reaches_a_run_folder(plan_in, tmp_path, monkeypatch):

@@ -18,6 +18,27 @@ def harness(*words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+BREAKS = {
+    "the optimizer is not restored": (
+        "from elalora import RowwiseAdamW; RowwiseAdamW.load_state_dict = lambda *_: None", "metrics.jsonl",
+    ),
+    "lines are not cut back": (
+        "from experiments.store import RunFolder; RunFolder.cut_back = lambda *_: None", "ranks.jsonl",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", BREAKS)
+def test_the_harness_reports_a_resume_that_is_broken_on_purpose(name):
+    change, file = BREAKS[name]
+    start = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import kill_harness; {change}; "
+    words = ["--kills", "12", "--arms", "elalora", "--seed", "3"]
+    command = [sys.executable, "-c", f"{start}sys.argv[1:] = {words}; sys.exit(kill_harness.main())"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "differs in [" in done.stderr and file in done.stderr.split("differs in [")[-1]
+
+
 def test_killed_runs_end_as_if_they_were_never_killed():
     figures = harness("--kills", "12", "--arms", "elalora,lora", "--seed", "3")
     assert figures["kills"] == 12 and figures["between"] >= 5 and figures["runs"] >= 3
