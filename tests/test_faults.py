@@ -198,17 +198,17 @@ def test_every_kind_of_wrong_checkpoint_is_one_line_and_stays(plan_in, tmp_path,
 def test_a_damaged_best_checkpoint_costs_steps_and_no_number(plan_in, whole, tmp_path, monkeypatch, capsys):
     plan = plan_in(tmp_path)
     with monkeypatch.context() as patch:
-        at_call(patch, Trainer, "_step", 14, full)
+        at_call(patch, Trainer, "_step", 23, full)
         with pytest.raises(RunFailed):
             run(plan)
-    newest = checkpoint.load(plan.folder.path / "checkpoint", 12)["progress"]["best"]["step"]
-    best = plan.folder.path / "best"
+    newest = checkpoint.load(plan.folder.path / "checkpoint", 21)["progress"]["best"]["step"]
+    best = plan.folder.path / "checkpoint" / "best"
     weights = best / f"step-{newest:08d}" / "tensors.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1  # one bit
     weights.write_bytes(damaged)
     run(plan)
-    assert "checkpoint step 12 is damaged; going on from the one before" in capsys.readouterr().err
+    assert "checkpoint step 21 is damaged; going on from the one before" in capsys.readouterr().err
     assert files(plan.folder.path) == whole
 
 
