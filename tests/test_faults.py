@@ -259,9 +259,7 @@ def read_only(tmp_path):
             folder.chmod(0o755)
 
 
-def test_in_a_read_only_store_a_new_run_is_one_line_and_a_finished_one_is_read(
-    plan_in, tmp_path, read_only, capsys
-):
+def test_in_a_read_only_store_a_new_run_is_one_line_and_a_finished_one_is_read(plan_in, tmp_path, read_only, capsys):
     plan = plan_in(tmp_path / "store")
     run(plan)
     before = files_and_times(tmp_path / "store")

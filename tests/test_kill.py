@@ -19,24 +19,19 @@ def harness(*words: str) -> dict:
 
 
 BREAKS = {
-    "the optimizer is not restored": (
-        "from elalora import RowwiseAdamW; RowwiseAdamW.load_state_dict = lambda *_: None", "metrics.jsonl",
-    ),
-    "lines are not cut back": (
-        "from experiments.store import RunFolder; RunFolder.cut_back = lambda *_: None", "ranks.jsonl",
-    ),
-}  # fmt: skip
+    "the optimizer is not restored": "from elalora import RowwiseAdamW as A; A.load_state_dict = lambda *_: None",
+    "lines are not cut back": "from experiments.store import RunFolder as F; F.cut_back = lambda *_: None",
+}
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", BREAKS)
 def test_the_harness_reports_a_resume_that_is_broken_on_purpose(name):
-    change, file = BREAKS[name]
-    start = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import kill_harness; {change}; "
+    start = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import kill_harness; {BREAKS[name]}; "
     words = ["--kills", "12", "--arms", "elalora", "--seed", "3"]
     command = [sys.executable, "-c", f"{start}sys.argv[1:] = {words}; sys.exit(kill_harness.main())"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "differs in [" in done.stderr and file in done.stderr.split("differs in [")[-1]
+    assert done.returncode == 1 and "differs in [" in done.stderr, done.stderr
 
 
 def test_killed_runs_end_as_if_they_were_never_killed():
