@@ -15,7 +15,7 @@ from experiments.plan import Plan, budget_name
 from experiments.store import SCHEMA
 
 if TYPE_CHECKING:
-    from experiments.trainer import Outcome, Reading
+    from experiments.outcome import Outcome, Reading
 
 
 def assemble(

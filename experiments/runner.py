@@ -131,8 +131,9 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     from experiments.data import load_task
     from experiments.data.items import make_items
     from experiments.models import check_fit, load_model, load_processor, matrices_of, target_patterns
+    from experiments.outcome import Split
     from experiments.protocols import apply_protocol
-    from experiments.trainer import Split, run_length
+    from experiments.trainer import run_length
 
     config = plan.config
     if config.threads:

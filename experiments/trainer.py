@@ -13,9 +13,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,8 +29,8 @@ from elalora.schedules import Schedule, steps_of
 from experiments import checkpoint
 from experiments.config import TrainerConfig
 from experiments.data.batches import eval_batches, train_batches
-from experiments.data.items import Items
 from experiments.data.texts import IGNORED
+from experiments.outcome import Mirror, Outcome, Reading, Split, Watcher
 from experiments.plan import stream
 from experiments.readout import NotFinite, Readout, Row
 from experiments.signals import Preempted, Stop
@@ -40,60 +39,6 @@ from experiments.store import RunFolder
 BEAT_SECONDS = 60  # a long evaluation says that it is alive
 PREPARE_BATCHES = 8  # training batches that a data-driven start is given
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
-
-
-class Watcher(Protocol):
-    """What a display and a tracker offer the loop."""
-
-    def update(self, step: int, phase: str, loss: float, moved: int, metrics: str | None = None) -> None: ...
-
-    def reading(self, split: str, done: int, total: int) -> None: ...
-
-
-class Mirror(Protocol):
-    """Where numbers go beside the files."""
-
-    def metrics(self, step: int, split: str, values: dict[str, float]) -> None: ...
-
-    def round(self, line: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class Split:
-    """The items of a split and its name."""
-
-    name: str
-    data: Items
-
-
-@dataclass
-class Reading:
-    """One evaluation of one split."""
-
-    split: str
-    step: int
-    metrics: dict[str, float]
-    collapsed: bool
-    rows: list[Row]
-
-
-@dataclass
-class Outcome:
-    """What training leaves beside the trained model.
-
-    Attributes:
-        step_seconds: wall time of each step of this attempt.
-        train_seconds: wall time of all steps, earlier attempts that this one resumed counted in.
-        initial, peak: counts over the run.
-        best: readings of the best checkpoint in the common window, None without evaluations.
-    """
-
-    step_seconds: list[float] = field(default_factory=list)
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    initial: Count = Count(0, 0)
-    peak: Count = Count(0, 0)
-    best: dict[str, Any] | None = None
 
 
 def run_length(config: TrainerConfig, items: int) -> int:

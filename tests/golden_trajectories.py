@@ -71,10 +71,11 @@ def trainer_trajectory() -> dict:
     from elalora import Budget, ElaLoRA, ElaLoRAConfig
     from experiments.config import TrainerConfig
     from experiments.config_task import TaskConfig
+    from experiments.outcome import Split
     from experiments.plan import TRAINER_NUMERICS
     from experiments.readout import make_readout
     from experiments.store import RunFolder
-    from experiments.trainer import Split, Trainer
+    from experiments.trainer import Trainer
 
     AcceleratorState._reset_state(True)
     model = bert().double()
