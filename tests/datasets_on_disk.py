@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,22 @@ def image_lists(folder: Path, rows: dict[str, list[tuple[str, int]]]) -> Path:
             (folder / path).write_bytes(png(number))
         (folder / f"{stem}.txt").write_text("".join(f"{path} {label}\n" for path, label in entries))
     return folder
+
+
+def write_csv(file: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...] = ("text", "label")) -> Path:
+    """A CSV file with a header."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return file
+
+
+def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """A JSON Lines file."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def own(root: Path, train: str = "train.csv", test: str = "train.csv", name: str = "own", **change: Any) -> Any:
+    """The user's own data below a folder, from a task config and file names alone."""
+    files = {"train": train, "validation": None, "test": test} | change.pop("files", {})
+    return load(name, root, files=files, **change)

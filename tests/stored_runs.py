@@ -149,3 +149,11 @@ def moved_run(root: Path, seed: int, score: float, **changes: Any) -> Path:
         | changes,
     )
     return write_run(root, whole, rounds)
+
+
+def three_seeds(root: Path) -> Path:
+    """LoRA 80, 82, 84 and ElaLoRA 81, 84, 84 on seeds 0, 1, 2."""
+    for seed, (lora, ela) in enumerate(((80.0, 81.0), (82.0, 84.0), (84.0, 84.0))):
+        write_run(root, result("lora", seed, lora))
+        moved_run(root, seed, ela)
+    return root
