@@ -31,7 +31,7 @@ test: setup ## the quick tests (at most 15 minutes on 2 cores)
 test-full: setup ## all tests, the long ones too
 	@$(run) -m pytest $(PYTEST) -m "full or not full"
 
-smoke: setup ## every benchmark at hand with every method, 60 steps each (needs ../shared/data; about 25 minutes)
+smoke: setup ## every benchmark at hand with every method, 60 steps each (needs ../shared/data; about 18 minutes)
 	@$(run) -m pytest $(PYTEST) -m "full or not full" tests/test_smoke.py
 
 reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
