@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from hf_runs import bert, ela, moves, stock, weights
 
 folder = Path(sys.argv[1])
@@ -19,3 +20,4 @@ trainer.train()
 rank = int(os.environ["RANK"])
 torch.save(weights(trainer.model), folder / f"weights-{rank}.pt")
 (folder / f"moves-{rank}.json").write_text(json.dumps(moves(method)))
+dist.destroy_process_group()  # else its threads are torn down by the interpreter, which aborts now and then
