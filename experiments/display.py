@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+Item = TypeVar("Item")
 
 
 class RunDisplay:
@@ -133,6 +135,21 @@ def stderr_console() -> Console:
             self.quiet = True
 
     return Quiet(stderr=True, highlight=False)
+
+
+def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a progress bar while they are worked through, where a terminal shows one.
+
+    Args:
+        items: what the caller loops over.
+        what: words before the bar, such as "tokenising train".
+    """
+    console = stderr_console()
+    if not console.is_terminal:
+        return items
+    from rich.progress import track
+
+    return track(items, what, console=console, transient=True)
 
 
 def clock(seconds: float) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from elalora.errors import UserError
 from experiments.config_task import TaskConfig
+from experiments.data import texts
 from experiments.data.batches import eval_batches, train_batches
 from experiments.data.content import make_split
 from experiments.data.items import make_items
@@ -77,6 +78,27 @@ def test_a_batch_is_what_the_tokenizer_would_pad(
             assert torch.equal(batch[name], expected[name])
         labels = torch.tensor([dataset["label"][i] for i in indices])
         assert torch.equal(batch["labels"], labels) and batch["labels"].dtype == labels.dtype
+
+
+def test_a_large_split_is_tokenised_in_slices_under_a_bar_and_comes_out_the_same(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tokenise(pairs(), tokenizer, TWO, str(tmp_path / "whole"))
+    monkeypatch.setattr(texts, "SLICE", 3)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert same(tokenise(pairs(), tokenizer, TWO, str(tmp_path / "slices")), whole)
+    assert f"tokenising {len(pairs())} items" in capsys.readouterr().err
+
+
+def test_a_small_split_and_a_log_file_get_no_bar(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(texts, "SLICE", 3)
+    tokenise(pairs(), tokenizer, TWO, str(tmp_path / "log"))
+    monkeypatch.setattr(texts, "SLICE", len(pairs()))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    tokenise(pairs(), tokenizer, TWO, str(tmp_path / "small"))
+    assert capsys.readouterr().err == ""
 
 
 def test_cut_items_are_counted_and_items_that_just_fit_are_not(tokenizer: Any, tmp_path: Path) -> None:

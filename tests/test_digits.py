@@ -63,6 +63,14 @@ def test_the_same_weights_whatever_the_threads_and_a_damaged_model_is_made_again
         torch.set_num_threads(before)
 
 
+def test_pretraining_shows_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "STEPS", 2)
+    monkeypatch.setenv("ELALORA_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    digits.pretrained()
+    assert "pretraining a small ViT" in capsys.readouterr().err
+
+
 @pytest.mark.full
 def test_lora_beats_the_head_alone_by_three_points_and_its_adapter_is_what_stock_peft_loads(tmp_path):
     """At one rate and number of steps, over five seeds; made in well under two minutes by the first run."""

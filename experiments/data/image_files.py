@@ -5,11 +5,11 @@ Nothing is decoded here and nothing is unpacked. A name in a list file can point
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from elalora.errors import UserError
+from experiments.display import tracked
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 MANY = 2_000  # images that take long enough to read for a progress bar
@@ -97,18 +97,9 @@ def read_images(folder: Path, paths: Sequence[str], where: str) -> list[bytes]:
         UserError: a file is not there or cannot be read.
     """
     contents = []
-    for path in _shown(paths, where):
+    for path in tracked(paths, f"reading {where}") if len(paths) >= MANY else paths:
         try:
             contents.append((folder / path).read_bytes())
         except OSError as error:
             raise UserError(f"{where} names {path}, which cannot be read: {error.strerror}") from error
     return contents
-
-
-def _shown(paths: Sequence[str], where: str) -> Iterable[str]:
-    if len(paths) < MANY or not sys.stderr.isatty():
-        return paths
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(paths, f"reading {where}", console=Console(stderr=True), transient=True)

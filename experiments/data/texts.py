@@ -22,6 +22,7 @@ from torch import Tensor
 from elalora.errors import UserError
 from experiments.config_task import TaskConfig
 from experiments.data.content import cache_dir, content_hash
+from experiments.display import tracked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FORMAT = 2  # raise when the layout of the cached file changes
 PAD_MULTIPLE = 8
+SLICE = 10_000  # items that are tokenised at once; more than these get a progress bar
 IGNORED = -100  # label of a token that enters no loss
 
 
@@ -214,7 +216,12 @@ def _encode(
     """Tensors by name, and how many inputs and targets were cut."""
     columns = dataset[:]
     texts = [columns[name] for name in task.text]
-    encoded = tokenizer(*texts, truncation=True, max_length=task.max_length, return_attention_mask=False)
+
+    def inputs(part: slice) -> Any:
+        words = [column[part] for column in texts]
+        return tokenizer(*words, truncation=True, max_length=task.max_length, return_attention_mask=False)
+
+    encoded = _in_slices(len(dataset), "items", inputs)
     tokens = _ragged(encoded["input_ids"], torch.int32)
     tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
     if "token_type_ids" in encoded:
@@ -224,7 +231,11 @@ def _encode(
         kind = torch.float32 if task.kind == "regression" else torch.int64
         tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
         return tensors, (cut, 0)
-    targets = tokenizer(text_target=columns["label"], truncation=True, max_length=task.target_length)
+
+    def summaries(part: slice) -> Any:
+        return tokenizer(text_target=columns["label"][part], truncation=True, max_length=task.target_length)
+
+    targets = _in_slices(len(dataset), "summaries", summaries)
     labels = _ragged(targets["input_ids"], torch.int32)
     tensors |= {"labels": labels.flat, "label_offsets": labels.offsets}
 
@@ -232,6 +243,14 @@ def _encode(
         return tokenizer(text_target=[columns["label"][i] for i in full], verbose=False)
 
     return tensors, (cut, _cut_items(targets["input_ids"], task.target_length, whole))
+
+
+def _in_slices(count: int, what: str, encode: Callable[[slice], Any]) -> dict[str, list[list[int]]]:
+    """What the tokenizer gives, slice after slice: a row's ids do not depend on the rows beside it."""
+    starts = range(0, max(count, 1), SLICE)
+    shown = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
+    parts = [encode(slice(start, start + SLICE)) for start in shown]
+    return {name: [row for part in parts for row in part[name]] for name in parts[0]}
 
 
 def _rows(texts: list[list[str]], indices: list[int]) -> list[list[str]]:

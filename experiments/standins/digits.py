@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from elalora.errors import UserError
+from experiments.display import tracked
 from experiments.model_files import verify_weights
 
 VERSION = 1  # raise it when the model changes, here and in conf/model/vit_digits.yaml, where it enters a run's identity
@@ -85,7 +86,7 @@ def _make(folder: Path) -> None:
         model = tf.ViTForImageClassification(config).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS)
-        for _ in range(STEPS):
+        for _ in tracked(range(STEPS), "pretraining a small ViT, once"):
             chosen = torch.randint(len(targets), (BATCH,))
             loss = nn.functional.cross_entropy(model(pixel_values=pixels[chosen]).logits, targets[chosen])
             optimizer.zero_grad()
