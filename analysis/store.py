@@ -17,6 +17,7 @@ from analysis.index import read, scan
 from analysis.rows import READINGS, WRONG, digest, reason
 from analysis.settings import words_of_source
 from elalora.errors import UserError
+from experiments.compact import opened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
 
     if reading not in READINGS:
         raise UserError(f"reading={reading} is unknown; allowed: {', '.join(READINGS)}")
-    found = {root: scan(root) for root in map(Path, roots)}
+    found = {root: scan(root) for root in map(opened, roots)}
     read_all = [read(root, runs, reading) for root, runs in found.items()]
     problems = [line for _, lines in read_all for line in lines]
     frame = pd.concat([rows for rows, _ in read_all], ignore_index=True)

@@ -52,9 +52,8 @@ def load_study(name: str, roots: Sequence[str | Path]) -> Study:
     from experiments.compose import compose_run
     from experiments.study import Expansion
 
-    words = [f"+study={name}", f'store.root="{roots[0]}"']
-    if len(roots) > 1:
-        words.append("store.also=[" + ",".join(f'"{root}"' for root in roots[1:]) + "]")
+    also = ",".join(f'"{root}"' for root in roots)
+    words = [f"+study={name}", f'store.root="{roots[0]}"', f"store.also=[{also}]"]
     expansion = Expansion(compose_run(words))
     columns = ["part", "kind", "arm", "task", "budget", "seed"]
     cells = pd.DataFrame([[getattr(cell, key) for key in columns] for cell in expansion.cells], columns=columns)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments import examples, status
+from experiments import compact, examples, status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
     commands = given.add_subparsers(required=True, metavar="COMMAND")
     status.add_to(commands)
     examples.add_to(commands)
+    compact.add_to(commands)
     return given
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.compact import opened
 from experiments.plan import Plan, in_order
 from experiments.study import TUNING, Cell, Expansion
 
@@ -117,7 +117,7 @@ class Timings:
         roots = dict.fromkeys(r for p in plans for r in (p.config.store.root, *p.config.store.also))
         seconds: dict[str, list[float]] = defaultdict(list)
         for root in roots:
-            for path in Path(root).glob("*/*/result.json"):
+            for path in opened(root).glob("*/*/result.json"):
                 try:
                     result = json.loads(path.read_text(encoding="utf-8"))
                     took = result["cost"]["train_seconds"] + result["cost"]["eval_seconds"]

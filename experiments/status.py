@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
+from experiments.compact import opened
 
 STATES = ("running", "stale", "failed", "preempted", "done", "unreadable")
 STALE_SECONDS = 600.0
@@ -68,7 +69,7 @@ def read_store(root: Path, stale: float = STALE_SECONDS) -> list[RunStatus]:
     if not root.is_dir():
         raise UserError(f"{root} is no folder of runs; type python -m experiments status FOLDER")
     now = time.time()
-    started = {path.parent for name in ("status.json", "result.json") for path in root.glob(f"*/*/{name}")}
+    started = {path.parent for name in ("status.json", "result.json") for path in opened(root).glob(f"*/*/{name}")}
     return [_read(folder, now, stale) for folder in sorted(started)]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
+from experiments.compact import opened
 
 SCHEMA = 1
 LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
@@ -218,8 +219,8 @@ class RunFolder:
 def find(roots: list[str], run_id: str) -> RunFolder | None:
     """The folder of a run's id in the first store that has a result for it."""
     for root in roots:
-        for path in Path(root).glob(f"*/*-{run_id[:10]}"):
+        for path in opened(root).glob(f"*/*-{run_id[:10]}"):
             folder = RunFolder(path)
-            if folder.done and folder.result()["id"] == run_id:
+            if folder.done and folder.result().get("id") == run_id:
                 return folder
     return None
