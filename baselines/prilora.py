@@ -113,9 +113,7 @@ class PRILoRA(LowRankMethod):
     def watching(self, mask: Tensor | None, target_mask: Tensor | None = None) -> Iterator[None]:
         """Collects ||X_j||^2 of every adapted layer over the tokens that are no padding."""
         for name, adapter in self.adapters.items():
-            if adapter.inputs is None:  # made here and not in `attach`: by now the model is on its device
-                adapter.inputs = InputNorm(adapter.A.shape[1], adapter.A)
-            adapter.inputs.watch(target_mask if sees_target(name) else mask)
+            _inputs(adapter).watch(target_mask if sees_target(name) else mask)
         try:
             yield
         finally:
@@ -133,6 +131,9 @@ class PRILoRA(LowRankMethod):
         return None
 
     def _take_norms(self, step: int) -> None:
+        if dist.is_available() and dist.is_initialized():  # the share of this process may have been empty so far
+            for adapter in self.adapters.values():
+                _inputs(adapter)
         seen = {name: adapter.inputs for name, adapter in self.adapters.items() if adapter.inputs is not None}
         if len(seen) != len(self.adapters):
             raise MethodFailure(f"no input statistics at step {step}: the forward pass ran outside watching()")
@@ -158,6 +159,13 @@ class PRILoRA(LowRankMethod):
         super().load_state_dict(state)
         self.prunings = int(state["prunings"])
         self.norms = {k.removeprefix("norm."): v.clone() for k, v in state.items() if k.startswith("norm.")}
+
+
+def _inputs(adapter: LowRankLinear) -> InputNorm:
+    """What looks at a layer's input; made here and not in `attach`, because by now the model is on its device."""
+    if adapter.inputs is None:
+        adapter.inputs = InputNorm(adapter.A.shape[1], adapter.A)
+    return adapter.inputs
 
 
 def prune_rows(rows: Tensor, norms: Tensor, share: float) -> None:

@@ -60,6 +60,9 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
     more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     config.launcher.kind = hydra.runtime.choices["hydra/launcher"]
+    alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
+    if alone and config.launcher.kind == "local":
+        config.launcher.kind = "basic"  # one run needs no workers
     return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
 
 

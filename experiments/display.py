@@ -137,6 +137,12 @@ def stderr_console() -> Console:
     return Quiet(stderr=True, highlight=False)
 
 
+def silent_console() -> Console:
+    from rich.console import Console
+
+    return Console(quiet=True)
+
+
 def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
     """The items, with a progress bar while they are worked through, where a terminal shows one.
 

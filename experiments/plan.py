@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -27,6 +26,7 @@ from elalora.schedules import SHAPES, steps_of
 from experiments.compose import compose_run, same_command
 from experiments.config_task import check_task
 from experiments.data.files import digests
+from experiments.processes import count
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
@@ -187,7 +187,7 @@ def _identity(
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
-    science["world_size"] = _world_size()
+    science["world_size"] = count()
     return science
 
 
@@ -277,10 +277,6 @@ def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
     elif path != "embedded":
         model |= {"path": path, "revision": revision}
     return model
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _name(config: DictConfig, cls: type[Method], method_config: Any) -> str:

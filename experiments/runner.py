@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.plan import Plan, in_order, make_plan, stream
+from experiments.processes import agreed, count, cpu, first, gathered, is_shared, join, say, together
 from experiments.signals import Preempted, Stop, listening
 from experiments.store import Busy
 
 
 class RunFailed(RuntimeError):
-    """A run that stopped with an error; its status.json holds the traceback."""
+    """A run that stopped with an error; its status.json holds the traceback.
+
+    Attributes:
+        shared: whether all processes of the run raised it together.
+    """
+
+    shared = True
 
 
 def run_all(configs: list[DictConfig]) -> int:
@@ -33,8 +40,11 @@ def run_all(configs: list[DictConfig]) -> int:
 
 
 def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
-    """What does plans, by the configuration's `launcher`: a function from plans to an exit code."""
-    if config.launcher.kind not in ("slurm", "local"):
+    """What does plans, by the configuration's `launcher`: a function from plans to an exit code.
+
+    torchrun's processes do the runs themselves, one after the other.
+    """
+    if config.launcher.kind == "basic" or config.launcher.kind == "local" and count() > 1:
         return run_plans
     from experiments.launch import local, slurm
 
@@ -48,21 +58,25 @@ def run_plans(given: list[Plan]) -> int:
     Returns:
         0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a run is one process for now: type python run.py, without torchrun or accelerate launch")
+    join()
     plans = in_order(given)
+    if agreed(lambda: [plan.id for plan in plans]) != [plan.id for plan in plans]:
+        raise UserError("the processes see different stores: store.root must be one folder for all of them")
     problems: list[Exception] = []
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
-            print(f"[{number}/{len(plans)}] {plan.label}")
+            say(f"[{number}/{len(plans)}] {plan.label}")
         try:
             run(plan)
         except (UserError, RunFailed) as error:
-            print(f"elalora: {error}", file=sys.stderr)
+            say(f"elalora: {error}", error=True)
             problems.append(error)
+            if not is_shared(error):
+                print("elalora: this process failed alone, and no further run can start in it", file=sys.stderr)
+                return 1
     if problems and len(plans) > 1:
         line = f"elalora: {len(plans) - len(problems)} of {len(plans)} runs are done; the same command does the rest"
-        print(line, file=sys.stderr)
+        say(line, error=True)
     return max((2 if isinstance(problem, UserError) else 1 for problem in problems), default=0)
 
 
@@ -74,34 +88,54 @@ def run(plan: Plan) -> dict[str, Any]:
         RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
         Preempted: this process was asked to stop, and no further run is to be started in it.
     """
-    done = plan.finished()
-    if done is not None:
-        _tidy(plan)
-        result = done.result()
-        print(f"done before (commit {(result.get('commit') or 'unknown')[:10]}): {done.path}  {headline(result)}")
-        return result
+    before = agreed(lambda: _done_before(plan))
+    if before is not None:
+        return before
     try:
-        with listening() as stop:
-            prepared = prepare(plan)
-            if stop.signal is not None:
-                raise Preempted(f"{stop.signal} before the first step", stop.signal)
-            with plan.folder.working():
-                # another process may have finished it since the first look
-                result = plan.folder.result() if plan.folder.done else _train(plan, stop, *prepared)
+        with listening() as stop, ExitStack() as held:
+            prepared = together(lambda: prepare(plan))
+            if asked := next(filter(None, gathered(stop.signal)), None):
+                raise Preempted(f"{asked} before the first step", stop.signal)
+            # another command may have finished it since the first look
+            result = agreed(lambda: _take(plan, held)) or _train(plan, stop, *prepared)
     except (UserError, KeyboardInterrupt):
         raise
     except Preempted as error:
         raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
     except Busy as error:
-        raise RunFailed(str(error)) from error
+        raise _failed(str(error), error) from error
     except Exception as error:
-        if not plan.folder.path.exists():  # it stopped before there was a status.json to keep the traceback
+        if not (first() and plan.folder.path.exists()):  # there is no status.json to keep the traceback
             traceback.print_exc()
-        raise RunFailed(f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})") from error
-    print(f"done: {plan.folder.path}  {headline(result)}")
+        line = f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})"
+        raise _failed(line, error) from error
+    say(f"done: {plan.folder.path}  {headline(result)}")
     if stop.signal is not None:
         raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
+
+
+def _failed(line: str, cause: Exception) -> RunFailed:
+    error = RunFailed(line)
+    error.shared = is_shared(cause)
+    return error
+
+
+def _done_before(plan: Plan) -> dict[str, Any] | None:
+    """The stored result of a run that was done before, which is told."""
+    done = plan.finished()
+    if done is None:
+        return None
+    _tidy(plan)
+    result = done.result()
+    print(f"done before (commit {(result.get('commit') or 'unknown')[:10]}): {done.path}  {headline(result)}")
+    return result
+
+
+def _take(plan: Plan, held: ExitStack) -> dict[str, Any] | None:
+    """Holds the run's folder until `held` is left; its result where there is one already."""
+    held.enter_context(plan.folder.working())
+    return plan.folder.result() if plan.folder.done else None
 
 
 def _tidy(plan: Plan) -> None:
@@ -139,7 +173,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     if config.threads:
         torch.set_num_threads(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
-    accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed
     data = load_task(task, OmegaConf.to_object(config.data))
     splits = apply_protocol(
@@ -200,9 +234,8 @@ def _start(plan: Plan, method: Any) -> None:
 def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
     import torch
 
-    from experiments.display import RunDisplay
+    from experiments.display import RunDisplay, silent_console
     from experiments.readout import make_readout
-    from experiments.results import assemble, export_adapter, store_predictions
     from experiments.tracking import make_tracker
     from experiments.trainer import Trainer
 
@@ -212,7 +245,7 @@ def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
     total = method.total_steps
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
-    with RunDisplay(plan.label, total) as display:
+    with RunDisplay(plan.label, total, None if first() else silent_console()) as display:
         trainer = Trainer(
             config.trainer,
             make_readout(OmegaConf.to_object(config.task), processor, model),
@@ -232,19 +265,25 @@ def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
         )
         start_ranks = method.ranks()
         trainer.resume()
-        _write_facts(plan)
+        agreed(lambda: _write_facts(plan))
         tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
         outcome = trainer.run()
         reading = trainer.evaluate(report, total)
         chosen = trainer.evaluate(select, total) if select is not None and select.name != report.name else None
-    export_adapter(plan, method, model)
-    result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen)
-    store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
-    tracker.finish(result)
-    folder.sync()
-    folder.write("result.json", result)
-    _drop_checkpoints(plan)
-    return result
+
+    def stored() -> dict[str, Any]:
+        from experiments.results import assemble, export_adapter, store_predictions
+
+        export_adapter(plan, method, model)
+        result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen)
+        store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
+        tracker.finish(result)
+        folder.sync()
+        folder.write("result.json", result)
+        _drop_checkpoints(plan)
+        return result
+
+    return agreed(stored)
 
 
 def _write_facts(plan: Plan) -> None:

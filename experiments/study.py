@@ -21,6 +21,7 @@ from experiments.compose import compose_run, key_of
 from experiments.config_study import StudyConfig, TuningConfig
 from experiments.levels import least_pairs, smallest_p
 from experiments.plan import Plan, make_plan, plan_of
+from experiments.processes import count
 
 KINDS = ("confirmatory", "exploratory", "ablation")
 FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # what a study decides and the command must not
@@ -431,6 +432,11 @@ def start_all(configs: list[DictConfig]) -> int:
     from experiments.runner import launcher_of, run_all
 
     study = _the_study(configs)
+    if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and count() == 1:
+        raise UserError(
+            "hydra/launcher=basic would do a sweep in one process, where one hard death ends all of it; "
+            "allowed: local (default), slurm"
+        )
     if study is None:
         return run_all(configs)
     return run_study(study, launcher_of(study))

@@ -3,7 +3,9 @@
 What is unusual: a step is a pure function of the seed and the step number. Its batch comes from the epoch's seeded
 order, and the dropout stream is seeded anew at every step, so a run that resumes, or that is the third in a
 process, computes exactly what it would have computed alone. The global batch is formed first and then split
-over processes and micro-batches, so both leave the gradient what it was.
+over processes and micro-batches, so both leave the gradient what it was. The gradients of all processes travel in one
+message after the backward pass, with the loss and the wish to stop: adapters are small, and a penalty outside the
+forward pass or a matrix without ranks would confuse hooks on parameters.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from elalora.budget import Count
 from elalora.errors import UserError
@@ -32,6 +34,7 @@ from experiments.data.batches import eval_batches, train_batches
 from experiments.data.texts import IGNORED
 from experiments.outcome import Mirror, Outcome, Reading, Split, Watcher
 from experiments.plan import stream
+from experiments.processes import agreed, gathered
 from experiments.readout import NotFinite, Readout, Row
 from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
@@ -99,7 +102,7 @@ class Trainer:
         shortest = min(method.stages())
         warmup = steps_of(config.warmup, shortest, "trainer.warmup")
         self.schedule = Schedule(self.optimizer, self.total, warmup, config.schedule, method.stages())
-        self.model = accelerator.prepare(model)
+        self.model = accelerator.prepare_model(model, evaluation_mode=True)  # precision only: gradients are ours
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.outcome = Outcome(initial=method.count(), peak=method.count())
         self.moved = 0
@@ -108,6 +111,7 @@ class Trainer:
         self._finishing = False  # the weights are no longer those of a checkpoint
         self._saved: int | None = None  # step of the newest checkpoint
         self._bests: list[int] = []  # best steps at the checkpoints so far
+        self._wished: Tensor | None = None  # above 0 where a process was asked to stop before the last step
 
     # -- the algorithm ---------------------------------------------------------------------------------
 
@@ -142,10 +146,10 @@ class Trainer:
         return self.outcome
 
     def _asked(self, step: int) -> bool:
-        """Whether a signal asked to stop; several processes agree on it at the steps at which they wait anyway."""
-        if self.accelerator.num_processes == 1:
+        """Whether a signal asked to stop; several processes know it of each other from their last message."""
+        if self._wished is None:
             return self.stop.signal is not None
-        return self._logged(step) and any(gather_object([self.stop.signal is not None]))
+        return (self.accelerator.device.type == "cpu" or self._logged(step)) and bool(self._wished > 0)
 
     def _preempt(self) -> None:
         """Writes a checkpoint where the weights still are those of one, and leaves."""
@@ -165,7 +169,7 @@ class Trainer:
     def _step(self, step: int) -> Tensor:
         """Forward, backward, clip, method, optimizer, schedule, method: one optimizer step."""
         torch.manual_seed(stream(self.seed, f"dropout:{step}:{self.accelerator.process_index}"))
-        loss = self._gradients(step)
+        loss = self._of_all(self._gradients(step))
         norm = self._clip()
         self._refuse_not_finite(step, loss, norm)
         self.method.gradients_ready(step)
@@ -190,21 +194,31 @@ class Trainer:
             # the loss is a mean over the chunk; the weight makes the sum over chunks that of the global batch, and
             # gradients are averaged over processes
             weight = weigh(chunk) * self.accelerator.num_processes / weigh(indices) if share else 0.0
-            with self._sync(last):
-                loss = self._forward(chunk, watch=bool(share)) * weight
-                total += loss.detach()
-                penalty = self.method.penalty() if last else None
-                self.accelerator.backward(loss if penalty is None else loss + penalty)
+            loss = self._forward(chunk, watch=bool(share)) * weight
+            total += loss.detach()
+            penalty = self.method.penalty() if last else None
+            self.accelerator.backward(loss if penalty is None else loss + penalty)
         return total
+
+    def _of_all(self, loss: Tensor) -> Tensor:
+        """Averages gradients and loss over the processes, and tells each whether one was asked to stop."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        wish = torch.full((1,), float(self.stop.signal is not None), device=loss.device)
+        message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), wish])
+        dist.all_reduce(message)
+        message /= self.accelerator.num_processes
+        *means, mean_loss, self._wished = message.split([*(grad.numel() for grad in grads), 1, 1])
+        for grad, mean in zip(grads, means, strict=True):
+            grad.copy_(mean.view_as(grad))
+        return mean_loss[0].clone()
 
     def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:
         """The mean loss of some items; a process without a share lends one item, and nothing looks at it."""
         batch = self._to_device(self.train_split.data.batch(indices))
         with self.method.watching(*_masks(batch)) if watch else nullcontext():
             return self.model(**batch).loss
-
-    def _sync(self, last: bool) -> Any:
-        return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _clip(self) -> Tensor | None:
         if self.config.max_grad_norm is None:
@@ -240,7 +254,8 @@ class Trainer:
         """Reads a split with the weights as they are; the same rows in the same order in every process."""
         began = time.perf_counter()
         self.model.eval()
-        rows = sorted(gather_object(list(self._predict(split, step))), key=lambda row: row[0])
+        shares = gathered(list(self._predict(split, step)))
+        rows = sorted((row for share in shares for row in share), key=lambda row: row[0])
         self.model.train()
         self.outcome.eval_seconds += time.perf_counter() - began
         scores, collapsed = self.readout.score(rows)
@@ -314,7 +329,7 @@ class Trainer:
         best = self.outcome.best
         if best is None or best["report"] is not None:
             return
-        found = checkpoint.load(self._best_folder, best["step"])
+        found = agreed(lambda: checkpoint.load(self._best_folder, best["step"]))
         if found is None:
             raise RuntimeError("the best checkpoint is damaged; the same command goes on from before it")
         last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._state().items()}
@@ -365,7 +380,8 @@ class Trainer:
         self._line("timing.jsonl", {"step": step, "seconds_per_step": sum(recent) / max(1, len(recent))})
         self._shown_loss = loss
         self.mirror.metrics(step, "train", {"loss": loss})
-        self.folder.progress(step + 1, self.total)
+        if self.accelerator.is_main_process:
+            self.folder.progress(step + 1, self.total)
         self.watcher.update(step + 1, self.method.phase(step), loss, self.moved)
 
     def _line(self, name: str, line: dict[str, Any]) -> None:
@@ -407,12 +423,9 @@ class Trainer:
         Raises:
             UserError: a checkpoint is whole and does not belong to this run.
         """
-        for step in checkpoint.steps(self._checkpoints):
-            state = checkpoint.load(self._checkpoints, step)
-            if state is not None and self._complete(step, state):
-                self._take_up(step, state)
-                break
-            print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
+        found = agreed(self._newest)
+        if found is not None:
+            self._take_up(*found)
         best = self.outcome.best["step"] if self.outcome.best is not None else 0
         if self.accelerator.is_main_process:  # what an abandoned attempt wrote after this point
             for folder, last in ((self._checkpoints, self._steps), (self._best_folder, best)):
@@ -421,6 +434,20 @@ class Trainer:
             if self.accelerator.is_main_process:
                 self.folder.cut_back({})
             self._start_lines()
+
+    def _newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest checkpoint that is whole."""
+        for step in checkpoint.steps(self._checkpoints):
+            state = checkpoint.load(self._checkpoints, step)
+            if state is not None and self._complete(step, state):
+                return step, state
+            print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
+        return None
+
+    def _cut_back(self, sizes: dict[str, int]) -> list[dict[str, Any]]:
+        """Cuts the lines back to a checkpoint; the rounds that are left."""
+        self.folder.cut_back(sizes)
+        return self.folder.lines("ranks.jsonl")
 
     def _complete(self, step: int, state: dict[str, Any]) -> bool:
         """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
@@ -458,9 +485,7 @@ class Trainer:
         self.schedule.at(step)
         self._steps = self._saved = step
         self._bests = [] if self.outcome.best is None else [self.outcome.best["step"]]
-        if self.accelerator.is_main_process:
-            self.folder.cut_back(progress["lines"])
-        lines = self.folder.lines("ranks.jsonl")
+        lines = agreed(lambda: self._cut_back(progress["lines"]))
         self.method.rounds_seen = [_round(line) for line in lines if 0 <= line["step"] < step]
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from runs import MOVES, QUICK, ROOT, command, quick
+from runs import MOVES, QUICK, ROOT, command, config, quick
 
 from experiments.plan import make_plan
 from experiments.runner import run
@@ -17,7 +17,7 @@ FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter
 
 
 def words(model, store, *more):
-    return ["-m", "hydra/launcher=local", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
+    return ["-m", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
 
 
 def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
@@ -64,3 +64,20 @@ def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_go
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 75 and "0 done, 0 failed" in said
     assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
+
+
+def test_a_sweep_in_one_process_is_refused(tmp_path):
+    done = command("-m", "method=lora,head", "hydra/launcher=basic", f"store.root={tmp_path / 'runs'}")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("elalora: hydra/launcher=basic would do")
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("runs/vader*"))
+
+
+def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
+    from experiments.launch.local import Sweep, Worker
+
+    plan = make_plan(config(f"store.root={tmp_path}"))
+    sweep = Sweep([plan], 1, workers=[Worker(None, None, plan)])
+    assert sweep._steps() == plan.label
+    plan.folder.path.mkdir(parents=True)
+    plan.folder.progress(40, 100)
+    assert sweep._steps() == f"{plan.label} 40/100"

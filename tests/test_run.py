@@ -263,12 +263,6 @@ def test_modules_that_the_checkpoint_lacks_must_be_in_the_head(movies, tiny_mode
     assert not plan.folder.path.exists()
 
 
-def test_several_processes_are_refused(tiny_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process for now"):
-        run_all([quick(tiny_model_dir, tmp_path)])
-
-
 def test_two_processes_on_one_run_one_works_and_the_other_leaves(tmp_path):
     from experiments.store import Busy
 

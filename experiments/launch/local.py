@@ -1,4 +1,4 @@
-"""Runs in supervised worker processes on this machine: hydra/launcher=local.
+"""Runs in supervised worker processes on this machine: hydra/launcher=local, the default of every sweep.
 
 What is unusual: the parent only hands out and watches. A worker does many runs one after another, so that imports are
 paid once; when it dies (killed, out of memory), only the run it was at fails, and a new worker takes its place.
@@ -42,8 +42,6 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
     """
     if config.workers < 1:
         raise UserError(f"launcher.workers={config.workers} must be at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a run is one process for now: type python run.py, without torchrun or accelerate launch")
     return Sweep(in_order(given), config.workers).run()
 
 
@@ -151,6 +149,16 @@ class Sweep:
         left = clock((time.monotonic() - self.began) / over * (self.total - over)) if over else "-:--"
         return f"{len(self.done)}/{self.total} done, {running} running, {len(self.failed)} failed, {left} left"
 
+    def _steps(self) -> str:
+        """How far the runs under way are, as their own files say."""
+        shown = []
+        for worker in self.workers:
+            if worker.plan is not None:
+                status = worker.plan.folder.status()
+                at = f" {status['step']}/{status['total']}" if {"step", "total"} <= set(status) else ""
+                shown.append(f"{worker.plan.label}{at}")
+        return "  ".join(shown)
+
     @contextmanager
     def _shown(self) -> Iterator[None]:
         if not self.console.is_terminal:
@@ -159,7 +167,10 @@ class Sweep:
         from rich.live import Live
         from rich.text import Text
 
-        with Live(get_renderable=lambda: Text(self._state()), console=self.console, transient=True):
+        def line() -> Text:
+            return Text(f"{self._state()}  {self._steps()}", no_wrap=True, overflow="ellipsis")
+
+        with Live(get_renderable=line, console=self.console, transient=True, refresh_per_second=2):
             yield
 
     def _stop(self) -> None:

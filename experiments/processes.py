@@ -1,0 +1,137 @@
+"""Several processes that do one run together, as torchrun and accelerate launch start them.
+
+What is unusual: the first process alone reads and writes the store. What it finds and decides is handed to the others,
+and so is an error, so that all of them always take the same way. An error in one process alone cannot be told while
+the others wait for its numbers: that process leaves, and the launcher ends the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from elalora.errors import UserError
+
+Value = TypeVar("Value")
+
+
+class Together(RuntimeError):
+    """Another process of this run failed and told so."""
+
+
+def count() -> int:
+    """How many processes do a run together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Whether this process is the one that owns the files."""
+    return count() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def join() -> None:
+    """Connects the processes, once."""
+    if count() == 1:
+        return
+    from accelerate import PartialState
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        PartialState(cpu=cpu())
+        atexit.register(_leave)  # threads that the interpreter ends instead abort the process now and then
+
+
+def cpu() -> bool:
+    """Whether accelerate must be told that the processes work on the CPU; alone it would take each for the only one."""
+    import torch
+
+    return count() > 1 and not torch.cuda.is_available()
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def agreed(action: Callable[[], Value]) -> Value:
+    """What `action` gives in the first process, in every process; it runs nowhere else.
+
+    Raises:
+        Exception: what it raised there; UserError and others as themselves in the first process, in the others
+            UserError or Together.
+    """
+    if count() == 1:
+        return action()
+    from torch import distributed
+
+    value, error = None, None
+    if first():
+        value, error = _tried(action)
+    box = [(value, _told(error))]
+    distributed.broadcast_object_list(box, src=0)
+    _raise(error, [box[0][1]])
+    return box[0][0]  # type: ignore[return-value]
+
+
+def together(action: Callable[[], Value]) -> Value:
+    """What `action` gives in this process; where it fails in one process, it fails in all.
+
+    Raises:
+        Exception: what it raised here; what it raised in another process, as UserError or Together.
+    """
+    if count() == 1:
+        return action()
+    value, error = _tried(action)
+    _raise(error, gathered(_told(error)))
+    return value  # type: ignore[return-value]
+
+
+def gathered(value: Value) -> list[Value]:
+    """The value of every process, in their order."""
+    if count() == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * count()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def say(line: str, error: bool = False) -> None:
+    """Prints a line once for all processes."""
+    if first():
+        print(line, file=sys.stderr if error else sys.stdout)
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes raised together, so that they can go on together."""
+    return count() == 1 or getattr(error, "shared", False) or hasattr(error, "failure")
+
+
+def _tried(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+    try:
+        return action(), None
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other processes must hear of it
+        return None, error
+
+
+def _told(error: Exception | None) -> tuple[bool, str] | None:
+    if error is None:
+        return None
+    user = isinstance(error, UserError)
+    return user, str(error) if user else f"{type(error).__name__}: {error}"
+
+
+def _raise(own: Exception | None, told: list[Any]) -> None:
+    heard = [entry for entry in told if entry is not None]
+    if not heard:
+        return
+    user, line = heard[0]
+    raised = own if own is not None else UserError(line) if user else Together(line)
+    raised.shared = True  # type: ignore[attr-defined]
+    raise raised
