@@ -90,6 +90,7 @@ def report(
             Section("Comparison", {"comparison": table}),
             *_paper(chosen),
             *_overall(chosen, baseline, folder if with_figures else None),
+            *(_items(chosen, baseline) if reading == "last" else []),
             *_cost(table, folder if with_figures else None),
             *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
             *rank_study.sections(chosen, folder if with_figures else None),
@@ -164,6 +165,13 @@ def _overall(runs: pd.DataFrame, baseline: str, folder: Path | None) -> list[Sec
                 path = folder / f"profiles_{stem}"
                 section.figures[drawing.draw_profiles(place, baseline, path, title)[-1]] = title
     return [section]
+
+
+def _items(runs: pd.DataFrame, baseline: str) -> list[Section]:
+    from analysis.item_tests import item_tests
+
+    table, lines = item_tests(runs, baseline)
+    return [Section("Single items", {"items": table} if table is not None else {}, lines=lines)]
 
 
 def _cost(table: Table, folder: Path | None) -> list[Section]:
