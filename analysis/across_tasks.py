@@ -113,6 +113,21 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Array:
     return (x[None] > np.asarray(thresholds, dtype=np.float64)[:, None, None]).mean(axis=(1, 2))
 
 
+def profile_band(
+    scores: ArrayLike, thresholds: ArrayLike, rng: Generator, level: float = 0.95, resamples: int = 1_000
+) -> tuple[Array, Array]:
+    """Percentile band of a performance profile, at each threshold by itself, runs drawn anew within each task.
+
+    Returns:
+        Lower and upper edge, each (thresholds,).
+    """
+    drawn = _drawn(table(scores, least=2), rng, resamples)  # (resamples, runs, tasks)
+    edges = [(1 - level) / 2, (1 + level) / 2]
+    each = [np.quantile((drawn > t).mean(axis=(1, 2)), edges) for t in np.asarray(thresholds, dtype=np.float64)]
+    low, high = np.array(each).T
+    return low, high
+
+
 def friedman(scores: ArrayLike) -> Friedman:
     """Friedman's test with ties corrected, and Iman & Davenport's F form, which is less conservative.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.across_tasks import (
+    Friedman,
     cliques,
     critical_difference,
     friedman,
@@ -23,6 +25,58 @@ PLACE = ["model", "protocol", "recipe", "budget"]
 LEAST_RUNS = 4  # of the bootstrap-t
 
 
+@dataclass(frozen=True)
+class Place:
+    """Arms that share a model, protocol, recipe and budget, cut to the tasks and seeds that all of them have.
+
+    Attributes:
+        key: model, protocol, recipe and budget.
+        arms: scores (seeds, tasks) by the arm's name; the same seeds and tasks in each.
+        methods: the method of every arm.
+        citations: of the tasks' data.
+    """
+
+    key: dict[str, str]
+    arms: dict[str, pd.DataFrame]
+    methods: dict[str, str]
+    citations: list[str]
+
+    def where(self) -> str:
+        """The key in words."""
+        return ", ".join(filter(None, self.key.values()))
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(next(iter(self.arms.values())).columns)
+
+    def seeds(self) -> int:
+        """How many seeds every arm has."""
+        return len(next(iter(self.arms.values())))
+
+    def base(self, baseline: str) -> str | None:
+        """The one arm of the baseline method; None where there is none or several."""
+        bases = [name for name in self.arms if self.methods[name] == baseline]
+        return bases[0] if len(bases) == 1 else None
+
+
+def places(runs: pd.DataFrame) -> list[Place]:
+    """Every place where two or more arms share two or more tasks.
+
+    Args:
+        runs: from `load_runs`.
+    """
+    found = []
+    named = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
+    for key, cell in named.groupby(PLACE, sort=True):
+        arms = complete(cell)
+        if len(arms) >= 2:
+            tasks = next(iter(arms.values())).columns
+            citations = sorted(set(cell["citation"][cell["task"].isin(tasks)]) - {""})
+            methods = {name: method for name, method in zip(cell["shown"], cell["method"], strict=True)}
+            found.append(Place(dict(zip(PLACE, key, strict=True)), arms, methods, citations))
+    return found
+
+
 def overall(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> Table | None:
     """Every place where two or more arms share two or more tasks.
 
@@ -35,15 +89,9 @@ def overall(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> 
 
     records: list[dict[str, Any]] = []
     notes: list[str] = []
-    named = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
-    for key, cell in named.groupby(PLACE, sort=True):
-        place = dict(zip(PLACE, key, strict=True))
-        arms = _complete(cell)
-        if len(arms) >= 2:
-            records += _place(
-                place, arms, {n: m for n, m in zip(cell["shown"], cell["method"], strict=True)}, baseline, level
-            )
-            notes += _ranks(", ".join(filter(None, key)), arms)
+    for place in places(runs):
+        records += _place(place, baseline, level)
+        notes += _ranks(place)
     if not records:
         return None
     columns = [
@@ -74,7 +122,7 @@ def overall(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> 
     return Table("Over all tasks.", columns, rows, heads + notes, pd.DataFrame(records))
 
 
-def _complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """(seeds, tasks) of every arm, cut to what all have; arms that mix data are left out."""
     tables = {
         str(name): arm.pivot(index="seed", columns="task", values="score")
@@ -89,39 +137,49 @@ def _complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: table.loc[seeds] for name, table in whole.items()} if len(tasks) > 1 and seeds else {}
 
 
-def _place(
-    place: dict[str, Any], arms: dict[str, pd.DataFrame], methods: dict[str, str], baseline: str, level: float
-) -> list[dict[str, Any]]:
+def _place(place: Place, baseline: str, level: float) -> list[dict[str, Any]]:
     import numpy as np
 
-    bases = [name for name in arms if methods[name] == baseline]
+    base = place.base(baseline)
     records = []
-    for name, table in arms.items():
+    for name, table in place.arms.items():
         x = table.to_numpy(float)
-        record: dict[str, Any] = place | {"shown": name, "tasks": x.shape[1], "n": x.shape[0], "mean": float(x.mean())}
-        record["iqm"] = interquartile_mean(x)
+        record: dict[str, Any] = place.key | {"shown": name, "tasks": x.shape[1], "n": x.shape[0]}
+        record |= {"mean": float(x.mean()), "iqm": interquartile_mean(x)}
         if x.shape[0] >= LEAST_RUNS:
             record["low"], record["high"] = stratified_bootstrap_t(x, np.random.default_rng(0), level, 1_999)
-        if len(bases) == 1 and name != bases[0]:
-            y = arms[bases[0]].to_numpy(float)
+        if base is not None and name != base:
+            y = place.arms[base].to_numpy(float)
             record["above"] = probability_of_improvement(x, y)
             record["wtl"] = "/".join(map(str, win_tie_loss(x.mean(axis=0) - y.mean(axis=0))))
         records.append(record)
     return records
 
 
-def _ranks(where: str, arms: dict[str, pd.DataFrame]) -> list[str]:
+def mean_ranks(place: Place) -> tuple[Friedman, float]:
+    """Friedman's test over the tasks' means, and Nemenyi's critical difference at 0.05; of three arms or more."""
+    import numpy as np
+
+    means = np.stack([table.to_numpy(float).mean(axis=0) for table in place.arms.values()], axis=1)  # (tasks, methods)
+    return friedman(means), critical_difference(len(place.arms), len(means))
+
+
+def p_text(p: float) -> str:
+    """p = 0.014, or p < 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _ranks(place: Place) -> list[str]:
     """Friedman's test over tasks, and which arms its critical difference does not tell apart."""
     import numpy as np
 
-    if len(arms) < 3:
+    if len(place.arms) < 3:
         return []
-    names = list(arms)
-    means = np.stack([table.to_numpy(float).mean(axis=0) for table in arms.values()], axis=1)  # (tasks, methods)
-    found, bound = friedman(means), critical_difference(len(names), len(means))
+    names = list(place.arms)
+    found, bound = mean_ranks(place)
     ranks = ", ".join(f"{names[i]} {found.mean_ranks[i]:.2f}" for i in np.argsort(found.mean_ranks, kind="stable"))
     groups = "; ".join(", ".join(names[i] for i in group) for group in cliques(found.mean_ranks, bound)) or "none"
     return [
-        f"{where}: mean ranks over {len(means)} tasks (1 is highest) {ranks}; Friedman p = {found.p:.3f}, critical "
-        f"difference {bound:.2f} (Nemenyi, 0.05), not told apart: {groups}."
+        f"{place.where()}: mean ranks over {len(place.tasks())} tasks (1 is highest) {ranks}; Friedman "
+        f"{p_text(found.p)}, critical difference {bound:.2f} (Nemenyi, 0.05), not told apart: {groups}."
     ]

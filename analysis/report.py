@@ -89,7 +89,8 @@ def report(
             *_confirmatory(chosen, unfinished, declared),
             Section("Comparison", {"comparison": table}),
             *_paper(chosen),
-            *_overall(chosen, baseline),
+            *_overall(chosen, baseline, folder if with_figures else None),
+            *(_items(chosen, baseline) if reading == "last" else []),
             *_cost(table, folder if with_figures else None),
             *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
             *rank_study.sections(chosen, folder if with_figures else None),
@@ -139,11 +140,38 @@ def _paper(runs: pd.DataFrame) -> list[Section]:
     return sections
 
 
-def _overall(runs: pd.DataFrame, baseline: str) -> list[Section]:
-    from analysis.overall import overall
+def _overall(runs: pd.DataFrame, baseline: str, folder: Path | None) -> list[Section]:
+    """The table over all tasks, and diagram and profiles of every place that allows them; no folder draws nothing."""
+    from analysis.overall import overall, places
 
     table = overall(runs, baseline)
-    return [Section("Over all tasks", {"overall": table})] if table is not None else []
+    if table is None:
+        return []
+    section = Section("Over all tasks", {"overall": table})
+    if folder is not None:
+        from analysis import overall_figures as drawing
+
+        for place in places(runs):
+            stem, where = _file(place.key.values()), place.where()
+            if reason := drawing.why_not_ranks(place):
+                section.lines.append(reason)
+            else:
+                title = f"Mean ranks over {len(place.tasks())} tasks: {where}"
+                section.figures[drawing.draw_ranks(place, folder / f"mean_ranks_{stem}", title)[-1]] = title
+            if reason := drawing.why_not_profiles(place):
+                section.lines.append(reason)
+            else:
+                title = f"Performance profiles over {len(place.tasks())} tasks: {where}"
+                path = folder / f"profiles_{stem}"
+                section.figures[drawing.draw_profiles(place, baseline, path, title)[-1]] = title
+    return [section]
+
+
+def _items(runs: pd.DataFrame, baseline: str) -> list[Section]:
+    from analysis.item_tests import item_tests
+
+    table, lines = item_tests(runs, baseline)
+    return [Section("Single items", {"items": table} if table is not None else {}, lines=lines)]
 
 
 def _cost(table: Table, folder: Path | None) -> list[Section]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.rows import NO_BUDGET, digest
+from analysis.rows import NO_BUDGET
 from analysis.settings import differing
 from elalora.errors import UserError
 
@@ -85,7 +85,7 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
         raise UserError(f"spread={spread} is unknown; allowed: {', '.join(SPREADS)}")
     if not len(runs):
         raise UserError("there is no finished run to compare; `python run.py` makes one")
-    runs = runs.assign(shown=shown_names(runs), rest=[digest(_rest(s)) for s in runs["settings"]])
+    runs = runs.assign(shown=shown_names(runs))
     records: list[dict[str, Any]] = []
     notes: list[str] = []
     for _, cell in runs.groupby(CELL, sort=False):
@@ -198,16 +198,13 @@ def _difference(
     import numpy as np
 
     name = arm["shown"].iloc[0]
-    same = [b for b in bases if b["fingerprint"].iloc[0] == arm["fingerprint"].iloc[0]]
-    exact = [b for b in same if b["rest"].iloc[0] == arm["rest"].iloc[0]]
-    close = [b for b in same if set(_unlike([arm, b])) <= set(TUNED)]
-    fitting = exact or close
-    if len(fitting) != 1:
+    fit = fitting(arm, bases)
+    if len(fit) != 1:
         if bases:
-            reason = "several baseline arms fit" if fitting else "no baseline arm has the same data and settings"
+            reason = "several baseline arms fit" if fit else "no baseline arm has the same data and settings"
             notes.append(f"{where}: no difference for {name}, {reason}.")
         return {}
-    base = dict(zip(fitting[0]["seed"], fitting[0]["score"], strict=True))
+    base = dict(zip(fit[0]["seed"], fit[0]["score"], strict=True))
     pairs = [(score, base[seed]) for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
     alone = len(arm) + len(base) - 2 * len(pairs)
     if alone:
@@ -224,6 +221,14 @@ def _difference(
         "diff_high": high,
         "diffs": " ".join(f"{gap:.4f}" for gap in gaps),
     }
+
+
+def fitting(arm: pd.DataFrame, bases: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The baseline arms of the same data and training; where none is, those that differ in what is tuned only."""
+    same = [b for b in bases if b["fingerprint"].iloc[0] == arm["fingerprint"].iloc[0]]
+    unlike = [set(_unlike([arm, b])) for b in same]
+    exact = [b for b, keys in zip(same, unlike, strict=True) if not keys]
+    return exact or [b for b, keys in zip(same, unlike, strict=True) if keys <= set(TUNED)]
 
 
 def _interval(values: Any, level: float) -> tuple[float, float]:
