@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from analysis.page import Section, page
 from analysis.rows import NO_BUDGET
 from analysis.store import Unfinished, load_runs, select
 from analysis.table import CELL, Table, comparison, shown_names, summarise
+from analysis.writers import print_table, write
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +54,64 @@ def report(
     Raises:
         UserError: a root is no folder, a filter matches nothing, or no run is finished.
     """
+    stored = read_stores(roots, filters, study, reading)
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = sections_of(stored, folder if with_figures else None, baseline, spread)
+        files = [file for s in sections for name, t in s.tables.items() for file in write(t, folder, name)]
+        files += [path.with_suffix(kind) for s in sections for path in s.figures for kind in (".png", ".svg")]
+        warnings = [*stored.left_out, *map(str, stored.unfinished)]
+        more = [f"and {len(warnings) - MOST_WARNINGS} more"] if len(warnings) > MOST_WARNINGS else []
+        index = folder / "index.html"
+        text = page("elalora: results", stored.facts, sections, warnings[:MOST_WARNINGS] + more)
+        index.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); type --out FOLDER") from error
+    if not quiet:
+        _tell(stored, sections)
+        print(f"\nWritten: {index}, and beside it {len(files)} files: tables as .md, .csv, .tex; figures as .png, .svg")
+    return [index, *files]
+
+
+def _tell(stored: Stored, sections: Sequence[Section]) -> None:
+    """The comparison and every sentence, on the terminal."""
+    print_table(next(section.tables["comparison"] for section in sections if "comparison" in section.tables))
+    for line in [*stored.facts, *(line for section in sections for line in section.lines)]:
+        print(f"\n{line}")
+    open_runs = [str(run) for run in stored.unfinished]
+    for heading, lines in (("Left out", stored.left_out), ("Without a result", open_runs)):
+        if lines:
+            print(f"\n{heading}:\n{summarise(lines)}")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a report is about.
+
+    Attributes:
+        runs: the chosen runs; tuning: those of a study's tuning stage where they are not among them.
+        facts: lines on what was chosen; left_out: results that could not be read.
+        unfinished: runs without a result; declared: the study, None for none.
+        reading: the checkpoint that is read.
+    """
+
+    runs: pd.DataFrame
+    tuning: pd.DataFrame
+    facts: list[str]
+    left_out: list[str]
+    unfinished: list[Unfinished]
+    declared: Study | None
+    reading: str
+
+
+def read_stores(
+    roots: Sequence[str | Path],
+    filters: Mapping[str, Sequence[str]] | None = None,
+    study: str = "",
+    reading: str = "last",
+) -> Stored:
+    """Reads and chooses runs; arguments and errors as in `report`."""
     filters = {key: list(values) for key, values in (filters or {}).items() if values}
     runs = load_runs(*roots, reading=reading)
     left_out, unfinished = list(runs.attrs["problems"]), list(runs.attrs["unfinished"])
@@ -76,44 +136,32 @@ def report(
     facts = [f"{len(chosen)} finished runs of {', '.join(map(str, roots))}, {reading} checkpoint."]
     facts += [f"Only --study {study}."] if study else []
     facts += [f"Only --{key} {','.join(values)}." for key, values in filters.items()]
-    if "protocol" not in filters and (tuning := chosen["protocol"] == TUNING).any() and not tuning.all():
+    tuning = chosen["protocol"] == TUNING
+    if "protocol" in filters or tuning.all():
+        tuning &= False
+    if tuning.any():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
-        chosen = chosen[~tuning].reset_index(drop=True)
-    from analysis import attribution, rank_study
-    from analysis.writers import print_table, write
+    kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
+    return Stored(kept, aside, facts, left_out, unfinished, declared, reading)
 
-    folder, table = Path(out), comparison(chosen, baseline, spread)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sections = [
-            *_confirmatory(chosen, unfinished, declared),
-            Section("Comparison", {"comparison": table}),
-            *_paper(chosen),
-            *_overall(chosen, baseline, folder if with_figures else None),
-            *(_items(chosen, baseline) if reading == "last" else []),
-            *_cost(table, folder if with_figures else None),
-            *([Section("Ranks", figures=figures(chosen, folder))] if with_figures else []),
-            *rank_study.sections(chosen, folder if with_figures else None),
-            *attribution.sections(chosen, folder if with_figures else None),
-            *_endings(chosen, unfinished, declared),
-        ]
-        files = [file for s in sections for name, t in s.tables.items() for file in write(t, folder, name)]
-        files += [path.with_suffix(kind) for s in sections for path in s.figures for kind in (".png", ".svg")]
-        warnings = [*left_out, *map(str, unfinished)]
-        more = [f"and {len(warnings) - MOST_WARNINGS} more"] if len(warnings) > MOST_WARNINGS else []
-        index = folder / "index.html"
-        index.write_text(page("elalora: results", facts, sections, warnings[:MOST_WARNINGS] + more), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); type --out FOLDER") from error
-    if not quiet:
-        print_table(table)
-        for line in [*facts, *(line for section in sections for line in section.lines)]:
-            print(f"\n{line}")
-        for heading, lines in (("Left out", left_out), ("Without a result", [str(run) for run in unfinished])):
-            if lines:
-                print(f"\n{heading}:\n{summarise(lines)}")
-        print(f"\nWritten: {index}, and beside it {len(files)} files: tables as .md, .csv, .tex; figures as .png, .svg")
-    return [index, *files]
+
+def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spread: str = "sd") -> list[Section]:
+    """Every section of the report, in its order; `folder` takes the figures, None draws none."""
+    from analysis import attribution, rank_study
+
+    runs, table = stored.runs, comparison(stored.runs, baseline, spread)
+    return [
+        *_confirmatory(runs, stored.unfinished, stored.declared),
+        Section("Comparison", {"comparison": table}),
+        *_paper(runs),
+        *_overall(runs, baseline, folder),
+        *(_items(runs, baseline) if stored.reading == "last" else []),
+        *_cost(table, folder),
+        *([Section("Ranks", figures=figures(runs, folder))] if folder is not None else []),
+        *rank_study.sections(runs, folder),
+        *attribution.sections(runs, folder),
+        *_endings(runs, stored.unfinished, stored.declared),
+    ]
 
 
 def _confirmatory(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:

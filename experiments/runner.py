@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.plan import Plan, in_order, make_plan, stream
-from experiments.processes import agreed, count, cpu, first, gathered, is_shared, join, say, together
+from experiments.processes import Together, agreed, count, cpu, first, gathered, is_shared, join, say, together
 from experiments.signals import Preempted, Stop, listening
 from experiments.store import Busy
 
@@ -102,7 +102,7 @@ def run(plan: Plan) -> dict[str, Any]:
         raise
     except Preempted as error:
         raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
-    except Busy as error:
+    except (Busy, Together) as error:  # what another process failed at is told by that one
         raise _failed(str(error), error) from error
     except Exception as error:
         if not (first() and plan.folder.path.exists()):  # there is no status.json to keep the traceback

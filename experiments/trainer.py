@@ -111,6 +111,7 @@ class Trainer:
         self._finishing = False  # the weights are no longer those of a checkpoint
         self._saved: int | None = None  # step of the newest checkpoint
         self._bests: list[int] = []  # best steps at the checkpoints so far
+        self._loss_type = torch.promote_types(self.parameters[0].dtype, torch.float32)
         self._wished: Tensor | None = None  # above 0 where a process was asked to stop before the last step
 
     # -- the algorithm ---------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class Trainer:
         share = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.config.micro_batch or max(1, len(share))
         chunks = [share[i : i + size] for i in range(0, len(share), size)] or [indices[:1]]
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), dtype=self._loss_type, device=self.accelerator.device)
         weigh = self.train_split.data.weight
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
@@ -479,7 +480,8 @@ class Trainer:
             self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
             self.outcome.best = progress["best"]
             self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
-            self._pending = [torch.tensor(loss, device=self.accelerator.device) for loss in progress["losses"]]
+            losses, device = progress["losses"], self.accelerator.device
+            self._pending = [torch.tensor(loss, dtype=self._loss_type, device=device) for loss in losses]
         except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise self._foreign(step, f"{type(error).__name__} {error}".splitlines()[0]) from error
         self.schedule.at(step)
