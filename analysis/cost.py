@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.layouts import LAYOUTS
+from analysis.overall import complete
+from analysis.paper import row_names, short_recipe
 from analysis.table import Table
 
 if TYPE_CHECKING:
@@ -50,6 +53,47 @@ def points_of(compared: Table) -> list[tuple[dict[str, str], pd.DataFrame]]:
         for key, cell in arms.groupby(PLACE, sort=True)
         if len(cell) > 1
     ]
+
+
+def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame, list[str]]]:
+    """For every suite, model, protocol and recipe: where that is, its arms with mean score and costs, and the tasks.
+
+    Only tasks and seeds that every arm has are in the means, so that all points are of the same tasks; a place with one
+    such task is left out. The score's standard deviation is over seeds, of a seed's mean over tasks.
+
+    Args:
+        runs: from `load_runs`.
+    """
+    import pandas as pd
+
+    suites = [_suite(task, settings) for task, settings in zip(runs["task"], runs["settings"], strict=True)]
+    names = row_names(runs)
+    known = runs.assign(suite=suites, recipe=[short_recipe(recipe) for recipe in runs["recipe"]], method_shown=names)
+    known["shown"] = known["method_shown"] + "\t" + known["budget"]
+    found = []
+    for key, cell in known.groupby(["suite", *PLACE[1:]], sort=True):
+        arms = complete(cell)
+        if not key[0] or len(arms) < 2:
+            continue
+        tasks, seeds = (list(axis) for axis in (next(iter(arms.values())).columns, next(iter(arms.values())).index))
+        rows = []
+        for name, scores in arms.items():
+            own = cell[(cell["shown"] == name) & cell["task"].isin(tasks) & cell["seed"].isin(seeds)]
+            by_seed = scores.mean(axis=1)
+            costs = {column: own[column].mean() for column in ("params_final", "peak_memory_mib", "adapter_bytes")}
+            costs["step_seconds_median"] = own.groupby("task")["step_seconds"].median().mean()
+            shown, budget = own[["method_shown", "budget"]].iloc[0]
+            row = {"shown": shown, "budget": budget, "metric": f"Mean score over {len(tasks)} tasks", "n": len(seeds)}
+            rows.append(row | {"score_mean": by_seed.mean(), "score_sd": by_seed.std(ddof=1)} | costs)
+        found.append((dict(zip(["suite", *PLACE[1:]], key, strict=True)), pd.DataFrame(rows), tasks))
+    return found
+
+
+def _suite(task: str, settings: dict[str, Any]) -> str:
+    """The suite that the run's task names, else the paper's table that has it; empty where neither is."""
+    given = settings.get("task")
+    named = given.get("suite") if isinstance(given, dict) else None
+    return str(named or next((layout.suite for layout in LAYOUTS if task in layout.tasks()), ""))
 
 
 def cost_table(compared: Table) -> Table:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
-SIDES = ((5, 4), (5, -10), (-15, 4), (-15, -10))  # points
+SIZE = 6.0  # of a marker; where there are several budgets they go from the smallest to the largest
+SIZES = (4.0, 9.5)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
@@ -34,12 +35,13 @@ def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "")
         return []
     methods = list(dict.fromkeys(arms["shown"]))
     style = {m: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+    sizes = _sizes(arms)
     columns = min(2, len(known))
     rows = -(-len(known) // columns)
     figure = new_figure(4.2 * columns + 2.4, 3.2 * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, cost in zip(axes.flat, known, strict=False):
-        _panel(axis, arms[arms[cost].notna()], cost, style)
+        _panel(axis, arms[arms[cost].notna()], cost, style, sizes)
     for axis in axes.flat[len(known) :]:
         axis.set_visible(False)
     for row in axes:
@@ -48,25 +50,42 @@ def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "")
         Line2D([], [], color=colour, marker=marker, linestyle="", label=wrapped(method, 26))
         for method, (colour, marker) in style.items()
     ]
+    handles += [
+        Line2D([], [], color="0.4", marker="o", markersize=size, linestyle="", label=f"budget {budget}")
+        for budget, size in sizes.items()
+    ]
     handles.append(Line2D([], [], color="0.6", linewidth=1.2, label="no arm beats these"))
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
     return save_figure(figure, path, title, data, "Bars: standard deviation over seeds. ")
 
 
-def _panel(axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str, str]]) -> None:
+def _sizes(arms: pd.DataFrame) -> dict[str, float]:
+    """Marker size of every budget, larger for a larger one."""
+    import numpy as np
+
+    def amount(budget: str) -> tuple[int, str]:
+        return int("".join(filter(str.isdigit, budget)) or 0), budget
+
+    budgets = sorted(set(arms["budget"]) - {NO_BUDGET}, key=amount)
+    sizes = np.linspace(*SIZES, len(budgets)) if len(budgets) > 1 else [SIZE] * len(budgets)
+    return dict(zip(budgets, sizes, strict=True))
+
+
+def _panel(
+    axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str, str]], sizes: dict[str, float]
+) -> None:
     label, unit = COSTS[cost]
     x, y = arms[cost].to_numpy(float) / unit, arms["score_mean"].to_numpy(float)
     best = sorted(zip(x[pareto_front(x, y)], y[pareto_front(x, y)], strict=True))
     axis.plot(*zip(*best, strict=True), color="0.6", linewidth=1.2, zorder=1)
-    for number, (place, value, row) in enumerate(zip(x, y, arms.to_dict("records"), strict=True)):
+    for place, value, row in zip(x, y, arms.to_dict("records"), strict=True):
         colour, marker = style[row["shown"]]
         sd = row["score_sd"] if row["score_sd"] == row["score_sd"] else None
+        size = sizes.get(row["budget"], SIZE)
         axis.errorbar(
-            place, value, yerr=sd, color=colour, marker=marker, markersize=6, linewidth=0.8, capsize=2, zorder=2
-        )
-        if row["budget"] != NO_BUDGET:
-            side = SIDES[number % len(SIDES)]  # neighbours' labels go to different sides
-            axis.annotate(row["budget"], (place, value), side, textcoords="offset points", fontsize=7, color="0.25")
+            place, value, yerr=sd, color=colour, marker=marker, markersize=size, linewidth=0.8, capsize=2, zorder=2,
+            alpha=0.85,
+        )  # fmt: skip
     if x.min() > 0 and x.max() > 20 * x.min():
         axis.set_xscale("log")
     else:

@@ -28,6 +28,7 @@ SHORT = {
     "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
 }  # fmt: skip
 ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+MOST_CITED = 3  # sources below one figure
 MOST_SEEDS = 3  # with more, trajectories show the mean
 
 
@@ -221,6 +222,13 @@ def save_figure(figure: Figure, path: Path, title: str, data: str, remark: str =
         figure.savefig(paths[0], metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
+
+
+def source_of(citations: Sequence[str]) -> str:
+    """The sources of several tasks' data; of many, where they stand."""
+    if len(citations) <= MOST_CITED:
+        return "; ".join(citations)
+    return "the sources of all tasks stand in the comparison table"
 
 
 def wrapped(text: str, width: int) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.across_tasks import cliques, performance_profile, profile_band
 from analysis.cost_figures import COLOURS
-from analysis.figures import new_figure, save_figure, wrapped
+from analysis.figures import new_figure, save_figure, source_of, wrapped
 from analysis.overall import Place, mean_ranks, p_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 LEAST_SEEDS = 3  # of a profile
 THRESHOLDS = 201
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MOST_CITED = 3
 
 
 def why_not_ranks(place: Place) -> str:
@@ -89,7 +88,7 @@ def draw_ranks(place: Place, path: Path, title: str = "") -> list[Path]:
         f"Mean rank over {len(place.tasks())} tasks, 1 is the highest score. {joined}"
         f"Friedman {p_text(found.p)}; Nemenyi at 0.05. "
     )
-    return save_figure(figure, path, title, _source(place), remark)
+    return save_figure(figure, path, title, source_of(place.citations), remark)
 
 
 def draw_profiles(place: Place, baseline: str, path: Path, title: str = "") -> list[Path]:
@@ -126,7 +125,7 @@ def draw_profiles(place: Place, baseline: str, path: Path, title: str = "") -> l
         f"{len(place.tasks())} tasks, {place.seeds()} seeds. Bands: 95 % at each threshold, seeds drawn anew within "
         "each task; with few seeds they are too narrow. "
     )
-    return save_figure(figure, path, title, _source(place), remark)
+    return save_figure(figure, path, title, source_of(place.citations), remark)
 
 
 def _profile(axis: Axes, name: str, x: Array, thresholds: Array, colour: str, dash: Any) -> None:
@@ -136,9 +135,3 @@ def _profile(axis: Axes, name: str, x: Array, thresholds: Array, colour: str, da
     share = performance_profile(x, thresholds)
     axis.fill_between(thresholds, low, high, color=colour, alpha=0.13, linewidth=0)
     axis.plot(thresholds, share, color=colour, linestyle=dash, linewidth=1.5, label=wrapped(name, 28))
-
-
-def _source(place: Place) -> str:
-    if len(place.citations) <= MOST_CITED:
-        return "; ".join(place.citations)
-    return f"sources of the {len(place.tasks())} tasks stand in the comparison table"

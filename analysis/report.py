@@ -156,7 +156,7 @@ def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spr
         *_paper(runs),
         *_overall(runs, baseline, folder),
         *(_items(runs, baseline) if stored.reading == "last" else []),
-        *_cost(table, folder),
+        *_cost(runs, table, folder),
         *([Section("Ranks", figures=figures(runs, folder))] if folder is not None else []),
         *rank_study.sections(runs, folder),
         *attribution.sections(runs, folder),
@@ -222,20 +222,30 @@ def _items(runs: pd.DataFrame, baseline: str) -> list[Section]:
     return [Section("Single items", {"items": table} if table is not None else {}, lines=lines)]
 
 
-def _cost(table: Table, folder: Path | None) -> list[Section]:
-    """The table of costs, and score against each of them; no folder draws nothing."""
-    from analysis.cost import cost_table, points_of
+def _cost(runs: pd.DataFrame, table: Table, folder: Path | None) -> list[Section]:
+    """The table of costs, and score against each of them, by task and over a suite; no folder draws nothing."""
+    from analysis.cost import cost_table, points_of, suite_points
 
     drawn: dict[Path, str] = {}
+
     if folder is not None:
         from analysis.cost_figures import draw_pareto
+        from analysis.figures import source_of
 
+        for place, arms, tasks in suite_points(runs):
+            title = f"Mean score against cost: {_words(place)}"
+            data = source_of(sorted(set(runs["citation"][runs["task"].isin(tasks)]) - {""}))
+            paths = draw_pareto(arms, folder / f"pareto_mean_{_file(place.values())}", title, data)
+            drawn |= {svg: f"{title}. Tasks: {', '.join(tasks)}" for svg in paths if svg.suffix == ".svg"}
         for place, arms in points_of(table):
-            where = ", ".join(part for part in place.values() if part)
-            path = folder / f"pareto_{_file(place.values())}"
-            paths = draw_pareto(arms, path, f"Score against cost: {where}", str(arms["citation"].iloc[0]))
-            drawn |= {svg: f"Score against cost: {where}" for svg in paths if svg.suffix == ".svg"}
+            title = f"Score against cost: {_words(place)}"
+            paths = draw_pareto(arms, folder / f"pareto_{_file(place.values())}", title, str(arms["citation"].iloc[0]))
+            drawn |= {svg: title for svg in paths if svg.suffix == ".svg"}
     return [Section("Cost", {"cost": cost_table(table)}, drawn)]
+
+
+def _words(place: Mapping[str, str]) -> str:
+    return ", ".join(part for part in place.values() if part)
 
 
 def _endings(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:

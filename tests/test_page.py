@@ -13,7 +13,7 @@ from browser import Browser, installed
 from PIL import Image
 from stored_runs import moved_run, result, write_run
 
-from analysis.cost import cost_table, pareto_front, points_of
+from analysis.cost import cost_table, pareto_front, points_of, suite_points
 from analysis.cost_figures import draw_pareto
 from analysis.report import report
 from analysis.store import load_runs
@@ -172,3 +172,27 @@ def test_a_pareto_figure_is_drawn_once_per_task_and_nothing_is_cut_off(tmp_path:
     pixels = imread(paths[0])[..., :3]
     for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
         assert edge.min() == 1.0
+
+
+def test_a_suite_s_points_are_means_over_the_tasks_and_seeds_that_every_arm_has(tmp_path: Path) -> None:
+    for task, level, step in (("rte", 60.0, 0.2), ("cola", 50.0, 0.4), ("mrpc", 90.0, 9.0)):
+        for seed in (0, 1):
+            for method, budget, gain in (("lora", "r2", 0.0), ("lora", "r4", 2.0), ("sora", "r2", 1.0)):
+                if (method, task) == ("sora", "mrpc"):
+                    continue
+                cost = {"cost__step_seconds_median": step, "counts__final__params": 1000 * int(budget[1])}
+                named = {"task": task, "identity__task": {"name": task}, "budget": budget, "identity__budget": budget}
+                write_run(tmp_path, result(method, seed, level + gain + 4 * seed, **named, **cost))
+    alone = {"task": "rte", "identity__task": {"name": "rte"}, "budget": "r2", "identity__budget": "r2"}
+    write_run(tmp_path, result("lora", 2, 10.0, **alone))
+    write_run(tmp_path, result("lora", 0, 10.0))  # of another suite
+    [(place, arms, tasks)] = suite_points(load_runs(tmp_path))
+    assert (place["suite"], tasks) == ("glue", ["cola", "rte"])
+    shown = arms.set_index(["shown", "budget"]).sort_index()
+    assert shown["score_mean"].to_dict() == {("LoRA", "r2"): 57.0, ("LoRA", "r4"): 59.0, ("SoRA", "r2"): 58.0}
+    assert shown["score_sd"].tolist() == pytest.approx([8**0.5] * 3)  # seeds 2 above and 2 below, each over both tasks
+    assert shown["step_seconds_median"].tolist() == pytest.approx([0.3] * 3)
+    assert shown["params_final"].tolist() == [2000, 4000, 2000] and set(shown["n"]) == {2}
+    paths = draw_pareto(arms, tmp_path / "pareto")
+    text = paths[1].read_text()
+    assert "Mean score over 2 tasks (points)" in text and "budget r2" in text and "budget r4" in text
