@@ -19,17 +19,17 @@ from omegaconf import DictConfig
 from elalora.errors import UserError
 from experiments.compose import keep_command
 from experiments.config import register
-from experiments.messages import explain, explain_value
+from experiments.messages import explain, mistakes
 from experiments.signals import COME_AGAIN, Preempted
 
 register()
-composed: list[DictConfig] = []
+composed: list[tuple[DictConfig, DictConfig]] = []
 
 
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
-    """One member of what was asked for."""
-    composed.append(keep_command(config, HydraConfig.get()))
+    """One member of what was asked for; Hydra would print a line of its own about a mistake that is found in here."""
+    composed.append((config, HydraConfig.get()))
 
 
 def main() -> int:
@@ -41,15 +41,14 @@ def main() -> int:
     only_plan = "--plan" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
     try:
-        try:
+        with mistakes(sys.argv[1:]):
             compose()
-        except ValueError as error:  # what Hydra raises for a group that was given a number, such as budget=4
-            raise UserError(explain_value(error)) from error
-        if not composed:  # --cfg, --info and completion have said what there is to say
+            configs = [keep_command(*one) for one in composed]
+        if not configs:  # --cfg, --info and completion have said what there is to say
             return 0
         from experiments.study import show_all, start_all
 
-        return show_all(composed) if only_plan else start_all(composed)
+        return show_all(configs) if only_plan else start_all(configs)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"elalora: {explain(error)}", file=sys.stderr)
         return 2

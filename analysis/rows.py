@@ -17,7 +17,7 @@ from experiments.store import SCHEMA
 
 NO_BUDGET = "none"
 READINGS = ("last", "best")
-WRONG = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a damaged file may raise
+WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of damaged files
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -26,12 +26,20 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         Any of WRONG: the result is damaged, foreign or of another schema.
     """
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = _json(folder / "result.json")
     if result["schema"] != SCHEMA:
         raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
     manifest = _manifest(folder)
     known = [reading for reading in READINGS if result["readings"][reading] is not None]
     return {reading: _row(result, manifest, reading) for reading in known}
+
+
+def _json(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, which no table could be written with
+    return value
 
 
 def reason(error: BaseException) -> str:
@@ -63,19 +71,19 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "budget": _string(result["budget"] or NO_BUDGET),
         "protocol": _string(result["protocol"]),
         "recipe": "" if result["recipe"] in (None, "none") else _string(result["recipe"]),
-        "seed": int(result["seed"]),
-        "steps": int(result["steps"]),
+        "seed": _whole(result["seed"]),
+        "steps": _whole(result["steps"]),
         "metric": _string(metric),
         "score": metrics[metric],
         "metrics": metrics,
         "split": _string(read["report"]["split"]),
         "majority": _optional((data["majority"] or {}).get(metric)),
-        "head_params": int(counts["head_params"]),
-        "other_params": int(counts["other_params"]),
+        "head_params": _whole(counts["head_params"]),
+        "other_params": _whole(counts["other_params"]),
         "gross_share": _number(moves["gross_share"]),
         "net_share": _number(moves["net_share"]),
-        "rounds": int(moves["rounds"]),
-        "blocked": int(moves["blocked"]),
+        "rounds": _whole(moves["rounds"]),
+        "blocked": _whole(moves["blocked"]),
         "step_seconds": _optional(cost["step_seconds_median"]),
         "train_seconds": _optional(cost["train_seconds"]),
         "peak_memory_mib": _optional(cost["peak_memory_mib"]),
@@ -84,8 +92,8 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "citation": _string(data["citation"]),
         "source": _string(data["source"]),
         "verified": bool(data.get("verified", True)),
-        "train_items": int(data["train_items"]),
-        "report_items": int(data["report_items"]),
+        "train_items": _whole(data["train_items"]),
+        "report_items": _whole(data["report_items"]),
         "flags": _flags(result["flags"]),
         "ranks_initial": _ranks({name: result["ranks"]["initial"][name] for name in places}),
         "ranks_final": _ranks({name: result["ranks"]["final"][name] for name in places}),
@@ -95,10 +103,10 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "manifest": manifest,
     }
     for when in ("initial", "peak", "final"):
-        row[f"rank_sum_{when}"] = int(counts[when]["rank_sum"])
-        row[f"params_{when}"] = int(counts[when]["params"])
+        row[f"rank_sum_{when}"] = _whole(counts[when]["rank_sum"])
+        row[f"params_{when}"] = _whole(counts[when]["params"])
     if "count" in read:  # the best checkpoint has ranks of its own
-        row["rank_sum_final"], row["params_final"] = int(read["count"]["rank_sum"]), int(read["count"]["params"])
+        row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
         row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})
     return row
 
@@ -106,13 +114,13 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
 def _manifest(folder: Path) -> dict[str, Any]:
     """What a comparison must be warned about: versions, commit, machine and settings; empty without a manifest."""
     try:
-        whole = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        whole = _json(folder / "manifest.json")
     except FileNotFoundError:
         return {}
     host = whole.get("host") or {}
     return {
         "versions": dict(whole.get("versions") or {}),
-        "commit": whole.get("commit"),
+        "commit": None if whole.get("commit") is None else _string(whole["commit"]),
         "dirty": bool(whole.get("dirty")),
         "host": {key: host.get(key) for key in ("machine", "cpu", "gpu", "threads", "processes")},
         "deterministic_algorithms": whole.get("deterministic_algorithms"),
@@ -122,6 +130,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.60} stands where a name should be")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise TypeError(f"{value!r:.60} stands where a whole number should be")
     return value
 
 
@@ -144,16 +158,17 @@ def _flags(value: Any) -> tuple[str, ...]:
 
 
 def _ranks(value: Any) -> dict[str, int]:
-    return {str(name): int(rank) for name, rank in value.items()}
+    return {str(name): _whole(rank) for name, rank in value.items()}
 
 
 def _places(value: Any) -> dict[str, tuple[int, str]]:
-    return {str(k): (int(v[0]), _string(v[1])) for k, v in value.items()}
+    return {str(k): (_whole(v[0]), _string(v[1])) for k, v in value.items()}
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    if not isinstance(value.get("method", {}), dict):
-        raise TypeError(f"{value['method']!r:.60} stands where the method's settings should be")
+    for name in ("method", "task", "model", "protocol", "trainer", "data"):
+        if not isinstance(value.get(name) or {}, dict):
+            raise TypeError(f"{value[name]!r:.60} stands where the settings of {name} should be")
     return {_string(k): v for k, v in value.items()}
 
 

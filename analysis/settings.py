@@ -101,7 +101,7 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
     base = OmegaConf.to_container(OmegaConf.structured(schemas[group])) if group in schemas else {}
     path = CONF / group / f"{name}.yaml" if name else CONF / "trainer" / "quick.yaml"
-    if not path.is_file() or not re.fullmatch(r"\w*", name):
+    if not re.fullmatch(r"\w{0,80}", name) or not path.is_file():
         return dict(base)
     file = OmegaConf.to_container(OmegaConf.load(path))
     return dict(base) | dict(file if name else file.get(group, {}))

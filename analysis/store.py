@@ -183,7 +183,10 @@ def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "ranks.jsonl"
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -206,9 +209,10 @@ def load_predictions(run_dir: str | Path) -> pd.DataFrame:
         UserError: the file is missing or has other columns.
     """
     import pandas as pd
+    import pyarrow
 
     path = Path(run_dir) / "predictions.parquet"
     try:
         return pd.read_parquet(path, columns=["idx", "label", "prediction", "score"]).sort_values("idx")
-    except (OSError, ValueError, KeyError) as error:
+    except (*WRONG, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error

@@ -41,6 +41,11 @@ def method_class(name: str) -> type[Method]:
             f"method={name} is unknown; allowed: {', '.join(METHODS)}, or your own as method.name=package.module:Class"
         )
     try:
-        return getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+        cls = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"method.name={name} cannot be loaded ({error}); it must be package.module:Class") from error
+    from elalora.method import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"method.name={name} is no method; it must be a class derived from elalora.method.Method")
+    return cls

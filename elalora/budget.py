@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from elalora.errors import UserError
 
+MOST = 10**12 - 1
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -30,8 +32,10 @@ class Budget:
                 f"params={self.params}: type budget=r4 or budget=params budget.params=330000"
             )
         name, value = ("rank", self.rank) if self.params is None else ("params", self.params)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"budget.{name}={value} is not a positive integer: type for instance budget=r4")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+            raise UserError(
+                f"budget.{name}={value} is not a positive integer of at most 12 digits: type for instance budget=r4"
+            )
 
     def mean_rank(self, costs: Sequence[int]) -> int:
         """The uniform rank this budget allows for matrices with these costs per rank.

@@ -127,7 +127,7 @@ def steps_of(value: float, total: int, name: str) -> int:
     """
     if 0 < value < 1:
         return round(value * total)
-    if value < 0 or value != int(value):
+    if not 0 <= value < math.inf or value != int(value):
         raise UserError(f"{name}={value} is neither a fraction of the run (0..1) nor a number of steps")
     return int(value)
 

@@ -143,7 +143,7 @@ def _whole(path: Path) -> bool:
     try:
         digests = json.loads((path / "digests.json").read_text(encoding="utf-8"))
         return all(_digest(path / name) == digests[name] for name in ("tensors.safetensors", "state.json"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

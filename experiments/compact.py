@@ -32,6 +32,7 @@ TEXTS = (
 PREDICTIONS = ("idx", "label", "prediction", "score")
 FOLDER = re.compile(r"[A-Za-z0-9_.=+-]+-s\d+-[0-9a-f]{10}")
 TASK = re.compile(r"[A-Za-z0-9_-]+")
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 PLACES: dict[str, dict[str, Any]] = {
     "data": {"root": None, "cache": None},
     "store": {"root": "runs", "also": []},
@@ -102,13 +103,17 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         table = parquet.read_table(file)
         lists = [table[name].combine_chunks() for name in PREDICTIONS]
         rows = table.select(["folder", *TEXTS]).to_pylist()
+        if len({row["folder"] for row in rows}) < len(rows):
+            raise ValueError("one run twice")
         for place, row in enumerate(rows):
             if not isinstance(row["folder"], str) or row["result.json"] is None and row["status.json"] is None:
                 raise ValueError("a run without a name, or without result and status")
+            if wrong := [name for name in TEXTS if not isinstance(row[name], str | None)]:
+                raise TypeError(f"{wrong[0]} is no text")
             row["predictions"] = pa.table(
                 {name: items[place].values for name, items in zip(PREDICTIONS, lists, strict=True)}
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*DAMAGE, pa.ArrowException) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file} is no compact store of this version ({line}); compact the runs again") from error
     return rows
@@ -131,14 +136,16 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     Raises:
         UserError: no such run, or a folder that cannot be read or written.
     """
+    import pyarrow as pa
+
     out = Path(out)
     known = {(row["task"], row["folder"]): row for file in sorted(out.glob(f"*{SUFFIX}")) for row in _with_task(file)}
     before, left_out = len(known), []
     for folder in _ended(stores):
         try:
             row = _row(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            left_out.append(f"{folder}: left out, {type(error).__name__}: {error}")
+        except (*DAMAGE, pa.ArrowException) as error:
+            left_out.append(f"{folder}: left out, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             continue
         key = (row["task"], row["folder"])
         there = known.get(key, row)
@@ -200,7 +207,7 @@ def _row(folder: Path) -> dict[str, Any]:
 def _status(path: Path) -> dict[str, Any]:
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 
@@ -213,7 +220,10 @@ def _without_places(text: str) -> str:
     """config.yaml without the folders of the machine it was written on."""
     import yaml
 
-    config = yaml.safe_load(text)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config.yaml cannot be read ({type(error).__name__})") from error
     for part, values in PLACES.items():
         if isinstance(config.get(part), dict):
             config[part] |= {name: value for name, value in values.items() if name in config[part]}

@@ -26,7 +26,8 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     """The configuration that `run.py` with these overrides would make, for instance ["task=rte", "seed=3"].
 
     Raises:
-        HydraException, OmegaConfBaseException: a mistake; `experiments.messages.explain` makes one line of it.
+        UserError, HydraException, OmegaConfBaseException: a mistake; `experiments.messages.explain` makes one line
+            of it.
     """
     late = [word for word in overrides if LATE.fullmatch(word)]
     config, choices = _composed(tuple(word for word in overrides if word not in late))
@@ -42,10 +43,11 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
     from hydra.core.global_hydra import GlobalHydra
 
     from experiments.config import register
+    from experiments.messages import mistakes
 
     GlobalHydra.instance().clear()
     register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with mistakes(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", list(overrides), return_hydra_config=True)
     choices = OmegaConf.to_container(whole.hydra.runtime.choices)
     OmegaConf.set_readonly(whole, False)

@@ -6,6 +6,7 @@ command line is read. Nothing heavy is imported here, because every start of `ru
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
@@ -91,6 +92,8 @@ def check_task(task: TaskConfig) -> None:
     Raises:
         UserError: names the setting, what is allowed, and what to type.
     """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", task.name):
+        raise UserError(f"task.name={task.name} names a folder; letters, digits, _ and - are allowed, at most 100")
     one_of: dict[str, tuple[str, ...]] = {"kind": KINDS, "suite": SUITES, "normalise": ("checkpoint", "imagenet")}
     if task.group is not None:
         one_of["group"] = GROUPS

@@ -5,34 +5,69 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hydra.errors import HydraException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from elalora.errors import UserError
 from experiments.compose import CONF, GROUPS, compose_run, key_of
 
+STUDY_FIRST = "a study is added to the command: type +study=NAME; there is {}"
+
 
 def explain(error: BaseException) -> str:
     """One line for a person: what was given, what is allowed, what to type."""
+    return str(UserError(_line(error)))
+
+
+def _line(error: BaseException) -> str:
     text = str(error).strip()
     if override := getattr(error, "override", None):
-        return f"'{override}' cannot be read as an override ({text.splitlines()[0]}); type NAME=VALUE, in quotes"
+        return f"'{override}' cannot be read as an override ({_first(error)}); type NAME=VALUE, in quotes"
     cause = str(error.__cause__ or "").strip()
     if isinstance(error, UserError):
-        return " ".join(text.split())
+        return text
     for maker in (_unknown_choice, _unknown_key, _wrong_type):
         line = maker(text, cause)
         if line:
             return line
-    return " ".join((text.splitlines() or [type(error).__name__])[0].split())
+    if isinstance(error, InterpolationResolutionError):  # it does not say where
+        place = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
+        return place + _first(error)
+    return _first(error)
 
 
-def explain_value(error: ValueError) -> str:
-    """One line for a group that was given no name; Hydra does not say which."""
-    for word in sys.argv[1:]:
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def mistakes(words: Sequence[str]) -> Iterator[None]:
+    """Composing: what Hydra raises for odd words beside its own exceptions is a mistake in these words as well.
+
+    Raises:
+        UserError: in place of any other exception than Hydra's and OmegaConf's own.
+    """
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # ValueError for budget=4, AssertionError for study.name=x, and more
+        raise UserError(_odd(error, words)) from error
+
+
+def _odd(error: Exception, words: Sequence[str]) -> str:
+    """One line about words of which Hydra does not say what is wrong."""
+    for word in words:
         key, _, value = word.partition("=")
+        if re.match(r"\+*study\.", word) and not any(re.match(r"\+*study=", other) for other in words):
+            return STUDY_FIRST.format(", ".join(_studies()))
         if (not key or key in GROUPS) and not re.search(r"[a-z]", value):
             hint = f"; type budget=r{value}" if key == "budget" and value.isdigit() else ""
             return f"'{word}' is no choice: a group takes a name{hint or ', NAME=VALUE'}"
-    return " ".join(str(error).split())
+    return f"the words {' '.join(words)} cannot be composed ({type(error).__name__}: {_first(error)})"
 
 
 def _unknown_choice(text: str, cause: str) -> str | None:
@@ -50,11 +85,13 @@ def _unknown_choice(text: str, cause: str) -> str | None:
 
 def _unknown_key(text: str, cause: str) -> str | None:
     if "Could not override 'study'" in text:
-        return f"a study is added to the command: type +study=NAME; there is {', '.join(_studies())}"
+        return STUDY_FIRST.format(", ".join(_studies()))
     found = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
     if not found or "not in" not in text + cause:
         return None
     given = found.group(1)
+    if given in GROUPS:
+        return f"{given} is a group and takes a name: type {given}=NAME"
     parent, _, leaf = given.rpartition(".")
     names = _keys(parent)
     where = f" of {parent}" if parent else ""
@@ -86,6 +123,9 @@ def _keys(parent: str) -> list[str]:
     """Settings below `parent` with the groups chosen on the command line."""
     from omegaconf import OmegaConf
 
-    config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
+    try:
+        config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
+    except (UserError, HydraException, OmegaConfBaseException):  # one of them is the mistake
+        config = compose_run([])
     node = OmegaConf.select(config, parent) if parent else config
     return sorted(str(k) for k in node) if OmegaConf.is_dict(node) else sorted(str(k) for k in config)

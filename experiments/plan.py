@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -96,10 +98,14 @@ def make_plan(config: DictConfig) -> Plan:
     """
     for key in sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{key} must be given: type {key}=...")
+    _check_places(config)
+    if not isinstance(config.method.get("name"), str):
+        raise UserError(f"method.name={config.method.get('name')} is no name; type method={next(iter(METHODS))}")
     cls = method_class(config.method.name)
     knobs = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
     method_config = check_method(cls, knobs)
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
+    _check_counts(config)
     _check_trainer(config)
     check_task(OmegaConf.to_object(config.task))
     sources = []
@@ -148,24 +154,48 @@ def budget_name(budget: Budget | None) -> str | None:
     return f"r{budget.rank}" if budget.rank is not None else f"params{budget.params}"
 
 
+def _check_places(config: DictConfig) -> None:
+    """Refuses what can name no file or folder, before anything looks there."""
+    places = {"store.root": config.store.root, "data.root": config.data.root, "data.cache": config.data.cache}
+    places |= {f"store.also[{number}]": also for number, also in enumerate(config.store.also)}
+    places |= {f"task.files.{split}": file for split, file in config.task.files.items()}
+    for name, value in {**places, "model.path": config.model.path}.items():
+        try:
+            os.lstat(Path(value or "").expanduser())
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # whoever needs it says so
+        except (OSError, ValueError, RuntimeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{name}={value} can name no file or folder here ({why})") from error
+
+
+def _check_counts(config: DictConfig) -> None:
+    least = {
+        "seed": 0, "protocol.split_seed": 0, "threads": 1, "store.checkpoint_every": 0, "trainer.batch_size": 1,
+        "trainer.micro_batch": 1, "trainer.log_every": 1, "trainer.evaluations": 0,
+    }  # fmt: skip
+    for name, low in least.items():
+        value = OmegaConf.select(config, name)
+        if value is not None and not low <= value < 2**63:
+            raise UserError(f"{name}={value} must be at least {low}{'' if value < low else ' and below 2^63'}")
+
+
 def _check_trainer(config: DictConfig) -> None:
     t = config.trainer
-    for name, value, least in (("batch_size", t.batch_size, 1), ("log_every", t.log_every, 1)):
-        if value < least:
-            raise UserError(f"trainer.{name}={value} must be at least {least}")
-    if t.max_steps is not None and t.max_steps < 1 or t.max_steps is None and t.epochs <= 0:
-        raise UserError(f"trainer.max_steps={t.max_steps}, trainer.epochs={t.epochs}: nothing to train")
-    if t.micro_batch is not None and t.micro_batch < 1:
-        raise UserError(f"trainer.micro_batch={t.micro_batch} must be at least 1")
+    length = t.epochs if t.max_steps is None else t.max_steps
+    if not 0 < length < 2**63:
+        raise UserError(
+            f"trainer.max_steps={t.max_steps}, trainer.epochs={t.epochs}: nothing to train, or no end of it"
+        )
     if t.precision not in ("fp32", "bf16"):
         raise UserError(
             f"trainer.precision={t.precision} is not offered; allowed: fp32, bf16 "
             "(fp16 would skip steps, and a skipped step must not advance an allocator)"
         )
-    if not t.lr > 0:
-        raise UserError(f"trainer.lr={t.lr} must be above 0")
-    if t.weight_decay < 0:
-        raise UserError(f"trainer.weight_decay={t.weight_decay} must be at least 0")
+    if not 0 < t.lr < math.inf:
+        raise UserError(f"trainer.lr={t.lr} must be above 0, and finite")
+    if not 0 <= t.weight_decay < math.inf:
+        raise UserError(f"trainer.weight_decay={t.weight_decay} must be at least 0, and finite")
     if t.max_grad_norm is not None and not t.max_grad_norm > 0:
         raise UserError(f"trainer.max_grad_norm={t.max_grad_norm} must be above 0, or null for no clipping")
     if t.schedule not in SHAPES:
@@ -225,7 +255,7 @@ def _source(config: DictConfig, setting: str, wanted: str) -> Source:
         more = " init_from=null" if setting == "init_from" and "init_from=" not in wanted else ""
         plan = plan_of(same_command(config, wanted + more))
         return Source(setting, wanted, plan.id, plan)
-    if (Path(wanted) / "result.json").is_file():
+    if os.path.isfile(Path(wanted, "result.json")):  # of words that can name no folder it is False too
         folder: RunFolder | None = RunFolder(Path(wanted))
     else:
         folder = find([config.store.root, *config.store.also], wanted)

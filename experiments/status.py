@@ -128,7 +128,7 @@ def _speed(folder: Path) -> float | None:
         with (folder / "timing.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 500))
             return _number(json.loads(file.read().split(b"\n")[-2])["seconds_per_step"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -165,7 +165,7 @@ def overview(runs: Sequence[RunStatus]) -> str:
     commands = retry(runs)
     if commands:
         lines += ["", "to go on:", *(f"  {command}" for command in commands)]
-    return "\n".join(lines)
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
 def arms(runs: Iterable[RunStatus]) -> dict[str, list[RunStatus]]:

@@ -60,6 +60,28 @@ def dump(value: Any, indent: int | None = 1) -> str:
     return json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + ("\n" if indent else "")
 
 
+def _wrong(result: dict[str, Any]) -> str | None:
+    """What is not as it was written, of all that other runs and commands take from a result."""
+    kinds = {
+        "id": str, "metric": str, "commit": str | None, "identity.method.name": str, "identity.model.name": str,
+        "identity.budget": str | None, "readings.last.report.split": str, "readings.last.report.metrics": dict,
+        "ranks.final": dict,
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        value: Any = result
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else ...
+        if not isinstance(value, kind):
+            return f"{name} is"
+        found[name] = value
+    score = found["readings.last.report.metrics"].get(result["metric"])
+    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e15:
+        return f"the score {result['metric']} is"
+    ranks = found["ranks.final"].values()
+    return None if all(type(rank) is int for rank in ranks) else "a rank is"
+
+
 class RunFolder:
     """The files of one run.
 
@@ -86,12 +108,14 @@ class RunFolder:
         path = self.path / "result.json"
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}); move the folder away and run again") from error
         if not isinstance(result, dict):
             raise UserError(f"{path} is damaged (no JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}")
+        if (wrong := _wrong(result)) is not None:
+            raise UserError(f"{path} is damaged ({wrong} missing or of another type); move the folder away, run again")
         return result
 
     @contextmanager
@@ -165,7 +189,7 @@ class RunFolder:
         """The last written status, empty when there is none or it is unreadable."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -217,7 +241,9 @@ class RunFolder:
 
 
 def find(roots: list[str], run_id: str) -> RunFolder | None:
-    """The folder of a run's id in the first store that has a result for it."""
+    """The folder of a run's id in the first store that has a result for it; None also for what is no id."""
+    if not re.fullmatch(r"[0-9a-f]{64}", run_id):
+        return None
     for root in roots:
         for path in opened(root).glob(f"*/*-{run_id[:10]}"):
             folder = RunFolder(path)

@@ -26,6 +26,7 @@ from experiments.processes import count
 KINDS = ("confirmatory", "exploratory", "ablation")
 FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # what a study decides and the command must not
 TUNING = "tuning"
+MOST_SEEDS = 1_000  # of one part
 
 
 @dataclass(frozen=True)
@@ -291,13 +292,19 @@ def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:
 
 def seeds_of(text: str) -> list[int]:
     """Seeds written as "range(10)", "range(10,20)" or "0,1,2"."""
-    found = re.fullmatch(r"\s*range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)\s*", text)
+    found = re.fullmatch(r"\s*range\(\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\)\s*", text)
+    seeds: Sequence[int] = ()
     if found:
         first, second = found.groups()
-        return list(range(int(first), int(second)) if second else range(int(first)))
-    if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text):
-        raise UserError(f"seeds '{text}' cannot be read; type for instance 'range(10)', 'range(10,20)' or '0,1,2'")
-    return [int(word) for word in text.split(",")]
+        seeds = range(int(first), int(second)) if second else range(int(first))
+    elif re.fullmatch(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*", text):
+        seeds = [int(word) for word in text.split(",")]
+    if not 0 < len(seeds) <= MOST_SEEDS:
+        raise UserError(
+            f"seeds '{text}' are none, more than {MOST_SEEDS} or cannot be read; type for instance 'range(10)', "
+            "'range(10,20)' or '0,1,2'"
+        )
+    return list(seeds)
 
 
 # -- the study itself ------------------------------------------------------------------------------------------
@@ -389,7 +396,11 @@ def _check_family(study: StudyConfig) -> None:
             raise UserError(f"study.family.{name} and baseline are not those of the part {family.part}: {there}")
     if family.correction != "holm":
         raise UserError(f"study.family.correction={family.correction} is not offered; allowed: holm")
+    if not 0 < family.alpha < 1:
+        raise UserError(f"study.family.alpha={family.alpha} must lie between 0 and 1")
     comparisons = len(family.arms) * len(family.budgets)
+    if not comparisons:
+        raise UserError(f"study.family of {study.name} compares nothing: give it arms and budgets")
     if family.m != comparisons:
         raise UserError(f"study.family.m={family.m}, but {comparisons} comparisons are declared (arms x budgets)")
     seeds = len(set(seeds_of(part.seeds)))

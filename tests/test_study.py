@@ -64,6 +64,7 @@ class Pretender:
                 "id": plan.id,
                 "identity": plan.identity,
                 "metric": "accuracy",
+                "ranks": {"final": {}},
                 "readings": {"last": reading, "best": None},
                 "cost": {"train_seconds": 10.0, "eval_seconds": 2.0},
             }

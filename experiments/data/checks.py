@@ -6,7 +6,6 @@ Rows are counted from 1, without a header.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from experiments.data.tables import Columns, first_line
 
 # What Pillow reads without a plug-in that starts other programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+LARGEST = (2 - 2**-23) * 2.0**127  # of single precision
 
 
 def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
@@ -44,6 +44,7 @@ def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
 
 def _check_idx(where: str, idx: list[Any]) -> None:
     _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has an idx that is no whole number")
+    _refuse(where, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that 64 bits do not hold")
     if len(set(idx)) < len(idx):
         seen: dict[int, int] = {}
         for row, number in enumerate(idx, start=1):
@@ -71,7 +72,8 @@ def _no_references(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Also as it is stored, in single precision."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _refuse(where: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:

@@ -19,7 +19,7 @@ from elalora.errors import UserError
 from experiments.config_task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split
-from experiments.data.image_files import class_folders, class_ids, inside, read_images
+from experiments.data.image_files import WHOLE, class_folders, class_ids, inside, read_images
 from experiments.data.tables import Columns, read_table, require_columns
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _number(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else value
+    spelt = value.strip() if isinstance(value, str) else ""
+    return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else value
 
 
 def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ Nothing is decoded here and nothing is unpacked. A name in a list file can point
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,7 @@ from elalora.errors import UserError
 from experiments.display import tracked
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+WHOLE = re.compile(r"\d{1,18}")  # a label or number that 64 bits hold
 MANY = 2_000  # images that take long enough to read for a progress bar
 
 
@@ -24,13 +26,15 @@ def read_list(file: Path, where: str) -> list[tuple[str, int]]:
     entries = []
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text; lines are: relative/path label") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, label = [*line.rsplit(None, 1), ""][:2]
-        if not label.isdecimal():
+        if not WHOLE.fullmatch(label):
             raise UserError(f"{where}: line {number} is {line.strip()!r}; wanted: relative/path label")
         entries.append((inside(path.strip(), f"{where}: line {number}"), int(label)))
     return entries
@@ -40,12 +44,14 @@ def inside(path: str, where: str) -> str:
     """The path, if it stays below the folder it is relative to.
 
     Raises:
-        UserError: it is absolute or goes up.
+        UserError: it is absolute or goes up, or can name no file.
     """
     pure = PurePosixPath(path.replace("\\", "/"))
     drive = bool(pure.parts) and pure.parts[0].endswith(":")
     if pure.is_absolute() or ".." in pure.parts or drive:
         raise UserError(f"{where} names {path}, which leads out of the folder: refused")
+    if "\0" in path:
+        raise UserError(f"{where} names {path}, which is no name of a file")
     return path
 
 
@@ -79,7 +85,7 @@ def class_ids(names: Iterable[str], labels: Sequence[str] | None, num_labels: in
         if unknown := [name for name in distinct if name not in labels]:
             raise UserError(f"{where}: {unknown[0]} is no class; task.labels allows {', '.join(labels)}")
         return {name: list(labels).index(name) for name in distinct}
-    if all(name.isdecimal() for name in distinct):
+    if all(WHOLE.fullmatch(name) for name in distinct):
         return {name: int(name) for name in distinct}
     if len(distinct) != num_labels:
         shown = ", ".join(distinct[:8]) + (", ..." if len(distinct) > 8 else "")

@@ -17,6 +17,7 @@ from elalora.errors import UserError
 from experiments.config_task import TaskConfig
 
 Columns = dict[str, list[Any]]
+UNREADABLE = (ValueError, OverflowError, KeyError)  # values of parquet that Python has not: bytes in a text, far years
 MOST_FIELD = 2**24  # characters of one CSV field; the module's own limit of 131,072 is too small for documents
 
 
@@ -57,8 +58,8 @@ def read_parquet(file: Path, where: str, wanted: Sequence[str] | None = None) ->
         if wanted is not None:
             require_columns(where, parquet.read_schema(file).names, wanted)
         return parquet.read_table(file, columns=wanted).to_pydict()
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{where} is not a parquet file: {first_line(error)}") from error
+    except (ArrowException, OSError, *UNREADABLE) as error:
+        raise UserError(f"{where} is not a parquet file that can be read: {first_line(error)}") from error
 
 
 def require_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
@@ -103,7 +104,9 @@ def _read_json_lines(file: Path, where: str) -> Columns:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # refuses half a character, which no text holds
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{where}: line {number} is {type(row).__name__}; one object a line is wanted")
@@ -113,7 +116,10 @@ def _read_json_lines(file: Path, where: str) -> Columns:
 
 
 def _text(file: Path, where: str) -> str:
-    raw = file.read_bytes()
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error.strerror}") from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
