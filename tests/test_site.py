@@ -109,4 +109,5 @@ def test_a_broken_link_or_anchor_stops_the_build(mistake: str, tmp_path: Path):
     whole = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     (tmp_path / "mkdocs.yml").write_text(whole[: whole.index("\nplugins:")] + "\nnav: [index.md, faq.md]\n")
     done = build(tmp_path / "site", tmp_path)
-    assert done.returncode != 0 and mistake[4:-1] in done.stderr and "Aborted with 1 warning" in done.stderr
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and mistake[4:-1] in said and "Aborted with 1 warning" in said
