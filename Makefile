@@ -49,6 +49,7 @@ docs: setup ## the pages of docs/ as a site, every link checked: SITE=site
 
 lint: setup ## ruff and mypy
 	@$(run) -m ruff check .
+	@$(run) -m ruff format --check --quiet .
 	@$(run) -m mypy
 
 tables: setup ## tables and figures of the stored runs again
