@@ -1,9 +1,11 @@
 # elalora: `make` shows what there is.
-# PYTHON makes the environment (3.11 or newer), VENV is its folder, STORE the run store, TABLES where reports go.
+# PYTHON makes the environment (3.11 or newer), VENV is its folder, STORE the run store, TABLES where reports go,
+# SITE where the pages go.
 PYTHON ?= python3
 VENV   ?= .venv
 STORE  ?= runs
 TABLES ?= tables
+SITE   ?= site
 DEMO   ?= method=elalora,lora budget=r4 seed=0,1
 PYTEST ?= -n 2
 BENCH  ?= --quick
@@ -11,7 +13,7 @@ BENCH  ?= --quick
 run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full smoke reproduce-check notebooks lint tables bench clean
+.PHONY: help setup demo test test-full smoke reproduce-check notebooks docs lint tables bench clean
 
 help: ## this list
 	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
@@ -41,8 +43,13 @@ notebooks: setup ## the notebooks of analysis/notebooks, executed on a small mad
 	@$(run) tests/stored_study.py "$(TABLES)/made_up_store"
 	@$(run) -m analysis.notebooks "$(TABLES)/made_up_store" --out "$(TABLES)/notebooks"
 
+docs: setup ## the pages of docs/ as a site, every link checked: SITE=site
+	@NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --site-dir "$(abspath $(SITE))"
+	@echo "Written: $(SITE)/index.html"
+
 lint: setup ## ruff and mypy
 	@$(run) -m ruff check .
+	@$(run) -m ruff format --check --quiet .
 	@$(run) -m mypy
 
 tables: setup ## tables and figures of the stored runs again
@@ -52,5 +59,5 @@ bench: setup ## steps of all methods and of stock PEFT side by side (BENCH="--sh
 	@$(run) -W ignore -m experiments.bench $(BENCH)
 
 clean: ## remove the environment and caches; runs and tables stay
-	rm -rf "$(VENV)" build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

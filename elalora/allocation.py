@@ -97,7 +97,9 @@ def decide(
         b: moves asked for.
         k: most candidates of one matrix.
         capacity: slots of each matrix; one that is full is no candidate for growth.
-        rule, rank1_growth, draw: see `growth_order`.
+        rule: which matrices grow, see `growth_order`.
+        rank1_growth: see `growth_order`.
+        draw: see `growth_order`.
         cost: numbers one direction of a matrix stores; needed with `spare`.
         spare: parameters that the budget still allows, None without a parameter budget.
     """

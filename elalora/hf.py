@@ -1,7 +1,7 @@
 """Any method of this library inside the stock Hugging Face `Trainer` or `Seq2SeqTrainer`.
 
     trainer = Trainer(model=model, args=args, train_dataset=data)
-    method = adapt(trainer, ElaLoRA(ElaLoRAConfig(), Budget(rank=4)), targets=["query", "value"], keep=["classifier"])
+    method = adapt(trainer, ElaLoRA(ElaLoRAConfig(), Budget(rank=4)), targets="paper", keep=["classifier"])
     trainer.train()
 
 What is unusual: nothing is subclassed. `adapt` attaches the method to the Trainer's model, gives the Trainer the
@@ -22,16 +22,18 @@ from typing import Any
 
 from torch import Tensor
 
+from elalora.attach import find_linears
 from elalora.errors import UserError
 from elalora.method import Method, Round
 from elalora.optim import RowwiseAdamW
+from elalora.targets import matrices_in, patterns_in
 
 TENSORS, VALUES = "elalora.safetensors", "elalora.json"
 OPTIMIZER = "optimizer.pt"  # the Trainer's file
 
 
 def adapt(
-    trainer: Any, method: Method, targets: Sequence[str], keep: Sequence[str] = (), seed: int | None = None
+    trainer: Any, method: Method, targets: str | Sequence[str], keep: Sequence[str] = (), seed: int | None = None
 ) -> Method:
     """Attaches a method to a Trainer's model and makes `trainer.train()` train it.
 
@@ -39,7 +41,8 @@ def adapt(
         trainer: a `transformers.Trainer` or a subclass, not yet trained; learning rate, weight decay, betas, schedule
             and clipping are those of its arguments.
         method: any method of this interface, not yet attached.
-        targets: name patterns of the linear layers to adapt (`elalora.attach`).
+        targets: name patterns of the linear layers to adapt (`elalora.attach`), or a named set of the model's
+            architecture, such as "paper" or "attention" (`elalora.targets`).
         keep: names of submodules that are trained whole. A task head that is new must be named, else it stays random.
         seed: of every random choice the method makes; None is the Trainer's `seed`.
 
@@ -52,7 +55,7 @@ def adapt(
     _refuse(trainer)
     args, model = trainer.args, trainer.model
     total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-    attached = method.attach(model, targets, total, keep, args.seed if seed is None else seed)
+    attached = method.attach(model, _patterns(model, targets, keep), total, keep, args.seed if seed is None else seed)
     if method.batches_wanted:
         raise UserError(f"{method.title} wants batches before training, which the Trainer does not offer")
     if attached is not model:
@@ -74,6 +77,18 @@ def adapt(
     trainer.train = session.train
     trainer.add_callback(_callback(session))
     return method
+
+
+def _patterns(model: Any, targets: str | Sequence[str], keep: Sequence[str]) -> list[str]:
+    """The targets as patterns; a named set must match as many layers as the architecture has."""
+    names = [targets] if isinstance(targets, str) else list(targets)
+    patterns, expected = patterns_in(model, names), matrices_in(model, names)
+    found = len(find_linears(model, patterns, outside=keep)) if expected is not None else None
+    if found != expected:
+        raise UserError(
+            f"targets={names} match {found} layers, {expected} are expected in {model.config.model_type}: give patterns"
+        )
+    return patterns
 
 
 def _refuse(trainer: Any) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from elalora.errors import UserError
 
@@ -121,3 +122,25 @@ def expected_matrices(model_type: str, targets: Sequence[str], layers: int, deco
     if len(targets) != 1 or targets[0] not in NAMES or model_type not in ARCHITECTURES:
         return None
     return ARCHITECTURES[model_type].matrices(targets[0], layers, decoder_layers)
+
+
+def patterns_in(model: Any, targets: Sequence[str]) -> list[str]:
+    """The patterns that the targets stand for in a model.
+
+    Args:
+        model: its `config.model_type` says which architecture it is, as in every model of transformers.
+        targets: as for `patterns_of`.
+
+    Raises:
+        UserError: a set is asked for of an architecture that has none.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    return patterns_of(kind, targets)
+
+
+def matrices_in(model: Any, targets: Sequence[str]) -> int | None:
+    """How many matrices a named target set must match in a model of transformers; None for patterns."""
+    config = getattr(model, "config", None)
+    decoder = getattr(config, "decoder_layers", 0) if getattr(config, "is_encoder_decoder", False) else 0
+    layers = int(getattr(config, "encoder_layers", 0) or getattr(config, "num_hidden_layers", 0))
+    return expected_matrices(getattr(config, "model_type", ""), targets, layers, decoder)

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from torch import nn
 
 from elalora.errors import UserError
-from elalora.targets import expected_matrices, patterns_of
 from experiments.config import ModelConfig
 from experiments.config_task import TaskConfig
 from experiments.model_files import model_file, resolve_model
@@ -226,19 +225,6 @@ def _positions(config: Any) -> int | None:
         return None
     # RoBERTa counts positions from behind the padding id
     return most - config.pad_token_id - 1 if config.model_type == "roberta" else most
-
-
-def target_patterns(network: Any, targets: list[str]) -> list[str]:
-    """The name patterns that `model.targets` stands for in this model."""
-    return patterns_of(network.config.model_type, targets)
-
-
-def matrices_of(network: Any, targets: list[str]) -> int | None:
-    """How many matrices a named target set must match in this model; None for patterns."""
-    config = network.config
-    decoder = getattr(config, "decoder_layers", 0) if getattr(config, "is_encoder_decoder", False) else 0
-    layers = int(getattr(config, "encoder_layers", 0) or getattr(config, "num_hidden_layers", 0))
-    return expected_matrices(config.model_type, targets, layers, decoder)
 
 
 def _refuse_pickle(model: ModelConfig, where: str) -> None:

@@ -162,9 +162,10 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from elalora.targets import matrices_in, patterns_in
     from experiments.data import load_task
     from experiments.data.items import make_items
-    from experiments.models import check_fit, load_model, load_processor, matrices_of, target_patterns
+    from experiments.models import check_fit, load_model, load_processor
     from experiments.outcome import Split
     from experiments.protocols import apply_protocol
     from experiments.trainer import run_length
@@ -196,10 +197,9 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     method = plan.method(plan.method_config, plan.budget)
     _take_pattern(plan, method)
     total = run_length(config.trainer, len(train.data))
-    expected = config.model.matrices or matrices_of(model, list(config.model.targets))
-    model = method.attach(
-        model, target_patterns(model, list(config.model.targets)), total, keep=head, seed=stream(seed, "adapter")
-    )
+    targets = list(config.model.targets)
+    expected = config.model.matrices or matrices_in(model, targets)
+    model = method.attach(model, patterns_in(model, targets), total, keep=head, seed=stream(seed, "adapter"))
     _check_matrices(expected, method)
     _start(plan, method)
     return accelerator, data, processor, train, select, report, model, method

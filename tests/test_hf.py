@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_runs import HEAD, TARGETS, arguments, bert, ela, items, moves, own_loop, stock, weights
+from transformers import Trainer
 
 from baselines.registry import method_class
 from elalora import Budget, UserError
@@ -180,8 +181,6 @@ def test_evaluation_neither_adds_the_penalty_nor_looks_at_inputs(tmp_path):
     ids=str,
 )
 def test_settings_that_would_train_something_else_are_refused(settings, says, tmp_path):
-    from transformers import Trainer
-
     args = arguments(tmp_path)
     for name, value in settings.items():
         setattr(args, name, value)
@@ -243,3 +242,27 @@ def test_two_processes_decide_alike_and_equal_one_with_the_same_global_batch(tmp
     first, second = (torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in range(2))
     assert_same(second, first, 0.0)
     assert_same(first, weights(trainer.model))
+
+
+@pytest.mark.parametrize(("targets", "count"), [("paper", 12), (["attention"], 8), ("qv", 4), (["query"], 2)])
+def test_a_named_set_adapts_the_layers_of_the_architecture_and_patterns_still_do(targets, count, tmp_path):
+    trainer = Trainer(model=bert(), args=arguments(tmp_path), train_dataset=items(8 * 14))
+    method = adapt(trainer, ela(), targets, HEAD)
+    assert len(method.ranks()) == count
+    assert all("attention" in name for name in method.ranks()) is (targets != "paper")
+
+
+def test_a_set_that_does_not_fit_is_refused_and_the_model_is_as_it_was(tmp_path):
+    def refused(model, targets, keep=HEAD):
+        kinds = [type(module) for module in model.modules()]
+        trainer = Trainer(model=model, args=arguments(tmp_path), train_dataset=items(8 * 14))
+        with pytest.raises(UserError) as error:
+            adapt(trainer, ela(), targets, keep)
+        assert [type(module) for module in model.modules()] == kinds
+        return str(error.value)
+
+    assert "match 6 layers, 12 are expected" in refused(bert(), "paper", [*HEAD, "bert.encoder.layer.0"])
+    model = bert()
+    model.config.model_type = "nobody"
+    assert "no named sets for nobody" in refused(model, "paper")
+    assert "no named sets for Linear" in refused(torch.nn.Linear(2, 2), "qv", ())

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, UserError
 from elalora.export import export_peft
-from elalora.targets import patterns_of
+from elalora.targets import matrices_in, patterns_of
 from experiments.config import ModelConfig
 from experiments.config_task import TaskConfig
-from experiments.models import HEADED, check_fit, load_model, load_processor, matrices_of
+from experiments.models import HEADED, check_fit, load_model, load_processor
 from experiments.standins.models import FAMILIES, make_models
 
 MATRICES = {"bert": 12, "roberta": 12, "deberta-v2": 12, "bart": 32, "vit": 10}
@@ -74,7 +74,7 @@ def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stoc
     processor = load_processor(own, task(kind))
     network, head = load_model(own, task(kind), seed=1)
     check_fit(own, task(kind), network, processor)
-    assert network.dtype == torch.float32 and matrices_of(network, ["paper"]) == MATRICES[family]
+    assert network.dtype == torch.float32 and matrices_in(network, ["paper"]) == MATRICES[family]
     base = {n: p.detach().clone() for n, p in network.named_parameters()}
     method = make()
     patterns = patterns_of(network.config.model_type, ["paper"])

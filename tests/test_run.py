@@ -344,30 +344,6 @@ def test_a_stock_peft_tuner_is_an_arm(option, movies, tiny_model_dir, tmp_path):
     assert result["counts"]["other_params"] == 0 and result["counts"]["head_params"] == 32 * 32 + 32 + 2 * 32 + 2
 
 
-def test_a_method_from_outside_runs_as_the_guide_says(movies, tiny_model_dir, tmp_path):
-    """The code and the yaml are those of docs/add-a-method.md."""
-    import textwrap
-
-    from runs import QUICK
-
-    guide = (ROOT / "docs" / "add-a-method.md").read_text()
-    code = textwrap.dedent(guide[guide.index("    # my_method.py") : guide.index("`LowRankMethod` attaches")])
-    package = tmp_path / "my_package"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "my_method.py").write_text(code)
-    (tmp_path / "my_conf" / "method").mkdir(parents=True)
-    yaml = "name: my_package.my_method:MyMethod\nalpha: 16.0\n"
-    (tmp_path / "my_conf" / "method" / "my_method.yaml").write_text(yaml)
-    words = [*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path}/runs", "trainer.max_steps=5"]
-    done = command(
-        "--config-dir", str(tmp_path / "my_conf"), "method=my_method", *words, env={"PYTHONPATH": str(tmp_path)}
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(next(tmp_path.glob("runs/*/my_method-r4-s0-*/result.json")).read_text())
-    assert result["label"] == "My method" and result["counts"]["final"]["rank_sum"] == 48
-
-
 def test_run_length_is_epochs_or_steps():
     from experiments.config import TrainerConfig
 
