@@ -471,6 +471,9 @@ def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int
         new = {run: plan for run, plan in stage.items() if run not in before and plan.finished() is None}
         if new:
             code = max(code, run_plans(list(new.values())))
+        elif waiting and config.launcher.kind == "slurm" and not config.launcher.wait:
+            print(f"{waiting} runs wait for the tuning: give the same command again when its jobs have ended")
+            return code
         elif waiting:
             print(f"elalora: {waiting} runs wait for tuning runs that did not finish", file=sys.stderr)
             return max(code, 1)

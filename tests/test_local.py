@@ -8,12 +8,18 @@ import subprocess
 import sys
 import time
 
+import pytest
 from runs import MOVES, QUICK, ROOT, command, config, quick
 
+from experiments.config_launcher import LauncherConfig
+from experiments.launch import local
 from experiments.plan import make_plan
 from experiments.runner import run
 
 FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
+
+KNOBS = "elalora t_initial=3 t_final=6 interval=4"
+UNCLIPPED = ("trainer.max_grad_norm=null",)
 
 
 def words(model, store, *more):
@@ -81,3 +87,43 @@ def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
     plan.folder.path.mkdir(parents=True)
     plan.folder.progress(40, 100)
     assert sweep._steps() == f"{plan.label} 40/100"
+
+
+def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny_model_dir, tmp_path):
+    more = ("method=lora", "trainer.max_grad_norm=null", "trainer.lr=1e300,1e-3,2e-3", "launcher.workers=2")
+    swept = command(*words(tiny_model_dir, tmp_path, *more))
+    assert swept.returncode == 1 and "2 done, 1 failed, 0 done before" in swept.stdout
+    assert "NotFinite: loss is nan" in swept.stderr and "Traceback" not in swept.stderr
+    (again,) = [line for line in swept.stdout.splitlines() if line.startswith("again: ")]
+    assert "trainer.lr=1e300" in again and "trainer.lr=1e-3" not in again
+
+
+def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, capsys):
+    source = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1"))
+    after = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS}'", "threads=1"))
+    wrong = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1", "trainer.lr=1e300", *UNCLIPPED))
+    lost = make_plan(
+        quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS} trainer.lr=1e300'", *UNCLIPPED)
+    )
+    assert [plan.sources[0].id for plan in (after, lost)] == [source.id, wrong.id]
+    assert local.run_plans([after, lost, source, wrong], LauncherConfig(workers=2)) == 1
+    results = [plan.folder.result() for plan in (source, after)]
+    assert results[0]["ranks"]["final"] == results[1]["ranks"]["initial"] != results[0]["ranks"]["initial"]
+    assert not lost.folder.path.exists() and "its source failed (method.ranks_from" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_forty_runs_lose_only_the_one_that_is_killed(tiny_model_dir, tmp_path):
+    more = ("method=lora", "seed=range(40)", "launcher.workers=2")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=17", "threads=1"))
+    given = words(tiny_model_dir, tmp_path, *more)
+    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 600
+    while not (victim.folder.path / "status.json").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.005)
+    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 1 and "39 done, 1 failed, 0 done before" in said
+    again = command(*given)
+    assert again.returncode == 0 and "1 done, 0 failed, 39 done before" in again.stdout, again.stderr

@@ -174,6 +174,16 @@ def test_a_winner_at_an_edge_extends_the_grid_of_every_arm(small):
     assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in overview_of_study(config)
 
 
+def test_a_study_that_only_submits_ends_well_and_says_when_to_come_again(small, capsys):
+    config = compose_run(["+study=small", *small])
+    config.launcher.kind = "slurm"
+    submitted = []
+    assert run_study(config, lambda plans: submitted.extend(plans) or 0) == 0
+    assert submitted and "give the same command again when its jobs have ended" in capsys.readouterr().out
+    config.launcher.wait = True  # then all has ended, and what is missing failed
+    assert run_study(config, lambda plans: 0) == 1
+
+
 def test_a_diverged_trial_is_lost_and_an_unfinished_one_stops_the_study(small, capsys):
     config = compose_run(["+study=small", *small])
     cells = [c for c in expand("small", small) if c.part == "tuning"]
