@@ -3,8 +3,8 @@
 A finished run is rebuilt from its folder: the base model, the trained head and the adapter as it was exported. Then one
 matrix at a time is set back to its frozen weight, and the rise of the mean loss on held-out data is its contribution.
 
-What is unusual: the loss is read on the split that selects checkpoints and never on the one that is reported, so a look
-at contributions spends nothing of the test. Because every method's result has the same form, W0 + B A, one procedure
+What is unusual: the loss is read on the split that selects checkpoints (in a tuning run, settings) and never on the one
+that tables report, so a look at contributions spends nothing of the test. Because every method's result has the same form, W0 + B A, one procedure
 serves all of them, and a matrix is taken out by a scale of 0, which is the same as factors of 0. The items are the same
 for every run of a task. Answers go to contributions.json in the run's folder; a run that has one is skipped.
 """
@@ -145,21 +145,25 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
         train_items=config.data.train_items,
         seed=stream(config.seed, "subset"),
     )
-    if splits.select is None or splits.select_name is None or splits.select_name == splits.report_name:
+    if config.protocol.name == "tune":  # what it reports is held out and chooses settings; no table is about it
+        held_out, split = splits.report, splits.report_name
+    elif splits.select is not None and splits.select_name not in (None, splits.report_name):
+        held_out, split = splits.select, str(splits.select_name)
+    else:
         raise UserError(
             f"{folder}: protocol={config.protocol.name} holds out no data of {task.name} that is not reported; "
-            "contributions need such data, for instance protocol=clean with a text task"
+            "contributions need such data: protocol=clean has it, on VTAB-1k protocol=tune"
         )
     model = load_model(config.model, task, stream(config.seed, "head")).network
     adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
     processor = load_processor(config.model, task)
-    data = make_items(_some(splits.select, items, task), processor, task, config.data.cache)
+    data = make_items(_some(held_out, items, task), processor, task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = []
     for indices in eval_batches(data.lengths, BATCH):
         batch = {name: tensor.to(device) for name, tensor in data.batch(indices).items()}
         batches.append((data.weight(indices), batch))
-    return Rebuilt(model.to(device).eval(), adapters, batches, splits.select_name, len(data))
+    return Rebuilt(model.to(device).eval(), adapters, batches, split, len(data))
 
 
 def _some(rows: Any, items: int | None, task: Any) -> Any:
@@ -167,7 +171,7 @@ def _some(rows: Any, items: int | None, task: Any) -> Any:
 
     if items is None or items >= len(rows):
         return rows
-    classes = rows["label"] if task.kind == "classification" else [0] * len(rows)
+    classes = rows["label"] if task.kind in ("classification", "image") else [0] * len(rows)
     return rows.select(draw(list(rows["idx"]), list(classes), items, f"{task.name}/contribution"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import MOVES, quick
+from runs import MOVES, config, quick
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from elalora.export import PREFIX
 from experiments.contribution import main, mean_loss, measure, measured, rebuild, without
 from experiments.plan import make_plan
 from experiments.runner import run
+from experiments.smoke import standins
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,85 @@ def test_a_method_without_lora_form_is_passed_over(copy: Path, capsys: pytest.Ca
     (adapter / "adapter_model.safetensors").rename(adapter / "trained.safetensors")  # as head and bitfit leave it
     assert main([str(copy)]) == 0
     assert "no adapter in LoRA form" in capsys.readouterr().out
+
+
+# -- images and summaries ----------------------------------------------------------------------------------
+
+OTHERS = {  # task -> stand-in model, protocol, the held-out split
+    "xsum": ("bart", "clean", "validation"),
+    "eurosat": ("vit", "tune", "validation"),
+}
+
+
+def other(task: str, protocol: str, store: Path) -> Path:
+    """A finished LoRA run of a few steps on a stand-in, with a much larger update than it trained."""
+    words = ["method=lora", "budget=r2", f"task={task}", "task.verify=false", "task.fingerprint=null", "model=local"]
+    words += [
+        f"model.path={standins()}/models/{OTHERS[task][0]}",
+        f"data.root={standins()}/data",
+        f"protocol={protocol}",
+    ]
+    words += ["trainer.max_steps=3", "trainer.batch_size=4", "data.train_items=24", "store.checkpoint_every=0"]
+    words += ["task.max_length=48", "task.generate_length=4", "task.beams=1"] if task == "xsum" else []
+    plan = make_plan(config(*words, f"store.root={store}"))
+    run(plan)
+    edit(plan.folder.path, lambda key, tensor: 2000 * tensor if "lora_B" in key else tensor)
+    return plan.folder.path
+
+
+@pytest.mark.parametrize("task", list(OTHERS))
+def test_images_and_summaries_are_measured_and_agree_with_stock_peft(task: str, tmp_path: Path):
+    import transformers
+    from peft import PeftModel
+
+    name, protocol, split = OTHERS[task]
+    folder = other(task, protocol, tmp_path)
+    found = measure(folder, 12)
+    result = json.loads((folder / "result.json").read_text())
+    assert (found["split"], found["items"]) == (split, 12) and set(found["rises"]) == set(result["ranks"]["final"])
+    family, labels = {
+        "bart": (transformers.BartForConditionalGeneration, {}),
+        "vit": (transformers.ViTForImageClassification, {"num_labels": 10}),
+    }[name]
+    rebuilt = rebuild(folder, 12)
+
+    def stock() -> float:
+        """Mean over items, or over target tokens, by stock PEFT and a loss from its logits."""
+        bare = family.from_pretrained(standins() / "models" / name, dtype=torch.float32, **labels)
+        model = PeftModel.from_pretrained(bare, str(folder / "adapter")).eval()
+        losses = []
+        with torch.inference_mode():
+            for _, batch in rebuilt.batches:
+                logits = model(**batch).logits.double()
+                wanted = batch["labels"].flatten()
+                each = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, -2), wanted, reduction="none", ignore_index=-100
+                )
+                losses.append(each[wanted != -100])
+        return torch.cat(losses).mean().item()
+
+    assert found["loss"] == pytest.approx(stock(), rel=1e-5)
+    matrix = max(found["rises"], key=lambda one: abs(found["rises"][one]))
+    without_factors(folder, f"{matrix}.lora_")
+    assert abs(found["rises"][matrix]) > 1e-4
+    assert stock() - found["loss"] == pytest.approx(found["rises"][matrix], rel=1e-2, abs=1e-5)
+
+
+def test_vtab_under_clean_holds_nothing_out_and_says_what_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = other("eurosat", "clean", tmp_path)
+    capsys.readouterr()
+    assert main([str(folder)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "protocol=clean holds out no data of eurosat" in line and "on VTAB-1k protocol=tune" in line
+
+
+def test_items_of_an_image_task_are_drawn_from_every_class_alike():
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    from experiments.contribution import _some
+
+    rows = Dataset.from_dict({"idx": range(40), "label": [i % 4 for i in range(40)]})
+    drawn = _some(rows, 12, SimpleNamespace(kind="image", name="a task"))
+    assert sorted(drawn["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
