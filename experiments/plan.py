@@ -167,6 +167,8 @@ def _check_places(config: DictConfig) -> None:
         except (OSError, ValueError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"{name}={value} can name no file or folder here ({why})") from error
+    if os.path.exists(config.store.root) and not os.path.isdir(config.store.root):
+        raise UserError(f"store.root={config.store.root} is a file; name a folder, which is made where it is missing")
 
 
 def _check_counts(config: DictConfig) -> None:
