@@ -130,7 +130,7 @@ def test_runs_with_other_settings_get_rows_of_their_own_that_name_the_setting(st
 
 
 def test_protocols_stand_side_by_side_and_never_in_one_mean(store: Path) -> None:
-    write_run(store, result("lora", 0, 90.0, protocol="paper_best", identity__protocol="paper_best"))
+    write_run(store, result("lora", 0, 90.0, protocol="paper_best", identity__protocol={"name": "paper_best"}))
     table = comparison(load_runs(store))
     assert "Protocol" in table.columns
     lora = table.frame[table.frame["method"] == "lora"].set_index("protocol")

@@ -1,4 +1,4 @@
-"""The command itself, in a process of its own: a mistake of each class is exit code 2 and one line, and leaves no trace."""
+"""The command in a process of its own: a mistake of each class is exit code 2 and one line, and leaves no trace."""
 
 from __future__ import annotations
 
