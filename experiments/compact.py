@@ -86,6 +86,8 @@ def _unpack(file: Path, task: Path) -> None:
         if not FOLDER.fullmatch(row["folder"]):
             raise UserError(f"{file} has a run named {row['folder']!r}, which is no name of a run: refused")
         folder = task / row["folder"]
+        if folder.exists():
+            raise UserError(f"{file} holds the run {row['folder']} twice: refused")
         folder.mkdir(parents=True)
         for name in TEXTS:
             if row[name] is not None:
@@ -103,8 +105,6 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         table = parquet.read_table(file)
         lists = [table[name].combine_chunks() for name in PREDICTIONS]
         rows = table.select(["folder", *TEXTS]).to_pylist()
-        if len({row["folder"] for row in rows}) < len(rows):
-            raise ValueError("one run twice")
         for place, row in enumerate(rows):
             if not isinstance(row["folder"], str) or row["result.json"] is None and row["status.json"] is None:
                 raise ValueError("a run without a name, or without result and status")

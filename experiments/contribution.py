@@ -4,9 +4,10 @@ A finished run is rebuilt from its folder: the base model, the trained head and 
 matrix at a time is set back to its frozen weight, and the rise of the mean loss on held-out data is its contribution.
 
 What is unusual: the loss is read on the split that selects checkpoints (in a tuning run, settings) and never on the one
-that tables report, so a look at contributions spends nothing of the test. Because every method's result has the same form, W0 + B A, one procedure
-serves all of them, and a matrix is taken out by a scale of 0, which is the same as factors of 0. The items are the same
-for every run of a task. Answers go to contributions.json in the run's folder; a run that has one is skipped.
+that tables report, so a look at contributions spends nothing of the test. Because every method's result has the same
+form, W0 + B A, one procedure serves all of them, and a matrix is taken out by a scale of 0, which is the same as
+factors of 0. The items are the same for every run of a task. Answers go to contributions.json in the run's folder; a
+run that has one is skipped.
 """
 
 from __future__ import annotations

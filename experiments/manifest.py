@@ -6,10 +6,13 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "tokenizers", "peft")
 
 
@@ -17,7 +20,7 @@ def manifest() -> dict[str, Any]:
     """Plain JSON; names and numbers only, never the environment."""
     import torch
 
-    commit, dirty = commit_of(Path(__file__).parents[1])
+    commit, dirty = code_now()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
@@ -35,6 +38,26 @@ def manifest() -> dict[str, Any]:
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def code_now() -> tuple[str | None, bool | None]:
+    """The commit of this code, and whether tracked files differ from it."""
+    return commit_of(CHECKOUT)
+
+
+def say_if_changed(then: Sequence[Any], when: str) -> None:
+    """Says on stderr when the code on disk is another than that from which runs were asked for.
+
+    Args:
+        then: `code_now` of that moment; when: what happened in it ("the job was submitted").
+    """
+    now = code_now()
+    if list(now) != list(then):
+        print(f"elalora: the code is {_code(now)}, {when} from {_code(then)}", file=sys.stderr, flush=True)
+
+
+def _code(commit: Sequence[Any]) -> str:
+    return f"{(commit[0] or 'unknown')[:10]}{' with changes' if commit[1] else ''}"
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:

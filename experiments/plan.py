@@ -167,6 +167,8 @@ def _check_places(config: DictConfig) -> None:
         except (OSError, ValueError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"{name}={value} can name no file or folder here ({why})") from error
+    if os.path.exists(config.store.root) and not os.path.isdir(config.store.root):
+        raise UserError(f"store.root={config.store.root} is a file; name a folder, which is made where it is missing")
 
 
 def _check_counts(config: DictConfig) -> None:
@@ -272,7 +274,8 @@ def _start_of(config: DictConfig, cls: type[Method], budget: Budget | None) -> S
     source = _source(config, "init_from", config.init_from)
     there = source.plan.identity if source.plan is not None else source.finished().result()["identity"]
     mine = {"method": cls.name, "model": config.model.name, "budget": budget_name(budget)}
-    theirs = {"method": there["method"]["name"], "model": there["model"]["name"], "budget": there["budget"]}
+    theirs = {"method": there["method"]["name"], "model": (there.get("model") or {}).get("name")}
+    theirs["budget"] = there.get("budget")
     for name, value in mine.items():
         if value != theirs[name]:
             raise UserError(f"init_from={config.init_from}: that run has {name} {theirs[name]}, this one has {value}")

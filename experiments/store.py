@@ -63,7 +63,7 @@ def dump(value: Any, indent: int | None = 1) -> str:
 def _wrong(result: dict[str, Any]) -> str | None:
     """What is not as it was written, of all that other runs and commands take from a result."""
     kinds = {
-        "id": str, "metric": str, "commit": str | None, "identity.method.name": str, "identity.model.name": str,
+        "id": str, "metric": str, "commit": str | None, "identity.method.name": str, "identity.model.name": str | None,
         "identity.budget": str | None, "readings.last.report.split": str, "readings.last.report.metrics": dict,
         "ranks.final": dict,
     }  # fmt: skip
@@ -71,7 +71,7 @@ def _wrong(result: dict[str, Any]) -> str | None:
     for name, kind in kinds.items():
         value: Any = result
         for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else ...
+            value = value.get(key) if isinstance(value, dict) else None if value is None else ...
         if not isinstance(value, kind):
             return f"{name} is"
         found[name] = value

@@ -293,17 +293,16 @@ def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:
 def seeds_of(text: str) -> list[int]:
     """Seeds written as "range(10)", "range(10,20)" or "0,1,2"."""
     found = re.fullmatch(r"\s*range\(\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\)\s*", text)
-    seeds: Sequence[int] = ()
+    seeds: Sequence[int]
     if found:
         first, second = found.groups()
         seeds = range(int(first), int(second)) if second else range(int(first))
     elif re.fullmatch(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*", text):
         seeds = [int(word) for word in text.split(",")]
+    else:
+        raise UserError(f"seeds '{text}' cannot be read; type for instance 'range(10)', 'range(10,20)' or '0,1,2'")
     if not 0 < len(seeds) <= MOST_SEEDS:
-        raise UserError(
-            f"seeds '{text}' are none, more than {MOST_SEEDS} or cannot be read; type for instance 'range(10)', "
-            "'range(10,20)' or '0,1,2'"
-        )
+        raise UserError(f"seeds '{text}' are {len(seeds)}; 1 to {MOST_SEEDS} are allowed")
     return list(seeds)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from runs import MOVES, QUICK, ROOT, command, config, quick
@@ -15,6 +16,7 @@ from experiments.config_launcher import LauncherConfig
 from experiments.launch import local
 from experiments.plan import make_plan
 from experiments.runner import run
+from experiments.signals import Preempted
 
 FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
 
@@ -127,3 +129,46 @@ def test_forty_runs_lose_only_the_one_that_is_killed(tiny_model_dir, tmp_path):
     assert process.returncode == 1 and "39 done, 1 failed, 0 done before" in said
     again = command(*given)
     assert again.returncode == 0 and "1 done, 0 failed, 39 done before" in again.stdout, again.stderr
+
+
+class Pipe:
+    """A worker's end of its pipe, with what the sweep would send."""
+
+    def __init__(self, *plans):
+        self.plans, self.answers, self.send = list(plans), [], lambda answer: self.answers.append(answer)
+
+    def recv(self):
+        if not self.plans:
+            raise EOFError
+        return self.plans.pop(0)
+
+
+@pytest.mark.parametrize(("now", "said"), [
+    (("a" * 40, False), None),
+    (("b" * 40, False), "the code is bbbbbbbbbb, the sweep was started from aaaaaaaaaa"),
+    (("a" * 40, True), "the code is aaaaaaaaaa with changes, the sweep was started from aaaaaaaaaa"),
+])  # fmt: skip
+def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_each_run_s_log(
+    now, said, tiny_model_dir, tmp_path, monkeypatch, capsys
+):
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+    handed = []
+
+    def start(threads, code):
+        handed.append(code)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.manifest.commit_of", lambda folder: ("a" * 40, False))
+    monkeypatch.setattr(local, "_start", start)
+    with pytest.raises(Preempted):
+        local.Sweep([plan], 1).run()
+    capsys.readouterr()
+    monkeypatch.setattr("experiments.manifest.commit_of", lambda folder: now)
+    for owner, name in ((local.os, "setsid"), (local.signal, "signal")):  # both are for a whole process
+        monkeypatch.setattr(owner, name, lambda *given: None)
+    monkeypatch.setattr(local, "_logged", lambda path: nullcontext())
+    monkeypatch.setattr(local, "_do", lambda plan: (0, "done"))
+    pipe = Pipe(plan, plan)
+    local._work(pipe, 1, handed[0])
+    assert pipe.answers == [(0, "done")] * 2
+    assert capsys.readouterr().err.splitlines() == ([] if said is None else [f"elalora: {said}"] * 3)

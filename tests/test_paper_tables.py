@@ -174,9 +174,8 @@ def test_the_command_of_a_result_plans_the_same_run(tmp_path: Path, words: list[
 
 def test_protocols_budgets_and_settings_have_rows_of_their_own(tmp_path: Path) -> None:
     run(tmp_path, "lora", "rte", 0, {"accuracy": 80.0})
-    run(
-        tmp_path, "lora", "rte", 0, {"accuracy": 90.0}, protocol="paper_best", identity__protocol={"name": "paper_best"}
-    )
+    best = {"protocol": "paper_best", "identity__protocol": {"name": "paper_best"}}
+    run(tmp_path, "lora", "rte", 0, {"accuracy": 90.0}, **best)
     run(tmp_path, "lora", "rte", 0, {"accuracy": 70.0}, budget="r8", identity__budget="r8")
     run(tmp_path, "lora", "rte", 0, {"accuracy": 60.0}, identity__trainer__lr=0.5)
     frame = paper_tables(load_runs(tmp_path))["glue_deberta_v3_base"].frame
@@ -303,7 +302,8 @@ def test_the_note_says_that_the_interval_covers_our_seeds_only(tmp_path: Path) -
 
 
 def test_our_lora_on_deberta_meets_the_authors_logs_and_adalora_is_not_comparable(tmp_path: Path) -> None:
-    last = {"protocol": "paper_last", "identity__protocol": {"name": "paper_last"}, "budget": "r2", "identity__budget": "r2"}
+    last = {"protocol": "paper_last", "identity__protocol": {"name": "paper_last"}}
+    last |= {"budget": "r2", "identity__budget": "r2"}
     run(tmp_path, "lora", "sst2", 0, {"accuracy": 95.0}, **last)
     run(tmp_path, "adalora", "sst2", 0, {"accuracy": 95.0}, **last)
     met = against_published(load_runs(tmp_path))

@@ -157,9 +157,9 @@ def test_a_job_of_other_code_than_it_was_submitted_from_says_so_and_does_its_run
     plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
     done = []
     monkeypatch.setattr("experiments.runner.run_plans", lambda plans: done.extend(plans) or 0)
-    monkeypatch.setattr(slurm_launcher, "commit_of", lambda folder: ("a" * 40, False))
+    monkeypatch.setattr("experiments.manifest.commit_of", lambda folder: ("a" * 40, False))
     path = slurm_launcher._payload(tmp_path, [plan])
-    monkeypatch.setattr(slurm_launcher, "commit_of", lambda folder: now)
+    monkeypatch.setattr("experiments.manifest.commit_of", lambda folder: now)
     assert slurm_launcher.Job(str(path), 0)() == 0
     assert capsys.readouterr().err.strip() == (f"elalora: {said}" if said else "")
     assert [one.id for one in done] == [plan.id]

@@ -23,6 +23,7 @@ from typing import Any
 from elalora.errors import UserError
 from experiments.config_launcher import LauncherConfig
 from experiments.display import clock, stderr_console
+from experiments.manifest import code_now, say_if_changed
 from experiments.plan import Plan, in_order
 from experiments.signals import Preempted
 
@@ -74,7 +75,7 @@ class Sweep:
         """Does them; the exit code."""
         self.skipped = {plan.id for plan in self.plans if plan.finished() is not None}
         self.waiting = [plan for plan in self.plans if plan.id not in self.skipped]
-        self.total, self.began = len(self.waiting), time.monotonic()
+        self.total, self.began, self.code = len(self.waiting), time.monotonic(), code_now()
         self.console = stderr_console()
         for line in repeats(self.plans):
             print(line, flush=True)
@@ -115,7 +116,7 @@ class Sweep:
         self.workers = [worker for worker in self.workers if worker.plan or worker.process.is_alive()]
         worker = next((worker for worker in self.workers if worker.plan is None), None)
         if worker is None and len(self.workers) < self.count:
-            worker = _start(max(1, (os.cpu_count() or 1) // self.count))
+            worker = _start(max(1, (os.cpu_count() or 1) // self.count), self.code)
             self.workers.append(worker)
         return worker
 
@@ -227,13 +228,13 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _start(threads: int) -> Worker:
+def _start(threads: int, code: Sequence[Any]) -> Worker:
     context = get_context("spawn")
     here, there = context.Pipe()
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when the worker imports torch
     try:
-        process = context.Process(target=_work, args=(there, threads))
+        process = context.Process(target=_work, args=(there, threads, code))
         process.start()
     finally:
         os.environ.clear()
@@ -242,10 +243,11 @@ def _start(threads: int) -> Worker:
     return Worker(process, here)
 
 
-def _work(pipe: Connection, threads: int) -> None:
-    """What a worker does until its parent closes the pipe."""
+def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
+    """What a worker does until its parent closes the pipe; `code` is the sweep's, this process reads what is there."""
     os.setsid()  # ctrl-C reaches the parent only; a second signal would stop the run without a checkpoint
     signal.signal(signal.SIGTERM, _interrupt)
+    say_if_changed(code, "the sweep was started")
     import torch
 
     while True:
@@ -255,6 +257,7 @@ def _work(pipe: Connection, threads: int) -> None:
             return
         torch.set_num_threads(threads)  # a run before may have had its own `threads`
         with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
+            say_if_changed(code, "the sweep was started")  # modules are read from disk as they are needed
             try:
                 answer = _do(plan)
             except KeyboardInterrupt:

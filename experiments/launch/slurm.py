@@ -24,11 +24,10 @@ from omegaconf import OmegaConf
 
 from elalora.errors import UserError
 from experiments.config_launcher import LauncherConfig
-from experiments.manifest import commit_of
+from experiments.manifest import CHECKOUT, code_now, say_if_changed
 from experiments.plan import Plan, in_order, make_plan
 from experiments.signals import Preempted
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 REQUEUE = signal.SIGUSR2  # what submitit lets SLURM send before the time limit
 LIVE = 5.0  # seconds between two looks at the queue
 
@@ -104,10 +103,7 @@ class Job:
         signal.signal(REQUEUE, _stop)
         signal.signal(signal.SIGTERM, _stop)
         given = json.loads(Path(self.path).read_text(encoding="utf-8"))
-        commit = commit_of(CHECKOUT)
-        if list(commit) != given["code"]:
-            line = f"elalora: the code is {_code(commit)}, the job was submitted from {_code(given['code'])}"
-            print(line, file=sys.stderr)
+        say_if_changed(given["code"], "the job was submitted")
         try:
             return run_here([_same(run, text) for run, text in given["runs"].items()])
         except (KeyboardInterrupt, Preempted) as stop:
@@ -136,10 +132,6 @@ def _same(run: str, text: str) -> Plan:
             "cancel the job and type the command again"
         )
     return plan
-
-
-def _code(commit: Sequence[Any]) -> str:
-    return f"{(commit[0] or 'unknown')[:10]}{' with changes' if commit[1] else ''}"
 
 
 def _stop(number: int, frame: object) -> None:
@@ -176,7 +168,7 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
 def _payload(folder: Path, plans: Sequence[Plan]) -> Path:
     path = folder / f"{plans[0].id[:10]}-{time.time_ns()}.json"
     runs = {plan.id: OmegaConf.to_yaml(plan.config, resolve=True) for plan in plans}
-    path.write_text(json.dumps({"code": commit_of(CHECKOUT), "runs": runs}), encoding="utf-8")
+    path.write_text(json.dumps({"code": code_now(), "runs": runs}), encoding="utf-8")
     return path
 
 
