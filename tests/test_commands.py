@@ -30,6 +30,7 @@ PROGRAMS = ("python", "make", "pip", "wandb", "conda", "source", "eval", "pre-co
 EXECUTED = {
     "python -m analysis": "test_report.py",
     "python -m analysis.notebooks": "test_notebooks.py",
+    "python -m analysis.study_page": "test_study_page.py",
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
     "python -m experiments compact": "test_compact.py",
@@ -49,6 +50,7 @@ NOT_EXECUTED = {
     "make smoke": "the full test tests/test_smoke.py itself",
     "python -m experiments.reproduce_check": "trains for minutes even on stand-ins; composed below",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",
+    "make notebooks": "python -m analysis.notebooks on a store that tests/stored_study.py makes",
     "make bench": "python -m experiments.bench under another name",
     "python run.py --help": "test_config.py",
     "python run.py --hydra-help": "Hydra's own page",

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import ROOT, config
 
-from experiments.compose import compose_run, same_command
+from experiments.compose import compose_run, keep_command, same_command
 from experiments.config import register
 
 
@@ -56,5 +56,5 @@ def test_run_py_keeps_its_words_and_the_users_own_config_folder(monkeypatch, tmp
     words = ["task=mine", "method=svd_lora", "method.ranks_from=elalora", f"store.root={tmp_path}/runs"]
     monkeypatch.setattr("sys.argv", ["run.py", "--config-dir", str(tmp_path), "--plan", *words])
     assert run.main() == 0
-    assert run.composed[0].overrides[:4] == words
+    assert keep_command(*run.composed[0]).overrides[:4] == words
     assert "after mine/elalora-r4 (method.ranks_from), MISSING, run it first: 1" in capsys.readouterr().out

@@ -1,0 +1,59 @@
+"""docs/study.md and the README's table say what the stored runs say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.study_page import IMAGES, PAGE, ROOT, STORE, TEMPLATE, Material, fill, main, with_table
+from elalora.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return Material([ROOT / STORE], None)
+
+
+def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> None:
+    made = fill((ROOT / TEMPLATE).read_text(encoding="utf-8"), material)
+    assert made == (ROOT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.study_page"
+
+
+def test_every_figure_of_the_page_is_there(material: Material) -> None:
+    named = re.findall(rf"\({IMAGES}/([\w.-]+)\)", (ROOT / PAGE).read_text(encoding="utf-8"))
+    assert named and {path.name for path in (ROOT / "docs" / IMAGES).iterdir()} == set(named)
+
+
+def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- from the study: offline_main comparison -->" in readme
+    assert with_table(readme, material) == readme, "type python -m analysis.study_page"
+
+
+def test_the_template_has_no_number_of_a_result() -> None:
+    """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
+    prose = [line for line in (ROOT / TEMPLATE).read_text(encoding="utf-8").splitlines() if not line.startswith("{")]
+    decimals = re.findall(r"(?<![\w.])\d+\.\d+", "\n".join(prose))
+    assert set(decimals) <= {"0.05", "0.5"}, decimals
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("{table offline_main nothing}", "has no table nothing; it has confirmatory"),
+        ("{lines offline_main nothing}", "has no section 'nothing'"),
+        ("{score offline_main x}", "no such mark; allowed: table, lines"),
+        ("{runs pilot}", "study pilot has no part in the page"),
+    ],
+)
+def test_a_mark_that_names_nothing_is_told(material: Material, mark: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        fill(f"above\n{mark}\nbelow", material)
+
+
+def test_a_store_without_the_study_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "store").mkdir()
+    assert main([str(tmp_path / "store")]) == 2
+    assert "no finished run of study offline_main" in capsys.readouterr().err
