@@ -24,13 +24,13 @@ from experiments.study import study_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PROGRAMS = ("python", "make", "pip", "wandb", "conda", "source", "eval", "pre-commit")
+PAGES += [ROOT / "analysis" / "study.template.md"]  # becomes docs/study.md
+PROGRAMS = ("python", "torchrun", "make", "pip", "wandb", "conda", "source", "eval", "pre-commit")
 
 # where a command is executed to its end: a test file, or .ci/run
 EXECUTED = {
     "python -m analysis": "test_report.py",
     "python -m analysis.notebooks": "test_notebooks.py",
-    "python -m analysis.study_page": "test_study_page.py",
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
     "python -m experiments compact": "test_compact.py",
@@ -49,6 +49,7 @@ NOT_EXECUTED = {
     "make test-full": "the long tests themselves",
     "make smoke": "the full test tests/test_smoke.py itself",
     "python -m experiments.reproduce_check": "trains for minutes even on stand-ins; composed below",
+    "python -m analysis.study_page": "writes docs/study.md and the README's table; test_study_page.py makes both again",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",
     "make notebooks": "python -m analysis.notebooks on a store that tests/stored_study.py makes",
     "make bench": "python -m experiments.bench under another name",
@@ -83,7 +84,7 @@ def commands(page: Path) -> list[str]:
 
 
 SHOWN = sorted({command for page in PAGES for command in commands(page)})
-RUNS = [c for c in SHOWN if c.startswith("python run.py") and c not in NOT_EXECUTED]
+RUNS = [c for c in SHOWN if re.match(r"(python|torchrun .*) run\.py", c) and c not in NOT_EXECUTED]
 MODULES = [c for c in SHOWN if c.startswith("python -m ")]
 PLACEHOLDERS = {
     "NAME": "offline_main",
@@ -120,8 +121,10 @@ def place(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def planned(command: str) -> tuple[str, ...]:
-    """The words after `python run.py`, with fewer seeds."""
-    return tuple(word.replace("range(10)", "range(1)") for word in words_of(command)[2:] if word != "--plan")
+    """The words after `run.py`, with fewer seeds."""
+    words = words_of(command)
+    words = words[words.index("run.py") + 1 :]
+    return tuple(re.sub(r"range\(\d+\)", "range(1)", word) for word in words if word != "--plan")
 
 
 @pytest.mark.parametrize("words", sorted({planned(c) for c in RUNS if "+study=" not in c}), ids=" ".join)

@@ -29,14 +29,14 @@ from experiments.status import read_store
 from experiments.store import find
 
 CONFIG = {
-    "data": {"root": "/home/lovelace/data", "cache": "~/cache", "train_items": 1600},
-    "store": {"root": "/scratch/lovelace/runs", "also": ["/scratch/old"], "checkpoint_every": 200},
-    "model": {"path": "/home/lovelace/models/bert", "targets": ["paper"]},
+    "data": {"root": "/nfs/lovelace/data", "cache": "~/cache", "train_items": 1600},
+    "store": {"root": "/fast/lovelace/runs", "also": ["/fast/old"], "checkpoint_every": 200},
+    "model": {"path": "/nfs/lovelace/models/bert", "targets": ["paper"]},
     "overrides": [
         "method=lora",
-        "data.root=/home/lovelace/data",
+        "data.root=/nfs/lovelace/data",
         "store.root=../x",
-        "model.path='/home/lovelace/models/bert'",
+        "model.path='/nfs/lovelace/models/bert'",
     ],
 }
 
@@ -105,7 +105,7 @@ def test_the_same_runs_give_the_same_bytes_in_whatever_order_they_came(tmp_path:
 def test_no_folder_of_the_machine_is_kept_and_the_rest_of_the_configuration_is(tmp_path: Path) -> None:
     compact([store(tmp_path / "runs", [0])], tmp_path / "small")
     texts = [path.read_text() for path in opened(tmp_path / "small").rglob("*.*") if path.suffix != ".parquet"]
-    for word in ("/home", "/scratch", "lovelace", str(tmp_path), "~"):
+    for word in ("/nfs", "/fast", "lovelace", str(tmp_path), "~"):
         assert not any(word in text for text in texts), word
     config = yaml.safe_load(next(opened(tmp_path / "small").rglob("config.yaml")).read_text())
     assert config["overrides"] == ["method=lora", "model.path=bert"]
@@ -185,8 +185,8 @@ def test_a_failed_run_is_kept_without_its_traceback_until_it_has_a_result(tmp_pa
     folder = write_run(tmp_path / "runs", result("lora", 0, 80.0))
     whole = (folder / "result.json").read_text()
     (folder / "result.json").unlink()
-    error = "NotFinite: loss is nan in /home/lovelace/x.py"
-    status = {"state": "failed", "failure": "nan", "error": error, "traceback": "File /home/lovelace", "pid": 7}
+    error = "NotFinite: loss is nan in /nfs/lovelace/x.py"
+    status = {"state": "failed", "failure": "nan", "error": error, "traceback": "File /nfs/lovelace", "pid": 7}
     (folder / "status.json").write_text(json.dumps(status))
     compact([tmp_path / "runs"], tmp_path / "small")
     (kept,) = load_runs(tmp_path / "small").attrs["unfinished"]

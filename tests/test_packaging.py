@@ -206,6 +206,18 @@ def test_every_import_of_the_project_is_asked_for():
         assert not extra, f"{path.relative_to(ROOT)} imports {', '.join(sorted(extra))}"
 
 
+def test_the_version_and_the_licence_are_the_same_everywhere():
+    import yaml
+
+    import elalora
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == elalora.__version__ == str(cited["version"])
+    assert project["license"] == cited["license"] and (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_the_environment_is_made_once(tmp_path: Path):
     """The set-up of an environment whose stamp fits does nothing; another lock, or no Python in it, does not fit."""
     sys.path.insert(0, str(ROOT / "scripts"))
