@@ -208,8 +208,8 @@ class Expansion:
         most = 0 if self.study.smoke else tuning.extensions
         for extension in range(most + 1):
             made = {arm: self._trials(tuning, arm, task, budget, extension) for arm in arms}
-            chosen = [self.choices[arm, task, budget] for arm in arms]
-            if any(choice.lr is None for choice in chosen) or not any(choice.edge for choice in chosen):
+            # an arm whose trials are not done is at no edge yet; it must not hide that another one is
+            if not any(self.choices[arm, task, budget].edge for arm in arms):
                 break
         return [cell for cells in made.values() for cell in cells]
 

@@ -174,6 +174,14 @@ def test_a_winner_at_an_edge_extends_the_grid_of_every_arm(small):
     assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in overview_of_study(config)
 
 
+def test_an_arm_that_is_not_tuned_yet_does_not_hide_that_another_is_at_an_edge(small):
+    """Else a study of which only one part was run would show fewer trials than that part had."""
+    cells = [c for c in expand("small", small) if c.part == "tuning"]
+    Pretender(lambda method, lr, seed: lr * 1000)([c.plan for c in cells if c.arm == "a"])
+    again = [c for c in expand("small", small) if c.part == "tuning"]
+    assert {arm: len({c.plan.config.trainer.lr for c in again if c.arm == arm}) for arm in "ab"} == {"a": 5, "b": 5}
+
+
 def test_a_study_that_only_submits_ends_well_and_says_when_to_come_again(small, capsys):
     config = compose_run(["+study=small", *small])
     config.launcher.kind = "slurm"
