@@ -28,6 +28,14 @@ SHORT = {
     "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
 }  # fmt: skip
 ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}  # of BART
+for _part, _side in SIDES.items():
+    SHORT |= {f"{_part}.{kind}_proj": f"{_side} {ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
+for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
+    SHORT |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
+ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in ORDER]
+WIDEST = 18.0  # inches, of panels side by side
+MOST_ACROSS = 8  # panels of trajectories in one row
 MOST_CITED = 3  # sources below one figure
 MOST_SEEDS = 3  # with more, trajectories show the mean
 
@@ -114,9 +122,9 @@ def draw_rank_maps(
     reach = max(1.0, float(np.nanmax(np.abs(values - centre))))
     norm = TwoSlopeNorm(centre, centre - reach, centre + reach)
     first = next(iter(maps.values()))
-    columns = min(len(maps), 3)
-    rows = -(-len(maps) // columns)
     width = max(3.4, 0.62 * len(first.columns) + 0.9)
+    columns = min(len(maps), 3, max(1, int(WIDEST / width)))
+    rows = -(-len(maps) // columns)
     figure = new_figure(columns * width + 0.9, rows * (0.4 * len(first) + 1.5) + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (name, ranks) in zip(axes.flat, maps.items(), strict=False):
@@ -130,6 +138,7 @@ def draw_rank_maps(
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=axes, label=f"final rank (white: {centre:g})", fraction=0.04, pad=0.02)
     bar.outline.set_linewidth(0.5)
+    bar.ax.set_ylim(max(0.0, centre - reach), centre + reach)  # no rank is below 0
     return save_figure(figure, path, title, data)
 
 
@@ -162,11 +171,14 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
     kinds = list(dict.fromkeys(first.columns.get_level_values("type")))
     layers = sorted({layer for _, layer in first.columns})
     colour = {layer: colormaps["viridis"](0.95 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
-    figure = new_figure(1.75 * len(kinds) + 1.6, 2.1 * len(courses) + 1.3)
-    axes = figure.subplots(len(courses), len(kinds), squeeze=False, sharex=True, sharey=True)
+    across = -(-len(kinds) // -(-len(kinds) // MOST_ACROSS))
+    blocks = [kinds[i : i + across] for i in range(0, len(kinds), across)]
+    figure = new_figure(1.75 * across + 1.6, 2.1 * len(courses) * len(blocks) + 1.3)
+    axes = figure.subplots(len(courses) * len(blocks), across, squeeze=False, sharex=True, sharey=True)
     whole = all((course % 1 == 0).all(axis=None) for course in courses.values())
-    for row, (name, course) in zip(axes, courses.items(), strict=True):
-        for axis, kind in zip(row, kinds, strict=True):
+    rows = [(block, name, course) for block in blocks for name, course in courses.items()]
+    for number, (row, (block, name, course)) in enumerate(zip(axes, rows, strict=True)):
+        for axis, kind in zip(row, block, strict=False):
             for layer in course[kind].columns:
                 # whole ranks are often equal in several layers: a small shift keeps each line visible
                 shift = 0.36 * (layers.index(layer) / max(1, len(layers) - 1) - 0.5) if whole else 0.0
@@ -174,9 +186,11 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
                 axis.step(course.index, ranks, where="post", color=colour[layer], linewidth=1.3)
             axis.grid(axis="y", linewidth=0.3)
             axis.yaxis.get_major_locator().set_params(integer=True)
+            if number % len(courses) == 0:
+                axis.set_title(wrapped(kind, 16), fontsize=10)
+        for axis in row[len(block) :]:
+            axis.set_visible(False)
         row[0].set_ylabel(f"{name}\nrank")
-    for axis, kind in zip(axes[0], kinds, strict=True):
-        axis.set_title(wrapped(kind, 16), fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("step")
     handles = [Line2D([], [], color=colour[layer], linewidth=2, label=str(layer)) for layer in layers]

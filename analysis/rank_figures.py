@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.figures import new_figure, save_figure, wrapped
+from analysis.figures import WIDEST, _type_order, new_figure, save_figure, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +70,9 @@ def _panels(
     form: str,
 ) -> list[Path]:
     first = next(iter(panels.values()))[0]
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
     width = max(2.9, 0.5 * len(first.columns) + 0.7)
+    columns = min(len(panels), 4, max(1, int(WIDEST / width)))
+    rows = -(-len(panels) // columns)
     figure = new_figure(columns * width + 1.0, rows * (0.32 * len(first) + 1.4) + 0.8)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (frame, name) in zip(axes.flat, panels.values(), strict=False):
@@ -86,7 +86,9 @@ def _panels(
         axis.set_ylabel("layer", fontsize=9)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    figure.colorbar(image, ax=axes, label=meaning, fraction=0.04, pad=0.02).outline.set_linewidth(0.5)
+    bar = figure.colorbar(image, ax=axes, label=meaning, fraction=0.04, pad=0.02)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.set_ylim(max(0.0, low), high)  # neither a rank nor a deviation is below 0
     return save_figure(figure, path, title, data)
 
 
@@ -200,7 +202,7 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
         data: source of the data, below.
     """
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
-    kinds = list(dict.fromkeys(points["type"]))
+    kinds = sorted(set(points["type"]), key=_type_order)
     figure = new_figure(4.4 * len(panels) + 1.4, 4.0)
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -208,7 +210,8 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
         for number, kind in enumerate(kinds):
             colour, marker = LOOKS[number % len(LOOKS)]
             own = inside[inside["type"] == kind]
-            axis.plot(own["rank"], own["rise"], marker, color=colour, markersize=6, alpha=0.85, label=kind)
+            face = colour if number < len(LOOKS) else "none"  # a look that comes again is hollow
+            axis.plot(own["rank"], own["rise"], marker, color=colour, mfc=face, markersize=6, alpha=0.85, label=kind)
         axis.axhline(0, color="0.5", linewidth=0.6)
         axis.set_xlabel("final rank, mean over seeds")
         axis.set_title(wrapped(panel, 46), fontsize=10)

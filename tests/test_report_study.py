@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     expansion = SimpleNamespace(cells=cells, study=SimpleNamespace(family=family))
 
     def words_of(words: list[str]) -> list[str]:
-        assert words == ["+study=small", f'store.root="{root}"']
+        assert words == ["+study=small", f'store.root="{root}"', f'store.also=["{root}"]']
         return words
 
     monkeypatch.setattr(study, "Expansion", lambda _: expansion)

@@ -67,7 +67,7 @@ def loss(step: int) -> dict[str, Any]:
     return {"step": step, "split": "train", "metric": "loss", "value": 1 / (step + 1)}
 
 
-def train(folder: Path, tracker: WandbTracker, steps: range) -> None:
+def train(folder: Path, tracker: WandbTracker | NullTracker, steps: range) -> None:
     """What the trainer does: each line goes to the store first and then to the mirror."""
     for step in steps:
         if step == ROUND["step"]:
@@ -135,6 +135,63 @@ def test_an_interrupted_run_leaves_one_whole_history(tmp_path: Path):
     rows = history(tmp_path)
     assert list(rows) == [0, 9, 19, 29, 39, 49]
     assert rows[19]["ranks/pruned"] == 3 and rows[39]["train/loss"] == 1 / 40
+
+
+def would_sync(folder: Path) -> str:
+    """What `wandb sync` says that it would upload; without --dry-run it needs a server."""
+    mirrors = [str(mirror) for mirror in (folder / "wandb").glob("offline-run-*")]
+    done = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", *mirrors], capture_output=True, text=True, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def test_an_interrupted_run_is_one_run_to_sync_and_none_once_it_is_marked_as_synced(tmp_path: Path):
+    train(tmp_path, begin(tmp_path), range(20))
+    resumed = begin(tmp_path)
+    train(tmp_path, resumed, range(20, 30))
+    resumed.finish(RESULT)
+    said = would_sync(tmp_path)
+    assert "Would sync 1 run(s)" in said and f"run-{RUN_ID}.wandb" in said
+    steps = [int(record["history"]["item"]["_step"]) for record in records(tmp_path) if record["type"] == "history"]
+    assert steps == sorted(set(steps)) == [9, 19, 29]
+    [file] = (tmp_path / "wandb").rglob("*.wandb")
+    file.with_name(f"{file.name}.synced").touch()  # as `wandb sync` leaves it
+    said = would_sync(tmp_path)
+    assert "Skipped 1 synced run(s)" in said and "Would sync" not in said
+
+
+def test_online_a_run_that_resumes_is_the_same_run_and_no_step_is_sent_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import wandb
+
+    asked: dict[str, Any] = {}
+    sent: list[int] = []
+
+    class Run:
+        starting_step = 15  # the server has the steps before
+        summary: dict[str, Any] = {}
+
+        def log(self, values: dict[str, Any], step: int) -> None:
+            sent.append(step)
+
+        def finish(self) -> None: ...
+
+    def init(**given: Any) -> Run:
+        asked.update(given)
+        return Run()
+
+    monkeypatch.setattr(wandb, "setup", lambda **_: None)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", init)
+    train(tmp_path, NullTracker(), range(20))  # what the store kept of an earlier attempt
+    tracker = begin(tmp_path, TrackingMode.online)
+    for step in (29, 39):
+        tracker.metrics(step, "train", {"loss": 0.5})
+    tracker.finish(RESULT)
+    assert (asked["id"], asked["mode"], asked["resume"]) == (RUN_ID, "online", "allow")
+    assert sent == [19, 19, 29, 39]  # loss and round of step 19 are one row; step 9 is there already
 
 
 def html(folder: Path, row: dict[str, Any], name: str) -> str:

@@ -1,0 +1,82 @@
+"""Rank figures of the papers' models: 16 matrix types of BART, 12 layers of DeBERTa; short names, nothing cut off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import catch, cut_off
+
+from analysis import figures, rank_figures
+from analysis.figures import WIDEST, _as_map, _cells_of, _type_order
+from elalora.attach import place
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+ENCODER = [f"self_attn.{part}" for part in ATTENTION] + ["fc1", "fc2"]
+DECODER = ENCODER + [f"encoder_attn.{part}" for part in ATTENTION]
+BART = [
+    f"model.{side}.layers.{layer}.{kind}"
+    for side, kinds in (("encoder", ENCODER), ("decoder", DECODER))
+    for layer in range(6)
+    for kind in kinds
+]
+PARTS = (*(f"attention.self.{part}_proj" for part in ("query", "key", "value")), "attention.output.dense")
+DEBERTA = [
+    f"deberta.encoder.layer.{layer}.{kind}"
+    for layer in range(12)
+    for kind in (*PARTS, "intermediate.dense", "output.dense")
+]
+
+
+def ranks(names: list[str]) -> pd.DataFrame:
+    """A map of ranks 0 to 11 in the order of types that figures have."""
+    places = {name: place(name) for name in names}
+    found = _as_map({name: i % 12 for i, name in enumerate(names)}, places)
+    return found[sorted(found.columns, key=_type_order)]
+
+
+def test_the_matrices_of_an_encoder_and_decoder_have_short_names_in_the_order_of_the_layer() -> None:
+    assert (len(BART), len(DEBERTA)) == (96, 72)
+    cells = _cells_of({name: place(name) for name in BART})
+    assert len(set(cells.values())) == 96
+    assert cells["model.decoder.layers.3.encoder_attn.v_proj"] == (3, "cross value")
+    assert list(ranks(BART).columns) == [
+        *(f"enc {kind}" for kind in ("query", "key", "value", "attn out", "ffn in", "ffn out")),
+        *(f"dec {kind}" for kind in ("query", "key", "value", "attn out", "ffn in", "ffn out")),
+        *(f"cross {kind}" for kind in ("query", "key", "value", "attn out")),
+    ]
+    assert list(ranks(DEBERTA).columns) == ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+
+
+@pytest.mark.parametrize("names", [BART, DEBERTA], ids=["bart", "deberta"])
+def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = catch(monkeypatch, figures, rank_figures)
+    shown = ranks(names)
+    figures.draw_rank_maps(dict.fromkeys(("ElaLoRA (paper)", "LoRA"), shown), 4.0, tmp_path / "ranks", "A title")
+    rank_figures.draw_rounds({f"step {i}": shown for i in range(3)}, 4.0, tmp_path / "rounds", "A title", "A source")
+    columns = pd.MultiIndex.from_tuples(
+        [(kind, layer) for kind in shown.columns for layer in shown.index], names=["type", "layer"]
+    )
+    course = pd.DataFrame(np.arange(3)[:, None] + np.zeros((3, len(columns))), index=[0, 50, 2000], columns=columns)
+    figures.draw_trajectories({"seed 0": course}, tmp_path / "courses", "A title")
+    for figure in made:
+        assert cut_off(figure) == []
+        assert figure.get_size_inches()[0] < WIDEST + 2
+    drawn = [axis for axis in made[2].axes if axis.get_visible()]
+    assert [axis.get_title() for axis in drawn] == list(shown.columns)
+    bars = [axis for axis in made[0].axes + made[1].axes if "rank (white: 4)" in axis.get_ylabel()]
+    assert len(bars) == 2 and all(axis.get_ylim()[0] == 0 for axis in bars)  # no colour for a rank below 0
+
+
+def test_sixteen_types_look_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = catch(monkeypatch, rank_figures)
+    kinds = list(ranks(BART).columns)
+    points = pd.DataFrame({"panel": "an arm", "type": kinds, "rank": range(16), "rise": 0.1})
+    rank_figures.draw_relation(points, tmp_path / "relation", "A title", "A source")
+    assert cut_off(made[0]) == []
+    looks = {(line.get_marker(), line.get_markerfacecolor(), line.get_color()) for line in made[0].axes[0].lines[:16]}
+    assert len(looks) == 16
