@@ -148,7 +148,7 @@ def test_values_that_once_broke_out_say_what_is_wrong(key: str) -> None:
     assert message in explain(caught.value)
 
 
-@fuzzed(80, changes=st.lists(st.tuples(run_keys, values), min_size=1, max_size=2))
+@fuzzed(50, changes=st.lists(st.tuples(run_keys, values), min_size=1, max_size=2))
 def test_a_plan_of_any_values_is_made_or_refused_in_one_line(changes: list[tuple[str, Any]]) -> None:
     config = changed(composed(), changes)
     assume(config is not None)
@@ -183,7 +183,7 @@ names = st.sampled_from(
 
 
 @fuzzed(
-    40, changes=st.lists(st.tuples(study_keys, values | names | st.lists(names, max_size=3)), min_size=1, max_size=3)
+    20, changes=st.lists(st.tuples(study_keys, values | names | st.lists(names, max_size=3)), min_size=1, max_size=3)
 )
 def test_a_study_of_any_values_is_checked_or_refused_in_one_line(changes: list[tuple[str, Any]]) -> None:
     config = changed(STUDY, changes)

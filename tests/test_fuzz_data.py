@@ -152,7 +152,7 @@ def images() -> list[bytes]:
     return files
 
 
-@fuzzed(300, content=st.sampled_from(images()).flatmap(damaged))
+@fuzzed(200, content=st.sampled_from(images()).flatmap(damaged))
 def test_an_image_is_readable_or_one_line(content: bytes) -> None:
     outcome(lambda: check_image("train: row 1", content))
 

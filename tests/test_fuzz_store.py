@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,22 +61,24 @@ def shows(text: str) -> None:
     assert all(line.isprintable() for line in text.encode().decode().split("\n"))
 
 
-@fuzzed(150, content=texts(WHOLE))
+@fuzzed(60, content=texts(WHOLE))
 @example(DEEP.encode())
 @example(as_json({k: v for k, v in WHOLE.items() if k != "id"}).encode())
 @example(as_json({"schema": 1}).encode())
 def test_a_result_is_whole_or_one_line(content: bytes) -> None:
     with store(result_json=content) as root:
         found = outcome(RunFolder(victim_of(root)).result)
-        if found is not None:
+        if found is not None:  # what other runs and commands take from it
             identity, read = found["identity"], found["readings"]["last"]["report"]
-            assert re.fullmatch("r4|None", str(identity["budget"])) or isinstance(identity["budget"], str)
-            assert f"{found['id'][:10]} {identity['method']['name']} {identity['model']['name']} {read['split']}"
+            names = [found["id"], found["metric"], read["split"], identity["method"]["name"]]
+            assert all(isinstance(name, str) for name in names)
+            assert isinstance((identity.get("model") or {}).get("name"), str | None)
+            assert isinstance(identity.get("budget"), str | None) and isinstance(found.get("commit"), str | None)
             assert f"{read['metrics'][found['metric']]:.2f}" and {n: int(r) for n, r in found["ranks"]["final"].items()}
         outcome(lambda: find([str(root)], WHOLE["id"]))
 
 
-@fuzzed(60, word=WORDS | st.text("0123456789abcdef*?[]/", max_size=70))
+@fuzzed(30, word=WORDS | st.text("0123456789abcdef*?[]/", max_size=70))
 @example("**")
 @example("[")
 def test_a_word_that_is_no_id_finds_no_run(word: str) -> None:
@@ -85,7 +86,7 @@ def test_a_word_that_is_no_id_finds_no_run(word: str) -> None:
         assert find([str(root)], word) is None
 
 
-@fuzzed(150, status=texts(STATUS), words=st.lists(WORDS, max_size=2), line=texts({"seconds_per_step": 1.0}))
+@fuzzed(40, status=texts(STATUS), words=st.lists(WORDS, max_size=2), line=texts({"seconds_per_step": 1.0}))
 @example(DEEP.encode(), ["\ud800", "\x1b[2J"], b"\n" + DEEP.encode() + b"\n")
 @example(as_json({**STATUS, "failure": "\ud800\x1b[2J"}).encode(), [], b"")
 def test_status_shows_any_folder(status: bytes, words: list[str], line: bytes) -> None:
@@ -98,7 +99,7 @@ def test_status_shows_any_folder(status: bytes, words: list[str], line: bytes) -
         assert isinstance(RunFolder(victim_of(root)).status(), dict)
 
 
-@fuzzed(120, content=texts(WHOLE) | texts(WITH_SOURCE), manifest=st.none() | texts(FACTS), status=texts(STATUS))
+@fuzzed(20, content=texts(WHOLE) | texts(WITH_SOURCE), manifest=st.none() | texts(FACTS), status=texts(STATUS))
 @example(as_json({**WHOLE, "seed": float("inf")}).encode(), None, b"{}")
 @example(as_json({**WHOLE, "seed": 2**63}).encode(), None, b"{}")
 @example(as_json({**WHOLE, "label": "\ud800"}).encode(), None, b"{}")
@@ -118,7 +119,7 @@ def test_a_damaged_run_is_a_row_or_a_line_and_the_others_stay(content: bytes, ma
         assert str(stopped) and isinstance(stopped.ending, str)
 
 
-@fuzzed(100, content=st.lists(texts(ROUND), max_size=3).map(b"\n".join))
+@fuzzed(40, content=st.lists(texts(ROUND), max_size=3).map(b"\n".join))
 @example(b"\xff\n\xff\n")
 @example(as_json({**ROUND, "step": float("inf")}).encode() + b"\n{}\n{}\n")
 def test_rounds_are_whole_or_one_line(content: bytes) -> None:
@@ -135,7 +136,7 @@ def checkpoint_files() -> tuple[bytes, bytes]:
 TENSORS, STATE = checkpoint_files()
 
 
-@fuzzed(150, tensors=st.just(TENSORS) | damaged(TENSORS), state=texts(json.loads(STATE)), digests=st.none() | texts({}))
+@fuzzed(60, tensors=st.just(TENSORS) | damaged(TENSORS), state=texts(json.loads(STATE)), digests=st.none() | texts({}))
 @example(TENSORS, DEEP.encode(), None)
 @example(TENSORS, STATE, DEEP.encode())
 def test_a_checkpoint_is_whole_passed_over_or_one_line(tensors: bytes, state: bytes, digests: bytes | None) -> None:
@@ -162,7 +163,7 @@ def predictions() -> bytes:
 PREDICTIONS = predictions()
 
 
-@fuzzed(60, content=damaged(PREDICTIONS))
+@fuzzed(30, content=damaged(PREDICTIONS))
 def test_predictions_are_items_or_one_line(content: bytes) -> None:
     with store(predictions_parquet=content) as root:
         items = outcome(lambda: load_predictions(victim_of(root)))
@@ -181,7 +182,7 @@ def small_form() -> bytes:
 SMALL = small_form()
 
 
-@fuzzed(40, content=st.just(SMALL) | damaged(SMALL))
+@fuzzed(20, content=st.just(SMALL) | damaged(SMALL))
 def test_a_compact_store_is_read_whole_or_refused_in_one_line(content: bytes) -> None:
     with TemporaryDirectory() as folder, mock.patch.dict("os.environ", ELALORA_CACHE=f"{folder}/cache"):
         file = Path(folder) / "store" / "vader_movies.runs.parquet"
