@@ -205,7 +205,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     compact([store(tmp_path / "runs", [0])], tmp_path / "small")
     (file,) = (tmp_path / "small").iterdir()
     table = parquet.read_table(file)
-    names = pa.array([name] * len(table), pa.string())
+    names = pa.array([name, *table["folder"].to_pylist()[1:]], pa.string())
     parquet.write_table(table.set_column(table.schema.get_field_index("folder"), "folder", names), file)
     with pytest.raises(UserError, match="no name of a run: refused"):
         opened(tmp_path / "small")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = "trainer.max_steps=60 trainer.batch_size=8 task.max_length=16 trainer.lr=5e-3"
+SHORT = "threads=1 trainer.max_steps=60 trainer.batch_size=8 task.max_length=16 trainer.lr=5e-3"
 
 
 def page(name: str) -> str:
