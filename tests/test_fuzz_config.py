@@ -93,7 +93,7 @@ def changed(config: DictConfig, changes: list[tuple[str, Any]]) -> DictConfig | 
     try:
         for key, value in changes:
             OmegaConf.update(config, key, value)
-    except (OmegaConfBaseException, ValueError):
+    except (OmegaConfBaseException, ValueError, OverflowError):
         return None
     return config
 

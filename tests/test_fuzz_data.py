@@ -138,6 +138,8 @@ whole_table = columns(text=[f"a{i}" for i in range(12)], other=["b"] * 12, label
     given=st.dictionaries(st.sampled_from(COLUMNS), st.sampled_from(sorted(TYPED)), min_size=1) | damaged(whole_table),
     kind=kinds,
 )
+@example({"text": "far times", "label": "whole"}, "classification")
+@example({"text": "no UTF-8", "label": "whole"}, "classification")
 def test_a_parquet_file_is_rows_or_one_line(given: Any, kind: str) -> None:
     content = given if isinstance(given, bytes) else columns(**{name: TYPED[type_] for name, type_ in given.items()})
     read("train.parquet", content, kind)
