@@ -216,9 +216,9 @@ def files_and_times(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_store_that_cannot_be_written_is_one_line(plan_in, tmp_path):
+def test_a_store_that_is_a_file_is_one_line(plan_in, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file; name a folder"):
         run(plan_in(tmp_path / "file"))
 
 

@@ -151,7 +151,7 @@ def test_an_error_in_one_process_alone_ends_the_command_and_is_told(tmp_path: Pa
 def test_an_error_of_all_processes_costs_its_run_only_and_each_line_is_said_once(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     wrong = "method=lora model.targets=[nothing]"
-    nan = "method=lora trainer.lr=1e30 trainer.max_grad_norm=null"
+    nan = "method=lora trainer.lr=1e300 trainer.max_grad_norm=null"
     done = two(tmp_path, f"{wrong};{nan};{words_of('head')}")
     assert done.returncode != 0
     assert done.stderr.count("'nothing' matches no linear layer") == 1
