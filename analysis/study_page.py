@@ -13,16 +13,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.page import Section
 from analysis.report import Stored, read_stores, sections_of
 from analysis.table import Table
 from analysis.writers import to_markdown
 from elalora.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
+from experiments.study import TUNING
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/study.template.md", "docs/study.md"
@@ -99,7 +96,7 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
         if kind == "lines":
             return "\n".join(f"- {line}" for line in material.lines(study, name))
         if kind == "tuning":
-            return _tuning(material.stored(study).tuning)
+            return _tuning(material.stored(study))
         if kind == "runs":
             return _runs(material.stored(study))
         if kind == "figure":
@@ -125,25 +122,24 @@ def _stems(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.png"))
 
 
-def _tuning(runs: pd.DataFrame) -> str:
+def _tuning(stored: Stored) -> str:
     """Mean held-out score of every learning rate that was tried, the best of each arm in bold."""
-    if not len(runs):
-        return "No tuning run is stored."
-    frame = runs.assign(rate=[float(tree["trainer"]["lr"]) for tree in runs["settings"]])
-    table = frame.pivot_table(index=["task", "label"], columns="rate", values="score", aggfunc="mean")
-    counts = frame.groupby(["task", "label", "rate"])["seed"].nunique()
-    head = ["Task", "Arm", *(f"{rate:g}" for rate in table.columns)]
-    lines = [head, ["---", "---", *(["---:"] * len(table.columns))]]
-    for (task, label), row in table.iterrows():
-        cells = ["" if value != value else f"{value:.2f}" for value in row]
-        best = int(row.to_numpy().argmax()) if row.notna().all() else int(row.fillna(-1e9).to_numpy().argmax())
-        cells[best] = f"**{cells[best]}**"
-        lines.append([str(task).replace("_", "\\_"), str(label), *cells])
+    assert stored.declared is not None
+    cells = stored.declared.cells
+    arms = cells[cells["part"] == TUNING].set_index("id")["arm"]
+    frame = stored.tuning.assign(
+        rate=[float(tree["trainer"]["lr"]) for tree in stored.tuning["settings"]], arm=stored.tuning["id"].map(arms)
+    )
+    means = frame.groupby(["task", "arm", "rate"])["score"].mean().unstack("rate")
+    lines = [["Task", "Arm", *(f"{rate:g}" for rate in means.columns)], ["---", "---", *["---:"] * len(means.columns)]]
+    for (task, arm), row in means.iterrows():
+        cells_of_row = ["" if score != score else f"{score:.2f}" for score in row]
+        best = list(row.index).index(row.idxmax())
+        cells_of_row[best] = f"**{cells_of_row[best]}**"
+        lines.append([task.replace("_", "\\_"), arm.replace("_", "\\_"), *cells_of_row])
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     seeds = ", ".join(map(str, sorted(set(frame["seed"]))))
-    return (
-        f"{body}\n\n- Mean held-out score over seeds {seeds} ({counts.min()} runs a cell at least); bold is the best."
-    )
+    return f"{body}\n\n- Mean held-out score over seeds {seeds}; bold is the best."
 
 
 def _runs(stored: Stored) -> str:
@@ -152,7 +148,7 @@ def _runs(stored: Stored) -> str:
     lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
     assert stored.declared is not None
     for row in stored.declared.open_runs(stored.runs).to_dict("records"):
-        if row["part"] != "tuning":
+        if row["part"] != TUNING:
             lines.append(f"- Part {row['part']}, {row['arm']}: {row['missing']} of {row['planned']} runs are missing.")
     return "\n".join(lines)
 

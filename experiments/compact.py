@@ -173,13 +173,16 @@ def _with_task(file: Path) -> list[dict[str, Any]]:
 
 def _ended(stores: Iterable[str | Path]) -> list[Path]:
     """Folders of runs that have a result or failed; what still runs or was only stopped is neither."""
+    from experiments.store import RunFolder
+
     found = []
     for store in stores:
         if not Path(store).is_dir():
             raise UserError(f"{store} is no folder of runs; `python run.py` makes one")
         root = opened(store)
         done = {path.parent for path in root.glob("*/*/result.json")}
-        failed = {path.parent for path in root.glob("*/*/status.json") if _status(path).get("state") == "failed"}
+        started = {path.parent for path in root.glob("*/*/status.json")}
+        failed = {folder for folder in started if RunFolder(folder).status().get("state") == "failed"}
         found += sorted(done | failed)
     return found
 
@@ -187,6 +190,8 @@ def _ended(stores: Iterable[str | Path]) -> list[Path]:
 def _row(folder: Path) -> dict[str, Any]:
     import pyarrow as pa
     from pyarrow import parquet
+
+    from experiments.store import RunFolder
 
     texts = {name: _text(folder / name) for name in TEXTS}
     if texts["config.yaml"] is not None:
@@ -196,20 +201,12 @@ def _row(folder: Path) -> dict[str, Any]:
         texts["status.json"] = None
         predictions = parquet.read_table(folder / "predictions.parquet", columns=list(PREDICTIONS))
     else:
-        status = _status(folder / "status.json")
+        status = RunFolder(folder).status()
         told = {name: status[name] for name in ("state", "failure", "attempts", "step", "total") if name in status}
         error = re.sub(r"(?:~|/|[A-Za-z]:\\)\S*[/\\](\S+)", r"\1", str(status.get("error") or ""))
         texts["status.json"] = json.dumps(told | {"error": error}, sort_keys=True)
         predictions = pa.table({name: pa.array([], pa.int64()) for name in PREDICTIONS})
     return {"folder": folder.name, "task": folder.parent.name, **texts, "predictions": predictions}
-
-
-def _status(path: Path) -> dict[str, Any]:
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 def _text(path: Path) -> str | None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from elalora.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -100,6 +103,29 @@ def gathered(value: Value) -> list[Value]:
     values: list[Any] = [None] * count()
     distributed.all_gather_object(values, value)
     return values
+
+
+def averaged(grads: Sequence[Tensor], loss: Tensor, wish: bool) -> tuple[Tensor, Tensor]:
+    """Means over the processes, in one message.
+
+    Args:
+        grads: replaced by their means, in place; as many and as large in every process.
+        loss: (); wish: whether this process was asked to stop.
+
+    Returns:
+        The mean loss (), and a tensor (1,) above 0 where a process was asked to stop.
+    """
+    import torch
+    from torch import distributed
+
+    asked = torch.full((1,), float(wish), device=loss.device)
+    message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), asked])
+    distributed.all_reduce(message)
+    message /= count()
+    *means, mean_loss, wished = message.split([*(grad.numel() for grad in grads), 1, 1])
+    for grad, mean in zip(grads, means, strict=True):
+        grad.copy_(mean.view_as(grad))
+    return mean_loss[0].clone(), wished
 
 
 def say(line: str, error: bool = False) -> None:

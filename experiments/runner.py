@@ -246,23 +246,12 @@ def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
     with RunDisplay(plan.label, total, None if first() else silent_console()) as display:
-        trainer = Trainer(
-            config.trainer,
-            make_readout(OmegaConf.to_object(config.task), processor, model),
-            config.seed,
-            method,
-            model,
-            train,
-            select,
-            report,
-            folder,
-            accelerator,
-            display,
-            tracker,
-            config.store.checkpoint_every,
-            plan.id,
-            stop,
-        )
+        readout = make_readout(OmegaConf.to_object(config.task), processor, model)
+        made = partial(
+            Trainer, config.trainer, readout, config.seed, method, model, train, select, report, folder, accelerator,
+            display, tracker, config.store.checkpoint_every, plan.id, stop,
+        )  # fmt: skip
+        trainer = together(made)
         start_ranks = method.ranks()
         trainer.resume()
         agreed(lambda: _write_facts(plan))

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from elalora.budget import Count
 from elalora.errors import UserError
@@ -34,7 +33,7 @@ from experiments.data.batches import eval_batches, train_batches
 from experiments.data.texts import IGNORED
 from experiments.outcome import Mirror, Outcome, Reading, Split, Watcher
 from experiments.plan import stream
-from experiments.processes import agreed, gathered
+from experiments.processes import agreed, averaged, gathered
 from experiments.readout import NotFinite, Readout, Row
 from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
@@ -202,18 +201,11 @@ class Trainer:
         return total
 
     def _of_all(self, loss: Tensor) -> Tensor:
-        """Averages gradients and loss over the processes, and tells each whether one was asked to stop."""
-        if self.accelerator.num_processes == 1:
-            return loss
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        wish = torch.full((1,), float(self.stop.signal is not None), device=loss.device)
-        message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), wish])
-        dist.all_reduce(message)
-        message /= self.accelerator.num_processes
-        *means, mean_loss, self._wished = message.split([*(grad.numel() for grad in grads), 1, 1])
-        for grad, mean in zip(grads, means, strict=True):
-            grad.copy_(mean.view_as(grad))
-        return mean_loss[0].clone()
+        """Gradients and loss as means over the processes, which also hear whether one was asked to stop."""
+        if self.accelerator.num_processes > 1:
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            loss, self._wished = averaged(grads, loss, self.stop.signal is not None)
+        return loss
 
     def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:
         """The mean loss of some items; a process without a share lends one item, and nothing looks at it."""

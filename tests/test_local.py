@@ -28,6 +28,18 @@ def words(model, store, *more):
     return ["-m", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
 
 
+def signalled(given, victim, how, file="timing.jsonl", limit=90):
+    """Exit code and output of a sweep that gets a signal once a run has a file; SIGKILL goes to that run's worker."""
+    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + limit
+    while not (victim.folder.path / file).exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.005)
+    os.kill(victim.folder.status()["pid"] if how == signal.SIGKILL else process.pid, how)
+    said, _ = process.communicate(timeout=limit)
+    return process.returncode, said
+
+
 def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
     swept = command(*words(tiny_model_dir, tmp_path / "a", *MOVES, "seed=range(4)", "launcher.workers=2"))
     assert swept.returncode == 0, swept.stderr
@@ -44,14 +56,8 @@ def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path)
 def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(tiny_model_dir, tmp_path):
     given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=range(3)")
     victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=1", "threads=1"))
-    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 90
-    while not (victim.folder.path / "timing.jsonl").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 1 and "2 done, 1 failed, 0 done before" in said
+    code, said = signalled(given, victim, signal.SIGKILL)
+    assert code == 1 and "2 done, 1 failed, 0 done before" in said
     status = victim.folder.status()
     assert (status["state"], status["failure"], status["error"]) == ("failed", "crash", "killed by signal 9")
     again = command(*given)
@@ -61,16 +67,8 @@ def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(t
 def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_goes_on(tiny_model_dir, tmp_path):
     more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=2")
     plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
-    process = subprocess.Popen(
-        [sys.executable, "run.py", *words(tiny_model_dir, tmp_path, *more)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + 90
-    while not (plan.folder.path / "timing.jsonl").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=90)
-    assert process.returncode == 75 and "0 done, 0 failed" in said
+    code, said = signalled(words(tiny_model_dir, tmp_path, *more), plan, signal.SIGTERM)
+    assert code == 75 and "0 done, 0 failed" in said
     assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
 
 
@@ -119,14 +117,8 @@ def test_forty_runs_lose_only_the_one_that_is_killed(tiny_model_dir, tmp_path):
     more = ("method=lora", "seed=range(40)", "launcher.workers=2")
     victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=17", "threads=1"))
     given = words(tiny_model_dir, tmp_path, *more)
-    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 600
-    while not (victim.folder.path / "status.json").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.005)
-    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 1 and "39 done, 1 failed, 0 done before" in said
+    code, said = signalled(given, victim, signal.SIGKILL, "status.json", limit=600)
+    assert code == 1 and "39 done, 1 failed, 0 done before" in said
     again = command(*given)
     assert again.returncode == 0 and "1 done, 0 failed, 39 done before" in again.stdout, again.stderr
 
