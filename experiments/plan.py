@@ -140,6 +140,8 @@ def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
         key = str(error.full_key or "").split(".")[0].split("[")[0]
         kinds = {f.name: f.type for f in fields(cls.Config)}
         raise UserError(f"method.{key}={knobs.get(key)} is not of type {kinds.get(key)}") from error
+    except OverflowError as error:
+        raise UserError(f"a knob of method={cls.name} is a number beyond all sense: {error}") from error
 
 
 def budget_of(config: DictConfig) -> Budget:

@@ -119,6 +119,7 @@ def one_line(error: Exception) -> None:
 
 
 IN_VALUES = {
+    "method.t_initial": (10**400, "a number beyond all sense"),
     "method.name": (7, "method.name=7 is no name"),
     "method.name ": ("os:path", "method.name=os:path is no method"),
     "trainer.warmup": (float("nan"), "trainer.warmup=nan is neither"),

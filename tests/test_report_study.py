@@ -89,7 +89,7 @@ def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Pa
     root.mkdir()
     for _ in range(8):  # tuning, perhaps on wider grids, then the parts
         planned: dict[str, Any] = {}
-        for cell in study.expand("offline_main", [f'store.root="{root}"']):
+        for cell in study.expand("offline_main", [f'store.root="{root}"', "store.also=[]"]):
             if cell.plan is not None and cell.plan.finished() is None:
                 planned[cell.plan.id] = cell
         if not planned:
