@@ -231,9 +231,8 @@ def power(effect: float, sd: float, pairs: int, alpha: float = 0.05) -> float:
     if pairs < 2 or not sd > 0:
         raise ValueError(f"power needs at least 2 pairs and a positive sd, {pairs} and {sd} were given")
     shift, bound = abs(effect) / sd * math.sqrt(pairs), stats.t.ppf(1 - alpha / 2, pairs - 1)
-    # beyond a shift of 8 the wrong side has a chance below 1e-15, which scipy cannot compute
-    wrong_side = stats.nct.cdf(-bound, pairs - 1, shift) if shift < 8 else 0.0
-    return float(stats.nct.sf(bound, pairs - 1, shift) + wrong_side)
+    # the wrong side by symmetry: scipy's nct.cdf of a low point is NaN at every few dozen places
+    return float(stats.nct.sf(bound, pairs - 1, shift) + stats.nct.sf(bound, pairs - 1, -shift))
 
 
 def seeds_needed(

@@ -275,6 +275,23 @@ def test_the_seeds_that_settle_a_comparison_are_statsmodels_rounded_up() -> None
     assert seeds_needed(0.8, 1.0, family=8) == 24  # 23.77
 
 
+def test_the_seeds_that_settle_are_the_fewest_with_the_power_whatever_the_spread() -> None:
+    """Against the power as a mean over the sample's own spread: scipy's nct.cdf is NaN here and there."""
+
+    def chance(sd: float, n: int, alpha: float) -> float:
+        chi = stats.chi(n - 1, scale=1 / math.sqrt(n - 1))
+        shift, bound = 0.5 * math.sqrt(n) / sd, stats.t.ppf(1 - alpha / 2, n - 1)
+        s = chi.ppf((np.arange(5_000) + 0.5) / 5_000)
+        return float((stats.norm.cdf(shift - bound * s) + stats.norm.cdf(-shift - bound * s)).mean())
+
+    for sd in np.append(np.linspace(0.2, 1.5, 40), 0.59079):
+        n = seeds_needed(0.5, sd, family=4)
+        assert n is not None
+        assert chance(sd, n, 0.0125) >= 0.8 - 1e-4
+        assert n == 8 or chance(sd, n - 1, 0.0125) < 0.8 + 1e-4  # 8: the fewest pairs that can reach 0.0125
+        assert power(0.5, sd, n, 0.0125) == pytest.approx(chance(sd, n, 0.0125), abs=1e-4)
+
+
 def test_a_large_effect_still_needs_the_seeds_of_the_exact_test() -> None:
     assert seeds_needed(50.0, 1.0) == 6 and seeds_needed(50.0, 1.0, family=16) == 10
     assert seeds_needed(0.0, 1.0) is None and seeds_needed(0.001, 1.0) is None
