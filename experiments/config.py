@@ -6,11 +6,16 @@ are checked against the dataclass in its file (`experiments.plan`), because that
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from experiments.config_launcher import LauncherConfig
 from experiments.config_study import RecipeConfig, StudyConfig
@@ -141,8 +146,19 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema and the budgets r1 .. r64 where Hydra finds them."""
+    """Puts the schema and the budgets r1 .. r64 where Hydra finds them, and keeps it from work that nobody asked for."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for rank in range(1, MAX_NAMED_BUDGET + 1):
         store.store(group="budget", name=f"r{rank}", node=BudgetConfig(rank=rank))
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    # for --help it would look into every folder of conf/recipe, for a list that our page does not show
+    Hydra.format_config_groups = lambda *given, **more: ""  # type: ignore[method-assign]
+
+
+@cache
+def _scratch() -> str:
+    """A folder for what Hydra writes when it composes a sweep; nobody reads it, and it goes with this process."""
+    folder = tempfile.mkdtemp(prefix="elalora-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

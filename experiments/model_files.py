@@ -36,7 +36,7 @@ def embedded_minilm() -> Path:
 
 
 def verify_weights(folder: Path, sha256: str, remedy: str) -> None:
-    """Checks a folder's model.safetensors, once per process while its time and size stay the same.
+    """Checks a folder's model.safetensors.
 
     Raises:
         UserError: the file is missing or has another checksum; the message ends in `remedy`.
@@ -44,10 +44,15 @@ def verify_weights(folder: Path, sha256: str, remedy: str) -> None:
     file = folder / "model.safetensors"
     if not file.is_file():
         raise UserError(f"{file} is missing; {remedy}")
-    stat = file.stat()
-    found = _sha256(file, stat.st_mtime_ns, stat.st_size)
+    found = sha256_of(file)
     if found != sha256:
         raise UserError(f"{file} has sha256 {found}, expected {sha256}; {remedy}")
+
+
+def sha256_of(file: Path) -> str:
+    """A file's checksum, read once per process while its time and size stay the same."""
+    stat = file.stat()
+    return _sha256(file, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=8)

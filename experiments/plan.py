@@ -28,6 +28,7 @@ from elalora.schedules import SHAPES, steps_of
 from experiments.compose import compose_run, same_command
 from experiments.config_task import check_task
 from experiments.data.files import digests
+from experiments.model_files import sha256_of
 from experiments.processes import count
 from experiments.store import RunFolder, find
 
@@ -307,8 +308,7 @@ def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
     weights = Path(path).expanduser() / "model.safetensors"
     if weights.is_file():
         if model["sha256"] is None:
-            with weights.open("rb") as file:
-                model["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            model["sha256"] = sha256_of(weights)
     elif path != "embedded":
         model |= {"path": path, "revision": revision}
     return model

@@ -163,11 +163,8 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     from accelerate.state import AcceleratorState
 
     from elalora.targets import matrices_in, patterns_in
-    from experiments.data import load_task
-    from experiments.data.items import make_items
-    from experiments.models import check_fit, load_model, load_processor
-    from experiments.outcome import Split
-    from experiments.protocols import apply_protocol
+    from experiments.kept import data_of, processor_of, splits_of
+    from experiments.models import check_fit, load_model
     from experiments.trainer import run_length
 
     config = plan.config
@@ -176,23 +173,10 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed
-    data = load_task(task, OmegaConf.to_object(config.data))
-    splits = apply_protocol(
-        data,
-        OmegaConf.to_object(config.protocol),
-        train_items=config.data.train_items,
-        seed=stream(seed, "subset"),
-    )
-    processor = load_processor(config.model, task)
+    data, processor = data_of(plan), processor_of(plan)
     model, head = load_model(config.model, task, stream(seed, "head"))
     check_fit(config.model, task, model, processor)
-
-    def ready(dataset: Any, name: str | None) -> Split:
-        return Split(name or "validation", make_items(dataset, processor, task, config.data.cache))
-
-    train = ready(splits.train, "train")
-    select = None if splits.select is None else ready(splits.select, splits.select_name)
-    report = ready(splits.report, splits.report_name)
+    train, select, report = splits_of(plan)
     model = model.to(accelerator.device)
     method = plan.method(plan.method_config, plan.budget)
     _take_pattern(plan, method)

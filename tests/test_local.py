@@ -53,6 +53,19 @@ def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path)
             assert (there / name).read_bytes() == (alone.folder.path / name).read_bytes(), name
 
 
+def test_the_third_run_of_a_worker_equals_that_run_in_a_process_of_its_own(tiny_model_dir, tmp_path):
+    """After full fine-tuning, which changes every weight, and after another task."""
+    wanted = [*MOVES, "seed=5", "threads=1"]
+    before = [["method=full", "threads=1"], ["method=lora", "task=vader_tweets", "threads=1"]]
+    plans = [make_plan(quick(tiny_model_dir, tmp_path / "a", *more)) for more in [*before, wanted]]
+    assert local.run_plans(plans, LauncherConfig(workers=1)) == 0
+    alone = command(*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'b'}", *wanted)
+    assert alone.returncode == 0, alone.stderr
+    there, own = plans[2].folder.path, make_plan(quick(tiny_model_dir, tmp_path / "b", *wanted)).folder.path
+    for name in FILES:
+        assert (there / name).read_bytes() == (own / name).read_bytes(), name
+
+
 def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(tiny_model_dir, tmp_path):
     given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=range(3)")
     victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=1", "threads=1"))
@@ -72,10 +85,12 @@ def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_go
     assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
 
 
-def test_a_sweep_in_one_process_is_refused(tmp_path):
+def test_a_plan_and_a_sweep_in_one_process_which_is_refused_leave_nothing(tmp_path):
+    planned = command("-m", "method=lora,head", f"store.root={tmp_path / 'runs'}", "--plan")
+    assert planned.returncode == 0 and "0 of 2 done" in planned.stdout and not list(tmp_path.iterdir())
     done = command("-m", "method=lora,head", "hydra/launcher=basic", f"store.root={tmp_path / 'runs'}")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("elalora: hydra/launcher=basic would do")
-    assert "Traceback" not in done.stderr and not list(tmp_path.glob("runs/vader*"))
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
