@@ -146,7 +146,7 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema and the budgets r1 .. r64 where Hydra finds them, and keeps it from work that nobody asked for."""
+    """Puts the schema and the budgets r1 .. r64 where Hydra finds them, and spares it work that nobody asked for."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for rank in range(1, MAX_NAMED_BUDGET + 1):

@@ -3,6 +3,8 @@
 Accounting (slurmdbd on MariaDB) is needed: without it a killed job is never reported. A cluster's folder holds its
 controller's state and its accounting data, so both are new together: job ids that start again at 1 over old
 accounting data would be answered with old jobs.
+
+    python tests/slurm_cluster.py COMMAND ...      # does a command in a new cluster, which then goes
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,7 +61,10 @@ MinJobAge=300
 OverTimeLimit=0
 PropagateResourceLimits=NONE
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9
 """
 DBD_CONF = """
 AuthType=auth/munge
@@ -178,3 +185,8 @@ def _free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="s") as place, cluster(Path(place) / "c") as environment:
+        sys.exit(subprocess.call(sys.argv[1:], env=environment))

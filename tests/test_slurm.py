@@ -44,7 +44,7 @@ def words(model, store, *more):
     ]
 
 
-def collect(given, env, seconds=90):
+def collect(given, env, seconds=300):
     """The same command again until nothing is in the queue; the last answer."""
     end = time.monotonic() + seconds
     while True:
@@ -54,7 +54,7 @@ def collect(given, env, seconds=90):
         time.sleep(1)
 
 
-def until(ready, seconds=60):
+def until(ready, seconds=300):
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, "it did not come so far"
@@ -91,25 +91,46 @@ def test_a_killed_run_is_reported_and_the_same_command_does_only_that_one(slurm,
     os.kill(victim.folder.status()["pid"], signal.SIGKILL)
     until(lambda: len(list(tmp_path.glob("*/*/result.json"))) == 1)
     until(lambda: not subprocess.check_output(["squeue", "-h"], env=slurm).strip())
+    sacct = ["sacct", "-n", "-X", "-P", "-o", "State"]
+    until(lambda: b"RUNNING" not in subprocess.check_output(sacct, env=slurm))
     done = command(*given, env=slurm)
-    assert f"{victim.label} stopped before: its job ended without a word; it is submitted again" in done.stdout
+    told = r"its job ended without a word \(SLURM: job \d+_1 FAILED, exit code \d+:\d+\); it is submitted again"
+    assert re.search(f"{re.escape(victim.label)} stopped before: {told}", done.stdout), done.stdout
     assert "SLURM array of 1 jobs for 1 runs" in done.stdout
     done = collect(given, slurm)
     assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stderr
 
 
+def preempt(env, grace):
+    """A job of a higher partition that needs the whole node, so that SLURM preempts what runs there."""
+    subprocess.run(["scontrol", "update", "PartitionName=main", f"GraceTime={grace}"], env=env, check=True)
+    urgent = ["sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(urgent, env=env, check=True)
+
+
 @needs_slurm
-def test_a_job_told_to_stop_in_its_second_run_is_requeued_and_ends_bit_identical(slurm, tiny_model_dir, tmp_path):
-    more = ["method=elalora", "trainer.max_steps=600", "store.checkpoint_every=50"]
+def test_a_job_stopped_three_times_in_its_second_run_goes_on_and_ends_bit_identical(slurm, tiny_model_dir, tmp_path):
+    """By the signal before a time limit; preempted at once, where SLURM requeues; and preempted with a grace time."""
+    more = ["method=elalora", "trainer.max_steps=2000", "store.checkpoint_every=50"]
     given = words(tiny_model_dir, tmp_path / "slurm", *more, "seed=0,1", "launcher.runs_per_job=2")
     assert command(*given, env=slurm).returncode == 0
     second = make_plan(quick(tiny_model_dir, tmp_path / "slurm", *more, "seed=1", "threads=1"))
-    until(lambda: second.folder.status().get("step", 0) > 60)
+
+    def trains(attempt):
+        status = second.folder.status()
+        return status.get("attempts") == attempt and status.get("step", 0) > 60
+
+    until(lambda: trains(1))
     job = subprocess.check_output(["squeue", "-h", "-o", "%i"], env=slurm, text=True).strip()
     subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
+    for attempt, grace in ((2, 0), (3, 60)):
+        until(lambda attempt=attempt: trains(attempt))
+        preempt(slurm, grace)
     done = collect(given, slurm)
     assert done.returncode == 0 and "2 of 2 runs done" in done.stdout, done.stdout + done.stderr
-    assert second.folder.status()["attempts"] == 2
+    assert second.folder.status()["attempts"] == 4
+    said = "".join(path.read_text() for path in (tmp_path / "slurm" / ".slurm" / "logs").glob("*.err"))
+    assert said.count("was told to stop; it is requeued and goes on") == 2  # and once SLURM did it
     alone = command(*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'alone'}", *more, "seed=1",
                     "threads=1", env=slurm)  # fmt: skip
     assert alone.returncode == 0, alone.stderr
@@ -132,6 +153,22 @@ def test_a_transplant_starts_when_its_source_is_done(slurm, tiny_model_dir, tmp_
     assert run_plans([taking, source], config) == 0, capfd.readouterr()
     assert "2 of 2 runs done" in capfd.readouterr().out
     assert taking.folder.result()["ranks"]["final"] == source.folder.result()["ranks"]["final"]
+
+
+@pytest.mark.full
+@needs_slurm
+def test_forty_runs_lose_only_the_one_that_is_killed(slurm, tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "method=lora", "seed=range(40)")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=17", "threads=1"))
+    assert "SLURM array of 40 jobs for 40 runs" in command(*given, env=slurm).stdout
+    until(lambda: "pid" in victim.folder.status(), 3000)
+    os.kill(victim.folder.status()["pid"], signal.SIGKILL)
+    until(lambda: not subprocess.check_output(["squeue", "-h"], env=slurm).strip(), 3000)
+    assert len(list(tmp_path.glob("*/*/result.json"))) == 39
+    again = command(*given, env=slurm)
+    assert f"{victim.label} stopped before" in again.stdout and "SLURM array of 1 jobs for 1 runs" in again.stdout
+    assert "39 of 40 runs done, 1 in the queue, 0 failed" in again.stdout
+    assert "40 of 40 runs done" in collect(given, slurm).stdout
 
 
 def test_a_transplant_is_submitted_after_its_source(tiny_model_dir, tmp_path):

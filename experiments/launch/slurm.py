@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +30,7 @@ from experiments.signals import Preempted
 
 REQUEUE = signal.SIGUSR2  # what submitit lets SLURM send before the time limit
 LIVE = 5.0  # seconds between two looks at the queue
+ACTIVE = ("PENDING", "RUNNING", "REQUEUED")  # accounting may lag behind the queue
 
 
 def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
@@ -45,9 +46,8 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
     plans = in_order(given)
     queued = _queued(plans)
     new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
-    for plan in new:
-        if plan.folder.status():
-            print(f"{plan.label} stopped before: {_reason(plan)}; it is submitted again")
+    for plan, reason in _reasons([plan for plan in new if plan.folder.status()]):
+        print(f"{plan.label} stopped before: {reason}; it is submitted again")
     for line in describe(new, config):
         print(line)
     _submit(new, config)
@@ -108,7 +108,7 @@ class Job:
             return run_here([_same(run, text) for run, text in given["runs"].items()])
         except (KeyboardInterrupt, Preempted) as stop:
             name = stop.signal if isinstance(stop, Preempted) else str(stop)
-            if name != REQUEUE.name:  # cancelled, or preempted by a SLURM that requeues by itself
+            if name != REQUEUE.name and not _in_grace():  # cancelled, or preempted by a SLURM that requeues by itself
                 raise
             self._requeue()
 
@@ -119,6 +119,15 @@ class Job:
         print(f"elalora: job {job} was told to stop; it is requeued and goes on", file=sys.stderr, flush=True)
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
         sys.exit(1)
+
+
+def _in_grace() -> bool:
+    """Whether SLURM, having sent TERM, lets the job run on, as in the grace time of a preemption.
+
+    A job that ends in that time is over for SLURM and is not requeued. One that is cancelled or requeued is ending.
+    """
+    ask = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T"]
+    return subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == "RUNNING"
 
 
 def _same(run: str, text: str) -> Plan:
@@ -207,30 +216,55 @@ def _queued(plans: Sequence[Plan]) -> dict[str, str]:
     except subprocess.SubprocessError as error:
         raise UserError(f"squeue does not answer: {getattr(error, 'stderr', None) or error}".strip()) from error
     live = set(done.stdout.split())
+    jobs = _jobs(plans)
+    return {plan.id: job for plan in plans if (job := jobs.get(plan.id)) in live and plan.finished() is None}
+
+
+def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
+    """The last job that each of these runs was submitted in."""
     found: dict[str, str] = {}
     for folder in {_jobs_folder(plan) for plan in plans}:
         path = folder / "jobs.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             entry = json.loads(line)
-            if entry["job"] in live:
-                found |= dict.fromkeys(entry["runs"], entry["job"])
-    return {plan.id: found[plan.id] for plan in plans if plan.id in found and plan.finished() is None}
+            found |= dict.fromkeys(entry["runs"], entry["job"])
+    return found
 
 
 def _summary(plans: Sequence[Plan]) -> int:
     queued = _queued(plans)
     left = [plan for plan in plans if plan.finished() is None]
     lost = [plan for plan in left if plan.id not in queued]
-    for plan in lost:
-        print(f"elalora: {plan.label} failed: {_reason(plan)} (see {plan.folder.path})", file=sys.stderr)
+    for plan, reason in _reasons(lost):
+        print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
     print(f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {len(lost)} failed")
     if left:
         print("the same command again shows how they stand and submits what failed")
     return 1 if lost else 0
 
 
-def _reason(plan: Plan) -> str:
-    return plan.folder.status().get("error") or "its job ended without a word"
+def _reasons(plans: Sequence[Plan]) -> Iterator[tuple[Plan, str]]:
+    """Each run with what it wrote of its end; where it could not, with what SLURM says of its job."""
+    jobs = _jobs(plans)
+    told = _accounting({jobs[plan.id] for plan in plans if plan.id in jobs})
+    for plan in plans:
+        status, said = plan.folder.status(), told.get(jobs.get(plan.id, ""))
+        line = status.get("error") or "its job ended without a word"
+        yield plan, line if status.get("state") == "failed" or said is None else f"{line} (SLURM: {said})"
+
+
+def _accounting(jobs: Collection[str]) -> dict[str, str]:
+    """How each of these jobs ended, as `sacct` has it (OUT_OF_MEMORY, NODE_FAIL, ...); nothing without accounting."""
+    if not jobs:
+        return {}
+    arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
+    ask = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays]
+    try:
+        lines = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    rows = [line.split("|") for line in lines]
+    return {job: f"job {job} {state}, exit code {code}" for job, state, code in rows if state not in ACTIVE}
 
 
 def _check(config: LauncherConfig) -> None:
