@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+ECHO = 2.0  # seconds: slurmstepd and srun both send the TERM of one preemption, tenths of a second apart
 COME_AGAIN = 75  # EX_TEMPFAIL: the exit code of a run that was asked to stop and goes on when it is started again
 
 
@@ -30,9 +32,10 @@ class Preempted(RuntimeError):
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process was asked to stop, by which signal, and when (time.monotonic)."""
 
     signal: str | None = None
+    when: float = 0.0
 
 
 @contextmanager
@@ -48,9 +51,11 @@ def listening() -> Iterator[Stop]:
 
     def asked(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if stop.signal == name != "SIGINT" and time.monotonic() - stop.when < ECHO:
+            return
         if stop.signal is not None:
             raise KeyboardInterrupt(f"{stop.signal}, then {name}")
-        stop.signal = name
+        stop.signal, stop.when = name, time.monotonic()
         # not print: a handler may run inside another print
         os.write(2, f"elalora: {name}: stopping at the next step with a checkpoint; once more stops at once\n".encode())
 

@@ -84,6 +84,20 @@ def test_a_second_signal_stops_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_the_echo_of_a_signal_is_no_second_one_and_ctrl_c_has_none(monkeypatch):
+    clock = iter([100.0, 101.9, 102.1])
+    monkeypatch.setattr("experiments.signals.time.monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM, then SIGTERM"), listening() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT, then SIGINT"), listening():
+        clock = iter([100.0])
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def full():
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from runs import MOVES, QUICK, ROOT, command, quick
@@ -38,7 +40,7 @@ def words(model, store, *more):
         f"model.path={model}",
         f"store.root={store}",
         "launcher.cpus=1",
-        "launcher.minutes=5",
+        "launcher.minutes=30",
         "threads=1",
         *more,
     ]
@@ -111,7 +113,7 @@ def preempt(env, grace):
 @needs_slurm
 def test_a_job_stopped_three_times_in_its_second_run_goes_on_and_ends_bit_identical(slurm, tiny_model_dir, tmp_path):
     """By the signal before a time limit; preempted at once, where SLURM requeues; and preempted with a grace time."""
-    more = ["method=elalora", "trainer.max_steps=2000", "store.checkpoint_every=50"]
+    more = ["method=elalora", "trainer.max_steps=1500", "store.checkpoint_every=50"]
     given = words(tiny_model_dir, tmp_path / "slurm", *more, "seed=0,1", "launcher.runs_per_job=2")
     assert command(*given, env=slurm).returncode == 0
     second = make_plan(quick(tiny_model_dir, tmp_path / "slurm", *more, "seed=1", "threads=1"))
@@ -131,6 +133,7 @@ def test_a_job_stopped_three_times_in_its_second_run_goes_on_and_ends_bit_identi
     assert second.folder.status()["attempts"] == 4
     said = "".join(path.read_text() for path in (tmp_path / "slurm" / ".slurm" / "logs").glob("*.err"))
     assert said.count("was told to stop; it is requeued and goes on") == 2  # and once SLURM did it
+    assert "then SIGTERM" not in said  # it comes twice, from slurmstepd and srun
     alone = command(*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'alone'}", *more, "seed=1",
                     "threads=1", env=slurm)  # fmt: skip
     assert alone.returncode == 0, alone.stderr
@@ -200,6 +203,34 @@ def test_a_job_of_other_code_than_it_was_submitted_from_says_so_and_does_its_run
     assert slurm_launcher.Job(str(path), 0)() == 0
     assert capsys.readouterr().err.strip() == (f"elalora: {said}" if said else "")
     assert [one.id for one in done] == [plan.id]
+
+
+def test_accounting_is_quoted_where_a_run_could_not_write_its_end(tiny_model_dir, tmp_path, monkeypatch):
+    plans = [make_plan(quick(tiny_model_dir, tmp_path, "method=lora", f"seed={seed}")) for seed in range(4)]
+    states = [{"state": "running"}, {"state": "failed", "error": "NotFinite: loss"}, {}, {"state": "running"}]
+    (tmp_path / ".slurm").mkdir()
+    jobs = [{"job": job, "runs": [plan.id]} for job, plan in zip(("5_0", "7_1", "7_2", "9"), plans, strict=True)]
+    again = {"job": "7_0", "runs": [plans[0].id]}  # its last job counts
+    (tmp_path / ".slurm" / "jobs.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*jobs, again]))
+    for plan, state in zip(plans, states, strict=True):
+        plan.folder.path.mkdir(parents=True)
+        plan.folder.write("status.json", state)
+    rows = "7_0|OUT_OF_MEMORY|0:125\n7_1|FAILED|1:0\n7_2|CANCELLED by 0|0:0\n9|RUNNING|0:0\n"
+    asked = []
+    monkeypatch.setattr(
+        slurm_launcher.subprocess, "run", lambda words, **more: asked.append(words) or SimpleNamespace(stdout=rows)
+    )
+    nothing = "its job ended without a word"
+    assert [line for _, line in slurm_launcher._reasons(plans)] == [
+        f"{nothing} (SLURM: job 7_0 OUT_OF_MEMORY, exit code 0:125)",
+        "NotFinite: loss",
+        f"{nothing} (SLURM: job 7_2 CANCELLED by 0, exit code 0:0)",
+        nothing,
+    ]
+    assert asked[0][-1] == "7,9"
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert [line for _, line in slurm_launcher._reasons(plans)] == [nothing, "NotFinite: loss", nothing, nothing]
 
 
 def test_runs_per_job_covers_every_run_once():
