@@ -91,6 +91,7 @@ class Stored:
 
     Attributes:
         runs: the chosen runs; tuning: those of a study's tuning stage where they are not among them.
+        known: all runs before any filter, so that a filter makes no run missing.
         facts: lines on what was chosen; left_out: results that could not be read.
         unfinished: runs without a result; declared: the study, None for none.
         reading: the checkpoint that is read.
@@ -98,6 +99,7 @@ class Stored:
 
     runs: pd.DataFrame
     tuning: pd.DataFrame
+    known: pd.DataFrame
     facts: list[str]
     left_out: list[str]
     unfinished: list[Unfinished]
@@ -142,7 +144,7 @@ def read_stores(
     if tuning.any():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
-    return Stored(kept, aside, facts, left_out, unfinished, declared, reading)
+    return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading)
 
 
 def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spread: str = "sd") -> list[Section]:
@@ -151,7 +153,7 @@ def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spr
 
     runs, table = stored.runs, comparison(stored.runs, baseline, spread)
     return [
-        *_confirmatory(runs, stored.unfinished, stored.declared),
+        *_confirmatory(stored.known, stored.unfinished, stored.declared),
         Section("Comparison", {"comparison": table}),
         *_paper(runs),
         *_overall(runs, baseline, folder),
@@ -160,7 +162,7 @@ def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spr
         *([Section("Ranks", figures=figures(runs, folder))] if folder is not None else []),
         *rank_study.sections(runs, folder),
         *attribution.sections(runs, folder),
-        *_endings(runs, stored.unfinished, stored.declared),
+        *_endings(stored),
     ]
 
 
@@ -248,19 +250,13 @@ def _words(place: Mapping[str, str]) -> str:
     return ", ".join(part for part in place.values() if part)
 
 
-def _endings(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:
+def _endings(stored: Stored) -> list[Section]:
     from analysis.confirm import failures
 
-    ended = failures(runs, unfinished, None if declared is None else declared.cells)
-    tables = {"failures": ended} if ended is not None else {}
-    lines = []
-    if declared is not None:
-        lines = [
-            f"Study {declared.name}, part {row['part']}, {row['arm']}: {row['missing']} of {row['planned']} runs are "
-            f"missing; make them with: python run.py -m +study={declared.name}"
-            for row in declared.open_runs(runs).to_dict("records")
-        ]
-    return [Section("How the runs ended", tables, lines=lines)]
+    declared = stored.declared
+    ended = failures(stored.runs, stored.unfinished, None if declared is None else declared.cells)
+    lines = [] if declared is None else declared.gaps(stored.known)
+    return [Section("How the runs ended", {"failures": ended} if ended is not None else {}, lines=lines)]
 
 
 def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.confirm import Family
 from analysis.store import Unfinished
+from experiments.study import TUNING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,18 @@ class Study:
         cells = self.cells.assign(missing=~self.cells["id"].isin(set(runs["id"])), planned=True)
         counts = cells.groupby(["part", "arm"], sort=False)[["missing", "planned"]].sum().reset_index()
         return counts[counts["missing"] > 0]
+
+    def gaps(self, runs: pd.DataFrame) -> list[str]:
+        """A line for every part with runs that have no result yet, and the command that makes them."""
+        lines = []
+        for part, arms in self.open_runs(runs).groupby("part", sort=False):
+            listed = ", ".join(f"{arm} {missing}" for arm, missing in zip(arms["arm"], arms["missing"], strict=True))
+            only = "" if part == TUNING else f" 'study.only=[{part}]'"
+            lines.append(
+                f"Study {self.name}, part {part}: {arms['missing'].sum()} of {(self.cells['part'] == part).sum()} runs "
+                f"are missing ({listed}); make them with: python run.py -m +study={self.name}{only}"
+            )
+        return lines
 
 
 def load_study(name: str, roots: Sequence[str | Path]) -> Study:

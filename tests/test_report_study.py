@@ -63,14 +63,35 @@ def test_only_the_study_s_runs_are_read_and_gaps_are_named_with_their_command(st
     assert "not tested" in text_of(files, "confirmatory.md")
     page = text_of(files, "index.html")
     assert "elalora and lora at r4 are not tested yet: 1 runs are missing." in page
-    assert "part main, elalora: 1 of 6 runs are missing; make them with: python run.py -m +study=small" in page
-    assert "part later, sora: 1 of 1 runs are missing" in page and "better" not in page
+    command = "make them with: python run.py -m +study=small &#x27;study.only=[main]&#x27;"
+    assert f"part main: 1 of 12 runs are missing (elalora 1); {command}" in page
+    assert "part later: 1 of 1 runs are missing (sora 1)" in page and "better" not in page
 
 
 def test_a_whole_study_is_tested_and_says_so(store: Path, tmp_path: Path) -> None:
     write_run(store, result("elalora", 5, 82.5, recipe="matched"))
     files = report([store], tmp_path / "out", study="small", with_figures=False, quiet=True)
     assert "elalora is better than lora at r4: +2.00 points, mean over 1 task" in text_of(files, "index.html")
+
+
+def test_neither_a_filter_nor_the_tuning_s_own_protocol_makes_a_run_missing(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = result("lora", 9, 70.0, protocol="tune", recipe="matched")
+    write_run(store, tuned)
+    write_run(store, result("elalora", 5, 82.5, recipe="matched"))
+    expansion = study.Expansion(None)  # type: ignore[arg-type]
+    cell = SimpleNamespace(part="tuning", kind="tuning", arm="lora", task="vader_movies", budget="r4", seed=9,
+                           plan=SimpleNamespace(id=tuned["id"]))  # fmt: skip
+    monkeypatch.setattr(
+        study, "Expansion", lambda _: SimpleNamespace(cells=[cell, *expansion.cells], study=expansion.study)
+    )
+    only = {"method": ["lora"]}
+    files = report([store], tmp_path / "out", only, study="small", with_figures=False, quiet=True)
+    page = text_of(files, "index.html")
+    assert "elalora is better than lora at r4: +2.00 points, mean over 1 task" in page
+    assert "part later: 1 of 1 runs are missing" in page and "part main:" not in page and "part tuning:" not in page
+    assert "ElaLoRA" not in text_of(files, "comparison.md")
 
 
 def test_a_study_without_runs_names_the_command(store: Path, tmp_path: Path) -> None:
