@@ -9,7 +9,7 @@ from analysis.literature import table as published_table
 from analysis.rows import digest
 from analysis.settings import changed_knobs, told_apart
 from analysis.statistics import summary
-from analysis.table import CELL, NAMES, Table
+from analysis.table import CELL, NAMES, Table, signed, signed_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,10 +64,10 @@ def _record(change: str, arm: pd.DataFrame, base: dict[int, float]) -> dict[str,
     if not change or not pairs:
         return record
     d = summary(pairs)
-    text = f"{d.mean:+.2f}" + ("" if math.isnan(d.low) else f" [{d.low:+.2f}, {d.high:+.2f}]")
+    text = signed(d.mean) + signed_range(d.low, d.high)
     text += f" (n={d.n})" if d.n != s.n else ""
     numbers = {"diff_n": d.n, "diff_mean": d.mean, "diff_low": d.low, "diff_high": d.high}
-    return record | numbers | {"text": text.replace("-", "−")}
+    return record | numbers | {"text": text}
 
 
 def published_ablations() -> dict[str, Table]:

@@ -12,23 +12,23 @@ interaction is a difference of differences: the effect with a switch on less the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from analysis.settings import flatten
+from analysis.settings import cell_of, flatten
 from analysis.statistics import Array, holm, least_pairs, sign_flip, smallest_p, t_interval
+from analysis.table import TUNED, Table, signed
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.page import Section
-    from analysis.table import Table
 
 RANKS = ("fixed", "random", "scored")
 WITHIN = ["model", "budget", "protocol", "recipe"]  # a factorial lies within one of each
@@ -114,24 +114,6 @@ def effects(scores: ArrayLike, rng: Generator | None = None) -> list[Effect]:
 # -- from the run store ------------------------------------------------------------------------------------
 
 
-def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(ranks, D1, D2) of a run's settings as positions in the factorial, None for a run outside of it.
-
-    The other side effects must be off: the factorial is run with variant=paper.
-    """
-    method = settings.get("method", {})
-    switches = (int(bool(method.get("D1"))), int(bool(method.get("D2"))))
-    if method.get("name") == "svd_lora":
-        inside = not method.get("ranks_from") and method.get("D4", "off") == "off"
-        return (0, *switches) if inside else None
-    if method.get("name") != "elalora" or method.get("variant", "paper") != "paper":
-        return None
-    if method.get("D4") not in (None, "off") or any(method.get(name) for name in ("D8", "D12", "D15")):
-        return None
-    random = method.get("importance") == "random" or method.get("expansion") == "random"
-    return (1 if random else 2, *switches)
-
-
 def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial], list[str]]:
     """Every complete factorial among the runs, and what keeps the others from being complete.
 
@@ -143,8 +125,6 @@ def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial]
         tuned: whether the cells may have learning rates and weight decays of their own.
     """
     import json
-
-    from analysis.table import TUNED
 
     placed = runs.assign(cell=[cell_of(s) for s in runs["settings"]])
     placed = placed[placed["cell"].notna()]
@@ -172,17 +152,19 @@ def _complete(group: pd.DataFrame, where: str, gaps: list[str]) -> Factorial | N
         return None
     wide = group.pivot(index=["task", "seed"], columns="cell", values="score")
     cells = [(i, j, k) for i in range(3) for j in range(2) for k in range(2)]
-    missing = [cell_name(cell) for cell in cells if cell not in wide.columns]
-    if missing:
-        gaps.append(f"{where}: the factorial lacks {', '.join(missing)}")
+    held = wide.reindex(columns=cells).notna().groupby("task").any()
+    tasks = [str(task) for task in held.index[held.all(axis=1)]]
+    if not tasks:
+        fullest = held.loc[held.sum(axis=1).idxmax()]
+        gaps.append(f"{where}: the factorial lacks {', '.join(cell_name(cell) for cell in cells if not fullest[cell])}")
         return None
-    whole = wide[cells].dropna().unstack("task").dropna()
+    group = group[group["task"].isin(tasks)]  # another task may have some of the arms for another purpose
+    whole = wide.loc[tasks, cells].dropna().unstack("task").dropna()
     if len(whole) < len(set(group["seed"])):
         gaps.append(f"{where}: {len(set(group['seed'])) - len(whole)} seeds lack a cell and are left out")
     if len(whole) < 2:
         gaps.append(f"{where}: an effect needs two complete seeds, {len(whole)} are there")
         return None
-    tasks = sorted(set(group["task"]))
     scores = whole.to_numpy(float).reshape(len(whole), 3, 2, 2, len(tasks)).mean(axis=-1)
     return Factorial(scores, [int(s) for s in whole.index], tasks, where, _sources(group))
 
@@ -204,13 +186,9 @@ def table(factorial: Factorial) -> Table:
     """The eleven effects, with what they mean and how far the tests reach."""
     import pandas as pd
 
-    from analysis.table import Table
-
     found = effects(factorial.scores, np.random.default_rng(0))
     columns = ["Effect", "Points", "95 % interval", "p", "p (Holm)"]
-    rows = [
-        [e.name, _signed(e.mean), f"[{_signed(e.low)}, {_signed(e.high)}]", _p(e.p), _p(e.corrected)] for e in found
-    ]
+    rows = [[e.name, signed(e.mean), f"[{signed(e.low)}, {signed(e.high)}]", _p(e.p), _p(e.corrected)] for e in found]
     n = len(factorial.seeds)
     notes = [f"{name}: {text}." for name, text in MEANING.items()]
     notes += [
@@ -240,7 +218,7 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
     parts += [_sentence(effect, alpha) for effect in main]
     clear = [e for e in crossed if e.corrected <= alpha]
     if clear:
-        listed = "; ".join(f"{e.name} {_signed(e.mean)} points, corrected p {_p(e.corrected)}" for e in clear)
+        listed = "; ".join(f"{e.name} {signed(e.mean)} points, corrected p {_p(e.corrected)}" for e in clear)
         parts.append(f"These effects depend on one another: {listed}. The main effects are averages over them.")
     else:
         least = min(e.corrected for e in crossed)
@@ -254,21 +232,15 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
 
 
 def _sentence(effect: Effect, alpha: float) -> str:
-    known = f"95 % interval {_signed(effect.low)} to {_signed(effect.high)}, corrected p {_p(effect.corrected)}"
+    known = f"95 % interval {signed(effect.low)} to {signed(effect.high)}, corrected p {_p(effect.corrected)}"
     if effect.corrected <= alpha:
         verb = "raised" if effect.mean > 0 else "lowered"
         return f"{_capital(MEANING[effect.name])} {verb} the score by {abs(effect.mean):.2f} points ({known})."
-    return (
-        f"{_capital(MEANING[effect.name])} is not told apart from no effect ({_signed(effect.mean)} points, {known})."
-    )
+    return f"{_capital(MEANING[effect.name])} is not told apart from no effect ({signed(effect.mean)} points, {known})."
 
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _p(value: float) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.statistics import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
 from analysis.store import Unfinished
-from analysis.table import PARAMETER_TOLERANCE, Table, note_manifests, place_of
+from analysis.table import PARAMETER_TOLERANCE, Table, note_manifests, place_of, signed, signed_range
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -170,10 +170,11 @@ def sentence(record: Mapping[str, Any], family: Family) -> str:
     if "p" not in record:
         return f"{arm} and {base} {where} cannot be tested: no seed has a result of both on every task."
     over = f"{record['tasks']} tasks" if record["tasks"] > 1 else "1 task"
-    reach = "" if math.isnan(record["low"]) else f", 95 % t interval [{record['low']:+.2f}, {record['high']:+.2f}]"
+    reach = "" if math.isnan(record["low"]) else f", 95 % t interval{signed_range(record['low'], record['high'])}"
     facts = (
-        f"{record['mean']:+.2f} points, mean over {over} of the paired difference{reach}, {record['n']} seeds, "
-        f"p = {shown_p(record['p'])}, Holm-corrected over {family.m} {shown_p(record['p_holm'])}"
+        f"{signed(record['mean'])} points, mean over {over} of the paired difference{reach}, {record['n']} seeds, "
+        f"p = {shown_p(record['p'])}, with Holm's correction over {family.m} comparisons "
+        f"p = {shown_p(record['p_holm'])}"
     )
     below = record["p_holm"] < family.alpha
     if record["claim"]:
@@ -187,7 +188,7 @@ def sentence(record: Mapping[str, Any], family: Family) -> str:
         )
     if record.get("params_apart", 0.0) > PARAMETER_TOLERANCE:
         text += f" Their adapter parameters differ by {100 * record['params_apart']:.1f} %."
-    return text.replace(" -", " −").replace("[-", "[−")
+    return text
 
 
 def shown_p(p: float) -> str:
@@ -212,17 +213,16 @@ def _table(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], family: Fa
     ]
     rows = []
     for r in records:
-        interval = "" if math.isnan(r.get("low", math.nan)) else f" [{r['low']:+.2f}, {r['high']:+.2f}]"
+        interval = signed_range(r.get("low", math.nan), r.get("high", math.nan))
         needed = r.get("seeds_needed")
         row = [
-            r["arm"], r["budget"], str(r["n"]), f"{r['mean']:+.2f}{interval}" if "mean" in r else "",
+            r["arm"], r["budget"], str(r["n"]), signed(r["mean"]) + interval if "mean" in r else "",
             shown_p(r["p"]) if "p" in r else "not tested",
             shown_p(r["p_holm"]) + ("*" if r["claim"] else "") if "p" in r else "",
-            f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", f"{r['d']:+.2f}" if "d" in r else "",
+            f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", signed(r["d"]) if "d" in r else "",
             "" if needed is None else str(needed), str(r["missing"] or ""), str(r["failed"] or ""),
         ]  # fmt: skip
-        row += [f"{r[f'mean_{t}']:+.2f}" if f"mean_{t}" in r else "" for t in tasks]
-        rows.append([text.replace("-", "−") if text[:1] in "+-" else text for text in row])
+        rows.append(row + [signed(r[f"mean_{t}"]) if f"mean_{t}" in r else "" for t in tasks])
     caption = f"Confirmatory: study {family.study}, part {family.part}, differences to {family.baseline} in points."
     return Table(caption, [*columns, *tasks], rows, notes, frame)
 

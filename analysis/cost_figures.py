@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,14 @@ SIZES = (4.0, 9.5)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
-def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "") -> list[Path]:
+def styles(names: Iterable[str]) -> dict[str, int]:
+    """A number for every arm of a report, so that it has the same colour and marker in all of its figures."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def draw_pareto(
+    arms: pd.DataFrame, path: Path, title: str = "", data: str = "", known_arms: Mapping[str, int] | None = None
+) -> list[Path]:
     """Draws score against every cost that is known.
 
     Args:
@@ -27,18 +35,22 @@ def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "")
         path: without suffix; .png and .svg are written.
         title: above all panels.
         data: source of the data, below.
+        known_arms: from `styles`; None numbers the arms of this figure.
     """
     from matplotlib.lines import Line2D
 
     known = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]
     if not known:
         return []
-    methods = list(dict.fromkeys(arms["shown"]))
-    style = {m: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, m in enumerate(methods)}
+    numbers = styles([*(known_arms or ()), *arms["shown"]])
+    present = sorted(set(arms["shown"]), key=numbers.__getitem__)
+    style = {m: (COLOURS[numbers[m] % len(COLOURS)], MARKERS[numbers[m] % len(MARKERS)]) for m in present}
     sizes = _sizes(arms)
     columns = min(2, len(known))
     rows = -(-len(known) // columns)
-    figure = new_figure(4.2 * columns + 2.4, 3.2 * rows + 0.9)
+    labels = {method: wrapped(method, 26 if len(style) < 9 else 40) for method in style}
+    lines = sum(label.count("\n") + 1 for label in labels.values()) + len(sizes) + 1
+    figure = new_figure(4.2 * columns + (2.4 if len(style) < 9 else 3.4), max(3.2 * rows, 0.19 * lines) + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, cost in zip(axes.flat, known, strict=False):
         _panel(axis, arms[arms[cost].notna()], cost, style, sizes)
@@ -47,7 +59,7 @@ def draw_pareto(arms: pd.DataFrame, path: Path, title: str = "", data: str = "")
     for row in axes:
         row[0].set_ylabel(f"{arms['metric'].iloc[0]} (points)")
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=wrapped(method, 26))
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=labels[method])
         for method, (colour, marker) in style.items()
     ]
     handles += [

@@ -170,7 +170,7 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
     first = next(iter(courses.values()))
     kinds = list(dict.fromkeys(first.columns.get_level_values("type")))
     layers = sorted({layer for _, layer in first.columns})
-    colour = {layer: colormaps["viridis"](0.95 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
+    colour = {layer: colormaps["viridis"](0.85 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
     across = -(-len(kinds) // -(-len(kinds) // MOST_ACROSS))
     blocks = [kinds[i : i + across] for i in range(0, len(kinds), across)]
     figure = new_figure(1.75 * across + 1.6, 2.1 * len(courses) * len(blocks) + 1.3)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.items import mcnemar_by_seed, two_way_bootstrap
 from analysis.store import load_predictions
-from analysis.table import CELL, NAMES, Table, fitting, place_of, shown_names, summarise
+from analysis.table import CELL, NAMES, Table, fitting, place_of, shown_names, signed, signed_range, summarise
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -173,7 +173,4 @@ def _varying(frame: pd.DataFrame) -> Sequence[str]:
 
 
 def _interval(record: Mapping[str, Any]) -> str:
-    text = f"{record['diff']:+.2f}"
-    if not math.isnan(record["low"]):
-        text += f" [{record['low']:+.2f}, {record['high']:+.2f}]"
-    return text.replace("-", "−")
+    return signed(record["diff"]) + signed_range(record["low"], record["high"])

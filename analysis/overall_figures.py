@@ -6,11 +6,12 @@ nothing apart, and a band over seeds needs seeds; `why_not_` then holds the reas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.across_tasks import cliques, performance_profile, profile_band
-from analysis.cost_figures import COLOURS
+from analysis.cost_figures import COLOURS, styles
 from analysis.figures import new_figure, save_figure, source_of, wrapped
 from analysis.overall import Place, mean_ranks, p_text
 
@@ -91,7 +92,9 @@ def draw_ranks(place: Place, path: Path, title: str = "") -> list[Path]:
     return save_figure(figure, path, title, source_of(place.citations), remark)
 
 
-def draw_profiles(place: Place, baseline: str, path: Path, title: str = "") -> list[Path]:
+def draw_profiles(
+    place: Place, baseline: str, path: Path, title: str = "", known_arms: Mapping[str, int] | None = None
+) -> list[Path]:
     """Share of runs above each threshold, averaged over tasks, with a bootstrap band over seeds.
 
     Args:
@@ -99,6 +102,7 @@ def draw_profiles(place: Place, baseline: str, path: Path, title: str = "") -> l
         baseline: the method whose mean on a task is the 0 of that task; the mean of all arms where it is not one arm.
         path: without suffix; .png and .svg are written.
         title: above.
+        known_arms: from `styles`; None numbers the arms of this figure.
     """
     import numpy as np
 
@@ -111,7 +115,9 @@ def draw_profiles(place: Place, baseline: str, path: Path, title: str = "") -> l
     thresholds = np.linspace(min(ends) - room, max(ends) + room, THRESHOLDS)
     figure = new_figure(9.0, 4.2)
     axis = figure.subplots()
-    for number, (name, x) in enumerate(shifted.items()):
+    numbers = styles([*(known_arms or ()), *shifted])
+    for name, x in sorted(shifted.items(), key=lambda item: numbers[item[0]]):
+        number = numbers[name]
         again = number + number // len(COLOURS)  # a colour that comes again has another dash
         _profile(axis, name, x, thresholds, COLOURS[number % len(COLOURS)], DASHES[again % len(DASHES)])
     axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)

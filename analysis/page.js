@@ -62,7 +62,9 @@ for (const figure of all("figure")) {
   const set = (value) => {
     const middle = [(view.scrollLeft + view.clientWidth / 2) / zoom, (view.scrollTop + view.clientHeight / 2) / zoom];
     zoom = Math.min(12, Math.max(1, value));
-    image.style.width = `${100 * zoom}%`;
+    const whole = Math.min(view.clientWidth, image.naturalWidth || view.clientWidth);
+    image.style.maxWidth = zoom === 1 ? "" : "none";
+    image.style.width = zoom === 1 ? "" : `${whole * zoom}px`;
     view.scrollLeft = middle[0] * zoom - view.clientWidth / 2;
     view.scrollTop = middle[1] * zoom - view.clientHeight / 2;
   };

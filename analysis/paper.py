@@ -28,6 +28,8 @@ from analysis.table import (
     note_manifests,
     place_of,
     shown_names,
+    signed,
+    signed_range,
 )
 from elalora.errors import UserError
 
@@ -362,9 +364,9 @@ def _meeting(
     gap = s.mean - value
     record |= {"comparable": True, "difference": gap}
     if s.n < LEAST_FOR_INTERVAL:
-        return record | {"text": f"{gap:+.2f} (no interval below {LEAST_FOR_INTERVAL} seeds)".replace("-", "−")}
+        return record | {"text": f"{signed(gap)} (no interval below {LEAST_FOR_INTERVAL} seeds)"}
     low, high = (end - value for end in t_interval(found))
-    text = f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+    text = signed(gap) + signed_range(low, high)
     return record | {"low": low, "high": high, "text": text}
 
 

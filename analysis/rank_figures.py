@@ -22,6 +22,8 @@ LOOKS = [
     ("#56B4E9", "X"), ("#7F7F7F", "*"),
 ]  # fmt: skip
 MOST_ROUNDS = 8  # panels of the small multiples
+MOST_MATRICES = 48  # rows of one panel of moves
+MOST_COLUMNS = 24  # of all panels of moves together
 
 
 def draw_spreads(maps: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
@@ -104,7 +106,7 @@ def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
         axis.text(
             x,
             y,
-            form.format(round(float(value), 2) + 0.0),
+            form.format(round(float(value), 2) + 0.0).replace("-", "−"),
             ha="center",
             va="center",
             fontsize=7,
@@ -113,7 +115,9 @@ def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
 
 
 def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
-    """What was pruned and grown when: a row per matrix, a column per round.
+    """What was pruned and grown when: a row per matrix, a column per round; many of either stay legible.
+
+    More than `MOST_MATRICES` matrices stand in panels side by side, whole types each; more rounds than fit are joined.
 
     Args:
         net: directions gained less lost, (matrices, steps), mean over seeds; only matrices that ever moved.
@@ -124,20 +128,59 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
     """
     import numpy as np
 
-    most = max(1.0, float(np.abs(net.to_numpy(float)).max()))
-    figure = new_figure(max(6.5, 0.62 * len(net.columns) + 3.6), 0.2 * len(net) + 1.8)
-    axis = figure.subplots()
-    image = axis.imshow(net.to_numpy(float), cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
-    for y, x in np.argwhere(replaced.to_numpy(float) > 0):
-        axis.plot(x, y, "o", color="black", markersize=3.5, markerfacecolor="white", markeredgewidth=0.7)
-    axis.set_xticks(range(len(net.columns)), [str(step) for step in net.columns], rotation=40, ha="right")
-    axis.set_yticks(range(len(net)), list(net.index))
-    axis.tick_params(labelsize=7)
-    axis.set_xlabel("step of the round")
-    figure.colorbar(image, ax=axis, label="gained less lost", fraction=0.05, pad=0.02).outline.set_linewidth(0.5)
-    return save_figure(
-        figure, path, title, data, "A dot: a direction of the matrix was replaced by a new one of its own. "
+    panels = _by_types(list(net.index))
+    joined, net, replaced = (
+        len(net.columns),
+        *(_joined(f, max(8, MOST_COLUMNS // len(panels))) for f in (net, replaced)),
     )
+    most = max(1.0, float(np.abs(net.to_numpy(float)).max()))
+    width = max(2.2, 0.36 * len(net.columns)) if len(panels) > 1 else max(3.9, 0.55 * len(net.columns))
+    figure = new_figure(len(panels) * (width + 1.0) + 1.6, 0.2 * max(map(len, panels)) + 1.9)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, rows in zip(axes, panels, strict=True):
+        image = axis.imshow(net.loc[rows].to_numpy(float), cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
+        for y, x in np.argwhere(replaced.loc[rows].to_numpy(float) > 0):
+            axis.plot(x, y, "o", color="black", markersize=3.5, markerfacecolor="white", markeredgewidth=0.7)
+        axis.set_xticks(
+            range(len(net.columns)),
+            [str(step) for step in net.columns],
+            rotation=40,
+            ha="right",
+            rotation_mode="anchor",
+        )
+        axis.set_yticks(range(len(rows)), rows)
+        axis.tick_params(labelsize=7)
+        axis.set_xlabel("step of the round")
+    figure.colorbar(image, ax=axes, label="directions gained less lost", pad=0.02).outline.set_linewidth(0.5)
+    remark = "A dot: a direction of the matrix was replaced by a new one of its own. "
+    remark += f"Columns join {joined} rounds. " if joined > len(net.columns) else ""
+    return save_figure(figure, path, title, data, remark)
+
+
+def _by_types(rows: list[str]) -> list[list[str]]:
+    """Rows ("query 0") in panels of about equal height and at most `MOST_MATRICES`, where a type allows it."""
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        kinds.setdefault(row.rpartition(" ")[0], []).append(row)
+    wanted = len(rows) / -(-len(rows) // MOST_MATRICES)
+    panels: list[list[str]] = [[]]
+    for own in kinds.values():
+        if panels[-1] and len(panels[-1]) + len(own) > max(wanted, len(own)) + 0.5:
+            panels.append([])
+        panels[-1] += own
+    return panels
+
+
+def _joined(frame: pd.DataFrame, most: int) -> pd.DataFrame:
+    """At most `most` columns: neighbouring rounds are added up and named by their first and last step."""
+    import numpy as np
+    import pandas as pd
+
+    if len(frame.columns) <= most:
+        return frame
+    parts = [list(part) for part in np.array_split(frame.columns.to_numpy(), most)]
+    named = {f"{p[0]}–{p[-1]}" if len(p) > 1 else str(p[0]): frame[p].sum(axis=1) for p in parts}
+    return pd.DataFrame(named, index=frame.index)
 
 
 def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
@@ -204,7 +247,7 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
     kinds = sorted(set(points["type"]), key=_type_order)
     figure = new_figure(4.4 * len(panels) + 1.4, 4.0)
-    axes = figure.subplots(1, len(panels), squeeze=False)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         inside = points[points["panel"] == panel]
         for number, kind in enumerate(kinds):

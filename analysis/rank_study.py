@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import contribution, rank_figures
-from analysis.attribution import cell_of
 from analysis.figures import _as_map, _cells_of, _type_order, names
 from analysis.ranks import (
     Agreement,
@@ -28,8 +26,9 @@ from analysis.ranks import (
     scores,
     shares_of_types,
 )
+from analysis.settings import cell_of
 from analysis.store import load_rounds
-from analysis.table import CELL, Table, shown_names
+from analysis.table import CELL, Table, shown_names, signed, signed_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +48,7 @@ def sections(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
     """
     from analysis.page import Section
 
-    ranked = named(runs)
+    ranked = runs.assign(shown=shown_names(runs))
     ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
     found = []
     for _, cell in ranked.groupby(CELL, sort=False):
@@ -57,38 +56,18 @@ def sections(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
         stem = names([first[key] for key in ("task", "model", "budget", "protocol", "recipe")])
         where = ", ".join(str(first[key]) for key in ("task", "model", "budget", "protocol") if first[key])
         arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
-        tables = [stability(arms, where), relations(arms, where), transplants(cell, where), shares(arms, where)]
+        own = {name: arm for name, arm in arms.items() if not _given(arm)}
+        tables = [stability(own, where), relations(arms, where), transplants(cell, where), shares(own, where)]
         section = Section(f"Which layers get which ranks: {where}")
         section.tables = {f"{kind}_{stem}": table for kind, table in zip(KINDS, tables, strict=True) if table}
         if folder is not None:
-            section.figures = figures(arms, folder, stem, where, first["citation"])
+            section.figures = figures(arms, own, folder, stem, where, first["citation"])
         if section.tables or section.figures:
             found.append(section)
     return found
 
 
 KINDS = ("stability", "contribution", "transplant", "shares")
-
-
-def named(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a short name of their arm in `shown`: cells of the factorial are named by their switches."""
-    rows = runs.to_dict("records")
-    labels, settings = [], []
-    for row in rows:
-        cell = cell_of(row["settings"])
-        encoded = {"D1", "D2", "importance"} if cell and row["settings"]["method"].get("importance") in PLAIN else set()
-        method = {k: v for k, v in row["settings"].get("method", {}).items() if k not in encoded}
-        suffix = [", random moves"] if cell and cell[0] == 1 else []
-        suffix += [
-            f" + {name}" for name, on in zip(("D1", "D2"), cell[1:] if cell and encoded else (0, 0), strict=True) if on
-        ]
-        labels.append(row["label"] + "".join(suffix))
-        settings.append({**row["settings"], "method": method})
-    changed = runs.assign(label=labels, settings=settings, arm=[json.dumps(s, sort_keys=True) for s in settings])
-    return runs.assign(shown=shown_names(changed))
-
-
-PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that a short name tells apart
 
 
 # -- tables ------------------------------------------------------------------------------------------------
@@ -171,10 +150,16 @@ def transplants(cell: pd.DataFrame, where: str) -> Table | None:
     if len(steps) < 2:
         return None
     rows = [
-        [s.name, s.meaning, str(s.seeds), f"{s.mean:+.2f}", _range(s.low, s.high, "+.2f"), _p(s.p), _p(s.corrected)]
+        [s.name, s.meaning, str(s.seeds), signed(s.mean), signed_range(s.low, s.high).strip(), _p(s.p), _p(s.corrected)]
         for s in steps
     ]
-    names_ = [f"{name}: {arm} less {less}." for name, arm, less, _ in contribution.STEPS]
+    shown = {step.name for step in steps}
+    names_ = [f"{name}: {arm} less {less}." for name, arm, less, _ in contribution.STEPS if name in shown]
+    arms = [contribution.arm_of(s) for s in cell["settings"]]
+    rates = {a: s["trainer"]["lr"] for a, s in zip(arms, cell["settings"], strict=True) if a and "trainer" in s}
+    if len(set(rates.values())) > 1:
+        listed = ", ".join(f"{arm} {rate}" for arm, rate in sorted(rates.items()))
+        names_.append(f"Learning rates, tuned for each arm, are part of these differences: {listed}.")
     notes = [*names_, "Paired by seed; t interval over seeds; exact sign-flip test, Holm over the rows of this table."]
     columns = ["Difference", "Meaning", "Seeds", "Points", "95 % interval", "p", "p (Holm)"]
     frame = pd.DataFrame(steps).assign(where=where)
@@ -230,9 +215,12 @@ def logged_shares(path: Path | None = None) -> dict[str, dict[str, float]]:
 # -- pictures ----------------------------------------------------------------------------------------------
 
 
-def figures(arms: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, data: str) -> dict[Path, str]:
+def figures(
+    arms: Mapping[str, pd.DataFrame], own: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, data: str
+) -> dict[Path, str]:
     """Spread over seeds, round by round, what moved when, agreement, scores, contribution; each where there is one.
 
+    Only contribution is drawn of all `arms`, the rest of those that chose their ranks themselves (`own`).
     Rounds and moves of arms with the side effects D1 or D2 are left to the attribution table.
 
     Returns:
@@ -244,7 +232,7 @@ def figures(arms: Mapping[str, pd.DataFrame], out: Path, stem: str, where: str, 
         path = out / f"{kind}_{names([stem, of])}"
         drawn[function(*frames, path, title, data)[-1]] = title
 
-    moved = {name: arm for name, arm in arms.items() if _varies(patterns(arm)[0])}
+    moved = {name: arm for name, arm in own.items() if _varies(patterns(arm)[0])}
     spread = {name: spread_map(arm) for name, arm in moved.items() if len(arm) > 1}
     if spread:
         draw(rank_figures.draw_spreads, "spread", f"Spread of final ranks over seeds: {where}", spread)
@@ -352,23 +340,27 @@ def _kinds(arm: pd.DataFrame, order: Sequence[str]) -> list[str]:
     return [cells[name][1] for name in order]
 
 
+def _given(arm: pd.DataFrame) -> bool:
+    """Whether the ranks were taken from another run: then they are no finding of this one, and would count twice."""
+    return bool(arm.iloc[0]["settings"].get("method", {}).get("ranks_from"))
+
+
 def _varies(ranks: Any) -> bool:
     """Whether any seed has more than one rank."""
     return bool((np.ptp(ranks, axis=1) > 0).any())
 
 
 def _interval(found: Agreement) -> str:
-    return "undefined" if math.isnan(found.value) else f"{found.value:.2f}{_range(found.low, found.high, '.2f', ' ')}"
-
-
-def _range(low: float, high: float, form: str, before: str = "") -> str:
-    return "" if math.isnan(low) else f"{before}[{low:{form}}, {high:{form}}]"
+    if math.isnan(found.value):
+        return "undefined"
+    reach = "" if math.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.value:.2f}{reach}".replace("-", "−")
 
 
 def _shown(found: contribution.Relation) -> list[str]:
     if math.isnan(found.rho):
         return ["undefined", ""]
-    return [f"{found.rho:+.2f} [{found.low:+.2f}, {found.high:+.2f}]", _p(found.p)]
+    return [signed(found.rho) + signed_range(found.low, found.high), _p(found.p)]
 
 
 def _p(value: float) -> str:

@@ -156,7 +156,7 @@ def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spr
         *_confirmatory(stored.known, stored.unfinished, stored.declared),
         Section("Comparison", {"comparison": table}),
         *_paper(runs),
-        *_overall(runs, baseline, folder),
+        *_overall(runs, table, baseline, folder),
         *(_items(runs, baseline) if stored.reading == "last" else []),
         *_cost(runs, table, folder),
         *([Section("Ranks", figures=figures(runs, folder))] if folder is not None else []),
@@ -190,7 +190,7 @@ def _paper(runs: pd.DataFrame) -> list[Section]:
     return sections
 
 
-def _overall(runs: pd.DataFrame, baseline: str, folder: Path | None) -> list[Section]:
+def _overall(runs: pd.DataFrame, compared: Table, baseline: str, folder: Path | None) -> list[Section]:
     """The table over all tasks, and diagram and profiles of every place that allows them; no folder draws nothing."""
     from analysis.overall import overall, places
 
@@ -213,7 +213,7 @@ def _overall(runs: pd.DataFrame, baseline: str, folder: Path | None) -> list[Sec
             else:
                 title = f"Performance profiles over {len(place.tasks())} tasks: {where}"
                 path = folder / f"profiles_{stem}"
-                section.figures[drawing.draw_profiles(place, baseline, path, title)[-1]] = title
+                section.figures[drawing.draw_profiles(place, baseline, path, title, _looks(compared))[-1]] = title
     return [section]
 
 
@@ -237,13 +237,21 @@ def _cost(runs: pd.DataFrame, table: Table, folder: Path | None) -> list[Section
         for place, arms, tasks in suite_points(runs):
             title = f"Mean score against cost: {_words(place)}"
             data = source_of(sorted(set(runs["citation"][runs["task"].isin(tasks)]) - {""}))
-            paths = draw_pareto(arms, folder / f"pareto_mean_{_file(place.values())}", title, data)
+            paths = draw_pareto(arms, folder / f"pareto_mean_{_file(place.values())}", title, data, _looks(table))
             drawn |= {svg: f"{title}. Tasks: {', '.join(tasks)}" for svg in paths if svg.suffix == ".svg"}
         for place, arms in points_of(table):
             title = f"Score against cost: {_words(place)}"
-            paths = draw_pareto(arms, folder / f"pareto_{_file(place.values())}", title, str(arms["citation"].iloc[0]))
+            data = str(arms["citation"].iloc[0])
+            paths = draw_pareto(arms, folder / f"pareto_{_file(place.values())}", title, data, _looks(table))
             drawn |= {svg: title for svg in paths if svg.suffix == ".svg"}
     return [Section("Cost", {"cost": cost_table(table)}, drawn)]
+
+
+def _looks(compared: Table) -> dict[str, int]:
+    """Numbers of the arms in the order of the comparison table, for one look in all figures."""
+    from analysis.cost_figures import styles
+
+    return styles(compared.frame["shown"][compared.frame["method"] != "majority"])
 
 
 def _words(place: Mapping[str, str]) -> str:
@@ -276,7 +284,7 @@ def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
         where = f"{first['task']}, {first['model']}, {first['budget']}, {first['protocol']}"
         arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
         maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
-        title = f"Final ranks: {where}" + (", mean over seeds" if len(cell) > len(arms) else "")
+        title = f"Final ranks: {where}" + _mean_over(map(len, arms.values()))
         path = folder / f"ranks_{_file(stem)}"
         drawn[draw_rank_maps(maps, _centre(cell), path, title, first["citation"])[-1]] = title
         for name, arm in arms.items():
@@ -286,6 +294,14 @@ def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
                 title = f"Ranks of {name}: {where}"
                 drawn[draw_trajectories(courses, path, title, first["citation"])[-1]] = title
     return drawn
+
+
+def _mean_over(seeds: Iterable[int]) -> str:
+    """How many seeds the panels are means over; nothing for one."""
+    counts = sorted(set(seeds))
+    if counts == [1]:
+        return ""
+    return f", mean over {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seeds"
 
 
 def _joined(maps: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -87,6 +87,37 @@ def told_apart(knobs: Iterable[Sequence[str]]) -> list[list[str]]:
     return [[knob for knob in changed if knob not in common] for changed in lists]
 
 
+def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """(ranks, D1, D2) of a run's settings as positions in the factorial, None for a run outside of it.
+
+    The other side effects must be off: the factorial is run with variant=paper.
+    """
+    method = settings.get("method", {})
+    switches = (int(bool(method.get("D1"))), int(bool(method.get("D2"))))
+    if method.get("name") == "svd_lora":
+        inside = not method.get("ranks_from") and method.get("D4", "off") == "off"
+        return (0, *switches) if inside else None
+    if method.get("name") != "elalora" or method.get("variant", "paper") != "paper":
+        return None
+    if method.get("D4") not in (None, "off") or any(method.get(name) for name in ("D8", "D12", "D15")):
+        return None
+    random = method.get("importance") == "random" or method.get("expansion") == "random"
+    return (1 if random else 2, *switches)
+
+
+def arm_suffix(settings: Mapping[str, Any]) -> tuple[str, set[str]]:
+    """What the name of a cell of the factorial adds, ", random moves + D1", and the method's knobs that it tells."""
+    cell = cell_of(settings)
+    if cell is None or settings["method"].get("importance") not in PLAIN:
+        return "", set()
+    words = [", random moves"] if cell[0] == 1 else []
+    words += [f" + {name}" for name, on in zip(("D1", "D2"), cell[1:], strict=True) if on]
+    return "".join(words), {"D1", "D2", "importance"}
+
+
+PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that such a name tells apart
+
+
 @cache
 def _defaults(group: str, name: str) -> dict[str, Any]:
     """What a group holds when nothing of it is typed."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.rows import NO_BUDGET
-from analysis.settings import differing
+from analysis.settings import arm_suffix, differing
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell
 TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
 LEAST_FOR_INTERVAL = 3
 PARAMETER_TOLERANCE = 0.01
+MOST_NAMED = 5  # arms of one size in a note
+MOST_TOLD = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
@@ -105,18 +107,39 @@ def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
         runs: from `load_runs`.
         names: of the runs to begin with, instead of label and variant.
     """
-    names = list(names) or [name_of(row) for row in runs[NAMING].to_dict("records")]
+    rows = runs.to_dict("records")
+    names = list(names) or [name_of(row | {"label": row["label"] + arm_suffix(row["settings"])[0]}) for row in rows]
     for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
         if group["arm"].nunique() < 2:
             continue
-        arms = group.drop_duplicates("arm")
-        found = list(differing(_labelled(r) for r in arms.to_dict("records")))
-        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
-        for index, row in group.iterrows():
-            flat = differing([_labelled(dict(row)), {}])
-            names[int(index)] += " [" + ", ".join(f"{k}={flat[k][0] if k in flat else 'null'}" for k in keys[:4])
-            names[int(index)] += ", ...]" if len(keys) > 4 else "]"
+        told = _told(group.drop_duplicates("arm").set_index("arm"))
+        for index, arm in zip(group.index, group["arm"], strict=True):
+            names[int(index)] += f" [{told[arm]}]"
     return names
+
+
+def _told(arms: pd.DataFrame) -> dict[str, str]:
+    """What tells arms of one name apart: their settings that differ, and more of them until no two are alike."""
+    rows = arms.to_dict("index")
+    whole = {arm: _labelled(row) for arm, row in rows.items()}
+    plain = {arm: _labelled({**row, "settings": _without_told(row["settings"])}) for arm, row in rows.items()}
+    texts: dict[str, str] = {}
+    for trees, most in ((plain, MOST_TOLD), (plain, None), (whole, None)):
+        found = list(differing(trees.values()))
+        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
+        flats = {arm: differing([tree, {}]) for arm, tree in trees.items()}
+        for arm, flat in flats.items():
+            listed = [f"{k.removeprefix('method.')}={flat[k][0] if k in flat else 'null'}" for k in keys[:most]]
+            texts[arm] = ", ".join(listed + (["..."] if len(keys) > len(listed) else []))
+        if len(set(texts.values())) == len(texts):
+            break
+    return texts
+
+
+def _without_told(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the knobs that the name of a cell of the factorial tells already."""
+    told = arm_suffix(settings)[1]
+    return {**settings, "method": {k: v for k, v in settings["method"].items() if k not in told}} if told else settings
 
 
 def _labelled(row: dict[str, Any]) -> dict[str, Any]:
@@ -151,8 +174,9 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
         notes.append(f"{where}: {arms[key]['shown'].iloc[0]} is off the budget and stands outside the comparison.")
     params = {arm["shown"].iloc[0]: arm["params_final"].mean() for key, arm in arms.items() if key not in off}
     if mismatched := cell["budget"].iloc[0] != NO_BUDGET and _apart(params.values()):
-        listed = ", ".join(f"{name} {count:,.0f}" for name, count in params.items())
-        notes.append(f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({listed}).")
+        notes.append(
+            f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({_sizes(params)})."
+        )
     _note_settings(arms.values(), where, notes)
     note_manifests(cell, where, notes)
     records = []
@@ -252,6 +276,18 @@ def _gap(counts: Iterable[float]) -> float:
     return (max(known) - min(known)) / min(known) if known and min(known) > 0 else 0.0
 
 
+def _sizes(params: dict[str, float]) -> str:
+    """Arms by their number of parameters, smallest first; of many arms of one size a few are named."""
+    same: dict[str, list[str]] = {}
+    for name, count in sorted(params.items(), key=lambda item: (item[1], item[0])):
+        same.setdefault(f"{count:,.0f}", []).append(name)
+    return "; ".join(
+        f"{count}: {', '.join(names[:MOST_NAMED])}"
+        + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+        for count, names in same.items()
+    )
+
+
 def _apart(counts: Iterable[float]) -> bool:
     return _gap(counts) > PARAMETER_TOLERANCE
 
@@ -324,7 +360,8 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: 
         )
     notes.append(
         "Parameters are the adapter's at the end (start → end where they differ); the head is not counted. "
-        "Moved is the gross and net share of ranks."
+        "Moved: share of directions grown anew / net change of the shares that the matrices have of all ranks. Step: "
+        "median over seeds; step times compare only on one machine without other work."
     )
     if runs["reconstructed"].any():
         notes.append("† reconstructed, not checked against its authors' code or its paper in full (docs/methods.md).")
@@ -380,14 +417,24 @@ def _missing(value: Any) -> bool:
     return value is None or isinstance(value, float) and math.isnan(value)
 
 
+def signed(value: float) -> str:
+    """+0.31 or −0.31, with a true minus; what rounds to nothing is +0.00."""
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def signed_range(low: float, high: float) -> str:
+    """ " [−0.31, +0.02]" behind a difference, or nothing where there is no interval."""
+    return "" if math.isnan(low) else f" [{signed(low)}, {signed(high)}]"
+
+
 def _diff(record: dict[str, Any]) -> str:
     if "diff_low" in record:
-        text = f"{record['diff_mean']:+.2f} [{record['diff_low']:+.2f}, {record['diff_high']:+.2f}]"
+        text = signed(record["diff_mean"]) + signed_range(record["diff_low"], record["diff_high"])
     elif "diffs" in record:
-        text = ", ".join(f"{float(gap):+.2f}" for gap in record["diffs"].split())
+        text = ", ".join(signed(float(gap)) for gap in record["diffs"].split())
     else:
         return ""
-    return (text + (f" (n={record['diff_n']:.0f})" if record["diff_n"] != record["n"] else "")).replace("-", "−")
+    return text + (f" (n={record['diff_n']:.0f})" if record["diff_n"] != record["n"] else "")
 
 
 def _path(record: dict[str, Any], count: str) -> str:

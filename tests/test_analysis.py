@@ -129,6 +129,27 @@ def test_runs_with_other_settings_get_rows_of_their_own_that_name_the_setting(st
     assert any("trained alike" in note and "trainer.lr: 0.001, 0.01" in note for note in table.notes)
 
 
+def test_arms_never_share_a_name_however_many_settings_it_takes(tmp_path: Path) -> None:
+    knobs = [dict.fromkeys("abcdef", 0) | {"a": i, "b": i, "c": i, "d": i, "e": e} for i in (0, 1) for e in (0, 1)]
+    for knob in knobs:
+        write_run(tmp_path, result("lora", 0, 80.0, identity__method={"name": "lora", **knob}))
+    names = comparison(load_runs(tmp_path)).frame["shown"].tolist()
+    assert "LoRA [a=0, b=0, c=0, d=0, e=1]" in names and len(set(names)) == len(names) == 5
+
+
+def test_a_cell_of_the_factorial_is_named_by_its_switches(tmp_path: Path) -> None:
+    plain = {"name": "elalora", "variant": "paper", "importance": "sensitivity_uncertainty", "expansion": "pool"}
+    for method in (plain, plain | {"D1": True}, plain | {"importance": "random", "expansion": "random", "D2": True}):
+        write_run(tmp_path, result("elalora", 0, 80.0, identity__method=method))
+    write_run(tmp_path, result("svd_lora", 0, 80.0, identity__method={"name": "svd_lora", "D1": True}))
+    write_run(tmp_path, result("elalora", 0, 80.0, identity__method=plain | {"expansion": "random"}))
+    write_run(tmp_path, result("elalora", 0, 80.0, identity__method=plain | {"importance": "random"}))
+    assert set(comparison(load_runs(tmp_path)).frame["shown"]) - {"Constant answer"} == {
+        "ElaLoRA (paper)", "ElaLoRA + D1 (paper)", "ElaLoRA, random moves + D2 (paper)", "SVD-LoRA + D1",
+        "ElaLoRA, random moves (paper) [expansion=random]", "ElaLoRA, random moves (paper) [expansion=pool]",
+    }  # fmt: skip
+
+
 def test_protocols_stand_side_by_side_and_never_in_one_mean(store: Path) -> None:
     write_run(store, result("lora", 0, 90.0, protocol="paper_best", identity__protocol={"name": "paper_best"}))
     table = comparison(load_runs(store))

@@ -78,7 +78,8 @@ def test_a_sentence_says_better_only_below_the_corrected_level(tmp_path: Path) -
     better, none = read(tmp_path, cells).sentences
     assert better == (
         "elalora is better than lora at r4: +0.94 points, mean over 2 tasks of the paired difference, 95 % t interval "
-        "[+0.84, +1.04], 8 seeds, p = 0.0078, Holm-corrected over 2 0.016, below the level 0.05."
+        "[+0.84, +1.04], 8 seeds, p = 0.0078, with Holm's correction over 2 comparisons p = 0.016, "
+        "below the level 0.05."
     )
     assert none.startswith("No difference between adalora and lora was shown at r4: ")
     assert not any(word in none for word in WORDS) and "p = 0." in none

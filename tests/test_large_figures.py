@@ -72,6 +72,29 @@ def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
     assert len(bars) == 2 and all(axis.get_ylim()[0] == 0 for axis in bars)  # no colour for a rank below 0
 
 
+@pytest.mark.parametrize(("layers", "rounds"), [(12, 8), (12, 300), (6, 40), (1, 64)])
+def test_moves_of_many_matrices_and_rounds_fit_a_screen(
+    layers: int, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = catch(monkeypatch, rank_figures)
+    rows = [f"{kind} {layer}" for kind in ranks(BART).columns for layer in range(layers)]
+    drawn = np.random.default_rng(0).integers(-1, 2, (len(rows), rounds))
+    net = pd.DataFrame(drawn, index=rows, columns=range(20, 20 + 10 * rounds, 10))
+    rank_figures.draw_events(net, (net > 0).astype(float), tmp_path / "moves", "A title", "A source")
+    (figure,) = made
+    assert cut_off(figure) == []
+    width, height = figure.get_size_inches()
+    assert width < WIDEST + 2 and height < 13
+    panels = figure.axes[:-1]  # the last is the colour bar
+    assert [label.get_text() for axis in panels for label in axis.get_yticklabels()] == rows
+    kinds = [{label.get_text().rpartition(" ")[0] for label in axis.get_yticklabels()} for axis in panels]
+    assert sum(map(len, kinds)) == 16  # no type is torn apart
+    shown = np.concatenate([axis.images[0].get_array().filled() for axis in panels])
+    assert shown.sum(axis=1) == pytest.approx(net.to_numpy().sum(axis=1))  # joined rounds lose no move
+    steps = [label.get_text() for label in panels[0].get_xticklabels()]
+    assert steps[0].startswith("20") and steps[-1].endswith(str(10 + 10 * rounds))
+
+
 def test_sixteen_types_look_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = catch(monkeypatch, rank_figures)
     kinds = list(ranks(BART).columns)

@@ -8,11 +8,14 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser import Browser, installed
+from drawn import catch, cut_off
 from PIL import Image
 from stored_runs import moved_run, result, write_run
 
+from analysis import cost_figures
 from analysis.cost import cost_table, pareto_front, points_of, suite_points
 from analysis.cost_figures import draw_pareto
 from analysis.report import report
@@ -172,6 +175,29 @@ def test_a_pareto_figure_is_drawn_once_per_task_and_nothing_is_cut_off(tmp_path:
     pixels = imread(paths[0])[..., :3]
     for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
         assert edge.min() == 1.0
+
+
+def test_fifteen_arms_fit_a_pareto_figure_and_an_arm_looks_alike_in_every_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = catch(monkeypatch, cost_figures)
+    names = [f"ElaLoRA, random moves + D1 + D2 (paper) [trainer.lr=0.{i:03}]" for i in range(15)]
+    rows = [{"shown": n, "budget": "r4", "metric": "accuracy", "score_mean": 80.0 + i} for i, n in enumerate(names)]
+    arms = pd.DataFrame(rows).assign(score_sd=1.0, peak_memory_mib=None, adapter_bytes=None, step_seconds_median=None)
+    arms["params_final"] = range(1000, 1015)
+    looks = cost_figures.styles(names)
+    for number, some in enumerate((arms, arms.iloc[::-1].iloc[:3])):
+        draw_pareto(some, tmp_path / str(number), "a title", "a source", looks)
+    found = []
+    for figure in made:
+        assert cut_off(figure) == []
+        (legend,) = figure.legends
+        legend_box = legend.get_window_extent()
+        assert legend_box.y1 <= figure.bbox.height and legend_box.y0 >= 0
+        handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+        found.append({" ".join(text.get_text().split()): (h.get_color(), h.get_marker()) for text, h in handles})
+    assert all(found[0][name] == look for name, look in found[1].items())
+    assert len(set(found[0].values())) == 17  # the arms, the budget and the line
 
 
 def test_a_suite_s_points_are_means_over_the_tasks_and_seeds_that_every_arm_has(tmp_path: Path) -> None:

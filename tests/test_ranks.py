@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from stored_runs import modules, moved_run
+from stored_runs import modules, moved_run, result, write_run
 from stored_study import EFFECTS, LIKED, SEEDS, build
 
 from analysis import attribution, contribution, rank_study
@@ -27,6 +27,7 @@ from analysis.ranks import (
     tau_matrix,
 )
 from analysis.store import load_rounds, load_runs
+from analysis.table import shown_names
 from elalora.errors import UserError
 
 
@@ -260,7 +261,7 @@ def test_equal_ranks_have_no_relation():
 
 
 def test_contributions_are_paired_by_seed(runs: pd.DataFrame):
-    study = rank_study.named(runs)
+    study = runs.assign(shown=shown_names(runs))
     ela, svd = study[study["shown"] == "ElaLoRA (paper)"], study[study["shown"] == "SVD-LoRA"]
     ranks, rises, order, seeds = contribution.paired(ela, svd[svd["seed"] != 3])
     assert seeds == [s for s in SEEDS if s != 3] and ranks.shape == rises.shape == (8, len(modules()))
@@ -353,6 +354,17 @@ def test_the_paragraph_says_what_the_tests_say_and_no_more(runs: pd.DataFrame):
     assert text.count("not told apart from no effect") == 4 and "No interaction is told apart from 0" in text
 
 
+def test_some_arms_of_the_factorial_on_another_task_neither_enter_it_nor_stop_it(root: Path, tmp_path: Path):
+    other = {"task": "vader_tweets", "identity__task": {"name": "vader_tweets"}}
+    for seed in SEEDS:
+        for method in ({"name": "svd_lora"}, {"name": "elalora", "variant": "paper"}):
+            write_run(tmp_path, result(method["name"], seed, 99.0, identity__method=method, **other))
+    [alone], _ = attribution.factorials(load_runs(root))
+    [both], gaps = attribution.factorials(load_runs(root, tmp_path))
+    assert both.tasks == ["vader_movies"] and not gaps
+    assert np.array_equal(both.scores, alone.scores)
+
+
 def test_a_factorial_with_a_hole_says_what_is_missing(runs: pd.DataFrame):
     cells = [attribution.cell_of(s) for s in runs["settings"]]
     without = runs[[cell != (1, 1, 0) for cell in cells]]
@@ -383,14 +395,14 @@ def test_a_run_stands_in_its_cell_or_in_none(method: dict, cell: tuple | None):
 
 
 def test_transplants_of_all_seeds_are_one_arm(runs: pd.DataFrame):
-    shown = rank_study.named(runs)["shown"].value_counts().to_dict()
+    shown = pd.Series(shown_names(runs)).value_counts().to_dict()
     assert shown["SVD-LoRA transplant"] == shown["SVD-LoRA transplant shuffled"] == len(SEEDS)
     assert shown["ElaLoRA, random moves + D1 + D2 (paper)"] == len(SEEDS)
     assert len(shown) == 15
 
 
 def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
-    study = rank_study.named(runs)
+    study = runs.assign(shown=shown_names(runs))
     arms = {name: arm for name, arm in study.groupby("shown") if " + " not in str(name)}
     stable = rank_study.stability(arms, "here").frame.set_index("arm")
     assert stable.loc["ElaLoRA (paper)", "w"] > 0.8 and stable.loc["ElaLoRA (paper)", "p"] < 0.01
@@ -401,6 +413,14 @@ def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
     assert related.loc[("ElaLoRA, random moves (paper)",) * 2, "across_p"] > 0.05
     share = rank_study.shares(arms, "here").frame.set_index("arm").loc["ElaLoRA (paper)"]
     assert share["ffn in"] > 1.3 and share["ffn out"] < 0.7 and LIKED["intermediate.dense"] > LIKED["output.dense"]
+
+
+def test_ranks_that_were_given_are_no_agreement_of_seeds(runs: pd.DataFrame):
+    [section] = rank_study.sections(runs[runs["seed"] < 3], None)
+    for kind in ("stability", "shares"):
+        [table] = [t for name, t in section.tables.items() if name.startswith(kind)]
+        assert "ElaLoRA (paper)" in set(table.frame["arm"])
+        assert not any("transplant" in name for name in table.frame["arm"])
 
 
 @pytest.mark.full
