@@ -221,12 +221,13 @@ class LowRankProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight.to(kind)).addmm_(back, a[:r].to(kind))
         if ctx.needs_input_grad[3]:
-            grad_a = _in_slots(back.T @ x, a)
+            grad_a = _in_slots(back.T, x, a)
         if ctx.needs_input_grad[4]:
-            grad_up = (down.T @ grad).to(b.dtype)  # (r, d_out)
-            grad_b = _in_slots(grad_up * factor, b)
+            grad_b = _in_slots(down.T, grad, b)
+            up = grad_b[:r]  # (r, d_out), of scale diag(E) B
             if e is not None:
-                grad_e = _in_slots((grad_up * b[:r]).sum(1) * ctx.scale, e)
+                grad_e = _padded((up * b[:r]).sum(1) * ctx.scale, e)
+            up.mul_(factor)
         return grad_x, None, None, grad_a, grad_b, grad_e, None, None
 
 
@@ -235,9 +236,20 @@ def _factor(e: Tensor | None, r: int, scale: float) -> Tensor | float:
     return scale if e is None else e[:r, None] * scale
 
 
-def _in_slots(rows: Tensor, like: Tensor) -> Tensor:
-    """Gradients of the active rows at the start of a tensor that is 0 in all other slots."""
-    rows = rows.to(like.dtype)
+def _in_slots(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
+    """left @ right in the first slots of a tensor that is 0 in all others: written there, not copied."""
+    r = len(left)
+    if left.dtype != like.dtype or r == len(like):
+        product = (left @ right).to(like.dtype)
+        return product if r == len(like) else _padded(product, like)
+    out = torch.empty_like(like)
+    out[r:].zero_()
+    torch.mm(left, right, out=out[:r])
+    return out
+
+
+def _padded(rows: Tensor, like: Tensor) -> Tensor:
+    """The active rows at the start of a tensor that is 0 in all other slots."""
     if len(rows) == len(like):
         return rows
     return torch.cat([rows, like.new_zeros(len(like) - len(rows), *like.shape[1:])])

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from elalora.adapters import LowRankLinear
 
@@ -61,9 +60,11 @@ class Deviation(torch.autograd.Function):
                 weight = torch.full_like(size, 4.0)
             else:
                 weight = torch.where(size > 0, 2 / (size * ctx.count), 0.0)
-            inner = torch.bmm(gap * (weight * grad.to(size))[:, None, None], rows)  # (m, most, width)
-            whole = torch.nn.functional.pad(inner, (0, 0, 0, max(capacities) - inner.shape[1]))
-            for i, own, capacity in zip(members, whole.unbind(0), capacities, strict=True):
+            gap = gap * (weight * grad.to(size))[:, None, None]  # (m, most, most)
+            # rows of 0 for the inactive slots are made by the product itself: filling and copying whole factors, in
+            # memory fresh from the system, costs more than the arithmetic
+            gap = torch.nn.functional.pad(gap, (0, 0, 0, max(capacities) - gap.shape[1]))
+            for i, own, capacity in zip(members, torch.bmm(gap, rows).unbind(0), capacities, strict=True):
                 found[i] = own[:capacity]
         return None, None, *found
 
@@ -78,9 +79,15 @@ def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
 
 def _gaps(factors: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The active rows (m, most, width), and F F^T - I of each (m, most, most)."""
-    # a matrix may have fewer slots than the largest rank, a transplanted one for instance: it is filled with 0
-    rows = pad_sequence([factor[: max(ranks)] for factor in factors], batch_first=True)
+    rows = torch.stack([_first(factor, max(ranks)) for factor in factors])
     return rows, torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
+
+
+def _first(factor: Tensor, most: int) -> Tensor:
+    """The first rows of a factor; one with fewer slots, a transplanted one for instance, is filled with 0."""
+    if len(factor) >= most:
+        return factor[:most]
+    return torch.nn.functional.pad(factor, (0, 0, 0, most - len(factor)))
 
 
 @lru_cache(maxsize=32)
