@@ -26,8 +26,10 @@ TARGETS = [
     ("SoRA", "LoRA at 2 r", None),
     ("PRILoRA", "LoRA", None),
     ("PEFT AdaLoRA", "PEFT LoRA", None),
+    ("pruned AdaLoRA", "AdaLoRA", None),
     ("full fine-tuning", "LoRA", None),
 ]
+MEMORY_TARGET = ("ElaLoRA", "LoRA", 1.02)
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="items")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=1, help="steps in a block; 20 hold a round of ElaLoRA's")
     parser.add_argument("--arms", help="only these, separated by commas")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
@@ -59,6 +62,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     """Steps of all arms at one shape, their ratios and their counted memory."""
     from experiments.bench import arms
+    from experiments.bench.flops import counted_flops
     from experiments.bench.memory import counted
     from experiments.bench.shapes import build, make_batch
 
@@ -73,6 +77,9 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
         "SVD-LoRA": lambda: arms.ours(setting, "svd_lora"),
         "ElaLoRA": lambda: arms.ours(setting, "elalora", interval=arms.INTERVAL),
         "AdaLoRA": lambda: arms.ours(setting, "adalora", interval=arms.INTERVAL, init_rank=-(-3 * r // 2)),
+        "pruned AdaLoRA": lambda: arms.ours(
+            setting, "adalora", interval=arms.INTERVAL, init_rank=-(-3 * r // 2), final=True, compact=True
+        ),
         "LoRA at 1.5 r": lambda: arms.ours(setting, "lora", rank=-(-3 * r // 2)),
         "SoRA": lambda: arms.ours(setting, "sora"),
         "LoRA at 2 r": lambda: arms.ours(setting, "lora", rank=2 * r),
@@ -87,35 +94,53 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     steps: dict[str, Callable[[], Any]] = {name: arm.step for name, arm in made.items()}
     if "frozen backbone" in made:
         steps["bare products"] = arms.bare_products(setting)
-    seconds = interleaved(steps, blocks)
+    seconds = interleaved(steps, blocks, options.repeats)
     if "frozen backbone" in made:
         pairs = zip(seconds["frozen backbone"], seconds["bare products"], strict=True)
         seconds["floor"] = [a + b for a, b in pairs]
+    flops = {name: counted_flops(arm) for name, arm in made.items()}
     ratios = [
         {"what": f"{a} / {b}", "target": target, **ratio(seconds[a], seconds[b])._asdict()}
+        | ({"flops": flops[a] / flops[b]} if a in flops and b in flops else {})
         for a, b, target in TARGETS
         if a in seconds and b in seconds
     ]
     return {
         "milliseconds": {name: _spread(values) for name, values in seconds.items()},
         "ratios": ratios,
+        "flops": flops,
         "bytes": {name: counted(arm) for name, arm in made.items()},
     }
 
 
 def table(found: dict[str, Any]) -> str:
-    """The ratios as Markdown, with a verdict where there is a target, and the counted bytes."""
-    lines = ["| ratio | median | 95 % interval | target | |", "| --- | ---: | --- | ---: | --- |"]
+    """The ratios as Markdown, with a verdict where there is a target, and the counted operations and bytes."""
+    lines = ["| ratio | median | 95 % interval | of operations | target | |", "| --- | ---: | --- | ---: | ---: | --- |"]
     for row in found["ratios"]:
         value = Ratio(row["median"], row["low"], row["high"])
         goal, said = ("", "") if row["target"] is None else (f"≤ {row['target']:.2f}", verdict(value, row["target"]))
-        lines.append(f"| {row['what']} | {value.median:.3f} | {value.low:.3f} to {value.high:.3f} | {goal} | {said} |")
-    lines += ["", "| arm | step ms (quartiles) | bytes | of them saved for backward |", "| --- | --- | ---: | ---: |"]
+        counted = f"{row['flops']:.3f}" if "flops" in row else ""
+        interval = f"{value.low:.3f} to {value.high:.3f}"
+        lines.append(f"| {row['what']} | {value.median:.3f} | {interval} | {counted} | {goal} | {said} |")
+    lines += _memory_row(found["bytes"])
+    lines += ["", "| arm | step ms (quartiles) | GFLOP | MiB | of them saved for backward |"]
+    lines += ["| --- | --- | ---: | ---: | ---: |"]
     for name, spread in found["milliseconds"].items():
-        size = found["bytes"].get(name)
-        kept = f"{size['total'] / 2**20:.1f} MiB | {size['saved'] / 2**20:.1f} MiB" if size else "| "
-        lines.append(f"| {name} | {spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f}) | {kept} |")
+        size, flops = found["bytes"].get(name), found.get("flops", {}).get(name)
+        kept = f"{size['total'] / 2**20:.1f} | {size['saved'] / 2**20:.1f}" if size else " | "
+        took = f"{spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f})"
+        lines.append(f"| {name} | {took} | {f'{flops / 1e9:.2f}' if flops else ''} | {kept} |")
     return "\n".join(lines)
+
+
+def _memory_row(sizes: dict[str, dict[str, int]]) -> list[str]:
+    """The ratio of counted bytes that has a target: exact, so without an interval."""
+    a, b, target = MEMORY_TARGET
+    if a not in sizes or b not in sizes:
+        return []
+    value = sizes[a]["total"] / sizes[b]["total"]
+    said = "met" if value <= target else "missed"
+    return [f"| {a} / {b}, bytes | {value:.3f} | counted | | ≤ {target:.2f} | {said} |"]
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

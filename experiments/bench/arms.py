@@ -62,13 +62,14 @@ class Arm:
     tensors: Callable[[], list[Tensor]] = field(default=list)
 
 
-def ours(setting: Setting, name: str, rank: int | None = None, **knobs: Any) -> Arm:
+def ours(setting: Setting, name: str, rank: int | None = None, final: bool = False, **knobs: Any) -> Arm:
     """A method of this project.
 
     Args:
         setting: see `Setting`.
         name: of the method; knobs: of its config.
         rank: of its budget, where it is not the setting's.
+        final: whether the method is in its last phase, its final ranks set by the first step.
     """
     from baselines.registry import method_class
 
@@ -80,7 +81,8 @@ def ours(setting: Setting, name: str, rank: int | None = None, **knobs: Any) -> 
     schedule = Schedule(optimizer, TOTAL)
     parameters = [p for p in model.parameters() if p.requires_grad]
     call = setting.call(model)
-    steps = iter(range(TOTAL // 10 + 1, TOTAL))  # the middle phase has begun
+    begin = method.phases.end if final else TOTAL // 10 + 1  # the middle phase has begun
+    steps = iter(range(begin, TOTAL))
 
     def step() -> None:
         at = next(steps)
