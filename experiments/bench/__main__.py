@@ -52,7 +52,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     blocks = 10 if options.quick else options.blocks
     found = _optimizer(blocks) if options.shape == "optimizer" else measure(options, blocks)
-    found |= {"machine": _machine(), "arguments": {k: str(v) for k, v in vars(options).items() if v is not None}}
+    found |= {"machine": machine(), "arguments": {k: str(v) for k, v in vars(options).items() if v is not None}}
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -114,23 +114,35 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The ratios as Markdown, with a verdict where there is a target, and the counted operations and bytes."""
-    lines = ["| ratio | median | 95 % interval | of operations | target | |", "| --- | ---: | --- | ---: | ---: | --- |"]
-    for row in found["ratios"]:
+    """What was measured as Markdown: the ratios, then the steps."""
+    return "\n".join([*ratio_lines(found), "", *step_lines(found)])
+
+
+def ratio_lines(found: dict[str, Any]) -> list[str]:
+    """The ratios of time as Markdown, with that of the counted operations, and a verdict where there is a target."""
+    lines = [
+        "| ratio | median | 95 % interval | of operations | target | |",
+        "| --- | ---: | --- | ---: | ---: | --- |",
+    ]
+    for row in found.get("ratios", [found]):  # `epoch` writes one ratio
         value = Ratio(row["median"], row["low"], row["high"])
         goal, said = ("", "") if row["target"] is None else (f"≤ {row['target']:.2f}", verdict(value, row["target"]))
         counted = f"{row['flops']:.3f}" if "flops" in row else ""
         interval = f"{value.low:.3f} to {value.high:.3f}"
         lines.append(f"| {row['what']} | {value.median:.3f} | {interval} | {counted} | {goal} | {said} |")
-    lines += _memory_row(found["bytes"])
-    lines += ["", "| arm | step ms (quartiles) | GFLOP | MiB | of them saved for backward |"]
+    return lines + _memory_row(found.get("bytes", {}))
+
+
+def step_lines(found: dict[str, Any]) -> list[str]:
+    """Every arm's step as Markdown: time, counted operations and counted bytes."""
+    lines = ["| arm | step ms (quartiles) | GFLOP | MiB | of them saved for backward |"]
     lines += ["| --- | --- | ---: | ---: | ---: |"]
     for name, spread in found["milliseconds"].items():
         size, flops = found["bytes"].get(name), found.get("flops", {}).get(name)
         kept = f"{size['total'] / 2**20:.1f} | {size['saved'] / 2**20:.1f}" if size else " | "
         took = f"{spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f})"
         lines.append(f"| {name} | {took} | {f'{flops / 1e9:.2f}' if flops else ''} | {kept} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _memory_row(sizes: dict[str, dict[str, int]]) -> list[str]:
@@ -155,7 +167,8 @@ def _optimizer(blocks: int) -> dict[str, Any]:
     return {"optimizers": [optimizers(shape, rank, blocks, 5) for shape in MATRICES for rank in (4, 8)]}
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Host, versions and Python of the measurement."""
     from experiments.manifest import manifest
 
     facts = manifest()

@@ -15,7 +15,6 @@ def _in_place(added: Any, left: Any, right: Any, **rest: Any) -> int:
     return 2 * left[0] * left[1] * right[1]
 
 
-
 def counted_flops(arm: Arm) -> int:
     """Multiplications and additions of one step's matrix products, attention and convolutions."""
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:

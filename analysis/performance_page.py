@@ -1,0 +1,78 @@
+"""The tables and the figure of docs/performance.md, from the JSON beside it: `python -m analysis.performance_page`.
+
+A table stands between `<!-- from NAME: PART -->` and `<!-- end -->`, where docs/performance/NAME.json is what
+`experiments.bench` wrote; a test makes the page again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from analysis.figures import new_figure, save_figure
+from experiments.bench.__main__ import ratio_lines, step_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, MEASURED, FIGURE = ROOT / "docs/performance.md", ROOT / "docs/performance", ROOT / "docs/img/scaling"
+MARK = re.compile(r"(<!-- from ([\w.-]+): (\w+) -->\n).*?(<!-- end -->)", re.S)
+LABELS = {
+    "matrices": "adapted matrices",
+    "rank": "rank",
+    "width": "width of the model",
+    "batch": "batch (items of 16 tokens)",
+}
+STYLES = {"LoRA": ("#0072B2", "o", "-"), "ElaLoRA": ("#D55E00", "s", "--"), "frozen backbone": ("#555555", "^", ":")}
+
+
+def main() -> None:
+    """Writes the page and the figure."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_scaling(json.loads((MEASURED / "scaling.json").read_text(encoding="utf-8")), FIGURE)
+    print(f"Written: {PAGE}")
+
+
+def filled(page: str) -> str:
+    """The page with every marked table made from its file."""
+    return MARK.sub(lambda found: found[1] + _part(found[2], found[3]) + "\n" + found[4], page)
+
+
+def _part(name: str, part: str) -> str:
+    found = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+    return "\n".join({"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines}[part](found))
+
+
+def _run_lines(found: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| {row['runs']:,} | {row['seconds']:.1f} | {1e3 * row['seconds'] / row['runs']:.0f} |"
+        for row in found["runs"]
+    ]
+    return ["| runs | CPU seconds | ms a run |", "| ---: | ---: | ---: |", *rows]
+
+
+def draw_scaling(found: dict[str, Any], path: Path) -> list[Path]:
+    """Two rows of panels, milliseconds and MiB of a step, a panel for each size that was changed."""
+    figure = new_figure(11, 5.6)
+    axes = figure.subplots(2, len(found["axes"]), sharex="col", squeeze=False)
+    for column, (axis, points) in enumerate(found["axes"].items()):
+        at = [point["size"][axis] for point in points]
+        for name, (colour, marker, line) in STYLES.items():
+            style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4, "label": name}
+            axes[0, column].plot(at, [point["milliseconds"][name] for point in points], **style)
+            axes[1, column].plot(at, [point["bytes"][name] / 2**20 for point in points], **style)
+        axes[1, column].set_xlabel(LABELS[axis])
+        for row in (0, 1):
+            axes[row, column].set_ylim(bottom=0)
+            axes[row, column].grid(alpha=0.3)
+    axes[0, 0].set_ylabel("ms a step")
+    axes[1, 0].set_ylabel("MiB of a step, counted")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    base = ", ".join(f"{key} {value}" for key, value in found["base"].items())
+    host = found["machine"]["host"]
+    remark = f"else: {base}; random encoder of 6 layers, 16 tokens, one thread of {host['cpu']}"
+    return save_figure(figure, path, "A training step against what makes it larger", "random tokens", remark)
+
+
+if __name__ == "__main__":
+    main()

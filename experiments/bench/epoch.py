@@ -1,0 +1,213 @@
+"""What the harness adds to training, and what its batches save: `python -m experiments.bench.epoch WORDS ...`
+
+    python -m experiments.bench.epoch task=rte method=lora                      a whole run against its bare steps
+    python -m experiments.bench.epoch task=rte method=lora --padded 256         our batches against padded ones
+
+The words are those of run.py. A run goes from its configuration to its result: data, model, one epoch, evaluations,
+checkpoints, export. Its bare steps are forward, backward, clipping, optimizer and hooks on the same batches, made
+beforehand. Padded batches are drawn in random order and filled to one length, as the official scripts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elalora.optim import RowwiseAdamW
+from elalora.schedules import Schedule
+from experiments.bench.timing import one_thread, ratio
+
+EPOCH = ["trainer=standard", "trainer.epochs=1"]
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.epoch", description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="as for run.py")
+    parser.add_argument("--blocks", type=int, default=5, help="whole runs, or with --padded seeds")
+    parser.add_argument("--padded", type=int, help="tokens of every item")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    words = [*EPOCH, f"threads={options.threads}", *options.words]
+    if options.padded:
+        found = batching(words, options.padded, options.blocks)
+    else:
+        found = end_to_end(words, options.blocks)
+    from experiments.bench.__main__ import machine
+
+    found |= {"machine": machine(), "words": words}
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in found.items() if k not in ("machine", "words")}, indent=1))
+
+
+# -- a run against its steps ---------------------------------------------------------------------------------
+
+
+def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
+    """Seconds of a whole run over those of its bare steps.
+
+    Returns:
+        ratio (median, low, high), seconds of both in every block, and the parts that the last run recorded itself.
+    """
+    from experiments.runner import run
+
+    whole, bare = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        run(_plan([*words, "trainer.max_steps=1", f"store.root={folder}/first"]))  # imports, tokenised data
+        for block in range(blocks):
+            plan = _plan([*words, f"store.root={folder}/{block}"])
+            whole.append(_timed(lambda plan=plan: run(plan)))
+            bare.append(_bare(_plan([*words, f"store.root={folder}/bare"])))
+        result = plan.finished().result()
+    return {
+        "what": "a run of one epoch / its bare steps",
+        "target": 1.10,
+        **ratio(whole, bare)._asdict(),
+        "seconds": {"run": whole, "bare steps": bare},
+        "recorded": result["cost"],
+    }
+
+
+def _bare(plan: Any) -> float:
+    """Seconds of the steps of one epoch, with their batches ready."""
+    loop = _Loop(plan)
+    batches = [loop.train.data.batch(indices) for indices in loop.order(loop.seed, shuffled=False)]
+    return _timed(lambda: [loop.step(batch) for batch in batches])
+
+
+# -- our batches against padded ones -------------------------------------------------------------------------
+
+
+def batching(words: Sequence[str], length: int, seeds: int) -> dict[str, Any]:
+    """One epoch with our batches and one padded to `length`, in turn by tenths of an epoch, for some seeds.
+
+    Returns:
+        ratio of the tenths' seconds (median, low, high), seconds of both per seed, and both scores per seed.
+    """
+    ours, padded, scores = [], [], []
+    epochs: dict[str, list[float]] = {"ours": [], "padded": []}
+    for seed in range(seeds):
+        loops = [_Loop(_plan([*words, f"seed={seed}"])) for _ in range(2)]
+        orders = [loops[0].order(seed, shuffled=False), loops[1].order(seed, shuffled=True)]
+        parts = [_parts(order, 10) for order in orders]
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for first, second in zip(*parts, strict=True):
+            seconds[0].append(_timed(lambda part=first, one=loops[0]: one.train_on(part)))
+            seconds[1].append(_timed(lambda part=second, one=loops[1]: one.train_on(part, length)))
+        ours, padded = ours + seconds[0], padded + seconds[1]
+        epochs["ours"].append(sum(seconds[0]))
+        epochs["padded"].append(sum(seconds[1]))
+        scores.append([loop.score() for loop in loops])
+    return {
+        "what": f"an epoch with our batches / padded to {length}",
+        "target": 0.45,
+        **ratio(ours, padded)._asdict(),
+        "seconds": epochs,
+        "scores": {"ours": [one for one, _ in scores], "padded": [two for _, two in scores]},
+        "mean difference of scores": statistics.mean(one - two for one, two in scores),
+    }
+
+
+def _parts(order: list[list[int]], count: int) -> list[list[list[int]]]:
+    edges = [round(i * len(order) / count) for i in range(count + 1)]
+    return [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+class _Loop:
+    """A run's model, data and optimizer, and the plain loop of `elalora.method` over them."""
+
+    def __init__(self, plan: Any) -> None:
+        from experiments.readout import make_readout
+        from experiments.runner import prepare
+
+        _, _, processor, self.train, self.select, self.report, self.model, self.method = prepare(plan)
+        self.config, self.seed = plan.config, plan.config.seed
+        self.readout = make_readout(plan.config.task, processor, self.model)
+        trainer = self.config.trainer
+        self.optimizer = RowwiseAdamW(
+            self.method.groups(self.model, trainer.lr, trainer.weight_decay), self.method.directions()
+        )
+        self.schedule = Schedule(self.optimizer, self.method.total_steps, round(0.06 * self.method.total_steps))
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.at = 0
+        self.model.train()
+        torch.manual_seed(self.seed)
+
+    def order(self, seed: int, shuffled: bool) -> list[list[int]]:
+        """Batches of the first epoch: the harness's, or items in random order."""
+        from experiments.data.batches import train_batches
+        from experiments.plan import stream
+
+        lengths = self.train.data.lengths
+        return train_batches(
+            lengths * 0 if shuffled else lengths, self.config.trainer.batch_size, stream(seed, "data"), 0
+        )
+
+    def train_on(self, part: list[list[int]], length: int | None = None) -> None:
+        """Makes the batches and steps on them."""
+        for indices in part:
+            batch = self.train.data.batch(indices)
+            self.step(batch if length is None else _filled(batch, length))
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """One optimizer step."""
+        with self.method.watching(batch.get("attention_mask")):
+            loss = self.model(**batch).loss
+        penalty = self.method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.method.gradients_ready(self.at)
+        self.optimizer.step()
+        self.schedule.at(self.at + 1)
+        self.method.after_step(self.at, self.optimizer, self.schedule)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.at += 1
+
+    def score(self) -> float:
+        """The task's first metric on the split that tables report."""
+        from experiments.data.batches import eval_batches
+
+        self.model.eval()
+        data, rows = self.report.data, []
+        with torch.inference_mode():
+            for indices in eval_batches(data.lengths, 64):
+                rows += self.readout.read(self.model, data, indices, data.batch(indices))
+        scores, _ = self.readout.score(sorted(rows, key=lambda row: row[0]))
+        return float(scores[self.readout.metrics[0]])
+
+
+def _filled(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """A batch of texts with `length` tokens: what is added is masked, so its id does not matter."""
+    return {
+        name: nn.functional.pad(t, (0, length - t.shape[1])) if name != "labels" else t for name, t in batch.items()
+    }
+
+
+def _plan(words: Sequence[str]) -> Any:
+    from experiments.compose import compose_run
+    from experiments.plan import make_plan
+
+    return make_plan(compose_run(words))
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    clock = time.process_time if one_thread() else time.perf_counter
+    began = clock()
+    work()
+    return clock() - began
+
+
+if __name__ == "__main__":
+    main()
