@@ -147,9 +147,10 @@ def _runs(stored: Stored) -> str:
     tasks = ", ".join(sorted(set(stored.runs["task"])))
     lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
     assert stored.declared is not None
-    for row in stored.declared.open_runs(stored.runs).to_dict("records"):
-        if row["part"] != TUNING:
-            lines.append(f"- Part {row['part']}, {row['arm']}: {row['missing']} of {row['planned']} runs are missing.")
+    missing = stored.declared.open_runs(stored.runs)
+    alike = missing[missing["part"] != TUNING].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
+    for (part, gone, planned), arms in alike.items():
+        lines.append(f"- Part {part}: {gone} of {planned} runs of each of these arms are missing: {', '.join(arms)}.")
     return "\n".join(lines)
 
 

@@ -81,7 +81,8 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
     schedule = Schedule(optimizer, TOTAL)
     parameters = [p for p in model.parameters() if p.requires_grad]
     call = setting.call(model)
-    begin = method.phases.end if final else TOTAL // 10 + 1  # the middle phase has begun
+    phases: Any = getattr(method, "phases", None)
+    begin = phases.end if final else TOTAL // 10 + 1  # the middle phase has begun
     steps = iter(range(begin, TOTAL))
 
     def step() -> None:

@@ -16,6 +16,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ EPOCH = ["trainer=standard", "trainer.epochs=1"]
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.epoch", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.epoch", description="A whole epoch.")
     parser.add_argument("words", nargs="*", help="as for run.py")
     parser.add_argument("--blocks", type=int, default=5, help="whole runs, or with --padded seeds")
     parser.add_argument("--padded", type=int, help="tokens of every item")
@@ -68,7 +70,7 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
         run(_plan([*words, "trainer.max_steps=1", f"store.root={folder}/first"]))  # imports, tokenised data
         for block in range(blocks):
             plan = _plan([*words, f"store.root={folder}/{block}"])
-            whole.append(_timed(lambda plan=plan: run(plan)))
+            whole.append(_timed(partial(run, plan)))
             bare.append(_bare(_plan([*words, f"store.root={folder}/bare"])))
         result = plan.finished().result()
     return {
@@ -83,8 +85,13 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
 def _bare(plan: Any) -> float:
     """Seconds of the steps of one epoch, with their batches ready."""
     loop = _Loop(plan)
-    batches = [loop.train.data.batch(indices) for indices in loop.order(loop.seed, shuffled=False)]
-    return _timed(lambda: [loop.step(batch) for batch in batches])
+    batches = [loop.train.data.batch(indices) for indices in loop.order(shuffled=False)]
+
+    def all_steps() -> None:
+        for batch in batches:
+            loop.step(batch)
+
+    return _timed(all_steps)
 
 
 # -- our batches against padded ones -------------------------------------------------------------------------
@@ -96,33 +103,29 @@ def batching(words: Sequence[str], length: int, seeds: int) -> dict[str, Any]:
     Returns:
         ratio of the tenths' seconds (median, low, high), seconds of both per seed, and both scores per seed.
     """
-    ours, padded, scores = [], [], []
-    epochs: dict[str, list[float]] = {"ours": [], "padded": []}
+    ours: list[float] = []
+    padded: list[float] = []
+    scores = []
     for seed in range(seeds):
-        loops = [_Loop(_plan([*words, f"seed={seed}"])) for _ in range(2)]
-        orders = [loops[0].order(seed, shuffled=False), loops[1].order(seed, shuffled=True)]
-        parts = [_parts(order, 10) for order in orders]
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for first, second in zip(*parts, strict=True):
-            seconds[0].append(_timed(lambda part=first, one=loops[0]: one.train_on(part)))
-            seconds[1].append(_timed(lambda part=second, one=loops[1]: one.train_on(part, length)))
-        ours, padded = ours + seconds[0], padded + seconds[1]
-        epochs["ours"].append(sum(seconds[0]))
-        epochs["padded"].append(sum(seconds[1]))
-        scores.append([loop.score() for loop in loops])
+        first, second = (_Loop(_plan([*words, f"seed={seed}"])) for _ in range(2))
+        pairs = zip(_tenths(first.order(shuffled=False)), _tenths(second.order(shuffled=True)), strict=True)
+        for mine, theirs in pairs:
+            ours.append(_timed(partial(first.train_on, mine)))
+            padded.append(_timed(partial(second.train_on, theirs, length)))
+        scores.append((first.score(), second.score()))
     return {
         "what": f"an epoch with our batches / padded to {length}",
         "target": 0.45,
         **ratio(ours, padded)._asdict(),
-        "seconds": epochs,
+        "seconds of all epochs": {"ours": sum(ours), "padded": sum(padded)},
         "scores": {"ours": [one for one, _ in scores], "padded": [two for _, two in scores]},
         "mean difference of scores": statistics.mean(one - two for one, two in scores),
     }
 
 
-def _parts(order: list[list[int]], count: int) -> list[list[list[int]]]:
-    edges = [round(i * len(order) / count) for i in range(count + 1)]
-    return [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+def _tenths(order: list[list[int]]) -> list[list[list[int]]]:
+    edges = [round(i * len(order) / 10) for i in range(11)]
+    return [order[a:b] for a, b in pairwise(edges)]
 
 
 class _Loop:
@@ -145,14 +148,14 @@ class _Loop:
         self.model.train()
         torch.manual_seed(self.seed)
 
-    def order(self, seed: int, shuffled: bool) -> list[list[int]]:
+    def order(self, shuffled: bool) -> list[list[int]]:
         """Batches of the first epoch: the harness's, or items in random order."""
         from experiments.data.batches import train_batches
         from experiments.plan import stream
 
         lengths = self.train.data.lengths
         return train_batches(
-            lengths * 0 if shuffled else lengths, self.config.trainer.batch_size, stream(seed, "data"), 0
+            lengths * 0 if shuffled else lengths, self.config.trainer.batch_size, stream(self.seed, "data"), 0
         )
 
     def train_on(self, part: list[list[int]], length: int | None = None) -> None:

@@ -39,7 +39,7 @@ LAYERS, TOKENS = 6, 16
 
 def main() -> None:
     """Measures every axis and writes JSON."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench.scaling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.scaling", description="How a step grows.")
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
