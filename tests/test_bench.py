@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.bench import arms
 from experiments.bench.__main__ import table
+from experiments.bench.epoch import EPOCH, _filled, _Loop, _plan, batching, end_to_end
+from experiments.bench.flops import counted_flops
 from experiments.bench.memory import counted
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
@@ -99,3 +102,74 @@ def test_the_table_names_ratio_target_and_verdict():
 
 def test_every_shape_names_matrices_that_are_counted():
     assert {s.matrices for s in SHAPES.values()} == {36, 72, 96, 60}
+
+
+def test_operations_are_those_of_stock_peft_and_grow_with_the_rank(setting):
+    one = counted_flops(arms.ours(setting, "lora"))
+    assert one == counted_flops(arms.peft(setting))
+    two, three = (counted_flops(arms.ours(setting, "lora", rank=rank)) for rank in (4, 6))
+    assert three - two == two - one > 0
+
+
+def test_pruned_adalora_multiplies_as_lora_at_its_final_rank_does(setting):
+    arm = arms.ours(setting, "adalora", interval=arms.INTERVAL, init_rank=3, final=True, compact=True, orth_weight=0.0)
+    before = counted_flops(arms.ours(setting, "adalora", interval=arms.INTERVAL, init_rank=3, orth_weight=0.0))
+    for _ in range(3):
+        arm.step()
+    assert sum(m.rank for m in arm.model.modules() if hasattr(m, "directions")) == 2 * setting.shape.matrices
+    assert counted_flops(arm) < before
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts tensors whose value is read by the host, each a synchronisation on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["elalora", "adalora", "sora", "prilora"])
+def test_adaptivity_reads_nothing_back_between_its_rounds(setting, name, monkeypatch):
+    monkeypatch.setattr(arms.RowwiseAdamW, "step", lambda self: None)  # reads its step counters, which live on the host
+    found = {}
+    for arm_name in ("lora", name):
+        arm = arms.ours(setting, arm_name, **({"interval": 1000} if arm_name in ("elalora", "adalora") else {}))
+        for _ in range(2):
+            arm.step()
+        with ReadBacks() as seen:
+            arm.step()
+        found[arm_name] = seen.count
+    assert found[name] == found["lora"]
+
+
+SMALL = ["task=vader_movies", "method=lora", "data.train_items=40", "task.max_length=16", "trainer.batch_size=8"]
+
+
+@pytest.fixture
+def words(tiny_model_dir, tmp_path):
+    return [*EPOCH, *SMALL, "model=local", f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'store'}"]
+
+
+def test_a_whole_run_is_paired_with_the_steps_it_took(words):
+    found = end_to_end(words, blocks=2)
+    assert len(found["seconds"]["run"]) == len(found["seconds"]["bare steps"]) == 2
+    assert found["median"] > 1  # the steps are a part of the run
+    loop = _Loop(_plan(words))
+    assert len(loop.order(shuffled=False)) == loop.method.total_steps == 5
+
+
+def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
+    found = batching(words, length=24, seeds=1)
+    assert len(found["scores"]["ours"]) == len(found["scores"]["padded"]) == 1
+    loop = _Loop(_plan(words))
+    for shuffled in (False, True):
+        assert sorted(i for part in loop.order(shuffled) for i in part) == list(range(40))
+    batch = loop.train.data.batch([0, 1, 2])
+    loop.model.eval()
+    with torch.no_grad():
+        plain, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 24)))
+    torch.testing.assert_close(plain, filled)

@@ -69,7 +69,7 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
         setting: see `Setting`.
         name: of the method; knobs: of its config.
         rank: of its budget, where it is not the setting's.
-        final: whether the method is in its last phase, its final ranks set by the first step.
+        final: whether the method is in its last phase; the third step sets its final ranks, from the scores of two.
     """
     from baselines.registry import method_class
 
@@ -82,7 +82,7 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
     parameters = [p for p in model.parameters() if p.requires_grad]
     call = setting.call(model)
     phases: Any = getattr(method, "phases", None)
-    begin = phases.end if final else TOTAL // 10 + 1  # the middle phase has begun
+    begin = phases.end - 2 if final else TOTAL // 10 + 1  # the middle phase has begun
     steps = iter(range(begin, TOTAL))
 
     def step() -> None:

@@ -43,6 +43,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     words = [*EPOCH, f"threads={options.threads}", *options.words]
     if options.padded:
+        longest = _plan(words).config.task.max_length
+        if options.padded < longest:
+            parser.error(f"--padded {options.padded} would cut items; type --padded {longest} or task.max_length=...")
         found = batching(words, options.padded, options.blocks)
     else:
         found = end_to_end(words, options.blocks)
