@@ -128,7 +128,8 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     Args:
         stores: run stores; compact ones too.
         out: folder of the compact store, made when missing. Results that it holds already stay, and take over
-            contributions that were measured since; a failed run gives way to its result.
+            contributions that were measured since, also on a repetition with the same scores and ranks; a failed run
+            gives way to its result.
 
     Returns:
         A line for each file, and one for each run that was left out.
@@ -148,12 +149,14 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
             left_out.append(f"{folder}: left out, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             continue
         key = (row["task"], row["folder"])
-        there = known.get(key, row)
-        if there["result.json"] not in (None, row["result.json"]):
-            if row["result.json"] is not None:
-                left_out.append(f"{folder}: left out, the same run with another result is in {out} already")
-        elif key not in known or row["contributions.json"] or not there["result.json"]:
+        there = known.get(key)
+        if there is None or there["result.json"] is None:
             known[key] = row
+        elif row["result.json"] is not None:
+            if not _same(there["result.json"], row["result.json"]):
+                left_out.append(f"{folder}: left out, the same run with another result is in {out} already")
+            elif row["contributions.json"]:
+                there["contributions.json"] = row["contributions.json"]
     if not known:
         raise UserError(f"no finished run in {', '.join(map(str, stores))}; `python run.py` makes one")
     tasks: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -165,6 +168,12 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); type --out FOLDER") from error
     return [*left_out, *lines, f"{len(known)} runs, {len(known) - before} of them new"]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two results say the same of a run, apart from when, with which commit and how fast it was made."""
+    first, second = json.loads(one), json.loads(other)
+    return all(first[key] == second[key] for key in ("id", "readings", "ranks", "counts"))
 
 
 def _with_task(file: Path) -> list[dict[str, Any]]:

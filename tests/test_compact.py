@@ -162,6 +162,19 @@ def test_contributions_measured_later_are_taken_over(tmp_path: Path) -> None:
     assert there.parent.name == folder.name and there.read_text() == '{"schema": 1}'
 
 
+def test_a_repetition_with_the_same_scores_lends_its_contributions_and_nothing_else(tmp_path: Path) -> None:
+    store(tmp_path / "runs", [0])
+    compact([tmp_path / "runs"], tmp_path / "small")
+    path = next((tmp_path / "runs").rglob("lora*/result.json"))
+    first = json.loads(path.read_text())
+    slower = {**first, "commit": "f" * 40, "cost": {**first["cost"], "train_seconds": 1e6}}
+    path.write_text(json.dumps(slower))
+    (path.parent / "contributions.json").write_text('{"schema": 1}')
+    assert not [line for line in compact([tmp_path / "runs"], tmp_path / "small") if "left out" in line]
+    (there,) = opened(tmp_path / "small").rglob("contributions.json")
+    assert json.loads((there.parent / "result.json").read_text()) == first
+
+
 def test_a_run_with_another_result_does_not_replace_the_stored_one(tmp_path: Path) -> None:
     store(tmp_path / "runs", [0])
     compact([tmp_path / "runs"], tmp_path / "small")

@@ -410,6 +410,7 @@ def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
     assert "SVD-LoRA" not in stable.index  # one rank everywhere has no pattern
     related = rank_study.relations(arms, "here").frame.set_index(["ranks_of", "contributions_in"])
     assert related.loc[("ElaLoRA (paper)", "SVD-LoRA"), "across_rho"] > 0.5
+    assert set(related["matrices"]) == {12} and set(related["below"]) == {0}
     assert related.loc[("ElaLoRA, random moves (paper)",) * 2, "across_p"] > 0.05
     share = rank_study.shares(arms, "here").frame.set_index("arm").loc["ElaLoRA (paper)"]
     assert share["ffn in"] > 1.3 and share["ffn out"] < 0.7 and LIKED["intermediate.dense"] > LIKED["output.dense"]
