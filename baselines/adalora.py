@@ -333,6 +333,8 @@ class AdaLoRA(LowRankMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.kept = {name: list(kept) for name, kept in state["kept"].items()}
+        if any(len(self.kept[name]) != rank for name, rank in state["ranks"].items()):
+            raise ValueError("the pattern has other slots than the ranks say")
         self.threshold, self.fixed = state["threshold"], state["fixed"]
         self._factors = []
         prefix = "importance."

@@ -232,6 +232,14 @@ class BeamLoRA(LowRankMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.past = {key.removeprefix("past."): t.clone() for key, t in state.items() if key.startswith("past.")}
+        if self.past and {key: t.shape for key, t in self.past.items()} != self._copied_shapes():
+            raise ValueError("the rows kept for copies are those of other matrices")
+
+    def _copied_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what `_copied` gives."""
+        factors = [(f"{n}.{f}", p) for n, a in self.adapters.items() for f, p in (("A", a.A), ("B", a.B))]
+        whole = {f"{key}.{what}": tuple(p.shape) for key, p in factors for what in ("value", *MOMENTS[:2])}
+        return whole | {f"{key}.step": (len(p),) for key, p in factors}
 
 
 def weakest(scores: Mapping[str, list[float]], share: float) -> dict[str, list[int]]:

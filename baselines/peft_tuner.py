@@ -392,13 +392,18 @@ class PeftTuner(Method):
         if self.capabilities.adaptive:
             allocator = self.tuner.rankallocator
             self.peft_model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
+            slots = {f"{name}.lora_E.{ADAPTER}": layer.r[ADAPTER] for name, layer in self._layers().items()}
+            if state["rank_pattern"] and {n: len(kept) for n, kept in state["rank_pattern"].items()} != slots:
+                raise ValueError("the rank pattern is that of other matrices")
             allocator.reset_ipt()
             for key, tensor in state.items():
                 table, colon, name = key.partition(":")
                 if colon:
-                    place = self.adapter_parameters()[0].device
-                    getattr(allocator, table)[name] = tensor.to(place, copy=True)
-                    allocator.ipt[name] = torch.zeros_like(tensor, device=place)
+                    place = self.tuner.model.get_parameter(name)
+                    getattr(allocator, table)[name] = tensor.to(place.device, copy=True).view_as(place)
+                    allocator.ipt[name] = torch.zeros_like(place, requires_grad=False)
+            if allocator.exp_avg_ipt.keys() != allocator.exp_avg_unc.keys():
+                raise ValueError("the two averages are those of different matrices")
         if self.ranks() != state["ranks"]:
             raise MethodFailure("the checkpoint has other ranks: prepare(batches) was not given the same batches")
 

@@ -159,6 +159,9 @@ class PRILoRA(LowRankMethod):
         super().load_state_dict(state)
         self.prunings = int(state["prunings"])
         self.norms = {k.removeprefix("norm."): v.clone() for k, v in state.items() if k.startswith("norm.")}
+        widths = {name: (adapter.in_features,) for name, adapter in self.adapters.items()}
+        if self.norms and {name: tuple(norm.shape) for name, norm in self.norms.items()} != widths:
+            raise ValueError("the input norms are those of other matrices")
 
 
 def _inputs(adapter: LowRankLinear) -> InputNorm:

@@ -287,6 +287,8 @@ class SoRA(LowRankMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._alive, self.last_step = dict(state["alive"]), int(state["last_step"])
+        if any(len(self._alive[name]) != rank for name, rank in state["ranks"].items()):
+            raise ValueError("the pattern has other slots than the ranks say")
 
 
 def shrink(gates: Tensor, xi: float, dead_zone: bool = False) -> Tensor:

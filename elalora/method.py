@@ -283,7 +283,11 @@ class Method:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` gave, after `attach` and `start`."""
+        """Restores what `state_dict` gave, after `attach` and `start`.
+
+        Raises:
+            Exception: of many kinds, where it cannot be the state of this method on these matrices.
+        """
         self.generator.set_state(state["generator"])
 
 
@@ -402,7 +406,10 @@ class LowRankMethod(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for name, rank in state["ranks"].items():
-            self.adapters[name].directions.rank = rank
+            slots = self.adapters[name].directions
+            if not 0 <= rank <= slots.capacity:
+                raise ValueError(f"rank {rank} does not fit a matrix of {slots.capacity} slots")
+            slots.rank = rank
 
 
 def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:

@@ -70,9 +70,20 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self._views.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave; the ranks of the directions must be restored first."""
+        """Restores what `state_dict` gave; the ranks of the directions must be restored first.
+
+        Raises:
+            ValueError: the groups or the moments are those of other parameters.
+        """
         super().load_state_dict(state_dict)
         self._views.clear()
+        for parameter, state in self.state.items():
+            slots = self._directions.get(parameter)
+            like = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)
+            if {name: getattr(value, "shape", None) for name, value in state.items()} != {
+                "step": (slots.capacity if slots else 1,), **like,
+            }:  # fmt: skip
+                raise ValueError(f"the moments of a parameter of shape {tuple(parameter.shape)} do not fit it")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

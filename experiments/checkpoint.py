@@ -2,18 +2,21 @@
 
 A checkpoint is a folder step-N with tensors.safetensors, state.json and digests.json. It is written under another
 name and moved into place; the last two are kept, and one whose digests do not fit is passed over. One that is whole
-and belongs to another run or version is a mistake that is told: nothing is overwritten silently.
+and belongs to another run or version is a mistake that is told: nothing is overwritten silently. What was taken up must
+be all that was read, so that nothing a checkpoint lacks is quietly what it was at the start.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -23,7 +26,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.store import sync_folder
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2
 START_ANEW = "move the folder away, and the run starts anew"
 
@@ -43,7 +46,12 @@ def collect(model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule:
 def restore(
     state: dict[str, Any], model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule: Schedule
 ) -> None:
-    """Puts back what `collect` took; ranks first, because the rest has their shape."""
+    """Puts back what `collect` took; ranks first, because the rest has their shape.
+
+    Raises:
+        Exception: of many kinds, where the state has not what `collect` gives here, or has more; the run is then
+            neither what it was nor what the state says.
+    """
     method.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("method/")})
     for name, parameter in trained(model).items():
         saved = state[f"model/{name}"]
@@ -55,12 +63,53 @@ def restore(
         if name.startswith("optimizer/"):
             _, index, kind = name.split("/")
             moments.setdefault(int(index), {})[kind] = value
-    params = [group["params"] for group in optimizer.state_dict()["param_groups"]]
-    groups = [{**g, "params": p} for g, p in zip(state["groups"], params, strict=True)]
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
+    own = optimizer.state_dict()["param_groups"]
+    groups = [{**mine, "lr": saved["lr"]} for mine, saved in zip(own, state["groups"], strict=True)]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     schedule.load_state_dict(state["schedule"])
+    _compare(state, collect(model, method, optimizer, schedule))
+
+
+def _compare(read: dict[str, Any], taken: dict[str, Any]) -> None:
+    """Raises ValueError where what was taken up is not what was read, to the last bit."""
+    for name in sorted(read.keys() | taken.keys()):
+        if name not in read or name not in taken:
+            raise ValueError(f"{name} is {'missing' if name not in read else 'nothing that this run has'}")
+        if not _same(read[name], taken[name]):
+            raise ValueError(f"{name} is of another kind or shape")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(_bits(one), _bits(other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and json.dumps(one) == json.dumps(other)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def check_form(read: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """Raises ValueError where a JSON value of a checkpoint has not the form that it has in a run that starts."""
+    for name, like in fresh.items():
+        if not isinstance(like, Tensor) and not (name in read and alike(read[name], like)):
+            raise ValueError(f"{name} is {'of another form' if name in read else 'missing'}")
+
+
+def alike(value: Any, like: Any) -> bool:
+    """Whether a JSON value has the form of another: the same keys and types, and no NaN or infinity.
+
+    Lists are of any length, and so is what belongs in an empty one or an empty object; null is a number not yet known.
+    """
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or like and value.keys() != like.keys():
+            return False
+        return all(alike(value[key], part) for key, part in like.items())
+    if isinstance(like, list | tuple):
+        return isinstance(value, list) and (not like or all(alike(part, like[0]) for part in value))
+    if like is None or isinstance(like, float):
+        return value is like is None or type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(like)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -79,7 +128,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     try:
         tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
         save_file(tensors, part / "tensors.safetensors")
-        rest = {n: v for n, v in state.items() if not isinstance(v, Tensor)} | {"step": step, "schema": SCHEMA}
+        rest = {n: v for n, v in state.items() if not isinstance(v, Tensor)}
+        rest |= {"tensors": sorted(tensors), "step": step, "schema": SCHEMA}
         (part / "state.json").write_text(json.dumps(rest), encoding="utf-8")
         digests = {name: _digest(part / name) for name in ("tensors.safetensors", "state.json")}
         (part / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
@@ -130,9 +180,12 @@ def load(folder: Path, step: int) -> dict[str, Any] | None:
     if state.pop("step", None) != step:
         raise UserError(f"{path} holds another step than its name says; {START_ANEW}")
     try:
-        return state | load_file(path / "tensors.safetensors")
+        tensors = load_file(path / "tensors.safetensors")
     except SafetensorError as error:
         raise UserError(f"{path}/tensors.safetensors cannot be read ({error}); {START_ANEW}") from error
+    if state.pop("tensors", None) != sorted(tensors):
+        raise UserError(f"{path}/tensors.safetensors has other tensors than state.json says; {START_ANEW}")
+    return state | tensors
 
 
 def _path(folder: Path, step: int) -> Path:

@@ -198,11 +198,11 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, sort_keys=True) + "\n")
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a .jsonl file."""
+    def lines(self, name: str, size: int | None = None) -> list[dict[str, Any]]:
+        """The whole lines of a .jsonl file, or those in its first `size` bytes."""
         path = self.path / name
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        content = path.read_bytes()[:size] if path.is_file() else b""
+        return [json.loads(line) for line in content.splitlines()]
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every .jsonl file, made to last: a checkpoint must not outlive the lines before it."""
@@ -216,9 +216,8 @@ class RunFolder:
         return path.stat().st_size
 
     def has(self, sizes: dict[str, int]) -> bool:
-        """Whether every .jsonl file is at least as long as it was."""
-        paths = {self.path / name: size for name, size in sizes.items()}
-        return all((path.stat().st_size if path.is_file() else 0) >= size for path, size in paths.items())
+        """Whether every .jsonl file is at least as long as it was, and a line ends there."""
+        return all(_line_ends(self.path / name, size) for name, size in sizes.items())
 
     def cut_back(self, sizes: dict[str, int]) -> None:
         """Cuts every .jsonl file to the size it had; what follows, a half-written line too, is written again."""
@@ -238,6 +237,14 @@ class RunFolder:
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole."""
         write_whole(self.path / name, dump(value))
+
+
+def _line_ends(path: Path, size: int) -> bool:
+    if not path.is_file() or not 0 < size <= path.stat().st_size:
+        return size == 0
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
 
 
 def find(roots: list[str], run_id: str) -> RunFolder | None:

@@ -33,7 +33,7 @@ from experiments.data.batches import eval_batches, train_batches
 from experiments.data.texts import IGNORED
 from experiments.outcome import Mirror, Outcome, Reading, Split, Watcher
 from experiments.plan import stream
-from experiments.processes import agreed, averaged, gathered
+from experiments.processes import agreed, averaged, gathered, together
 from experiments.readout import NotFinite, Readout, Row
 from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
@@ -389,23 +389,24 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         best = self.outcome.best
-        state = self._state()
-        state["progress"] = {
+        checkpoint.save(self._checkpoints, self._steps, self._state() | {"progress": self._progress()})
+        checkpoint.drop(self._checkpoints, set(checkpoint.steps(self._checkpoints)[: checkpoint.KEPT]))
+        if best is not None:
+            self._bests.append(best["step"])
+            checkpoint.drop(self._best_folder, set(self._bests[-checkpoint.KEPT :]))
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "run": self.run_id,
             "lines": self.folder.sizes(),
             "moved": self.moved,
             "initial": vars(self.outcome.initial),
             "peak": vars(self.outcome.peak),
-            "best": best,
+            "best": self.outcome.best,
             "unread": self._unread,
             "seconds": [self.outcome.train_seconds, self.outcome.eval_seconds],
             "losses": [float(loss) for loss in self._pending],
         }
-        checkpoint.save(self._checkpoints, self._steps, state)
-        checkpoint.drop(self._checkpoints, set(checkpoint.steps(self._checkpoints)[: checkpoint.KEPT]))
-        if best is not None:
-            self._bests.append(best["step"])
-            checkpoint.drop(self._best_folder, set(self._bests[-checkpoint.KEPT :]))
 
     def _state(self) -> dict[str, Any]:
         return checkpoint.collect(self.bare, self.method, self.optimizer, self.schedule)
@@ -418,7 +419,9 @@ class Trainer:
         """
         found = agreed(self._newest)
         if found is not None:
-            self._take_up(*found)
+            step, state = found
+            together(lambda: self._take_up(step, state))
+            self.method.rounds_seen = agreed(lambda: self._cut_back(step, state["progress"]["lines"]))
         best = self.outcome.best["step"] if self.outcome.best is not None else 0
         if self.accelerator.is_main_process:  # what an abandoned attempt wrote after this point
             for folder, last in ((self._checkpoints, self._steps), (self._best_folder, best)):
@@ -437,26 +440,48 @@ class Trainer:
             print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
         return None
 
-    def _cut_back(self, sizes: dict[str, int]) -> list[dict[str, Any]]:
+    def _cut_back(self, step: int, sizes: dict[str, int]) -> list[Round]:
         """Cuts the lines back to a checkpoint; the rounds that are left."""
         self.folder.cut_back(sizes)
-        return self.folder.lines("ranks.jsonl")
+        return self._rounds(step, sizes)
+
+    def _rounds(self, step: int, sizes: dict[str, int]) -> list[Round]:
+        lines = self.folder.lines("ranks.jsonl", sizes["ranks.jsonl"])
+        return [_round(line) for line in lines if 0 <= line["step"] < step]
 
     def _complete(self, step: int, state: dict[str, Any]) -> bool:
         """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
+        progress = state.get("progress")
+        if not isinstance(progress, dict) or "run" not in progress:
+            raise self._foreign(step, "it has no progress")
+        if progress["run"] != self.run_id:
+            raise self._foreign(step, f"it is of the run {str(progress['run'])[:10]}")
+        if not self._has_form(step, progress):
+            raise self._foreign(step, "its progress is of another form")
+        best = progress["best"]
+        if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
+            return False
         try:
-            progress = state["progress"]
-            owner, lines, best = progress["run"], progress["lines"], progress["best"]
-        except (KeyError, TypeError):
-            raise self._foreign(step, "it has no progress") from None
-        if owner != self.run_id:
-            raise self._foreign(step, f"it is of the run {str(owner)[:10]}")
+            return self.folder.has(progress["lines"]) and self._rounds(step, progress["lines"]) is not None
+        except (ValueError, LookupError, TypeError, RecursionError):  # rounds that are none
+            return False
+
+    def _has_form(self, step: int, progress: dict[str, Any]) -> bool:
+        """Whether a checkpoint's progress is what `_progress` gives."""
         try:
-            if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
-                return False
-            return self.folder.has(lines)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise self._foreign(step, f"its progress cannot be read ({type(error).__name__})") from error
+            best, unread = progress["best"], progress["unread"]
+            like = self._progress() | {"seconds": [0.0], "unread": None if unread is None else step}
+            if best is not None:
+                brief = {"split": "", "metrics": dict.fromkeys(self.readout.metrics, 0.0)}
+                report = None if best["report"] is None else brief
+                count = vars(self.method.count())
+                like["best"] = {
+                    "step": step, "select": brief, "report": report, "ranks": self.method.ranks(), "count": count,
+                }  # fmt: skip
+        except (KeyError, TypeError, IndexError):
+            return False
+        fits = checkpoint.alike(progress, like) and unread in (None, step - 1) and len(progress["seconds"]) == 2
+        return fits and (best is None or 0 < best["step"] <= step)
 
     def _foreign(self, step: int, why: str) -> UserError:
         return UserError(
@@ -465,22 +490,28 @@ class Trainer:
         )
 
     def _take_up(self, step: int, state: dict[str, Any]) -> None:
-        progress = state.pop("progress")
+        progress, saved = state["progress"], {name: value for name, value in state.items() if name != "progress"}
+        best = progress["best"]
         try:
-            checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
-            self.moved, self._unread = progress["moved"], progress["unread"]
-            self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
-            self.outcome.best = progress["best"]
-            self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
-            losses, device = progress["losses"], self.accelerator.device
-            self._pending = [torch.tensor(loss, dtype=self._loss_type, device=device) for loss in losses]
-        except (KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
+            fresh = self._state()
+            if best is not None and best["report"] is None:  # it is read when training is over: too late for a line
+                chosen: dict[str, Any] | None = agreed(lambda: checkpoint.load(self._best_folder, best["step"]))
+                self._put_back(chosen or {}, fresh)
+            self._put_back(saved, fresh)
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
             raise self._foreign(step, f"{type(error).__name__} {error}".splitlines()[0]) from error
+        self.moved, self._unread, self.outcome.best = progress["moved"], progress["unread"], best
+        self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
+        self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
+        losses, device = progress["losses"], self.accelerator.device
+        self._pending = [torch.tensor(loss, dtype=self._loss_type, device=device) for loss in losses]
         self.schedule.at(step)
         self._steps = self._saved = step
-        self._bests = [] if self.outcome.best is None else [self.outcome.best["step"]]
-        lines = agreed(lambda: self._cut_back(progress["lines"]))
-        self.method.rounds_seen = [_round(line) for line in lines if 0 <= line["step"] < step]
+        self._bests = [] if best is None else [best["step"]]
+
+    def _put_back(self, state: dict[str, Any], fresh: dict[str, Any]) -> None:
+        checkpoint.check_form(state, fresh)
+        checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
 
 
 def _round(line: dict[str, Any]) -> Round:

@@ -173,17 +173,17 @@ WRONG_STATES = {
         lambda s: {n: v[:1] if n.startswith("model/") and v.ndim == 2 else v for n, v in s.items()},
         "does not fit this run: ValueError .* has shape",
     ),
-    "without groups": (lambda s: without(s, "groups"), "does not fit this run: KeyError 'groups'"),
+    "without groups": (lambda s: without(s, "groups"), "does not fit this run: ValueError groups is missing"),
     "of fewer groups": (lambda s: {**s, "groups": s["groups"][:1]}, "does not fit this run: ValueError"),
-    "without a schedule": (lambda s: without(s, "schedule"), "does not fit this run: KeyError 'schedule'"),
-    "with odd lines": (lambda s: progress_with(s, lines=[1]), "its progress cannot be read"),
-    "with an odd best": (lambda s: progress_with(s, best="none"), "its progress cannot be read"),
+    "without a schedule": (lambda s: without(s, "schedule"), "does not fit this run: ValueError schedule is missing"),
+    "with odd lines": (lambda s: progress_with(s, lines=[1]), "its progress is of another form"),
+    "with an odd best": (lambda s: progress_with(s, best="none"), "its progress is of another form"),
 }
 WRONG_FILES = {
     "a list": (write_part("state.json", b"[1]"), "state.json is no JSON object"),
     "no JSON": (write_part("state.json", b"{1"), "state.json cannot be read"),
-    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 1"),
-    "another step": (write_part("state.json", b'{"schema": 1, "step": 3}'), "holds another step than its name says"),
+    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 2"),
+    "another step": (write_part("state.json", b'{"schema": 2, "step": 3}'), "holds another step than its name says"),
     "no tensors": (write_part("tensors.safetensors", b"\x80\x04pickle"), "tensors.safetensors cannot be read"),
 }
 

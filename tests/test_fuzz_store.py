@@ -130,7 +130,8 @@ def test_rounds_are_whole_or_one_line(content: bytes) -> None:
 
 def checkpoint_files() -> tuple[bytes, bytes]:
     tensors = {"model/a": torch.arange(6.0).reshape(2, 3), "optimizer/0/step": torch.ones(2)}
-    return save(tensors), as_json({"schema": 1, "step": 7, "groups": [{"lr": 0.1}], "progress": {"run": "0"}}).encode()
+    rest = {"schema": 2, "tensors": sorted(tensors), "step": 7, "groups": [{"lr": 0.1}], "progress": {"run": "0"}}
+    return save(tensors), as_json(rest).encode()
 
 
 TENSORS, STATE = checkpoint_files()
