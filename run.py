@@ -20,6 +20,7 @@ from elalora.errors import UserError
 from experiments.compose import keep_command
 from experiments.config import register
 from experiments.messages import explain, mistakes
+from experiments.pipes import as_command
 from experiments.signals import COME_AGAIN, Preempted
 
 register()
@@ -61,4 +62,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
+from experiments.pipes import as_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,4 +56,4 @@ def _list(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

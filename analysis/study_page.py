@@ -19,6 +19,7 @@ from analysis.report import Stored, read_stores, sections_of
 from analysis.table import Table
 from analysis.writers import to_markdown
 from elalora.errors import UserError
+from experiments.pipes import as_command
 from experiments.study import TUNING
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,4 +187,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

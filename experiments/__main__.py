@@ -7,6 +7,7 @@ import sys
 
 from elalora.errors import UserError
 from experiments import compact, examples, status
+from experiments.pipes import as_command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,4 +33,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

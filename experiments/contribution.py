@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
+from experiments.pipes import as_command
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -332,4 +333,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from elalora.errors import UserError
 from experiments.compose import CONF, compose_run
 from experiments.messages import explain
+from experiments.pipes import as_command
 from experiments.study import Cell, cells_of, run_study
 
 STUDY = "reproduce_check"
@@ -106,4 +107,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    as_command(lambda: main(sys.argv[1:]))

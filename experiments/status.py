@@ -19,6 +19,7 @@ from typing import Any
 
 from elalora.errors import UserError
 from experiments.compact import opened
+from experiments.pipes import reader_left
 
 STATES = ("running", "stale", "failed", "preempted", "done", "unreadable")
 STALE_SECONDS = 600.0
@@ -255,6 +256,6 @@ def show(asked: argparse.Namespace) -> int:
         runs = read_store(Path(asked.store), asked.stale)
         text = json.dumps([asdict(run) for run in runs], indent=1) if asked.json else overview(runs)
         print("\x1b[2J\x1b[H" + text if asked.watch else text, flush=True)
-        if not asked.watch:
+        if not asked.watch or reader_left():
             return 0
         time.sleep(5)

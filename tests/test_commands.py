@@ -25,7 +25,7 @@ from experiments.study import study_of
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [ROOT / "analysis" / "study.template.md"]  # becomes docs/study.md
-PROGRAMS = ("python", "torchrun", "make", "pip", "wandb", "conda", "source", "eval", "pre-commit")
+PROGRAMS = ("python", "torchrun", "make", "pip", "wandb", "conda", "source", "eval", "autoload", "pre-commit")
 
 # where a command is executed to its end: a test file, or .ci/run
 EXECUTED = {
@@ -55,7 +55,8 @@ NOT_EXECUTED = {
     "make bench": "python -m experiments.bench under another name",
     "python run.py --help": "test_config.py",
     "python run.py --hydra-help": "Hydra's own page",
-    "eval": "test_config.py asks for the completions; the line itself needs an interactive bash",
+    "eval": "test_completion.py types it into bash and zsh",
+    "autoload": "test_completion.py types it into zsh",
     "source": "the shell's own",
     "conda": "needs conda",
     "pip download": "needs PyPI; .ci/run fetches the same file",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elalora.errors import UserError
+from experiments.pipes import as_command
 
 HERE = Path(__file__).parent
 CELL_SECONDS = 600
@@ -88,4 +89,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -14,6 +14,7 @@ import torch
 
 from experiments.bench.shapes import SHAPES
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
+from experiments.pipes import as_command
 
 # what is compared with what, and the target where there is one
 TARGETS = [
@@ -176,4 +177,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)
