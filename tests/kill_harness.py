@@ -1,10 +1,12 @@
 """Kills runs with SIGKILL, starts them again, and compares every file with a run that was never killed.
 
     python tests/kill_harness.py --kills 200 --seed 0
+    python tests/kill_harness.py --kills 60 --seed 0 --processes 2
 
 What is unusual: a child is forked after data and model are loaded, so an attempt takes a fraction of a second. A kill
 comes at a random moment, or at a random call inside a named phase: the child counts Python's call events while it is in
 that phase and kills itself at the n-th, between any two calls of a write. Nothing in the product takes part in this.
+With two processes the first, the second or both are killed, under torchrun's own agent.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from kill_pairs import in_pair, join_anew, kill, pair_ready, wait_for
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,46 +67,56 @@ ARMS = {
 }
 PHASES = ("before the first step", "step", "round", "line", "checkpoint", "evaluation", "result", "status")
 NAMED = ("checkpoint", "round", "evaluation", "result", "line")
+SLOTS = 2 + len(PHASES)  # numbers that a process tells: its phase, its id, and the calls it made in each phase
 WRITES = ("checkpoint", "line", "result", "status")
 VARYING = {"timing.jsonl", "status.json", "manifest.json", "config.yaml", "result.json", "state.json", "digests.json"}
 
 
 class Probe:
-    """Where a child is, told to its parent through shared memory; and the call at which it is to die.
+    """Where the children are, told to their parent through shared memory; and the call at which one is to die.
 
     Args:
         target: (phase, n): die at the n-th call inside that phase. None only counts.
+        victims: ranks that die together; the first of them counts the calls.
     """
 
-    def __init__(self, target: tuple[str, int] | None) -> None:
-        self.shared = mmap.mmap(-1, 8 * (len(PHASES) + 1))
-        self.target = target
+    def __init__(self, target: tuple[str, int] | None = None, victims: tuple[int, ...] = (0,)) -> None:
+        self.shared = mmap.mmap(-1, 2 * SLOTS * 8)
+        self.target, self.victims, self.rank = target, victims, 0
 
-    def _get(self, slot: int) -> int:
-        return int.from_bytes(self.shared[8 * slot : 8 * slot + 8], "little")
+    def _get(self, slot: int, rank: int) -> int:
+        at = 8 * (rank * SLOTS + slot)
+        return int.from_bytes(self.shared[at : at + 8], "little")
 
     def _set(self, slot: int, value: int) -> None:
-        self.shared[8 * slot : 8 * slot + 8] = value.to_bytes(8, "little")
+        at = 8 * (self.rank * SLOTS + slot)
+        self.shared[at : at + 8] = value.to_bytes(8, "little")
 
     @property
     def phase(self) -> str:
-        return PHASES[self._get(0)]
+        """Where the first victim is."""
+        return PHASES[self._get(0, self.victims[0])]
+
+    def pids(self) -> list[int]:
+        """The victims' processes, as far as they have begun."""
+        return [pid for rank in self.victims if (pid := self._get(1, rank))]
 
     def calls(self) -> dict[str, int]:
-        """Calls counted inside each phase."""
-        return {name: self._get(1 + number) for number, name in enumerate(PHASES)}
+        """Calls that the first victim counted inside each phase."""
+        return {name: self._get(2 + number, self.victims[0]) for number, name in enumerate(PHASES)}
 
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
         """Marks a phase; the innermost one counts."""
-        before, profile = self._get(0), sys.getprofile()
+        before, profile = self._get(0, self.rank), sys.getprofile()
         number = PHASES.index(phase)
 
         def count(frame: Any, event: str, argument: Any) -> None:
             if event in ("call", "c_call"):
-                self._set(1 + number, self._get(1 + number) + 1)
-                if self.target == (phase, self._get(1 + number)):
-                    os.kill(os.getpid(), signal.SIGKILL)
+                calls = self._get(2 + number, self.rank) + 1
+                self._set(2 + number, calls)
+                if self.target == (phase, calls) and self.rank == self.victims[0]:
+                    self.die()
 
         self._set(0, number)
         sys.setprofile(count if phase in NAMED else None)
@@ -111,6 +125,11 @@ class Probe:
         finally:
             sys.setprofile(profile)
             self._set(0, before)
+
+    def die(self) -> None:
+        """The other victim first, then this process."""
+        kill([pid for pid in self.pids() if pid != os.getpid()])
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def wrap(self, owner: Any, name: str, phase: str) -> None:
         """Makes a function of a module or class a phase."""
@@ -128,6 +147,8 @@ class Probe:
         from experiments.store import RunFolder
         from experiments.trainer import Trainer
 
+        self.rank = int(os.environ.get("RANK", "0"))
+        self._set(1, os.getpid())
         self.wrap(Trainer, "_step", "step")
         self.wrap(Trainer, "_record_round", "round")
         self.wrap(RunFolder, "append", "line")
@@ -153,7 +174,7 @@ class Probe:
             if left[0] < 0:
                 with (folder.path / name).open("ab", buffering=0) as file:
                     file.write(json.dumps(line).encode()[: 5 + left[0] % 9])
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.die()
             plain(folder, name, line)
 
         RunFolder.append = torn
@@ -176,19 +197,18 @@ def mark_rounds(method: Any, probe: Probe, steps: set[int]) -> None:
 class Arm:
     """One method's run: what is forked, and the files of the run that was never killed."""
 
-    def __init__(self, words: list[str], folder: Path, more: list[str]) -> None:
-        self.words, self.folder, self.more = words, folder, more
+    def __init__(self, words: list[str], folder: Path, more: list[str], processes: int = 1) -> None:
+        self.words, self.folder, self.more, self.processes = words, folder, more, processes
         from experiments.runner import prepare
 
         self.prepared: Any = prepare(self.plan("whole"))
         self.rounds: set[int] = set()
-        self.expected = self._whole("whole", Probe(None))
+        self.expected = self._whole("whole", Probe())
         lines = (self.plan("whole").folder.path / "ranks.jsonl").read_text() if "ranks.jsonl" in self.expected else ""
         self.rounds = {json.loads(line)["step"] for line in lines.splitlines()} - {-1}
-        self.probe = Probe(None)
-        began = time.perf_counter()
+        self.probe = Probe()
         assert self._whole("counted", self.probe) == self.expected, "two runs without a kill differ"
-        self.seconds = time.perf_counter() - began
+        self.seconds = self.took
 
     def _whole(self, store: str, probe: Probe) -> dict[str, Any]:
         if self.attempt(self.plan(store), probe) != 0:
@@ -199,10 +219,15 @@ class Arm:
         from experiments.compose import compose_run
         from experiments.plan import make_plan
 
-        return make_plan(compose_run([*BASE, *self.more, *self.words, f"store.root={self.folder / store}"]))
+        config = compose_run([*BASE, *self.more, *self.words, f"store.root={self.folder / store}"])
+        os.environ["WORLD_SIZE"] = str(self.processes)  # it is part of what a run is
+        try:
+            return make_plan(config)
+        finally:
+            del os.environ["WORLD_SIZE"]
 
     def attempt(self, plan: Any, probe: Probe, kill_after: float | None = None) -> int:
-        """Forks a child that does the run; returns its exit code, minus the signal where it was killed."""
+        """Forks a child, or two, that do the run; returns the exit code, minus the signal where one was killed."""
         child = os.fork()
         if child == 0:
             code = 1
@@ -210,21 +235,34 @@ class Arm:
                 log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(log, 1)
                 os.dup2(log, 2)
-                self._child(plan, probe)
-                code = 0
+                tempfile.tempdir = str(self.folder)  # torchrun's agent leaves files there
+                code = self._children(plan, probe)
             finally:
                 sys.stdout.flush()
-                os._exit(code)
+                os._exit(abs(code))
+        wait_for(lambda: len(probe.pids()) == len(probe.victims), child)
+        began = time.perf_counter()
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)  # a child that has ended stays a zombie until it is waited for
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            kill(probe.pids())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self.took = time.perf_counter() - began
+        return -signal.SIGKILL if code == signal.SIGKILL else code  # the agent of two tells it as a number
+
+    def _children(self, plan: Any, probe: Probe) -> int:
+        if self.processes > 1:
+            return in_pair(lambda: self._child(plan, probe))
+        self._child(plan, probe)
+        return 0
 
     def _child(self, plan: Any, probe: Probe) -> None:
         import traceback
 
         from experiments import runner
 
+        if self.processes > 1:
+            join_anew()
+            self.prepared = pair_ready(self.prepared)
         runner.prepare = lambda _: self.prepared
         probe.install()
         mark_rounds(self.prepared[-1], probe, self.rounds)
@@ -246,13 +284,16 @@ class Arm:
             newest = newest_step(checkpoints)
             left = 1 - (newest or 0) / STEPS
             kind = draw.choices(("moment", *NAMED), (4, 3, 5, 2, 1, 1))[0]
+            victims = draw.choice(((0,), (1,), (0, 1))) if self.processes > 1 else (0,)
             if kind == "moment":
-                probe, after = Probe(None), self.seconds * draw.uniform(0, left)
+                probe, after = Probe(None, victims), self.seconds * draw.uniform(0, left)
             else:
-                if not self.probe.calls()[kind]:
-                    continue  # a method without rounds
-                most_calls = max(1, int(self.probe.calls()[kind] * (1 if kind == "result" else left)))
-                probe, after = Probe((kind, draw.randint(1, most_calls))), None
+                self.probe.victims = victims
+                calls = self.probe.calls()[kind]
+                if not calls:
+                    continue  # a method without rounds, or a process that does not write
+                most_calls = max(1, int(calls * (1 if kind == "result" else left)))
+                probe, after = Probe((kind, draw.randint(1, most_calls)), victims), None
             code = self.attempt(plan, probe, after)
             if code == 0:
                 break
@@ -261,7 +302,7 @@ class Arm:
             newest = newest_step(checkpoints)
             yield probe.phase, newest is not None and newest < STEPS
         else:
-            if self.attempt(plan, Probe(None)) != 0:
+            if self.attempt(plan, Probe()) != 0:
                 raise AssertionError((self.folder / "log").read_text())
         found = files(plan.folder.path)
         differing = sorted(n for n in self.expected.keys() | found.keys() if self.expected.get(n) != found.get(n))
@@ -311,6 +352,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="that do a run together")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     args = parser.parse_args()
     import torch
@@ -329,7 +371,7 @@ def main() -> int:
         more = [f"model.path={folder / 'model'}", f"data.cache={folder / 'cache'}", *write_data(folder)]
         for number, arm_name in enumerate(names):
             (folder / arm_name).mkdir()
-            arm = Arm(ARMS[arm_name], folder / arm_name, more)
+            arm = Arm(ARMS[arm_name], folder / arm_name, more, args.processes)
             goal = round(args.kills * (number + 1) / len(names))
             while kills < goal:
                 for phase, inside in arm.scenario(runs, min(4, goal - kills), draw):
