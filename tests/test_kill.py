@@ -44,3 +44,9 @@ def test_320_kills_of_every_method_leave_no_difference():
     figures = harness("--kills", "320")
     assert figures["kills"] == 320 and figures["between"] >= 150
     assert figures["writes"] >= 20 and figures["phases"]["round"] >= 20
+
+
+@pytest.mark.full
+def test_72_kills_of_two_processes_leave_no_difference():
+    figures = harness("--kills", "72", "--processes", "2")
+    assert figures["kills"] == 72 and figures["between"] >= 30
