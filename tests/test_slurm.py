@@ -161,9 +161,10 @@ def test_a_transplant_starts_when_its_source_is_done(slurm, tiny_model_dir, tmp_
 @pytest.mark.full
 @needs_slurm
 def test_forty_runs_lose_only_the_one_that_is_killed(slurm, tiny_model_dir, tmp_path):
-    given = words(tiny_model_dir, tmp_path, "method=lora", "seed=range(40)")
-    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=17", "threads=1"))
-    assert "SLURM array of 40 jobs for 40 runs" in command(*given, env=slurm).stdout
+    """Four in each job; the killed one is the last of its job, which ends with it."""
+    given = words(tiny_model_dir, tmp_path, "method=lora", "seed=range(40)", "launcher.runs_per_job=4")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=19", "threads=1"))
+    assert "SLURM array of 10 jobs for 40 runs" in command(*given, env=slurm).stdout
     until(lambda: "pid" in victim.folder.status(), 3000)
     os.kill(victim.folder.status()["pid"], signal.SIGKILL)
     until(lambda: not subprocess.check_output(["squeue", "-h"], env=slurm).strip(), 3000)
