@@ -53,7 +53,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     blocks = 10 if options.quick else options.blocks
     found = _optimizer(blocks) if options.shape == "optimizer" else measure(options, blocks)
-    found |= {"machine": machine(), "arguments": {k: str(v) for k, v in vars(options).items() if v is not None}}
+    found |= {
+        "machine": machine(),
+        "arguments": {k: str(v) for k, v in vars(options).items() if v is not None and k != "out"},
+    }
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

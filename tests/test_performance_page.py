@@ -1,0 +1,34 @@
+"""docs/performance.md says what its measurements say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from analysis.performance_page import MARK, MEASURED, PAGE, draw_scaling, filled
+from experiments.bench.scaling import AXES
+
+FILES = sorted(MEASURED.glob("*.json"))
+
+
+def test_the_page_is_made_from_its_files():
+    page = PAGE.read_text(encoding="utf-8")
+    assert filled(page) == page, "type python -m analysis.performance_page"
+    assert {found[2] for found in MARK.finditer(page)} == {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_measurement_names_its_machine_and_no_place_on_it(file):
+    text = file.read_text(encoding="utf-8")
+    found = json.loads(text)
+    assert found["machine"]["host"]["cpu"] and found["machine"]["versions"]["torch"]
+    assert not re.search(r'"[^"]*=?(\.\.)?/\w+/', text)
+
+
+def test_growth_is_drawn_for_every_size(tmp_path):
+    found = json.loads((MEASURED / "scaling.json").read_text(encoding="utf-8"))
+    assert list(found["axes"]) == list(AXES)
+    png, svg = draw_scaling(found, tmp_path / "scaling")
+    assert png.stat().st_size > 10_000 and all(label in svg.read_text() for label in ("rank", "ElaLoRA", "MiB"))
