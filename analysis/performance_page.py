@@ -63,14 +63,14 @@ def draw_scaling(found: dict[str, Any], path: Path) -> list[Path]:
             axes[1, column].plot(at, [point["bytes"][name] / 2**20 for point in points], **style)
         axes[1, column].set_xlabel(LABELS[axis])
         for row in (0, 1):
-            axes[row, column].set_ylim(bottom=0)
+            axes[row, column].set_ylim(0, 1.08 * max(line.get_ydata().max() for line in axes[row, column].lines))
             axes[row, column].grid(alpha=0.3)
     axes[0, 0].set_ylabel("ms a step")
     axes[1, 0].set_ylabel("MiB of a step, counted")
     axes[0, 0].legend(fontsize=8, frameon=False)
     base = ", ".join(f"{key} {value}" for key, value in found["base"].items())
     host = found["machine"]["host"]
-    remark = f"else: {base}; random encoder of 6 layers, 16 tokens, one thread of {host['cpu']}"
+    remark = f"else: {base}; random encoder of 6 layers, 16 tokens, one thread of {host['cpu']}. "
     return save_figure(figure, path, "A training step against what makes it larger", "random tokens", remark)
 
 

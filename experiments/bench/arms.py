@@ -150,13 +150,16 @@ def head_only(setting: Setting, to_input: bool) -> Arm:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     if to_input:
-        inputs: Any = model.get_submodule("vit.embeddings") if "vit" in setting.shape.name else _embedding(model)
-        inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
+        for inputs in _inputs(model, setting.shape.name):
+            inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
     return _plain(setting, model)
 
 
-def _embedding(model: Any) -> nn.Module:
-    return model.get_input_embeddings()
+def _inputs(model: Any, name: str) -> list[nn.Module]:
+    """The modules that make the first layers' inputs; an encoder-decoder has several, behind its shared one."""
+    if name == "bart-base":
+        return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [model.get_submodule("vit.embeddings") if name == "vit-b16" else model.get_input_embeddings()]
 
 
 def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None = None) -> Arm:
