@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from analysis.figures import new_figure, save_figure
-from experiments.bench.__main__ import ratio_lines, step_lines
+from experiments.bench.__main__ import MEMORY_TARGET, TARGETS, ratio_lines, step_lines
+from experiments.bench.timing import Ratio, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, MEASURED, FIGURE = ROOT / "docs/performance.md", ROOT / "docs/performance", ROOT / "docs/img/scaling"
 MARK = re.compile(r"(<!-- from ([\w.-]+): (\w+) -->\n).*?(<!-- end -->)", re.S)
+SHAPES = {  # columns of the table of targets
+    "minilm_16": "MiniLM 32 x 16 tokens",
+    "minilm_32": "16 x 32",
+    "minilm_64": "16 x 64",
+    "minilm_128": "16 x 128",
+    "deberta": "DeBERTa-v3-base 2 x 32",
+    "bart": "BART-base 2 x 32",
+    "vit": "ViT-B/16, one image",
+}
 LABELS = {
     "matrices": "adapted matrices",
     "rank": "rank",
@@ -39,8 +49,33 @@ def filled(page: str) -> str:
 
 
 def _part(name: str, part: str) -> str:
-    found = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
-    return "\n".join({"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines}[part](found))
+    if name == "shapes":
+        return "\n".join(_summary({title: _read(file) for file, title in SHAPES.items()}))
+    return "\n".join({"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines}[part](_read(name)))
+
+
+def _read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _summary(measured: dict[str, dict[str, Any]]) -> list[str]:
+    """A row for each ratio with a target, a column for each shape."""
+    lines = ["| | target | " + " | ".join(measured) + " |", "| --- | ---: |" + " --- |" * len(measured)]
+    for one, other, target in TARGETS:
+        if target is not None:
+            cells = [_cell(found, f"{one} / {other}", target) for found in measured.values()]
+            lines.append(f"| {one} / {other} | ≤ {target:.2f} | " + " | ".join(cells) + " |")
+    one, other, target = MEMORY_TARGET
+    sizes = [found["bytes"][one]["total"] / found["bytes"][other]["total"] for found in measured.values()]
+    cells = [f"{size:.3f} {'met' if size <= target else 'missed'}" for size in sizes]
+    return [*lines, f"| {one} / {other}, bytes | ≤ {target:.2f} | " + " | ".join(cells) + " |"]
+
+
+def _cell(found: dict[str, Any], what: str, target: float) -> str:
+    row = next(row for row in found["ratios"] if row["what"] == what)
+    value = Ratio(row["median"], row["low"], row["high"])
+    return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f}) {verdict(value, target)}"
 
 
 def _run_lines(found: dict[str, Any]) -> list[str]:
