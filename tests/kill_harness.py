@@ -378,7 +378,8 @@ def main() -> int:
                     kills, between = kills + 1, between + inside
                     phases[phase] += 1
                 runs += 1
-            print(f"{arm_name}: {kills} kills, {runs} runs, every file equal", file=sys.stderr)
+            so_far = f"{kills} kills, {runs} runs, {between} between checkpoints, every file equal; {dict(phases)}"
+            print(f"{arm_name}: {so_far}", file=sys.stderr, flush=True)
     minutes = (time.perf_counter() - began) / 60
     writes = sum(phases[phase] for phase in WRITES)
     figures = {"kills": kills, "runs": runs, "between": between, "writes": writes, "phases": phases}
