@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.figures import new_figure, save_figure
 from experiments.bench.__main__ import MEMORY_TARGET, TARGETS, ratio_lines, step_lines
+from experiments.bench.startup import start_lines
 from experiments.bench.timing import Ratio, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,9 @@ def filled(page: str) -> str:
 def _part(name: str, part: str) -> str:
     if name == "shapes":
         return "\n".join(_summary({title: _read(file) for file, title in SHAPES.items()}))
-    return "\n".join({"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines}[part](_read(name)))
+    return "\n".join(
+        {"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines, "start": start_lines}[part](_read(name))
+    )
 
 
 def _read(name: str) -> dict[str, Any]:

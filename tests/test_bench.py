@@ -12,6 +12,7 @@ from experiments.bench.epoch import EPOCH, _filled, _Loop, _plan, batching, end_
 from experiments.bench.flops import counted_flops
 from experiments.bench.memory import counted
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
+from experiments.bench.startup import start_lines, until_first_step
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
 
 
@@ -173,3 +174,20 @@ def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
     with torch.no_grad():
         plain, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 24)))
     torch.testing.assert_close(plain, filled)
+
+
+def test_the_start_of_a_run_is_its_first_line_and_a_run_that_ends_before_says_why(tiny_model_dir):
+    assert until_first_step([*SMALL, "model=local", f"model.path={tiny_model_dir}"]) > 0
+    with pytest.raises(RuntimeError, match="no such task"):
+        until_first_step(["task=no_such_task"])
+
+
+def test_starts_are_medians_with_a_verdict():
+    found = {
+        "seconds": {"help": [0.3, 0.5, 0.4], "first step": [9.0, 8.5, 8.1]},
+        "targets": {"help": 1.5, "first step": 8.0},
+    }
+    assert start_lines(found)[2:] == [
+        "| help | 0.40 (0.30 to 0.50) | ≤ 1.5 | met |",
+        "| first step | 8.50 (8.10 to 9.00) | ≤ 8 | missed |",
+    ]
