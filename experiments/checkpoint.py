@@ -152,6 +152,14 @@ def drop(folder: Path, keep: set[int]) -> None:
         shutil.rmtree(_path(folder, step), ignore_errors=True)
 
 
+def best_step(state: dict[str, Any] | None) -> int | None:
+    """The step of the best checkpoint that a checkpoint refers to; None where none is there or can be read."""
+    try:
+        return int(state["progress"]["best"]["step"]) if state is not None else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints under `folder`, the newest first."""
     return sorted((int(path.name[5:]) for path in folder.glob("step-*") if path.name[5:].isdecimal()), reverse=True)

@@ -422,14 +422,19 @@ class Trainer:
             step, state = found
             together(lambda: self._take_up(step, state))
             self.method.rounds_seen = agreed(lambda: self._cut_back(step, state["progress"]["lines"]))
-        best = self.outcome.best["step"] if self.outcome.best is not None else 0
-        if self.accelerator.is_main_process:  # what an abandoned attempt wrote after this point
-            for folder, last in ((self._checkpoints, self._steps), (self._best_folder, best)):
-                checkpoint.drop(folder, {step for step in checkpoint.steps(folder) if step <= last})
+        if self.accelerator.is_main_process:
+            self._drop_left()
         if self._saved is None:
             if self.accelerator.is_main_process:
                 self.folder.cut_back({})
             self._start_lines()
+
+    def _drop_left(self) -> None:
+        """Removes what an abandoned attempt wrote after this point, and what it had meant to remove before."""
+        kept = [step for step in checkpoint.steps(self._checkpoints) if step <= self._steps][: checkpoint.KEPT]
+        checkpoint.drop(self._checkpoints, set(kept))
+        bests = {checkpoint.best_step(checkpoint.load(self._checkpoints, step)) for step in kept}
+        checkpoint.drop(self._best_folder, {step for step in bests if step is not None})
 
     def _newest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint that is whole."""

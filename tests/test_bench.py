@@ -178,7 +178,7 @@ def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
 
 def test_the_start_of_a_run_is_its_first_line_and_a_run_that_ends_before_says_why(tiny_model_dir):
     assert until_first_step([*SMALL, "model=local", f"model.path={tiny_model_dir}"]) > 0
-    with pytest.raises(RuntimeError, match="no such task"):
+    with pytest.raises(RuntimeError, match="no_such_task is unknown"):
         until_first_step(["task=no_such_task"])
 
 

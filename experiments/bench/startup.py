@@ -1,7 +1,7 @@
 """Seconds until something happens: `python -m experiments.bench.startup WORDS ...`
 
-The clock's seconds from the start of a process to the end of `run.py --help`, and to a run's first line in metrics.jsonl,
-which is written after its first step. Caches are warm, because one run of each goes before.
+The clock's seconds from the start of a process to the end of `run.py --help`, and to a run's first line in
+metrics.jsonl, after its first step. Caches are warm, because one run of each goes before.
 """
 
 from __future__ import annotations
