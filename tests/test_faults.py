@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kill_harness import ARMS, BASE, files, write_data
+from kill_harness import ARMS, BASE, STEPS, files, write_data
 from runs import ROOT
 
 from elalora import UserError
@@ -337,3 +337,21 @@ def test_a_process_killed_after_its_result_is_tidied_by_the_next(plan_in, tmp_pa
     run(plan)
     assert json.loads((plan.folder.path / "status.json").read_text())["state"] == "done"
     assert not (plan.folder.path / "checkpoint").exists()
+
+
+def test_an_old_checkpoint_that_a_kill_left_goes_with_the_next_attempt(plan_in, whole, tmp_path, monkeypatch):
+    plan, drop = plan_in(tmp_path), checkpoint.drop
+    place = plan.folder.path / "checkpoint"
+
+    def killed_at_the_last(folder, keep):
+        if folder == place and STEPS in checkpoint.steps(folder):
+            raise KeyboardInterrupt
+        drop(folder, keep)
+
+    monkeypatch.setattr(checkpoint, "drop", killed_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan)
+    monkeypatch.undo()
+    assert len(checkpoint.steps(place)) == checkpoint.KEPT + 1
+    run(plan)
+    assert files(plan.folder.path) == whole
