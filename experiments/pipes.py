@@ -29,9 +29,15 @@ def as_command(main: Callable[[], int | None]) -> NoReturn:
     """Does a command in this process and leaves with its exit code."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         plain = getattr(sys, name)
-        buffer = io.BufferedWriter(_Patient(number, "w", closefd=False))
-        lines = plain.line_buffering
-        setattr(sys, name, io.TextIOWrapper(buffer, plain.encoding, plain.errors, line_buffering=lines))
+        raw, at_once = _Patient(number, "w", closefd=False), plain.write_through  # at once under PYTHONUNBUFFERED
+        stream = io.TextIOWrapper(
+            raw if at_once else io.BufferedWriter(raw),
+            plain.encoding,
+            plain.errors,
+            line_buffering=plain.line_buffering,
+            write_through=at_once,
+        )
+        setattr(sys, name, stream)
     sys.exit(main())
 
 

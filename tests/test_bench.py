@@ -11,6 +11,7 @@ from experiments.bench.__main__ import table
 from experiments.bench.epoch import EPOCH, _filled, _Loop, _plan, batching, end_to_end
 from experiments.bench.flops import counted_flops
 from experiments.bench.memory import counted
+from experiments.bench.scaling import BASE, planning, point
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
@@ -174,6 +175,14 @@ def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
     with torch.no_grad():
         plain, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 24)))
     torch.testing.assert_close(plain, filled)
+
+
+def test_a_point_of_growth_has_every_arm_and_more_bytes_with_more_rank():
+    small = BASE | {"width": 128, "batch": 1, "matrices": 6}
+    few, many = (point(small | {"rank": rank}, blocks=1) for rank in (2, 16))
+    assert set(few["milliseconds"]) == set(few["bytes"]) == {"LoRA", "ElaLoRA", "frozen backbone"}
+    assert few["bytes"]["LoRA"] < many["bytes"]["LoRA"] and few["bytes"]["frozen backbone"] < few["bytes"]["LoRA"]
+    assert planning(2)["seconds"] > 0
 
 
 def test_the_start_of_a_run_is_its_first_line_and_a_run_that_ends_before_says_why(tiny_model_dir):

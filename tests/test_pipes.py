@@ -36,3 +36,14 @@ def test_a_closed_pipe_is_no_traceback(name: str, tmp_path: Path) -> None:
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
     assert name != "analysis" or (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("flag, seen", [("-u", "now"), ("-B", "")])
+def test_an_unbuffered_interpreter_stays_unbuffered(flag: str, seen: str) -> None:
+    """The process ends without a last flush, so only what was written at once is there."""
+    code = "import os; from experiments.pipes import as_command; as_command(lambda: (print('now'), os._exit(0)))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, flag, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == seen

@@ -171,7 +171,7 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
             for job, part in zip(submitted, parts, strict=True):
                 file.write(json.dumps({"job": job.job_id, "runs": [plan.id for plan in part]}) + "\n")
         before = sorted({job.job_id.partition("_")[0] for job in submitted})
-        print(f"submitted: job {before[0]}, {len(submitted)} of it; logs in {folder / 'logs'}")
+        print(f"submitted: job {before[0]}, {len(submitted)} of it; logs in {folder / 'logs'}", flush=True)
 
 
 def _payload(folder: Path, plans: Sequence[Plan]) -> Path:
