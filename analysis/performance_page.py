@@ -6,6 +6,7 @@ A table stands between `<!-- from NAME: PART -->` and `<!-- end -->`, where docs
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -39,6 +40,7 @@ STYLES = {"LoRA": ("#0072B2", "o", "-"), "ElaLoRA": ("#D55E00", "s", "--"), "fro
 
 def main() -> None:
     """Writes the page and the figure."""
+    argparse.ArgumentParser(prog="python -m analysis.performance_page", description=main.__doc__).parse_args()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     draw_scaling(json.loads((MEASURED / "scaling.json").read_text(encoding="utf-8")), FIGURE)
     print(f"Written: {PAGE}")

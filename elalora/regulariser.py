@@ -61,10 +61,13 @@ class Deviation(torch.autograd.Function):
             else:
                 weight = torch.where(size > 0, 2 / (size * ctx.count), 0.0)
             gap = gap * (weight * grad.to(size))[:, None, None]  # (m, most, most)
-            # rows of 0 for the inactive slots are made by the product itself: filling and copying whole factors, in
-            # memory fresh from the system, costs more than the arithmetic
-            gap = torch.nn.functional.pad(gap, (0, 0, 0, max(capacities) - gap.shape[1]))
-            for i, own, capacity in zip(members, torch.bmm(gap, rows).unbind(0), capacities, strict=True):
+            # written where it belongs: filling and copying whole factors, in memory fresh from the system, costs more
+            # than the arithmetic
+            most = gap.shape[1]
+            whole = rows.new_empty(len(members), max(capacities), rows.shape[2])
+            torch.bmm(gap, rows, out=whole[:, :most])
+            whole[:, most:].zero_()
+            for i, own, capacity in zip(members, whole.unbind(0), capacities, strict=True):
                 found[i] = own[:capacity]
         return None, None, *found
 
