@@ -143,8 +143,16 @@ def read_stores(
         tuning &= False
     if tuning.any():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
+        facts.append(_spent(chosen[tuning]))
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
     return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading)
+
+
+def _spent(tuning: pd.DataFrame) -> str:
+    """What finding the settings cost: every method's runs and their hours of training."""
+    by_method = tuning.groupby("method")["train_seconds"].agg(["size", "sum"])
+    shares = [f"{name} {row['size']:.0f} runs, {row['sum'] / 3600:.2f} h" for name, row in by_method.iterrows()]
+    return f"Tuning took {tuning['train_seconds'].sum() / 3600:.2f} hours of training: {'; '.join(shares)}."
 
 
 def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spread: str = "sd") -> list[Section]:

@@ -90,6 +90,7 @@ def test_neither_a_filter_nor_the_tuning_s_own_protocol_makes_a_run_missing(
     files = report([store], tmp_path / "out", only, study="small", with_figures=False, quiet=True)
     page = text_of(files, "index.html")
     assert "elalora is better than lora at r4: +2.00 points, mean over 1 task" in page
+    assert "Tuning took 0.01 hours of training: lora 1 runs, 0.01 h." in page
     assert "part later: 1 of 1 runs are missing" in page and "part main:" not in page and "part tuning:" not in page
     assert "ElaLoRA" not in text_of(files, "comparison.md")
 
