@@ -42,7 +42,8 @@ def main() -> None:
     """Writes the page and the figure."""
     argparse.ArgumentParser(prog="python -m analysis.performance_page", description=main.__doc__).parse_args()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    draw_scaling(json.loads((MEASURED / "scaling.json").read_text(encoding="utf-8")), FIGURE)
+    _, vector = draw_scaling(_read("scaling"), FIGURE)
+    vector.unlink()  # the page shows the other one
     print(f"Written: {PAGE}")
 
 

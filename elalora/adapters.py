@@ -240,8 +240,7 @@ def _in_slots(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
     """left @ right in the first slots of a tensor that is 0 in all others: written there, not copied."""
     r = len(left)
     if left.dtype != like.dtype or r == len(like):
-        product = (left @ right).to(like.dtype)
-        return product if r == len(like) else _padded(product, like)
+        return _padded((left @ right).to(like.dtype), like)
     out = torch.empty_like(like)
     out[r:].zero_()
     torch.mm(left, right, out=out[:r])

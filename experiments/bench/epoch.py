@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from elalora.optim import RowwiseAdamW
-from elalora.schedules import Schedule
+from elalora.schedules import Schedule, steps_of
 from experiments.bench.timing import one_thread, ratio
 
 PLACES = ("data.root=", "store.root=")  # of this machine only
@@ -142,11 +142,13 @@ class _Loop:
         _, _, processor, self.train, self.select, self.report, self.model, self.method = prepare(plan)
         self.config, self.seed = plan.config, plan.config.seed
         self.readout = make_readout(plan.config.task, processor, self.model)
-        trainer = self.config.trainer
+        trainer, total = self.config.trainer, self.method.total_steps
         self.optimizer = RowwiseAdamW(
             self.method.groups(self.model, trainer.lr, trainer.weight_decay), self.method.directions()
         )
-        self.schedule = Schedule(self.optimizer, self.method.total_steps, round(0.06 * self.method.total_steps))
+        self.schedule = Schedule(
+            self.optimizer, total, steps_of(trainer.warmup, total, "trainer.warmup"), trainer.schedule
+        )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.at = 0
         self.model.train()
@@ -174,7 +176,8 @@ class _Loop:
             loss = self.model(**batch).loss
         penalty = self.method.penalty()
         (loss if penalty is None else loss + penalty).backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if self.config.trainer.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.max_grad_norm)
         self.method.gradients_ready(self.at)
         self.optimizer.step()
         self.schedule.at(self.at + 1)
