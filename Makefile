@@ -17,7 +17,7 @@ run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
 
 help: ## this list
 	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@printf '\nOne run: %s/bin/python run.py --help\n\n' "$(VENV)"
 
 setup: ## make .venv from requirements.lock (about 2 minutes, once)

@@ -125,10 +125,14 @@ def _state() -> str:
 
 
 def _runs(python: Path) -> bool:
-    """Whether the environment has a Python of this version that starts."""
+    """Whether the environment has a Python of this version that starts, and its pip.
+
+    Debian's venv without ensurepip leaves a folder with a Python and no pip.
+    """
     if not python.exists():
         return False
-    found = subprocess.run([python, "-c", "import platform; print(platform.python_version())"], capture_output=True)
+    program = "import pip, platform; print(platform.python_version())"
+    found = subprocess.run([python, "-c", program], capture_output=True)
     return found.returncode == 0 and found.stdout.decode().strip() == platform.python_version()
 
 

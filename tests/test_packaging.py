@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("elalora", "baselines", "experiments", "analysis")  # each may import those before it
@@ -183,6 +184,18 @@ def test_the_lock_is_what_is_installed():
     assert not different
 
 
+def test_every_python_that_the_project_promises_may_install_the_lock():
+    """Debian 12 has Python 3.11.2; packages that ask for 3.11.5 are out of its reach, whatever this machine has."""
+    refused = []
+    for requirement in requirements():
+        try:
+            asked = distribution(requirement.name).metadata["Requires-Python"] or ""
+        except PackageNotFoundError:
+            continue  # of another machine; test_the_lock_is_what_is_installed has an eye on it
+        refused += [f"{requirement}: {asked}" for v in ("3.11.0", "3.12.0", "3.13.0") if v not in SpecifierSet(asked)]
+    assert not refused
+
+
 def test_the_lock_has_everything_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     locked = {requirement.name.lower().replace("_", "-"): requirement for requirement in requirements()}
@@ -218,22 +231,38 @@ def test_the_version_and_the_licence_are_the_same_everywhere():
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_environment_is_made_once(tmp_path: Path):
+@pytest.fixture
+def setup_env(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import setup_env
+
+    return setup_env
+
+
+def test_the_environment_is_made_once(tmp_path: Path, setup_env):
     """The set-up of an environment whose stamp fits does nothing; another lock, or no Python in it, does not fit."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import setup_env
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
     venv = tmp_path / "an environment"
     (venv / "bin").mkdir(parents=True)
-    (venv / "bin" / "python").symlink_to(sys.executable)
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     (venv / "elalora.stamp").write_text(setup_env._state())
     before = sorted(venv.rglob("*"))
     setup_env.set_up(venv)
     assert sorted(venv.rglob("*")) == before
     assert len(setup_env.pins()) >= len(requirements()) - 1
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in setup_env.pins())
+
+
+def test_an_environment_that_was_left_without_pip_is_made_again(tmp_path: Path, setup_env, monkeypatch):
+    """What Debian's venv leaves where ensurepip is not installed: a Python that starts, and no pip."""
+    venv = tmp_path / "half"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    installed = []
+    monkeypatch.setattr(setup_env, "install", lambda python, state: installed.append(python))
+    setup_env.set_up(venv)
+    [python] = installed
+    subprocess.run([python, "-c", "import pip"], check=True)
 
 
 def test_no_file_names_a_place_of_one_machine():
