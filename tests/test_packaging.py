@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -157,6 +158,31 @@ def test_a_wheel_installs_and_carries_its_licence(tmp_path: Path):
     assert list(metadata.rglob("LICENSE"))
     needed = [line for line in (metadata / "METADATA").read_text().splitlines() if line.startswith("Requires-Dist")]
     assert [line for line in needed if "extra ==" not in line] == ["Requires-Dist: torch>=2.4"]
+
+
+BESIDE_THE_CLONE = """
+import site, sys
+site.addsitedir(sys.argv[1])
+from elalora import Budget
+print(Budget.__module__)
+"""
+
+
+def test_a_script_beside_the_clone_imports_the_library_that_was_installed_with_e(tmp_path: Path):
+    """A clone is a folder named elalora without an __init__.py: Python would take it for a namespace package."""
+    source = tmp_path / "elalora"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys; from setuptools.build_meta import build_editable as build; build(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    script = tmp_path / "script.py"
+    script.write_text(BESIDE_THE_CLONE)
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "site")], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("elalora.budget", "")
 
 
 def test_the_lock_pins_every_package_exactly_and_names_no_place():
