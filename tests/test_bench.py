@@ -153,7 +153,14 @@ SMALL = ["task=vader_movies", "method=lora", "data.train_items=40", "task.max_le
 
 @pytest.fixture
 def words(tiny_model_dir, tmp_path):
-    return [*EPOCH, *SMALL, "model=local", f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'store'}"]
+    return [
+        *EPOCH,
+        "trainer.epochs=1",
+        *SMALL,
+        "model=local",
+        f"model.path={tiny_model_dir}",
+        f"store.root={tmp_path / 'store'}",
+    ]
 
 
 def test_a_whole_run_is_paired_with_the_steps_it_took(words):
@@ -165,15 +172,19 @@ def test_a_whole_run_is_paired_with_the_steps_it_took(words):
 
 
 def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
-    found = batching(words, length=24, seeds=1)
-    assert len(found["scores"]["ours"]) == len(found["scores"]["padded"]) == 1
+    found = batching([*words, "trainer.epochs=2"], length=24, seeds=2)
+    assert len(found["scores"]["ours"]) == len(found["scores"]["padded"]) == 2
+    ours, padded = (found["scores"][arm] for arm in ("ours", "padded"))
+    assert found["difference of scores"]["mean"] == pytest.approx(sum(ours) / 2 - sum(padded) / 2)
     loop = _Loop(_plan(words))
+    assert loop.order(shuffled=True) != loop.order(shuffled=True, epoch=1)
     for shuffled in (False, True):
         assert sorted(i for part in loop.order(shuffled) for i in part) == list(range(40))
     batch = loop.train.data.batch([0, 1, 2])
     loop.model.eval()
     with torch.no_grad():
-        plain, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 24)))
+        plain, same, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 0), _filled(batch, 24)))
+    assert torch.equal(plain, same)
     torch.testing.assert_close(plain, filled)
 
 

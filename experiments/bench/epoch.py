@@ -2,10 +2,12 @@
 
     python -m experiments.bench.epoch task=rte method=lora                      a whole run against its bare steps
     python -m experiments.bench.epoch task=rte method=lora --padded 256         our batches against padded ones
+    python -m experiments.bench.epoch task=rte method=lora --padded 0 --epochs 3 --blocks 5     and their scores
 
 The words are those of run.py. A run goes from its configuration to its result: data, model, one epoch, evaluations,
 checkpoints, export. Its bare steps are forward, backward, clipping, optimizer and hooks on the same batches, made
-beforehand. Padded batches are drawn in random order and filled to one length, as the official scripts do.
+beforehand. Padded batches are drawn in random order and filled to one length, as the official scripts do; 0 fills them
+to their longest item only, which gives the same scores sooner, because what is padded is masked.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +32,7 @@ from elalora.schedules import Schedule, steps_of
 from experiments.bench.timing import one_thread, ratio
 
 PLACES = ("data.root=", "store.root=")  # of this machine only
-EPOCH = ["trainer=standard", "trainer.epochs=1"]
+EPOCH = ["trainer=standard"]
 
 
 def main() -> None:
@@ -37,15 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.epoch", description="A whole epoch.")
     parser.add_argument("words", nargs="*", help="as for run.py")
     parser.add_argument("--blocks", type=int, default=5, help="whole runs, or with --padded seeds")
-    parser.add_argument("--padded", type=int, help="tokens of every item")
+    parser.add_argument("--padded", type=int, help="tokens of every item; 0: of the longest in its batch")
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    words = [*EPOCH, f"threads={options.threads}", *options.words]
-    if options.padded:
+    words = [*EPOCH, f"trainer.epochs={options.epochs}", f"threads={options.threads}", *options.words]
+    if options.padded is not None:
         longest = _plan(words).config.task.max_length
-        if options.padded < longest:
+        if 0 < options.padded < longest:
             parser.error(f"--padded {options.padded} would cut items; type --padded {longest} or task.max_length=...")
         found = batching(words, options.padded, options.blocks)
     else:
@@ -102,29 +106,45 @@ def _bare(plan: Any) -> float:
 
 
 def batching(words: Sequence[str], length: int, seeds: int) -> dict[str, Any]:
-    """One epoch with our batches and one padded to `length`, in turn by tenths of an epoch, for some seeds.
+    """Training with our batches and with batches padded to `length`, in turn by tenths of an epoch, for some seeds.
 
     Returns:
-        ratio of the tenths' seconds (median, low, high), seconds of both per seed, and both scores per seed.
+        ratio of the tenths' seconds (median, low, high), seconds of both over all seeds, and both scores per seed, with
+        the mean of their differences and its 95 % interval (Student's; None for one seed).
     """
     ours: list[float] = []
     padded: list[float] = []
     scores = []
     for seed in range(seeds):
         first, second = (_Loop(_plan([*words, f"seed={seed}"])) for _ in range(2))
-        pairs = zip(_tenths(first.order(shuffled=False)), _tenths(second.order(shuffled=True)), strict=True)
-        for mine, theirs in pairs:
-            ours.append(_timed(partial(first.train_on, mine)))
-            padded.append(_timed(partial(second.train_on, theirs, length)))
+        for epoch in range(int(first.config.trainer.epochs)):
+            pairs = zip(
+                _tenths(first.order(shuffled=False, epoch=epoch)),
+                _tenths(second.order(shuffled=True, epoch=epoch)),
+                strict=True,
+            )
+            for mine, theirs in pairs:
+                ours.append(_timed(partial(first.train_on, mine)))
+                padded.append(_timed(partial(second.train_on, theirs, length)))
         scores.append((first.score(), second.score()))
+        print(f"seed {seed}: {scores[-1][0]:.2f} with our batches, {scores[-1][1]:.2f} padded", file=sys.stderr)
     return {
-        "what": f"an epoch with our batches / padded to {length}",
-        "target": 0.45,
+        "what": f"an epoch with our batches / {f'padded to {length}' if length else 'in random order'}",
+        "target": 0.45 if length else None,
         **ratio(ours, padded)._asdict(),
         "seconds of all epochs": {"ours": sum(ours), "padded": sum(padded)},
         "scores": {"ours": [one for one, _ in scores], "padded": [two for _, two in scores]},
-        "mean difference of scores": statistics.mean(one - two for one, two in scores),
+        "difference of scores": _mean_difference([one - two for one, two in scores]),
     }
+
+
+def _mean_difference(differences: list[float]) -> dict[str, float | None]:
+    low = high = None
+    if len(differences) > 1:
+        from scipy.stats import ttest_1samp
+
+        low, high = (float(edge) for edge in ttest_1samp(differences, 0).confidence_interval())
+    return {"mean": statistics.mean(differences), "low": low, "high": high}
 
 
 def _tenths(order: list[list[int]]) -> list[list[list[int]]]:
@@ -154,14 +174,14 @@ class _Loop:
         self.model.train()
         torch.manual_seed(self.seed)
 
-    def order(self, shuffled: bool) -> list[list[int]]:
-        """Batches of the first epoch: the harness's, or items in random order."""
+    def order(self, shuffled: bool, epoch: int = 0) -> list[list[int]]:
+        """Batches of an epoch: the harness's, or items in random order."""
         from experiments.data.batches import train_batches
         from experiments.plan import stream
 
         lengths = self.train.data.lengths
         return train_batches(
-            lengths * 0 if shuffled else lengths, self.config.trainer.batch_size, stream(self.seed, "data"), 0
+            lengths * 0 if shuffled else lengths, self.config.trainer.batch_size, stream(self.seed, "data"), epoch
         )
 
     def train_on(self, part: list[list[int]], length: int | None = None) -> None:
@@ -199,9 +219,10 @@ class _Loop:
 
 
 def _filled(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-    """A batch of texts with `length` tokens: what is added is masked, so its id does not matter."""
+    """A batch of texts with at least `length` tokens: what is added is masked, so its id does not matter."""
     return {
-        name: nn.functional.pad(t, (0, length - t.shape[1])) if name != "labels" else t for name, t in batch.items()
+        name: nn.functional.pad(t, (0, max(0, length - t.shape[1]))) if name != "labels" else t
+        for name, t in batch.items()
     }
 
 
