@@ -158,9 +158,9 @@ class _Session:
         """The Trainer's loss plus, in training, the method's penalty: once in the mean over the micro-batches."""
         if not model.training:
             return self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        penalty = self.method.penalty()
         with self.method.watching(*_masks(inputs)):
             found = self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        penalty = self.method.penalty()
         if penalty is None:
             return found
         if self._loss_is_scaled(num_items_in_batch):  # else the Trainer divides loss and penalty after this

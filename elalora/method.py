@@ -7,8 +7,9 @@ A loop calls, in this order:
     optimizer = RowwiseAdamW(method.groups(model, lr, decay), method.directions())
     schedule = Schedule(optimizer, total_steps, warmup, stages=method.stages())
     for step in range(total_steps):
+        penalty = method.penalty()                          in time for its gradients to be added in place
         with method.watching(mask): loss = model(...)       for each micro-batch
-        (loss + method.penalty()).backward()
+        (loss + penalty).backward()
         clip the gradients
         method.gradients_ready(step)
         optimizer.step(); schedule.at(step + 1)

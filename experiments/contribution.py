@@ -129,6 +129,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from omegaconf import OmegaConf
 
     from elalora.export import read_factors
+    from experiments.cpu import use_cpu
     from experiments.data import load_task
     from experiments.data.batches import eval_batches
     from experiments.data.items import make_items
@@ -138,8 +139,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
 
     folder = Path(folder)
     config = _config(folder)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     task = OmegaConf.to_object(config.task)
     splits = apply_protocol(
         load_task(task, OmegaConf.to_object(config.data)),

@@ -158,18 +158,17 @@ def headline(result: dict[str, Any]) -> str:
 
 def prepare(plan: Plan) -> tuple[Any, ...]:
     """Loads data, tokenizer and model and attaches the method: every user's mistake shows here, before a write."""
-    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     from elalora.targets import matrices_in, patterns_in
+    from experiments.cpu import use_cpu
     from experiments.kept import data_of, processor_of, splits_of
     from experiments.models import check_fit, load_model
     from experiments.trainer import run_length
 
     config = plan.config
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_cpu(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed

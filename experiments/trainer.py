@@ -194,9 +194,10 @@ class Trainer:
             # the loss is a mean over the chunk; the weight makes the sum over chunks that of the global batch, and
             # gradients are averaged over processes
             weight = weigh(chunk) * self.accelerator.num_processes / weigh(indices) if share else 0.0
+            # before the forward pass, so that its gradients are made last and added to the others in place
+            penalty = self.method.penalty() if last else None
             loss = self._forward(chunk, watch=bool(share)) * weight
             total += loss.detach()
-            penalty = self.method.penalty() if last else None
             self.accelerator.backward(loss if penalty is None else loss + penalty)
         return total
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from baselines.registry import method_class
+from elalora.budget import Budget
+from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
 from experiments.bench.__main__ import table
 from experiments.bench.epoch import EPOCH, _filled, _Loop, _plan, batching, end_to_end
@@ -146,6 +149,31 @@ def test_adaptivity_reads_nothing_back_between_its_rounds(setting, name, monkeyp
             arm.step()
         found[arm_name] = seen.count
     assert found[name] == found["lora"]
+
+
+class Sums(TorchDispatchMode):
+    """Counts sums of two factors' gradients that need a new tensor."""
+
+    def __init__(self, shapes: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.shapes, self.count = shapes, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        new = func is torch.ops.aten.add.Tensor and isinstance(args[1], torch.Tensor)
+        self.count += new and tuple(args[0].shape) == tuple(args[1].shape) and tuple(args[0].shape) in self.shapes
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_gradients_of_the_regulariser_are_added_in_place_where_it_comes_first(setting, first):
+    method = method_class("elalora")(ElaLoRAConfig(interval=1000), Budget(3))
+    model = method.attach(twin(setting.model, setting.shape), setting.shape.targets, 10_000, keep=setting.shape.head)
+    factors = [p for adapter in method.adapters.values() for p in (adapter.A, adapter.B)]
+    early = method.penalty() if first else None
+    loss = model(**setting.batch).loss
+    with Sums({tuple(p.shape) for p in factors}) as seen:
+        (loss + (method.penalty() if early is None else early)).backward()
+    assert seen.count == (0 if first else len(factors))
 
 
 SMALL = ["task=vader_movies", "method=lora", "data.train_items=40", "task.max_length=16", "trainer.batch_size=8"]

@@ -14,6 +14,7 @@ import torch
 
 from experiments.bench.shapes import SHAPES
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
+from experiments.cpu import use_cpu
 from experiments.pipes import as_command
 
 # what is compared with what, and the target where there is one
@@ -49,8 +50,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="10 blocks: minutes, wide intervals")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    use_cpu(options.threads)
     blocks = 10 if options.quick else options.blocks
     found = _optimizer(blocks) if options.shape == "optimizer" else measure(options, blocks)
     found |= {

@@ -87,9 +87,9 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
 
     def step() -> None:
         at = next(steps)
+        penalty = method.penalty()
         with setting.autocast(), method.watching(setting.batch.get("attention_mask")):
             loss = call(**setting.batch).loss
-        penalty = method.penalty()
         (loss if penalty is None else loss + penalty).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         method.gradients_ready(at)

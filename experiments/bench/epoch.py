@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 from experiments.bench.timing import one_thread, ratio
+from experiments.cpu import use_cpu
 
 PLACES = ("data.root=", "store.root=")  # of this machine only
 EPOCH = ["trainer=standard"]
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    use_cpu(options.threads)
     words = [*EPOCH, f"trainer.epochs={options.epochs}", f"threads={options.threads}", *options.words]
     if options.padded is not None:
         longest = _plan(words).config.task.max_length
@@ -192,9 +193,9 @@ class _Loop:
 
     def step(self, batch: dict[str, Tensor]) -> None:
         """One optimizer step."""
+        penalty = self.method.penalty()
         with self.method.watching(batch.get("attention_mask")):
             loss = self.model(**batch).loss
-        penalty = self.method.penalty()
         (loss if penalty is None else loss + penalty).backward()
         if self.config.trainer.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.max_grad_norm)

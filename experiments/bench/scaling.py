@@ -24,6 +24,7 @@ from experiments.bench import arms
 from experiments.bench.memory import counted
 from experiments.bench.shapes import PER_LAYER, Shape, make_batch
 from experiments.bench.timing import interleaved
+from experiments.cpu import use_cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {"matrices": 36, "rank": 8, "width": 384, "batch": 8}
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    use_cpu(options.threads)
     from experiments.bench.__main__ import machine
 
     found = {
