@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.table import Table
+from experiments.display import as_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +94,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     from rich.table import Table as Rich
     from rich.text import Text
 
-    console = console or Console()
+    console = console or Console(force_terminal=as_terminal(sys.stdout), force_jupyter=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
     shown = Rich(box=box.SIMPLE_HEAD, title=Text(table.caption), title_justify="left", pad_edge=False)

@@ -7,10 +7,12 @@ silent and the training goes on.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -134,7 +136,21 @@ def stderr_console() -> Console:
         def on_broken_pipe(self) -> None:
             self.quiet = True
 
-    return Quiet(stderr=True, highlight=False)
+    return Quiet(stderr=True, highlight=False, force_terminal=as_terminal(sys.stderr), force_jupyter=False)
+
+
+def as_terminal(stream: TextIO | None) -> bool | None:
+    """rich's `force_terminal` for a stream: False where a line cannot be redrawn, None (rich looks) elsewhere.
+
+    rich alone would take for a terminal whatever FORCE_COLOR says, which notebooks and CI set for log files too, and
+    the pseudo-terminal that a notebook gives a `!` command, which keeps every state of a redrawn line.
+    """
+    notebook = os.environ.get("TERM") == "xterm-color" and os.environ.get("GIT_PAGER") == "cat"  # ipykernel's own
+    try:
+        there = stream is not None and stream.isatty()
+    except ValueError:  # closed
+        there = False
+    return None if there and not notebook else False
 
 
 def silent_console() -> Console:

@@ -157,3 +157,18 @@ def test_a_closed_pipe_on_the_real_error_stream_does_not_stop_the_run():
     assert process.stdout.read() == "finished\n"
     process.stdout.close()
     assert process.wait() == 0
+
+
+def test_only_a_terminal_that_redraws_is_taken_for_one(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert display.as_terminal(Terminal()) is None
+    assert display.as_terminal(io.StringIO()) is False and display.as_terminal(None) is False
+    assert not Console(file=io.StringIO(), force_terminal=display.as_terminal(io.StringIO())).is_terminal
+    monkeypatch.setenv("TERM", "xterm-color")  # what ipykernel gives its children
+    monkeypatch.setenv("GIT_PAGER", "cat")
+    assert display.as_terminal(Terminal()) is False

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from runs import QUICK, ROOT
 from stored_study import build
 
 from analysis.notebooks.__main__ import HERE, available, execute, main
@@ -76,3 +80,40 @@ def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys:
     assert "attribution" in line and "is no folder of runs" in line
     with pytest.raises(UserError, match="there is no notebook nothing"):
         execute("nothing", [tmp_path], tmp_path)
+
+
+CELLS = """
+from experiments.compose import compose_run
+from experiments.plan import make_plan
+from experiments.runner import run
+run(make_plan(compose_run([*{words}, "seed=0"])))
+---
+!{python} run.py -m {typed} seed=1,2
+---
+!{python} run.py {typed} seed=3 > {folder}/log 2>&1
+---
+!{python} -m analysis {folder}/runs --out {folder}/tables
+"""
+
+
+def test_progress_in_a_notebook_and_in_its_log_file_is_a_few_plain_lines(tiny_model_dir: Path, tmp_path: Path):
+    """A `!` command has a terminal there, and FORCE_COLOR is set: a redrawn line would fill the notebook."""
+    words = [*QUICK, "method=lora", f"model.path={tiny_model_dir}", f"store.root={tmp_path}/runs"]
+    typed = " ".join(f"'{word}'" for word in words)
+    cells = CELLS.format(words=words, typed=typed, python=sys.executable, folder=tmp_path).split("---")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    shown = []
+    for cell in notebook.cells:
+        texts = [output["text"] for output in cell.outputs if output.output_type == "stream"]
+        shown.append("".join(texts).replace("\r\n", "\n"))
+        assert all(output.output_type in ("stream", "execute_result") for output in cell.outputs)
+    shown.append((tmp_path / "log").read_text())
+    run, sweep, nothing, tables, log = shown
+    for text in shown:
+        assert not {"\x1b", "\r"} & set(text), text
+    for text in (run, log):
+        assert text.splitlines()[0] == f"vader_movies/lora-r4-s{0 if text is run else 3}: 30 steps"
+        assert "trained at step 30" in text and "done: " in text and len(text.splitlines()) <= 6, text
+    assert nothing == "" and "4 finished runs" in tables
+    assert "[1/2 done" in sweep and "2 done, 0 failed" in sweep and len(sweep.splitlines()) <= 6, sweep
