@@ -11,11 +11,9 @@ forward pass or a matrix without ranks would confuse hooks on parameters.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from elalora.budget import Count
-from elalora.errors import UserError
 from elalora.method import Method, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
@@ -35,6 +32,7 @@ from experiments.outcome import Mirror, Outcome, Reading, Split, Watcher
 from experiments.plan import stream
 from experiments.processes import agreed, averaged, gathered, together
 from experiments.readout import NotFinite, Readout, Row
+from experiments.resume import Checkpoints
 from experiments.signals import Preempted, Stop
 from experiments.store import RunFolder
 
@@ -88,7 +86,8 @@ class Trainer:
         self.config, self.readout, self.seed, self.method = config, readout, seed, method
         self.train_split, self.select, self.report = train, select, report
         self.folder, self.accelerator, self.watcher, self.mirror = folder, accelerator, watcher, mirror
-        self.checkpoint_every, self.run_id, self.stop = checkpoint_every, run_id, stop or Stop()
+        self.checkpoint_every, self.stop = checkpoint_every, stop or Stop()
+        self.checkpoints = Checkpoints(folder, run_id, method, readout.metrics)
         self.total = run_length(config, len(train.data))
         self.bare = model.to(accelerator.device)
         self._shown_loss = math.nan
@@ -109,7 +108,6 @@ class Trainer:
         self._unread: int | None = None  # step after which the selection split is to be read and was not yet
         self._finishing = False  # the weights are no longer those of a checkpoint
         self._saved: int | None = None  # step of the newest checkpoint
-        self._bests: list[int] = []  # best steps at the checkpoints so far
         self._loss_type = torch.promote_types(self.parameters[0].dtype, torch.float32)
         self._wished: Tensor | None = None  # above 0 where a process was asked to stop before the last step
 
@@ -306,24 +304,14 @@ class Trainer:
             "count": {"rank_sum": count.rank_sum, "params": count.params},
         }
         if self.accelerator.is_main_process:
-            checkpoint.save(self._best_folder, step + 1, self._state())
-            # a checkpoint that a resumed run may fall back to needs the best of its time
-            checkpoint.drop(self._best_folder, {step + 1, *self._bests[-checkpoint.KEPT :]})
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.folder.path / "checkpoint"
-
-    @property
-    def _best_folder(self) -> Path:
-        return self._checkpoints / "best"
+            self.checkpoints.save_best(step + 1, self._state())
 
     def _read_best(self) -> None:
         """Reads the reported split once with the chosen weights, and puts the last ones back."""
         best = self.outcome.best
         if best is None or best["report"] is not None:
             return
-        found = agreed(lambda: checkpoint.load(self._best_folder, best["step"]))
+        found = agreed(lambda: self.checkpoints.best(best["step"]))
         if found is None:
             raise RuntimeError("the best checkpoint is damaged; the same command goes on from before it")
         last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._state().items()}
@@ -385,20 +373,14 @@ class Trainer:
     # -- checkpoints -----------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """Writes everything that the rest of the run depends on, and drops what no resumed run can need."""
+        """Writes everything that the rest of the run depends on."""
         self._saved = self._steps
-        if not self.accelerator.is_main_process:
-            return
-        best = self.outcome.best
-        checkpoint.save(self._checkpoints, self._steps, self._state() | {"progress": self._progress()})
-        checkpoint.drop(self._checkpoints, set(checkpoint.steps(self._checkpoints)[: checkpoint.KEPT]))
-        if best is not None:
-            self._bests.append(best["step"])
-            checkpoint.drop(self._best_folder, set(self._bests[-checkpoint.KEPT :]))
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(self._steps, self._state(), self._progress())
 
     def _progress(self) -> dict[str, Any]:
         return {
-            "run": self.run_id,
+            "run": self.checkpoints.run_id,
             "lines": self.folder.sizes(),
             "moved": self.moved,
             "initial": vars(self.outcome.initial),
@@ -418,82 +400,17 @@ class Trainer:
         Raises:
             UserError: a checkpoint is whole and does not belong to this run.
         """
-        found = agreed(self._newest)
+        found = agreed(lambda: self.checkpoints.newest(self._progress()))
         if found is not None:
             step, state = found
             together(lambda: self._take_up(step, state))
-            self.method.rounds_seen = agreed(lambda: self._cut_back(step, state["progress"]["lines"]))
+            self.method.rounds_seen = agreed(lambda: self.checkpoints.go_on(step, state["progress"]))
         if self.accelerator.is_main_process:
-            self._drop_left()
+            self.checkpoints.drop_left(self._steps)
         if self._saved is None:
             if self.accelerator.is_main_process:
                 self.folder.cut_back({})
             self._start_lines()
-
-    def _drop_left(self) -> None:
-        """Removes what an abandoned attempt wrote after this point, and what it had meant to remove before."""
-        kept = [step for step in checkpoint.steps(self._checkpoints) if step <= self._steps][: checkpoint.KEPT]
-        checkpoint.drop(self._checkpoints, set(kept))
-        bests = {checkpoint.best_step(checkpoint.load(self._checkpoints, step)) for step in kept}
-        checkpoint.drop(self._best_folder, {step for step in bests if step is not None})
-
-    def _newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and state of the newest checkpoint that is whole."""
-        for step in checkpoint.steps(self._checkpoints):
-            state = checkpoint.load(self._checkpoints, step)
-            if state is not None and self._complete(step, state):
-                return step, state
-            print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
-        return None
-
-    def _cut_back(self, step: int, sizes: dict[str, int]) -> list[Round]:
-        """Cuts the lines back to a checkpoint; the rounds that are left."""
-        self.folder.cut_back(sizes)
-        return self._rounds(step, sizes)
-
-    def _rounds(self, step: int, sizes: dict[str, int]) -> list[Round]:
-        lines = self.folder.lines("ranks.jsonl", sizes["ranks.jsonl"])
-        return [_round(line) for line in lines if 0 <= line["step"] < step]
-
-    def _complete(self, step: int, state: dict[str, Any]) -> bool:
-        """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
-        progress = state.get("progress")
-        if not isinstance(progress, dict) or "run" not in progress:
-            raise self._foreign(step, "it has no progress")
-        if progress["run"] != self.run_id:
-            raise self._foreign(step, f"it is of the run {str(progress['run'])[:10]}")
-        if not self._has_form(step, progress):
-            raise self._foreign(step, "its progress is of another form")
-        best = progress["best"]
-        if best is not None and best["report"] is None and checkpoint.load(self._best_folder, best["step"]) is None:
-            return False
-        try:
-            return self.folder.has(progress["lines"]) and self._rounds(step, progress["lines"]) is not None
-        except (ValueError, LookupError, TypeError, RecursionError):  # rounds that are none
-            return False
-
-    def _has_form(self, step: int, progress: dict[str, Any]) -> bool:
-        """Whether a checkpoint's progress is what `_progress` gives."""
-        try:
-            best, unread = progress["best"], progress["unread"]
-            like = self._progress() | {"seconds": [0.0], "unread": None if unread is None else step}
-            if best is not None:
-                brief = {"split": "", "metrics": dict.fromkeys(self.readout.metrics, 0.0)}
-                report = None if best["report"] is None else brief
-                count = vars(self.method.count())
-                like["best"] = {
-                    "step": step, "select": brief, "report": report, "ranks": self.method.ranks(), "count": count,
-                }  # fmt: skip
-        except (KeyError, TypeError, IndexError):
-            return False
-        fits = checkpoint.alike(progress, like) and unread in (None, step - 1) and len(progress["seconds"]) == 2
-        return fits and (best is None or 0 < best["step"] <= step)
-
-    def _foreign(self, step: int, why: str) -> UserError:
-        return UserError(
-            f"{self._checkpoints} holds a checkpoint of step {step} that does not fit this run: {why}; "
-            f"{checkpoint.START_ANEW}"
-        )
 
     def _take_up(self, step: int, state: dict[str, Any]) -> None:
         progress, saved = state["progress"], {name: value for name, value in state.items() if name != "progress"}
@@ -501,11 +418,11 @@ class Trainer:
         try:
             fresh = self._state()
             if best is not None and best["report"] is None:  # it is read when training is over: too late for a line
-                chosen: dict[str, Any] | None = agreed(lambda: checkpoint.load(self._best_folder, best["step"]))
+                chosen: dict[str, Any] | None = agreed(lambda: self.checkpoints.best(best["step"]))
                 self._put_back(chosen or {}, fresh)
             self._put_back(saved, fresh)
         except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-            raise self._foreign(step, f"{type(error).__name__} {error}".splitlines()[0]) from error
+            raise self.checkpoints.foreign(step, f"{type(error).__name__} {error}".splitlines()[0]) from error
         self.moved, self._unread, self.outcome.best = progress["moved"], progress["unread"], best
         self.outcome.initial, self.outcome.peak = Count(**progress["initial"]), Count(**progress["peak"])
         self.outcome.train_seconds, self.outcome.eval_seconds = progress["seconds"]
@@ -513,16 +430,10 @@ class Trainer:
         self._pending = [torch.tensor(loss, dtype=self._loss_type, device=device) for loss in losses]
         self.schedule.at(step)
         self._steps = self._saved = step
-        self._bests = [] if best is None else [best["step"]]
 
     def _put_back(self, state: dict[str, Any], fresh: dict[str, Any]) -> None:
         checkpoint.check_form(state, fresh)
         checkpoint.restore(state, self.bare, self.method, self.optimizer, self.schedule)
-
-
-def _round(line: dict[str, Any]) -> Round:
-    """A round as it was before it was written."""
-    return Round(**{**line, "pruned": [(name, slot) for name, slot in line["pruned"]]})
 
 
 def _masks(batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
