@@ -12,7 +12,7 @@ from elalora.budget import Budget
 from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
 from experiments.bench.__main__ import table
-from experiments.bench.epoch import EPOCH, _filled, _Loop, _plan, batching, end_to_end
+from experiments.bench.epoch import EPOCH, _filled, _plan, _Run, batching, end_to_end
 from experiments.bench.flops import counted_flops
 from experiments.bench.memory import counted
 from experiments.bench.scaling import BASE, planning, point
@@ -185,7 +185,7 @@ def test_a_whole_run_is_paired_with_the_steps_it_took(words):
     found = end_to_end(words, blocks=2)
     assert len(found["seconds"]["run"]) == len(found["seconds"]["bare steps"]) == 2
     assert found["median"] > 1  # the steps are a part of the run
-    loop = _Loop(_plan(words))
+    loop = _Run(_plan(words))
     assert len(loop.order(shuffled=False)) == loop.method.total_steps == 5
 
 
@@ -194,7 +194,7 @@ def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
     assert len(found["scores"]["ours"]) == len(found["scores"]["padded"]) == 2
     ours, padded = (found["scores"][arm] for arm in ("ours", "padded"))
     assert found["difference of scores"]["mean"] == pytest.approx(sum(ours) / 2 - sum(padded) / 2)
-    loop = _Loop(_plan(words))
+    loop = _Run(_plan(words))
     assert loop.order(shuffled=True) != loop.order(shuffled=True, epoch=1)
     for shuffled in (False, True):
         assert sorted(i for part in loop.order(shuffled) for i in part) == list(range(40))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from elalora.attach import find_linears
 from elalora.budget import Budget
+from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.bench.shapes import Shape, twin
@@ -45,6 +46,42 @@ class Setting:
     def call(self, model: nn.Module) -> Callable[..., Any]:
         """The model as it is called."""
         return torch.compile(model, dynamic=False) if self.compiled else model
+
+
+@dataclass
+class Loop:
+    """The loop of `elalora.method`.
+
+    Attributes:
+        method: attached; call: the model as it is called, for instance compiled.
+        clip: largest norm of the gradients, None leaves them.
+        at: the next step.
+    """
+
+    method: Method
+    call: Callable[..., Any]
+    optimizer: RowwiseAdamW
+    schedule: Schedule
+    clip: float | None = 1.0
+    at: int = 0
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step(self, batch: dict[str, Tensor], autocast: AbstractContextManager[Any] | None = None) -> None:
+        """One optimizer step."""
+        penalty = self.method.penalty()
+        with autocast or nullcontext(), self.method.watching(batch.get("attention_mask")):
+            loss = self.call(**batch).loss
+        (loss if penalty is None else loss + penalty).backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.method.gradients_ready(self.at)
+        self.optimizer.step()
+        self.schedule.at(self.at + 1)
+        self.method.after_step(self.at, self.optimizer, self.schedule)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.at += 1
 
 
 @dataclass
@@ -77,26 +114,13 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
     method = cls(cls.Config(**knobs), Budget(rank or setting.rank) if cls.capabilities.budget != "none" else None)
     model = twin(setting.model, setting.shape)
     model = method.attach(model, setting.shape.targets, TOTAL, keep=setting.shape.head)
-    optimizer = RowwiseAdamW(method.groups(model, 1e-4, 0.0), method.directions())
-    schedule = Schedule(optimizer, TOTAL)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    call = setting.call(model)
     phases: Any = getattr(method, "phases", None)
     begin = phases.end - 2 if final else TOTAL // 10 + 1  # the middle phase has begun
-    steps = iter(range(begin, TOTAL))
+    optimizer = RowwiseAdamW(method.groups(model, 1e-4, 0.0), method.directions())
+    loop = Loop(method, setting.call(model), optimizer, Schedule(optimizer, TOTAL), at=begin)
 
     def step() -> None:
-        at = next(steps)
-        penalty = method.penalty()
-        with setting.autocast(), method.watching(setting.batch.get("attention_mask")):
-            loss = call(**setting.batch).loss
-        (loss if penalty is None else loss + penalty).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        method.gradients_ready(at)
-        optimizer.step()
-        schedule.at(at + 1)
-        method.after_step(at, optimizer, schedule)
-        optimizer.zero_grad(set_to_none=True)
+        loop.step(setting.batch, setting.autocast())
 
     def tensors() -> list[Tensor]:
         state = [t for slot in optimizer.state.values() for t in slot.values()]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
+from experiments.bench.arms import Loop
 from experiments.bench.timing import one_thread, ratio
 from experiments.cpu import use_cpu
 
@@ -93,12 +94,12 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
 
 def _bare(plan: Any) -> float:
     """Seconds of the steps of one epoch, with their batches ready."""
-    loop = _Loop(plan)
-    batches = [loop.train.data.batch(indices) for indices in loop.order(shuffled=False)]
+    run = _Run(plan)
+    batches = [run.train.data.batch(indices) for indices in run.order(shuffled=False)]
 
     def all_steps() -> None:
         for batch in batches:
-            loop.step(batch)
+            run.loop.step(batch)
 
     return _timed(all_steps)
 
@@ -117,7 +118,7 @@ def batching(words: Sequence[str], length: int, seeds: int) -> dict[str, Any]:
     padded: list[float] = []
     scores = []
     for seed in range(seeds):
-        first, second = (_Loop(_plan([*words, f"seed={seed}"])) for _ in range(2))
+        first, second = (_Run(_plan([*words, f"seed={seed}"])) for _ in range(2))
         for epoch in range(int(first.config.trainer.epochs)):
             pairs = zip(
                 _tenths(first.order(shuffled=False, epoch=epoch)),
@@ -153,8 +154,8 @@ def _tenths(order: list[list[int]]) -> list[list[list[int]]]:
     return [order[a:b] for a, b in pairwise(edges)]
 
 
-class _Loop:
-    """A run's model, data and optimizer, and the plain loop of `elalora.method` over them."""
+class _Run:
+    """A run's model, data and optimizer, and the plain loop over them."""
 
     def __init__(self, plan: Any) -> None:
         from experiments.readout import make_readout
@@ -164,14 +165,10 @@ class _Loop:
         self.config, self.seed = plan.config, plan.config.seed
         self.readout = make_readout(plan.config.task, processor, self.model)
         trainer, total = self.config.trainer, self.method.total_steps
-        self.optimizer = RowwiseAdamW(
-            self.method.groups(self.model, trainer.lr, trainer.weight_decay), self.method.directions()
-        )
-        self.schedule = Schedule(
-            self.optimizer, total, steps_of(trainer.warmup, total, "trainer.warmup"), trainer.schedule
-        )
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.at = 0
+        groups = self.method.groups(self.model, trainer.lr, trainer.weight_decay)
+        optimizer = RowwiseAdamW(groups, self.method.directions())
+        schedule = Schedule(optimizer, total, steps_of(trainer.warmup, total, "trainer.warmup"), trainer.schedule)
+        self.loop = Loop(self.method, self.model, optimizer, schedule, trainer.max_grad_norm)
         self.model.train()
         torch.manual_seed(self.seed)
 
@@ -189,22 +186,7 @@ class _Loop:
         """Makes the batches and steps on them."""
         for indices in part:
             batch = self.train.data.batch(indices)
-            self.step(batch if length is None else _filled(batch, length))
-
-    def step(self, batch: dict[str, Tensor]) -> None:
-        """One optimizer step."""
-        penalty = self.method.penalty()
-        with self.method.watching(batch.get("attention_mask")):
-            loss = self.model(**batch).loss
-        (loss if penalty is None else loss + penalty).backward()
-        if self.config.trainer.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.trainer.max_grad_norm)
-        self.method.gradients_ready(self.at)
-        self.optimizer.step()
-        self.schedule.at(self.at + 1)
-        self.method.after_step(self.at, self.optimizer, self.schedule)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.at += 1
+            self.loop.step(batch if length is None else _filled(batch, length))
 
     def score(self) -> float:
         """The task's first metric on the split that tables report."""
