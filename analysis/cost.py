@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.layouts import LAYOUTS
 from analysis.overall import complete
 from analysis.paper import row_names, short_recipe
-from analysis.table import Table
+from analysis.table import Table, start_to_end
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,35 +105,25 @@ def cost_table(compared: Table) -> Table:
     arms = compared.frame[compared.frame["method"] != "majority"]
     sizes = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
     columns = [
-        "Task", "Protocol", "Model", "Budget", "Method", "n", "Score",
-        "Rank sum start", "Rank sum peak", "Rank sum end", "Parameters start", "Parameters peak", "Parameters end",
+        "Task", "Protocol", "Model", "Budget", "Method", "n", "Score", "Rank sum", "Parameters",
         "Head", "Other trained", "Step ms", "Training s", "Memory MiB", "Adapter KiB",
     ]  # fmt: skip
     rows = [
         [r["task"], r["protocol"], r["model"], r["budget"], r["shown"], str(r["n"]), f"{r['score_mean']:.2f}"]
-        + [_shown(r[size]) for size in [*sizes, "head_params", "other_params"]]
+        + [start_to_end(r, count) for count in ("rank_sum", "params")]
+        + [_shown(r[size]) for size in ("head_params", "other_params")]
         + [_shown(1000 * r["step_seconds_median"]), _shown(r["train_seconds_median"]), _shown(r["peak_memory_mib"])]
         + [_shown(r["adapter_bytes"] / 1024)]
         for r in arms.to_dict("records")
     ]
     notes = [
-        "Means over seeds; step and training time are medians. Parameters are the adapter's, head and other trained "
-        "parts apart. Memory is the accelerator's and empty on a CPU.",
+        "Means over seeds; step and training time are medians. Rank sum and parameters are start → end where they "
+        "differ, with the peak where it was above both; parameters are the adapter's, head and other trained parts "
+        "apart. Memory is the accelerator's and empty on a CPU.",
         "Times of runs on other machines or thread counts do not compare; the comparison table names such runs.",
     ]
-    kept = [
-        "task",
-        "protocol",
-        "model",
-        "recipe",
-        "budget",
-        "shown",
-        "n",
-        "score_mean",
-        *sizes,
-        "head_params",
-        "other_params",
-    ]
+    kept = ["task", "protocol", "model", "recipe", "budget", "shown", "n", "score_mean", *sizes]
+    kept += ["head_params", "other_params"]
     kept += ["step_seconds_median", "train_seconds_median", "peak_memory_mib", "adapter_bytes"]
     return Table("What every arm costs.", columns, rows, notes, arms[kept].reset_index(drop=True))
 

@@ -389,8 +389,8 @@ class _Shown:
             "n": lambda r: f"{r['n']:.0f}" if "n" in r else "",
             self.score: self._score,
             f"Δ to {NAMES.get(baseline, baseline)}": _diff,
-            "Rank sum": lambda r: _path(r, "rank_sum"),
-            "Parameters": lambda r: _path(r, "params") + ("‡" if r.get("params_mismatch") else ""),
+            "Rank sum": lambda r: start_to_end(r, "rank_sum"),
+            "Parameters": lambda r: start_to_end(r, "params") + ("‡" if r.get("params_mismatch") else ""),
             "Moved %": _moved,
             "Step ms": lambda r: f"{1000 * r['step_seconds_median']:.0f}" if "step_seconds_median" in r else "",
             "Flags": _flags,
@@ -437,7 +437,7 @@ def _diff(record: dict[str, Any]) -> str:
     return text + (f" (n={record['diff_n']:.0f})" if record["diff_n"] != record["n"] else "")
 
 
-def _path(record: dict[str, Any], count: str) -> str:
+def start_to_end(record: dict[str, Any], count: str) -> str:
     """163,728, or 166,032 → 163,728 with the peak where it was above both."""
     if f"{count}_final" not in record:
         return ""

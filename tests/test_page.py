@@ -156,7 +156,8 @@ def test_the_cost_table_holds_start_peak_and_end_and_leaves_the_unknown_empty(tm
     write_run(tmp_path, result("adalora", 0, 80.0, counts__initial__rank_sum=72, counts__peak__rank_sum=75))
     table = cost_table(comparison(load_runs(tmp_path)))
     row = dict(zip(table.columns, table.rows[0], strict=True))
-    assert [row[f"Rank sum {when}"] for when in ("start", "peak", "end")] == ["72", "75", "48"]
+    assert (row["Rank sum"], row["Parameters"]) == ("72 → 48 (peak 75)", "64,512")
+    assert list(table.frame.loc[0, ["rank_sum_initial", "rank_sum_peak", "rank_sum_final"]]) == [72, 75, 48]
     assert (row["Step ms"], row["Memory MiB"], row["Adapter KiB"], row["Head"]) == ("500", "", "977", "148,610")
 
 
