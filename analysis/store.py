@@ -33,7 +33,7 @@ class Unfinished(NamedTuple):
 
     Attributes:
         folder: of the run.
-        state: running, failed, preempted, or "unreadable status".
+        state: running, failed, refused (before its first step), preempted, or "unreadable status".
         error: in one line, empty where there is none.
     """
 
@@ -144,7 +144,8 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
 def _unfinished(folder: Path) -> Unfinished:
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return Unfinished(str(folder), str(status["state"]), str(status.get("error") or ""))
+        state = "refused" if status.get("failure") == "refused" else str(status["state"])
+        return Unfinished(str(folder), state, str(status.get("error") or ""))
     except WRONG:
         return Unfinished(str(folder), "unreadable status", "")
 

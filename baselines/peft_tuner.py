@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.adalora import initial_rank, plan_masking
+from baselines.adalora import Masking, initial_rank, plan_masking
 from elalora.attach import find_linears
 from elalora.budget import Budget, Count, check_rank
 from elalora.errors import UserError
@@ -81,6 +81,11 @@ class PeftTuner(Method):
         self._waiting = False
 
     # -- set-up ----------------------------------------------------------------------------------------
+
+    def check_length(self, total_steps: int) -> None:
+        super().check_length(total_steps)
+        if self.config.tuner == "ADALORA":
+            self._phases(self.config.options, total_steps)
 
     def attach(
         self,
@@ -154,15 +159,20 @@ class PeftTuner(Method):
 
     def _adalora_schedule(self, options: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
         """The schedule of method=adalora, whose lengths may be fractions here too."""
+        plan = self._phases(options, total_steps)
+        phases = {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
+        return phases | {"init_r": initial_rank(options.get("target_r", self.mean_rank))}
+
+    def _phases(self, options: Mapping[str, Any], total_steps: int) -> Masking:
         try:
-            plan = plan_masking(total_steps, options.get("tinit"), options.get("tfinal"), options.get("deltaT"))
+            return plan_masking(total_steps, options.get("tinit"), options.get("tfinal"), options.get("deltaT"))
+        except TypeError as error:  # words where numbers belong
+            raise self._refused(error) from error
         except UserError as error:
             line = str(error)
             for ours, theirs in (("t_initial", "tinit"), ("t_final", "tfinal"), ("interval", "deltaT")):
                 line = line.replace(f"method.{ours}", f"method.options.{theirs}")
             raise UserError(line) from error
-        phases = {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
-        return phases | {"init_r": initial_rank(options.get("target_r", self.mean_rank))}
 
     def _rank_key(self, allowed: Sequence[str]) -> str | None:
         given = self.config.rank_key

@@ -40,6 +40,8 @@ from elalora.errors import UserError
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 
+MANY = 10_000  # matrices, or ranks, more than any model has
+
 
 class MethodFailure(RuntimeError):
     """A run that must not become a number.
@@ -128,6 +130,16 @@ class Method:
         self.whole: list[str] = []
 
     # -- set-up ----------------------------------------------------------------------------------------
+
+    def check_length(self, total_steps: int) -> None:
+        """Asks, before there is a model, whether a run of so many steps has room for the schedule.
+
+        For an instance that is dropped afterwards: a sweep is planned where no model is loaded.
+
+        Raises:
+            UserError: `attach` would refuse it too, whatever the model.
+        """
+        self.total_steps = total_steps
 
     def attach(
         self,
@@ -325,8 +337,17 @@ class LowRankMethod(Method):
             self.initialise(adapter)
         return model
 
+    def check_length(self, total_steps: int) -> None:
+        super().check_length(total_steps)
+        assert self.budget is not None
+        self.mean_rank = self.budget.rank or MANY
+        self.plan(total_steps, self.mean_rank * MANY)
+
     def plan(self, total_steps: int, rank_sum: int) -> None:
-        """Fixes the method's schedule before anything is changed; raises UserError where it does not fit."""
+        """Fixes the method's schedule before anything is changed; raises UserError where it does not fit.
+
+        Also called before there is a model, with the rank sum of more matrices than any has (`check_length`).
+        """
 
     def _adapter(self, linear: nn.Linear, rank: int) -> LowRankLinear:
         limit = min(linear.in_features, linear.out_features)

@@ -33,6 +33,7 @@ from experiments.processes import count
 from experiments.store import RunFolder, find
 
 TRAINER_NUMERICS = 1
+LONG = 100_000  # steps; a schedule has room in that many, and listing its rounds would take time
 OUTSIDE_IDENTITY = ("store", "tracking", "launcher", "threads", "recipe", "overrides", "study")
 
 
@@ -108,6 +109,7 @@ def make_plan(config: DictConfig) -> Plan:
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
     _check_counts(config)
     _check_trainer(config)
+    _check_length(config, cls(method_config, budget))
     check_task(OmegaConf.to_object(config.task))
     sources = []
     if (wanted := getattr(method_config, "ranks_from", None)) is not None:
@@ -207,6 +209,20 @@ def _check_trainer(config: DictConfig) -> None:
         raise UserError(f"trainer.schedule={t.schedule} is unknown; allowed: {', '.join(SHAPES)}")
     if t.max_steps is not None and steps_of(t.warmup, t.max_steps, "trainer.warmup") >= t.max_steps:
         raise UserError(f"trainer.warmup={t.warmup} leaves no step of trainer.max_steps={t.max_steps}")
+
+
+def _check_length(config: DictConfig, method: Method) -> None:
+    """Refuses a number of steps that has no room for the method's phases or stages, where that number is known."""
+    total = config.trainer.max_steps
+    if total is None or total > LONG:
+        return
+    method.check_length(total)
+    shortest = min(method.stages())
+    if steps_of(config.trainer.warmup, shortest, "trainer.warmup") >= shortest:
+        raise UserError(
+            f"trainer.warmup={config.trainer.warmup} leaves no step of the {shortest} steps of a stage: lower it, or "
+            "train longer (trainer.max_steps)"
+        )
 
 
 def _identity(

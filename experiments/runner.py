@@ -6,7 +6,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -84,7 +84,7 @@ def run(plan: Plan) -> dict[str, Any]:
     """Does one run, or returns the stored result of a run that was done before.
 
     Raises:
-        UserError: a mistake in what was asked for; nothing was written.
+        UserError: a mistake in what was asked for; nothing was written but, in a sweep, a status with the reason.
         RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
         Preempted: this process was asked to stop, and no further run is to be started in it.
     """
@@ -98,7 +98,10 @@ def run(plan: Plan) -> dict[str, Any]:
                 raise Preempted(f"{asked} before the first step", stop.signal)
             # another command may have finished it since the first look
             result = agreed(lambda: _take(plan, held)) or _train(plan, stop, *prepared)
-    except (UserError, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        raise
+    except UserError as error:
+        _note_refusal(plan, error)
         raise
     except Preempted as error:
         raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
@@ -113,6 +116,17 @@ def run(plan: Plan) -> dict[str, Any]:
     if stop.signal is not None:
         raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
+
+
+def _note_refusal(plan: Plan, error: UserError) -> None:
+    """Leaves the reason in the run's folder, for `status` and the tables: nobody watches a worker or a job.
+
+    A run that was started alone writes nothing: its line is on the screen.
+    """
+    if plan.config.launcher.kind == "basic" or not first():
+        return
+    with suppress(Busy, UserError, OSError):  # the store itself may be what is wrong
+        plan.folder.refuse(str(error), OmegaConf.to_yaml(plan.config, resolve=True))
 
 
 def _failed(line: str, cause: Exception) -> RunFailed:

@@ -35,7 +35,7 @@ class RunStatus:
 
     Attributes:
         state: one of STATES; stale is a running one whose heartbeat is old, so it was killed or hangs.
-        failure: nan, budget, never_acted, crash or preempted; None for a run that did not stop.
+        failure: nan, budget, never_acted, crash, refused or preempted; None for a run that did not stop.
         age: seconds since the last heartbeat.
         step, total: progress; None before the first logged step.
         seconds_per_step: of the last log line, None unless it runs.

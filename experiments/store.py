@@ -126,6 +126,37 @@ class RunFolder:
             Busy: another process holds it.
             UserError: the folder cannot be written.
         """
+        with self._held() as before:
+            self._attempts += 1
+            self.beat("running")
+            try:
+                yield
+            except UserError:
+                self._as_before(before)
+                raise
+            except BaseException as error:
+                self._failed(error)
+                raise
+            self.beat("done")
+
+    def refuse(self, line: str, config: str) -> None:
+        """Notes that the run was refused before its first step, which is no attempt; a result stays as it is.
+
+        Args:
+            line: why; config: the text of config.yaml.
+
+        Raises:
+            Busy, UserError: as in `working`.
+            OSError: a full disk.
+        """
+        with self._held():
+            if not self.done:
+                write_whole(self.path / "config.yaml", config)
+                self.beat("failed", failure="refused", error=line)
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, Any]]:
+        """The lock of the run's folder, which is made; gives the status that was there."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -139,17 +170,8 @@ class RunFolder:
             self._drop_parts()
             before = self.status()
             attempts = before.get("attempts")
-            self._attempts = (attempts if isinstance(attempts, int) else 0) + 1
-            self.beat("running")
-            try:
-                yield
-            except UserError:
-                self._as_before(before)
-                raise
-            except BaseException as error:
-                self._failed(error)
-                raise
-            self.beat("done")
+            self._attempts = attempts if isinstance(attempts, int) else 0
+            yield before
 
     def _failed(self, error: BaseException) -> None:
         line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import QUICK, ROOT
+from runs import MOVES, QUICK, ROOT
 
 OWN = ["task=own", "data.root=data", "task.files.train=rows.csv", "task.files.test=rows.csv", "data.train_items=null"]
 MISTAKES = {
@@ -38,7 +38,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_no_trace(
     (tmp_path / "data" / "rows.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 9)
     before = tree(tmp_path)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *QUICK, f"model.path={tiny_model_dir}", *words],
+        [sys.executable, str(ROOT / "run.py"), *QUICK, *MOVES, f"model.path={tiny_model_dir}", *words],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "ELALORA_CACHE": str(tmp_path_factory.mktemp("cache"))},
         capture_output=True,

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from runs import QUICK
+from runs import MOVES, QUICK
 
 import run
 
@@ -57,7 +57,7 @@ def refused(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("words", OVERRIDES + CONFIGS + BUDGETS, ids=" ".join)
 def test_a_wrong_word_is_one_line(words, refused, tiny_model_dir):
-    refused(*QUICK, f"model.path={tiny_model_dir}", *words)
+    refused(*QUICK, *MOVES, f"model.path={tiny_model_dir}", *words)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -65,7 +65,7 @@ def test_a_wrong_data_file_is_one_line_with_its_name(name, refused, tiny_model_d
     (tmp_path / name).write_bytes(DATA[name])
     (tmp_path / "good.csv").write_text("text,label\n" + "a,0\nb,1\n" * 5)
     words = ["task=own", f"data.root={tmp_path}", f"task.files.train={name}", "task.files.test=good.csv"]
-    assert name in refused(*QUICK, f"model.path={tiny_model_dir}", "data.train_items=null", *words)
+    assert name in refused(*QUICK, *MOVES, f"model.path={tiny_model_dir}", "data.train_items=null", *words)
 
 
 @pytest.mark.parametrize("name", [*SETTING, "no config.json", "no model.safetensors", "no tokenizer.json", "pickle"])
@@ -80,7 +80,7 @@ def test_a_wrong_model_folder_is_one_line(name, refused, tiny_model_dir, tmp_pat
         (folder / name.removeprefix("no ")).unlink()
     (tmp_path / "good.csv").write_text("text,label\n" + "a,0\nb,1\n" * 5)
     words = ["task=own", f"data.root={tmp_path}", "task.files.train=good.csv", "task.files.test=good.csv"]
-    refused(*QUICK, f"model.path={folder}", "data.train_items=null", *words)
+    refused(*QUICK, *MOVES, f"model.path={folder}", "data.train_items=null", *words)
 
 
 RESULTS = {
@@ -95,6 +95,6 @@ def test_a_wrong_result_of_another_run_is_one_line_and_stays(setting, content, r
     source = tmp_path / "source"
     source.mkdir()
     (source / "result.json").write_text(content)
-    method = ["method=svd_lora"] if setting == "method.ranks_from" else []
+    method = ["method=svd_lora"] if setting == "method.ranks_from" else MOVES
     assert str(source) in refused(*QUICK, f"model.path={tiny_model_dir}", *method, f"{setting}={source}")
     assert (source / "result.json").read_text() == content

@@ -27,6 +27,7 @@ from experiments.plan import make_plan
 from experiments.study import study_of
 
 LONG = "a" * 300
+LONGER = [*QUICK, "trainer.max_steps=100"]  # the default method has room in that
 GROUPS = ["method", "task", "model", "budget", "protocol", "trainer", "recipe", "tracking", "study", "hydra/launcher"]
 KEYS = [
     *GROUPS, "seed", "threads", "init_from", "overrides", "method.name", "method.k", "method.beta1", "method.variant",
@@ -49,7 +50,7 @@ def refused_or_planned(*words: str) -> str:
     """The line on stderr, empty for a plan; nothing is written either way."""
     out, err = io.StringIO(), io.StringIO()
     with TemporaryDirectory() as folder:
-        given = ["run.py", "--plan", *QUICK, "model.path=nowhere/model", f"store.root={folder}/store", *words]
+        given = ["run.py", "--plan", *LONGER, "model.path=nowhere/model", f"store.root={folder}/store", *words]
         with mock.patch.object(sys, "argv", given), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = run.main()
         assert not list(Path(folder).iterdir())
@@ -84,7 +85,7 @@ def test_words_that_once_broke_out_say_what_is_wrong(words: str) -> None:
 
 @cache
 def composed(*words: str) -> DictConfig:
-    return compose_run([*QUICK, "model.path=nowhere/model", *words])
+    return compose_run([*LONGER, "model.path=nowhere/model", *words])
 
 
 def changed(config: DictConfig, changes: list[tuple[str, Any]]) -> DictConfig | None:

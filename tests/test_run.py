@@ -257,7 +257,7 @@ def test_one_failure_does_not_stop_the_others(movies, tiny_model_dir, tmp_path, 
 
 
 def test_modules_that_the_checkpoint_lacks_must_be_in_the_head(movies, tiny_model_dir, tmp_path):
-    plan = make_plan(quick(tiny_model_dir, tmp_path, "model.head=[bert.pooler]"))
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "model.head=[bert.pooler]"))
     with pytest.raises(UserError, match=r"no weights for classifier, .* type model.head=\[classifier"):
         run(plan)
     assert not plan.folder.path.exists()
@@ -273,12 +273,12 @@ def test_two_processes_on_one_run_one_works_and_the_other_leaves(tmp_path):
 def test_the_transplant_takes_the_final_ranks_of_the_run_it_names(elalora_run, tiny_model_dir):
     plan, result = elalora_run
     store = plan.config.store.root
-    base = [*MOVES, "method=svd_lora", "method.ranks_from=elalora"]
+    knobs = "elalora t_initial=3 t_final=6 interval=4"
+    base = ["method=svd_lora", f"method.ranks_from='{knobs} k=1'"]
     with pytest.raises(UserError, match="needs the run vader_movies/elalora-r4-s0 first"):
-        run(make_plan(quick(tiny_model_dir, store, *base)))  # it takes ElaLoRA's defaults, and that run is not there
+        run(make_plan(quick(tiny_model_dir, store, *base)))  # the run that is there has k=2
     by_id = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.id}"))
     by_folder = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.folder.path}"))
-    knobs = "elalora t_initial=3 t_final=6 interval=4"
     by_knobs = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from='{knobs}'"))
     assert by_id.id == by_folder.id == by_knobs.id
     made = run(by_folder)

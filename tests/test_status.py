@@ -8,12 +8,14 @@ import time
 
 import pytest
 from omegaconf import OmegaConf
-from runs import config
+from runs import QUICK, command, config, quick
 
+from analysis.store import load_runs
+from elalora.errors import UserError
 from experiments.__main__ import main
 from experiments.plan import make_plan
 from experiments.status import arms, overview, read_store, retry
-from experiments.store import RunFolder
+from experiments.store import Busy, RunFolder
 
 
 def fake(root, number, state="running", seed=None, words=(), age=0.0, name="elalora-r4", **more):
@@ -142,3 +144,70 @@ def test_five_thousand_runs_take_seconds(tmp_path):
     took = time.perf_counter() - began
     print(f"5,000 runs: {took:.2f} s")
     assert "5000 runs: 500 failed, 4500 done" in text and took < 10
+
+
+SHORT = ("trainer.max_steps=null", "trainer.epochs=1")  # how many steps that is, only the data knows
+
+
+def test_what_only_a_worker_can_refuse_is_a_failed_run_with_its_reason(tiny_model_dir, tmp_path):
+    """So that `status` and the tables know of it; the same words alone write nothing, and can be typed again."""
+    words = [*QUICK, *SHORT, f"model.path={tiny_model_dir}", "threads=1"]
+    swept = command("-m", *words, f"store.root={tmp_path}/runs", "method=elalora,lora")
+    assert swept.returncode == 2 and "1 done, 1 failed" in swept.stdout, swept.stderr
+    plan = make_plan(quick(tiny_model_dir, f"{tmp_path}/runs", *SHORT, "threads=1", "method=elalora"))
+    status = plan.folder.status()
+    assert (status["state"], status["failure"], status["attempts"]) == ("failed", "refused", 0)
+    assert status["error"].startswith("method.interval=20 is longer than the adjustment phase")
+    runs = read_store(tmp_path / "runs")
+    assert f"refused: {status['error'][:60]}" in overview(runs) and status["error"] in swept.stderr
+    (again,) = retry(runs)
+    assert make_plan(config(*shlex.split(again)[2:])).id == plan.id
+    (left,) = load_runs(tmp_path / "runs").attrs["unfinished"]
+    assert (left.state, left.ending) == ("refused", "") and left.error == status["error"]
+    alone = command(*words, f"store.root={tmp_path}/alone", "method=elalora")
+    assert alone.returncode == 2 and status["error"] in alone.stderr and not (tmp_path / "alone").exists()
+
+
+def test_a_refusal_takes_nothing_from_a_run_that_is_done_or_under_way(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.working(), pytest.raises(Busy):
+        RunFolder(tmp_path / "run").refuse("no", "a: 1")
+    assert folder.status()["state"] == "done" and not (tmp_path / "run" / "config.yaml").exists()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    folder.refuse("no", "a: 1")
+    assert folder.status()["state"] == "done" and not (tmp_path / "run" / "config.yaml").exists()
+    (tmp_path / "run" / "result.json").unlink()
+    folder.refuse("no", "a: 1")
+    assert folder.status()["error"] == "no" and folder.status()["attempts"] == 1
+    with folder.working():
+        assert folder.status()["attempts"] == 2
+
+
+SCHEDULES = {
+    ("method=elalora",): "method.interval=20 is longer than the adjustment phase, steps 3 to 22 of 30",
+    ("method=adalora", "method.t_initial=20"): "leave no step for masking in a run of 30",
+    ("method=beamlora", "method.interval=20"): "must lie between 2 and half of the run's 30 steps",
+    ("method=prilora", "method.every=31"): "method.every=31 is longer than the run of 30 steps",
+    (
+        "method=sora",
+        "method.lambda_num=40",
+        "method.max_lambda=7e-4",
+    ): "method.lambda_num=40 stages do not fit 30 steps",
+    (
+        "method=sora",
+        "method.lambda_num=5",
+        "method.max_lambda=7e-4",
+        "trainer.warmup=10",
+    ): "trainer.warmup=10.0 leaves no step of the 4 steps of a stage",
+    ("method=svd_lora", "method.D1=true"): "method.interval=20 is longer than the adjustment phase",
+    ("method=peft", "method.tuner=ADALORA", "+method.options.tinit=20"): "lower method.options.tinit or",
+    ("method=peft", "method.tuner=ADALORA", "+method.options.tinit=soon"): "method.options.tinit=soon",
+}
+
+
+@pytest.mark.parametrize("words", SCHEDULES, ids=" ".join)
+def test_a_schedule_that_has_no_room_is_refused_by_the_plan(words, tmp_path):
+    with pytest.raises(UserError) as refused:
+        make_plan(quick("nowhere", tmp_path, *words))
+    assert SCHEDULES[words] in str(refused.value)
+    assert make_plan(quick("nowhere", tmp_path, *words, *SHORT[:1]))  # only the data knows how long it is
