@@ -188,5 +188,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    if why_not := missing():
+        sys.exit(why_not)
     with tempfile.TemporaryDirectory(prefix="s") as place, cluster(Path(place) / "c") as environment:
         sys.exit(subprocess.call(sys.argv[1:], env=environment))
