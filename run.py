@@ -16,12 +16,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from elalora.errors import UserError
 from experiments.compose import keep_command
 from experiments.config import register
-from experiments.messages import explain, mistakes
+from experiments.messages import MISTAKES, answer, mistakes
 from experiments.pipes import as_command
-from experiments.signals import COME_AGAIN, Preempted
+from experiments.signals import Preempted
 
 register()
 composed: list[tuple[DictConfig, DictConfig]] = []
@@ -35,9 +34,6 @@ def compose(config: DictConfig) -> None:
 
 def main() -> int:
     """Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for, 75 come again, 130 stopped at once."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     composed.clear()
     only_plan = "--plan" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
@@ -50,15 +46,10 @@ def main() -> int:
         from experiments.study import show_all, start_all
 
         return show_all(configs) if only_plan else start_all(configs)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"elalora: {explain(error)}", file=sys.stderr)
-        return 2
-    except Preempted as error:
-        print(f"elalora: {error}", file=sys.stderr)
-        return COME_AGAIN
-    except KeyboardInterrupt:
-        print("elalora: stopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    except (*MISTAKES, Preempted, KeyboardInterrupt) as error:
+        line, code = answer(error)
+        print(f"elalora: {line}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

@@ -13,8 +13,17 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from elalora.errors import UserError
 from experiments.compose import CONF, GROUPS, compose_run, key_of
+from experiments.signals import COME_AGAIN, Preempted
 
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # in what was asked for
 STUDY_FIRST = "a study is added to the command: type +study=NAME; there is {}"
+
+
+def answer(error: BaseException) -> tuple[str, int]:
+    """The line and the exit code of a command that ends with an error of MISTAKES, `Preempted` or ctrl-C."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped at once; the same command goes on from the last checkpoint", 130
+    return (str(error), COME_AGAIN) if isinstance(error, Preempted) else (explain(error), 2)
 
 
 def explain(error: BaseException) -> str:
@@ -52,7 +61,7 @@ def mistakes(words: Sequence[str]) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException):
+    except MISTAKES:
         raise
     except Exception as error:  # ValueError for budget=4, AssertionError for study.name=x, and more
         raise UserError(_odd(error, words)) from error
@@ -125,7 +134,7 @@ def _keys(parent: str) -> list[str]:
 
     try:
         config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
-    except (UserError, HydraException, OmegaConfBaseException):  # one of them is the mistake
+    except MISTAKES:  # one of them is the mistake
         config = compose_run([])
     node = OmegaConf.select(config, parent) if parent else config
     return sorted(str(k) for k in node) if OmegaConf.is_dict(node) else sorted(str(k) for k in config)
