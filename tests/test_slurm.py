@@ -176,8 +176,9 @@ def test_forty_runs_lose_only_the_one_that_is_killed(slurm, tiny_model_dir, tmp_
 
 
 def test_a_transplant_is_submitted_after_its_source(tiny_model_dir, tmp_path):
-    source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora"))
-    dependent = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", "method.ranks_from=elalora"))
+    long = "trainer.max_steps=400"
+    source = make_plan(quick(tiny_model_dir, tmp_path, "method=elalora", long))
+    dependent = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", "method.ranks_from=elalora", long))
     other = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
     assert levels([dependent, other, source]) == [[source, other], [dependent]]
     lines = describe([dependent, other, source], LauncherConfig(kind="slurm", partition="gpu", gpus=1))
@@ -239,7 +240,7 @@ def test_runs_per_job_covers_every_run_once():
 
 
 def test_a_machine_without_slurm_says_so_in_one_line(tiny_model_dir, tmp_path):
-    done = command(*words(tiny_model_dir, tmp_path), env={"PATH": "/nowhere"})
+    done = command(*words(tiny_model_dir, tmp_path, "method=lora"), env={"PATH": "/nowhere"})
     assert done.returncode == 2
     assert done.stderr.strip() == (
         "elalora: hydra/launcher=slurm needs SLURM's commands (squeue, sbatch); none is on this machine"
