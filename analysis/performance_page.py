@@ -20,14 +20,21 @@ from experiments.bench.timing import Ratio, verdict
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, MEASURED, FIGURE = ROOT / "docs/performance.md", ROOT / "docs/performance", ROOT / "docs/img/scaling"
 MARK = re.compile(r"(<!-- from ([\w.-]+): (\w+) -->\n).*?(<!-- end -->)", re.S)
-SHAPES = {  # columns of the table of targets
-    "minilm_16": "MiniLM 32 x 16 tokens",
-    "minilm_32": "16 x 32",
-    "minilm_64": "16 x 64",
-    "minilm_128": "16 x 128",
-    "deberta": "DeBERTa-v3-base 2 x 32",
-    "bart": "BART-base 2 x 32",
-    "vit": "ViT-B/16, one image",
+COLUMNS = {  # of the tables of targets
+    "shapes": {
+        "minilm_16": "MiniLM 32 x 16 tokens",
+        "minilm_32": "16 x 32",
+        "minilm_64": "16 x 64",
+        "minilm_128": "16 x 128",
+        "deberta": "DeBERTa-v3-base 2 x 32",
+        "bart": "BART-base 2 x 32",
+        "vit": "ViT-B/16, one image",
+    },
+    "batches": {
+        "deberta_batch": "DeBERTa-v3-base 8 x 128",
+        "bart_batch": "BART-base 8 x 128",
+        "vit_batch": "ViT-B/16, 8 images",
+    },
 }
 LABELS = {
     "matrices": "adapted matrices",
@@ -53,11 +60,16 @@ def filled(page: str) -> str:
 
 
 def _part(name: str, part: str) -> str:
-    if name == "shapes":
-        return "\n".join(_summary({title: _read(file) for file, title in SHAPES.items()}))
-    return "\n".join(
-        {"ratios": ratio_lines, "steps": step_lines, "runs": _run_lines, "start": start_lines}[part](_read(name))
-    )
+    if name in COLUMNS:
+        return "\n".join(_summary({title: _read(file) for file, title in COLUMNS[name].items()}))
+    parts = {
+        "ratios": ratio_lines,
+        "steps": step_lines,
+        "runs": _run_lines,
+        "start": start_lines,
+        "scores": _score_lines,
+    }
+    return "\n".join(parts[part](_read(name)))
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -66,10 +78,11 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _summary(measured: dict[str, dict[str, Any]]) -> list[str]:
-    """A row for each ratio with a target, a column for each shape."""
+    """A row for each ratio with a target that was measured, a column for each shape."""
     lines = ["| | target | " + " | ".join(measured) + " |", "| --- | ---: |" + " --- |" * len(measured)]
+    known = {row["what"] for found in measured.values() for row in found["ratios"]}
     for one, other, target in TARGETS:
-        if target is not None:
+        if target is not None and f"{one} / {other}" in known:
             cells = [_cell(found, f"{one} / {other}", target) for found in measured.values()]
             lines.append(f"| {one} / {other} | ≤ {target:.2f} | " + " | ".join(cells) + " |")
     one, other, target = MEMORY_TARGET
@@ -82,6 +95,20 @@ def _cell(found: dict[str, Any], what: str, target: float) -> str:
     row = next(row for row in found["ratios"] if row["what"] == what)
     value = Ratio(row["median"], row["low"], row["high"])
     return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f}) {verdict(value, target)}"
+
+
+def _score_lines(found: dict[str, Any]) -> list[str]:
+    """Both scores of every seed, and their mean difference."""
+    ours, padded, gap = found["scores"]["ours"], found["scores"]["padded"], found["difference of scores"]
+    rows = [f"| {seed} | {one:.2f} | {two:.2f} |" for seed, (one, two) in enumerate(zip(ours, padded, strict=True))]
+    mean = f"{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})".replace("-", "−")
+    return [
+        "| seed | our batches | random order |",
+        "| ---: | ---: | ---: |",
+        *rows,
+        "",
+        f"Mean difference {mean} points.",
+    ]
 
 
 def _run_lines(found: dict[str, Any]) -> list[str]:
