@@ -11,8 +11,8 @@ class LauncherConfig:
 
     Attributes:
         kind: set by hydra/launcher=NAME: "basic" (one after the other, here), "local" or "slurm".
-        workers: processes of hydra/launcher=local at a time.
-        runs_per_job: runs that one job does one after the other.
+        workers: runs at once, each in a process: of hydra/launcher=local, or in one job of hydra/launcher=slurm.
+        runs_per_job: runs that one job does.
         partition, account, qos, constraint, gres, gpus, cpus, mem_gb: what a job asks for; null asks for nothing.
         minutes: time limit of a job. A job that meets it is requeued and goes on, so it may be shorter than its runs.
         parallel: most jobs of an array at a time.

@@ -1,7 +1,8 @@
 """SIGTERM, SIGUSR2 and SIGINT ask a run to stop where it loses nothing; a second one stops it at once.
 
 What is unusual: the handler only sets a flag. The loop looks at it after every step and after every batch of an
-evaluation, writes a checkpoint, and raises `Preempted`. So no signal ever lands inside a write.
+evaluation, writes a checkpoint, and raises `Preempted`. So no signal ever lands inside a write. SLURM signals every
+process of a job; a worker waits for its parent's SIGINT, so that the parent alone decides what a stop means.
 """
 
 from __future__ import annotations
@@ -38,9 +39,19 @@ class Stop:
     when: float = 0.0
 
 
+def obey_the_parent() -> None:
+    """From here on only SIGINT asks this process to stop: the one that started it hears the others."""
+    for number in set(SIGNALS) - {signal.SIGINT}:
+        signal.signal(number, _unheard)
+
+
+def _unheard(number: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN, which programs that a worker starts would inherit."""
+
+
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Takes the three signals while inside, and puts back what handled them before.
+    """Takes the three signals, or SIGINT alone in a worker, while inside, and puts back what handled them before.
 
     Outside the main thread nothing can be installed, and nothing ever asks to stop.
     """
@@ -59,7 +70,8 @@ def listening() -> Iterator[Stop]:
         # not print: a handler may run inside another print
         os.write(2, f"elalora: {name}: stopping at the next step with a checkpoint; once more stops at once\n".encode())
 
-    before = {number: signal.signal(number, asked) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not _unheard]
+    before = {number: signal.signal(number, asked) for number in heard}
     try:
         yield stop
     finally:

@@ -120,6 +120,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         with suppress(Exception):
             _output(env, "scancel", "--user=root")
+            _output(env, "scontrol", "shutdown")  # a slurmd that a test started anew as well
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -127,6 +128,29 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+
+def kill_node(env: dict[str, str]) -> None:
+    """What a power cut does: slurmd, its steps and everything in them are gone at once."""
+    import psutil
+
+    conf = Path(env["SLURM_CONF"])
+    daemon = psutil.Process(int((conf.parent / "slurmd.pid").read_text()))
+    inside = [one for one in psutil.process_iter() if _is_of_a_job(one, str(conf))]
+    steps = {above for one in inside for above in one.parents() if above.name() == "slurmstepd"}
+    for process in (daemon, *steps, *inside):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _is_of_a_job(process, conf: str) -> bool:
+    import psutil
+
+    try:
+        around = process.environ()
+    except psutil.Error:  # it has ended, or is the kernel's
+        return False
+    return around.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in around
 
 
 def _start_munge(folder: Path, start) -> None:

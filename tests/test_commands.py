@@ -25,7 +25,8 @@ from experiments.study import study_of
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [ROOT / "analysis" / "study.template.md"]  # becomes docs/study.md
-PROGRAMS = ("python", "torchrun", "make", "pip", "wandb", "conda", "source", "eval", "autoload", "pre-commit")
+PROGRAMS = ("python", "torchrun", "accelerate", "make", "pip", "wandb", "conda", "source", "eval", "autoload")
+PROGRAMS += ("pre-commit",)
 
 # where a command is executed to its end: a test file, or .ci/run
 EXECUTED = {
@@ -91,7 +92,7 @@ def commands(page: Path) -> list[str]:
 
 
 SHOWN = sorted({command for page in PAGES for command in commands(page)})
-RUNS = [c for c in SHOWN if re.match(r"(python|torchrun .*) run\.py", c) and c not in NOT_EXECUTED]
+RUNS = [c for c in SHOWN if re.match(r"(python|torchrun .*|accelerate launch .*) run\.py", c) and c not in NOT_EXECUTED]
 MODULES = [c for c in SHOWN if c.startswith("python -m ")]
 PLACEHOLDERS = {
     "NAME": "offline_main",

@@ -26,13 +26,14 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "
 ENVIRONMENT = {
     "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200",
 }  # fmt: skip
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]  # on CPUs too
 LIMIT = 400  # seconds; a run that hangs must end the test
 
 
-def two(folder: Path, words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def two(folder: Path, words: str, launch: list[str] = LAUNCH, **more: str) -> subprocess.CompletedProcess[str]:
     """The runs of `words` in two processes."""
     return subprocess.run(
-        [*LAUNCH, str(TESTS / "parallel_process.py"), str(folder), words],
+        [*launch, str(TESTS / "parallel_process.py"), str(folder), words],
         env=os.environ | ENVIRONMENT | more, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
 
@@ -133,6 +134,16 @@ def test_two_processes_that_are_killed_go_on_and_end_alike_bit_for_bit(
     assert killed.returncode != 0 and not (only_run(tmp_path) / "result.json").exists()
     assert two(tmp_path, words).returncode == 0
     same_run(only_run(tmp_path), pairs["elalora"][1])
+
+
+def test_accelerate_launch_does_what_torchrun_does_bit_for_bit(
+    pairs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    make_tiny_model(tmp_path / "model")
+    done = two(tmp_path, words_of("elalora"), ACCELERATE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    same_run(only_run(tmp_path), pairs["elalora"][1])
+    assert json.loads((only_run(tmp_path) / "result.json").read_text())["identity"]["world_size"] == 2
 
 
 def test_an_error_in_one_process_alone_ends_the_command_and_is_told(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs in supervised worker processes on this machine: hydra/launcher=local, the default of every sweep.
+"""Runs in supervised worker processes: hydra/launcher=local, the default of every sweep, and inside a SLURM job.
 
 What is unusual: the parent only hands out and watches. A worker does many runs one after another, so that imports are
 paid once; when it dies (killed, out of memory), only the run it was at fails, and a new worker takes its place.
@@ -25,7 +25,7 @@ from experiments.config_launcher import LauncherConfig
 from experiments.display import clock, stderr_console
 from experiments.manifest import code_now, say_if_changed
 from experiments.plan import Plan, in_order
-from experiments.signals import Preempted
+from experiments.signals import SIGNALS, Preempted, obey_the_parent
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 60.0  # seconds that a worker which was told to stop has for its checkpoint
@@ -43,7 +43,8 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
     """
     if config.workers < 1:
         raise UserError(f"launcher.workers={config.workers} must be at least 1")
-    return Sweep(in_order(given), config.workers).run()
+    with _told_to_stop():
+        return Sweep(in_order(given), config.workers).run()
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Worker:
 
 @dataclass
 class Sweep:
-    """All runs of one command and how they stand.
+    """All runs of one command, or of one SLURM job, and how they stand.
 
     Attributes:
         plans: in order, sources first; count: workers at a time.
@@ -72,7 +73,11 @@ class Sweep:
     workers: list[Worker] = field(default_factory=list)
 
     def run(self) -> int:
-        """Does them; the exit code."""
+        """Does them; the exit code.
+
+        Raises:
+            Preempted: KeyboardInterrupt came, here or by a signal's handler; the workers have stopped.
+        """
         self.skipped = {plan.id for plan in self.plans if plan.finished() is not None}
         self.waiting = [plan for plan in self.plans if plan.id not in self.skipped]
         self.total, self.began, self.code = len(self.waiting), time.monotonic(), code_now()
@@ -80,10 +85,10 @@ class Sweep:
         for line in repeats(self.plans):
             print(line, flush=True)
         try:
-            with _told_to_stop(), self._shown():
+            with self._shown():
                 self._go()
-        except KeyboardInterrupt:
-            raise Preempted("the sweep was told to stop; the same command goes on") from None
+        except KeyboardInterrupt as stop:
+            raise Preempted("the sweep was told to stop; the same command goes on", str(stop)) from None
         finally:
             self._stop()
             self._summary()
@@ -116,7 +121,7 @@ class Sweep:
         self.workers = [worker for worker in self.workers if worker.plan or worker.process.is_alive()]
         worker = next((worker for worker in self.workers if worker.plan is None), None)
         if worker is None and len(self.workers) < self.count:
-            worker = _start(max(1, (os.cpu_count() or 1) // self.count), self.code)
+            worker = _start(max(1, _cores() // self.count), self.code)
             self.workers.append(worker)
         return worker
 
@@ -177,8 +182,8 @@ class Sweep:
     def _stop(self) -> None:
         for worker in self.workers:
             worker.pipe.close()
-            if worker.plan is not None and worker.process.is_alive():
-                worker.process.terminate()
+            if worker.plan is not None and worker.process.is_alive() and worker.process.pid:
+                os.kill(worker.process.pid, signal.SIGINT)
         end = time.monotonic() + GRACE
         for worker in self.workers:
             worker.process.join(max(0.0, end - time.monotonic()))
@@ -193,7 +198,7 @@ class Sweep:
                 print(f"elalora: {line}", file=sys.stderr)
         print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
         paths = {str(plan.folder.path) for plan in self.plans if plan.id in self.failed}
-        roots = {Path(plan.config.store.root) for plan in self.plans if plan.folder.path.exists()}
+        roots = {path.parents[1] for path in map(Path, paths) if path.exists()}
         for command in retry(run for root in sorted(roots) for run in read_store(root) if run.path in paths):
             print(f"again: {command}")
 
@@ -228,10 +233,19 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+def _cores() -> int:
+    """How many this process may use: a SLURM job's share of its node, which not every cluster enforces."""
+    share = os.environ.get("SLURM_CPUS_ON_NODE")
+    if share:
+        return int(share)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _start(threads: int, code: Sequence[Any]) -> Worker:
     context = get_context("spawn")
     here, there = context.Pipe()
     before = dict(os.environ)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: a worker that starts cannot die of one
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when the worker imports torch
     try:
         process = context.Process(target=_work, args=(there, threads, code))
@@ -239,6 +253,7 @@ def _start(threads: int, code: Sequence[Any]) -> Worker:
     finally:
         os.environ.clear()
         os.environ.update(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     there.close()
     return Worker(process, here)
 
@@ -246,26 +261,21 @@ def _start(threads: int, code: Sequence[Any]) -> Worker:
 def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
     """What a worker does until its parent closes the pipe; `code` is the sweep's, this process reads what is there."""
     os.setsid()  # ctrl-C reaches the parent only; a second signal would stop the run without a checkpoint
-    signal.signal(signal.SIGTERM, _interrupt)
+    obey_the_parent()
     say_if_changed(code, "the sweep was started")
     import torch
 
-    while True:
-        try:
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        while True:
             plan: Plan = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        torch.set_num_threads(threads)  # a run before may have had its own `threads`
-        with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
-            say_if_changed(code, "the sweep was started")  # modules are read from disk as they are needed
-            try:
+            torch.set_num_threads(threads)  # a run before may have had its own `threads`
+            with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
+                say_if_changed(code, "the sweep was started")  # modules are read from disk as they are needed
                 answer = _do(plan)
-            except KeyboardInterrupt:
-                return
-        try:
             pipe.send(answer)
-        except OSError:
-            return
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent closed the pipe, died, or said so
+        return
 
 
 def _do(plan: Plan) -> tuple[int, str]:

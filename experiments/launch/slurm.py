@@ -2,9 +2,10 @@
 
 What is unusual: nothing needs to stay alive after the submission. A job is handed resolved configurations as JSON,
 so neither an edited config file nor a dead submitting process changes it, and which run is in which job stands in
-one file beside the runs. A job that is told to stop, by its time limit or by preemption, requeues itself and goes on
-where its runs are: finished ones are skipped and the interrupted one resumes from its checkpoint. submitit's own
-requeue is not used: it counts every stop of a job of 10 minutes or less as a time-out.
+one file beside the runs. A job does its runs in the local launcher's workers, so that a killed one costs its run only.
+A job that is told to stop, by its time limit or by preemption, requeues itself and goes on where its runs are: finished
+ones are skipped and the interrupted ones resume from their checkpoints. submitit's own requeue is not used: it counts
+every stop of a job of 10 minutes or less as a time-out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from omegaconf import OmegaConf
 
 from elalora.errors import UserError
 from experiments.config_launcher import LauncherConfig
+from experiments.launch.local import Sweep
 from experiments.manifest import CHECKOUT, code_now, say_if_changed
 from experiments.plan import Plan, in_order, make_plan
 from experiments.signals import Preempted
@@ -58,12 +60,18 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
 
 
 def describe(plans: Sequence[Plan], config: LauncherConfig) -> list[str]:
-    """One line for each array that `run_plans` would submit for these runs."""
+    """One line for each array that `run_plans` would submit for these runs.
+
+    Raises:
+        UserError: a launcher setting is out of range.
+    """
+    _check(config)
     lines = []
     for number, level in enumerate(levels(plans)):
         jobs = chunks(level, config.runs_per_job)
         asks = {k: v for k, v in _resources(config).items() if k not in ("setup", "additional_parameters")}
         after = "" if number == 0 else ", after the array before it"
+        after += f", {config.workers} at once in each" if config.workers > 1 else ""
         words = " ".join(f"{name}={value}" for name, value in asks.items())
         lines.append(f"SLURM array of {len(jobs)} jobs for {len(level)} runs{after}: {words}")
     return lines
@@ -87,25 +95,24 @@ def chunks(plans: Sequence[Plan], size: int) -> list[list[Plan]]:
 
 @dataclass
 class Job:
-    """What one SLURM job does: its runs, one after the other. submitit pickles it.
+    """What one SLURM job does: its runs, so many at once. submitit pickles it.
 
     Attributes:
         path: a JSON file with the runs' ids and resolved configurations, and the commit they were submitted from.
-        max_requeues: how often it may requeue itself.
+        max_requeues: how often it may requeue itself; workers: processes at a time.
     """
 
     path: str
     max_requeues: int
+    workers: int = 1
 
     def __call__(self) -> int:
-        from experiments.runner import run_plans as run_here
-
         signal.signal(REQUEUE, _stop)
         signal.signal(signal.SIGTERM, _stop)
         given = json.loads(Path(self.path).read_text(encoding="utf-8"))
         say_if_changed(given["code"], "the job was submitted")
         try:
-            return run_here([_same(run, text) for run, text in given["runs"].items()])
+            return Sweep([_same(run, text) for run, text in given["runs"].items()], self.workers).run()
         except (KeyboardInterrupt, Preempted) as stop:
             name = stop.signal if isinstance(stop, Preempted) else str(stop)
             if name != REQUEUE.name and not _in_grace():  # cancelled, or preempted by a SLURM that requeues by itself
@@ -162,7 +169,7 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
         after = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
         executor.update_parameters(**_resources(config), **after)
         parts = chunks(level, config.runs_per_job)
-        jobs = [Job(str(_payload(folder, part)), config.max_requeues) for part in parts]
+        jobs = [Job(str(_payload(folder, part)), config.max_requeues, config.workers) for part in parts]
         try:
             submitted = executor.map_array(Job.__call__, jobs)
         except submitit.core.utils.FailedJobError as error:
@@ -207,7 +214,13 @@ def _jobs_folder(plan: Plan) -> Path:
 
 def _queued(plans: Sequence[Plan]) -> dict[str, str]:
     """The job of each of these runs that is not done and whose job waits or runs."""
-    ask = ["squeue", "-h", "-r", "-o", "%i"]
+    live, jobs = _live(), _jobs(plans)
+    return {plan.id: job for plan in plans if (job := jobs.get(plan.id)) in live and plan.finished() is None}
+
+
+def _live() -> dict[str, str]:
+    """Every job that waits or runs, with what it waits for."""
+    ask = ["squeue", "-h", "-r", "-o", "%i|%r"]
     try:
         done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError:
@@ -215,9 +228,7 @@ def _queued(plans: Sequence[Plan]) -> dict[str, str]:
         raise UserError(line) from None
     except subprocess.SubprocessError as error:
         raise UserError(f"squeue does not answer: {getattr(error, 'stderr', None) or error}".strip()) from error
-    live = set(done.stdout.split())
-    jobs = _jobs(plans)
-    return {plan.id: job for plan in plans if (job := jobs.get(plan.id)) in live and plan.finished() is None}
+    return dict(line.split("|", 1) for line in done.stdout.splitlines())
 
 
 def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
@@ -237,6 +248,10 @@ def _summary(plans: Sequence[Plan]) -> int:
     lost = [plan for plan in left if plan.id not in queued]
     for plan, reason in _reasons(lost):
         print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
+    live = _live() if queued else {}
+    for job in sorted(set(queued.values())):
+        if "held" in live.get(job, "").lower():  # nothing starts it again but a person
+            print(f"elalora: job {job} is held ({live[job]}); to go on type scontrol release {job}", file=sys.stderr)
     print(f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {len(lost)} failed")
     if left:
         print("the same command again shows how they stand and submits what failed")
@@ -268,9 +283,14 @@ def _accounting(jobs: Collection[str]) -> dict[str, str]:
 
 
 def _check(config: LauncherConfig) -> None:
-    for name in ("runs_per_job", "minutes", "parallel"):
+    for name in ("runs_per_job", "workers", "minutes", "parallel"):
         if getattr(config, name) < 1:
             raise UserError(f"launcher.{name}={getattr(config, name)} must be at least 1")
+    if config.workers > config.runs_per_job:
+        raise UserError(
+            f"launcher.workers={config.workers} at once are more than a job has (launcher.runs_per_job="
+            f"{config.runs_per_job}); type for instance launcher.runs_per_job={2 * config.workers}"
+        )
     if config.signal_seconds >= 60 * config.minutes:
         raise UserError(
             f"launcher.signal_seconds={config.signal_seconds} leaves nothing of launcher.minutes={config.minutes}"
