@@ -65,6 +65,8 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
     if alone and config.launcher.kind == "local":
         config.launcher.kind = "basic"  # one run needs no workers
+    if config.launcher.kind == "slurm":  # so that a command that goes on with the run submits it again
+        more.append("hydra/launcher=slurm")
     return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
 
 

@@ -58,3 +58,15 @@ def test_run_py_keeps_its_words_and_the_users_own_config_folder(monkeypatch, tmp
     assert run.main() == 0
     assert keep_command(*run.composed[0]).overrides[:4] == words
     assert "after mine/elalora-r4 (method.ranks_from), MISSING, run it first: 1" in capsys.readouterr().out
+
+
+def test_a_run_on_slurm_keeps_its_launcher_so_that_it_is_submitted_again(monkeypatch, tmp_path):
+    import run
+
+    monkeypatch.chdir(ROOT)
+    words = ["method=lora", f"store.root={tmp_path}/runs", "hydra/launcher=slurm", "launcher.gpus=1"]
+    monkeypatch.setattr("sys.argv", ["run.py", "--plan", *words])
+    assert run.main() == 0
+    kept = keep_command(*run.composed[0]).overrides
+    assert sorted(kept) == sorted(words)
+    assert compose_run(kept).launcher.gpus == 1  # every word can be typed again
