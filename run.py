@@ -20,6 +20,7 @@ from experiments.compose import keep_command
 from experiments.config import register
 from experiments.messages import MISTAKES, answer, mistakes
 from experiments.pipes import as_command
+from experiments.processes import end
 from experiments.signals import Preempted
 
 register()
@@ -53,4 +54,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    as_command(main)
+    as_command(lambda: end(main()))

@@ -11,7 +11,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from elalora.errors import UserError
 
@@ -44,7 +44,7 @@ def join() -> None:
 
     if not distributed.is_initialized():
         PartialState(cpu=cpu())
-        atexit.register(_leave)  # threads that the interpreter ends instead abort the process now and then
+        atexit.register(_leave)
 
 
 def cpu() -> bool:
@@ -52,6 +52,20 @@ def cpu() -> bool:
     import torch
 
     return count() > 1 and not torch.cuda.is_available()
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process; where there are several, without the interpreter's own end.
+
+    That takes the interpreter away from threads of torch that still want it, and now and then one of them aborts the
+    process after all work is done.
+    """
+    if count() > 1:
+        atexit._run_exitfuncs()  # what the interpreter would still do
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _leave() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from parallel_runs import configs, in_float64
 
 from experiments import trainer
+from experiments.processes import end
 from experiments.runner import run_all
 from experiments.signals import COME_AGAIN, Preempted
 
@@ -28,6 +29,6 @@ if die is not None:
     trainer.Trainer._step = dying
 in_float64()
 try:
-    sys.exit(run_all(configs(folder, words)))
+    end(run_all(configs(folder, words)))
 except Preempted:
-    sys.exit(COME_AGAIN)
+    end(COME_AGAIN)
