@@ -1,14 +1,16 @@
 """Which slots of one adapted matrix are alive, and how a direction is born or dies.
 
-What is unusual: a rank change moves rows inside tensors that never change shape or identity. A matrix
-owns `capacity` slots, of which the first `rank` are active. Every tensor with one row per slot (the
-factors, their Adam moments and step counters, their importance) *follows* the directions, so one call
-keeps all of them in line, and optimizer, schedule, DDP and checkpoints see static parameters.
+What is unusual: a rank change moves rows inside parameters that never change shape or identity. A matrix
+owns `capacity` slots, of which the first `rank` are active. The factors have a row for every slot; what
+training keeps about them (Adam moments, step counters, importance) has rows of active slots only, so that a
+free slot costs no memory there. Both *follow* the directions: one call keeps all of them in line, and
+optimizer, schedule and DDP see static parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch import Tensor
 from elalora.errors import UserError
 
 Rows = Callable[[], Iterable[Tensor]]
+Table = MutableMapping[Any, Tensor]
+ActiveRows = Callable[[], Iterable[tuple[Table, Any]]]
 
 
 class Directions:
@@ -24,6 +28,9 @@ class Directions:
     Args:
         capacity: number of slots, fixed for the whole run.
         rank: number of active slots at the start; they are slots 0 .. rank-1.
+
+    Attributes:
+        changes: births and deaths so far; views of followed rows hold until it grows.
 
     Raises:
         UserError: when the rank does not fit the capacity.
@@ -34,11 +41,17 @@ class Directions:
             raise UserError(f"rank {rank} does not fit a matrix of {capacity} slots (allowed: 0..{capacity})")
         self.capacity = capacity
         self.rank = rank
+        self.changes = 0
         self._followers: list[Rows] = []
+        self._packed: list[ActiveRows] = []
 
     def follow(self, rows: Rows) -> None:
-        """Registers a provider of tensors whose dimension 0 is the slot; asked anew at every change."""
+        """Registers a provider of tensors with a row for every slot; asked anew at every change."""
         self._followers.append(rows)
+
+    def follow_active(self, rows: ActiveRows) -> None:
+        """As `follow`, for (mapping, key) whose tensor has a row for every *active* slot; a change replaces it."""
+        self._packed.append(rows)
 
     @torch.no_grad()
     def die(self, slot: int) -> None:
@@ -46,11 +59,13 @@ class Directions:
         last = self.rank - 1
         if not 0 <= slot <= last:
             raise IndexError(f"slot {slot} is not active (active: 0..{last})")
-        for tensor in self._followed():
-            if slot != last:
-                tensor[slot].copy_(tensor[last])
+        for tensor in self._rows():
+            tensor[slot].copy_(tensor[last])
             tensor[last].zero_()
-        self.rank = last
+        for table, key in self._active_rows():
+            table[key][slot].copy_(table[key][last])
+            table[key] = table[key][:last].clone()
+        self.rank, self.changes = last, self.changes + 1
 
     @torch.no_grad()
     def be_born(self) -> int:
@@ -58,11 +73,18 @@ class Directions:
         if self.rank == self.capacity:
             raise IndexError(f"all {self.capacity} slots are active")
         slot = self.rank
-        for tensor in self._followed():
+        for tensor in self._rows():
             tensor[slot].zero_()
-        self.rank += 1
+        for table, key in self._active_rows():
+            tensor = table[key]
+            table[key] = torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
+        self.rank, self.changes = slot + 1, self.changes + 1
         return slot
 
-    def _followed(self) -> Iterable[Tensor]:
+    def _rows(self) -> Iterable[Tensor]:
         for rows in self._followers:
+            yield from rows()
+
+    def _active_rows(self) -> Iterable[tuple[Table, Any]]:
+        for rows in self._packed:
             yield from rows()

@@ -195,6 +195,7 @@ class _Session:
                     f"'{self.checkpoint}' was written by method {writer}, this one is {self.method.name}: "
                     "adapt the Trainer with the method that wrote it"
                 )
+            self.load(self.checkpoint)  # before the Trainer loads the moments: their rows are those of the ranks
             resume_from_checkpoint = str(self.checkpoint)
         elif self.used and not resume_from_checkpoint:
             raise UserError("this Trainer has trained its method already: make model, method and Trainer anew")
@@ -204,14 +205,14 @@ class _Session:
     # -- what the callback calls -----------------------------------------------------------------------
 
     def begin(self, max_steps: int) -> None:
-        """Checks that the run is the one that was planned, and restores the method where it resumes."""
+        """Checks that the run is the one that was planned, and holds the rate where it was held before a stop."""
         if max_steps != self.method.total_steps:
             raise UserError(
                 f"the method was planned for {self.method.total_steps} steps and the Trainer runs {max_steps}: "
                 "set batch size and length before adapt()"
             )
-        if self.checkpoint is not None:
-            self.load(self.checkpoint)
+        if self.checkpoint is not None and _values(self.checkpoint)["held"]:
+            self.schedule.hold_peak()
 
     def end(self, best: str | None) -> None:
         """Takes the ranks of the best checkpoint where the Trainer took its weights, and finishes the method."""
@@ -237,14 +238,12 @@ class _Session:
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote; the Trainer restored weights, moments and rates."""
+        """Restores what `save` wrote of the method; weights, moments and rates are the Trainer's."""
         from safetensors.torch import load_file
 
         values = _values(folder)
         self.method.load_state_dict(values["state"] | load_file(folder / TENSORS))
         self.method.rounds_seen = [Round(**r | {"pruned": [(m, i) for m, i in r["pruned"]]}) for r in values["rounds"]]
-        if values["held"]:
-            self.schedule.hold_peak()
 
 
 def _values(folder: Path) -> dict[str, Any]:

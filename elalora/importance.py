@@ -14,7 +14,7 @@ averages are rows that follow their directions, so they move, die and start at 0
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "random")
 
 
 class _Rows(NamedTuple):
-    """The active rows of one factor and of its averages."""
+    """The active rows of one factor, and its averages."""
 
     rank: int
     weight: Tensor
@@ -42,6 +42,9 @@ class Importance:
         beta2: decay of the uncertainty.
         form: "sensitivity_uncertainty" (as published), "sensitivity" (Ibar alone), "magnitude" (|w|, no
             gradient), or "random" (drawn anew at every call of `scores`).
+
+    Attributes:
+        smooth, uncertainty: Ibar and U of every factor, (rank, d) or (rank,).
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Importance:
         self.beta1, self.beta2, self.form = beta1, beta2, form
         self.smooth: dict[nn.Parameter, Tensor] = {}
         self.uncertainty: dict[nn.Parameter, Tensor] = {}
-        self._ranks: list[int] = []
+        self._changes: list[int] = []
         self._views: dict[nn.Parameter, _Rows] = {}
         if form in FORMS[:2]:
             for adapter in self.adapters.values():
@@ -63,9 +66,9 @@ class Importance:
                     self._track(parameter, adapter)
 
     def _track(self, parameter: nn.Parameter, adapter: LowRankLinear) -> None:
-        self.smooth[parameter] = torch.zeros_like(parameter, requires_grad=False)
-        self.uncertainty[parameter] = torch.zeros_like(parameter, requires_grad=False)
-        adapter.directions.follow(lambda: (self.smooth[parameter], self.uncertainty[parameter]))
+        for table in (self.smooth, self.uncertainty):
+            table[parameter] = torch.zeros_like(parameter[: adapter.rank], requires_grad=False)
+        adapter.directions.follow_active(lambda: ((self.smooth, parameter), (self.uncertainty, parameter)))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -85,12 +88,12 @@ class Importance:
 
     def _active(self) -> dict[nn.Parameter, _Rows]:
         """Views of the active rows; kept until a rank changes, because making them costs as much as the arithmetic."""
-        ranks = [adapter.rank for adapter in self.adapters.values()]
-        if ranks != self._ranks:
-            self._ranks = ranks
+        changes = [adapter.directions.changes for adapter in self.adapters.values()]
+        if changes != self._changes:
+            self._changes = changes
             self._views = {
-                p: _Rows(r, p.detach()[:r], self.smooth[p][:r], self.uncertainty[p][:r])
-                for adapter, r in zip(self.adapters.values(), ranks, strict=True)
+                p: _Rows(adapter.rank, p.detach()[: adapter.rank], self.smooth[p], self.uncertainty[p])
+                for adapter in self.adapters.values()
                 for p in adapter.factors()
             }
         return self._views
@@ -123,20 +126,30 @@ class Importance:
     def _elements(self, p: nn.Parameter, r: int) -> Tensor:
         if self.form == "magnitude":
             return p.detach()[:r].abs()
-        if self.form == "sensitivity":
-            return self.smooth[p][:r]
-        return self.smooth[p][:r] * self.uncertainty[p][:r]
+        return self.smooth[p] if self.form == "sensitivity" else self.smooth[p] * self.uncertainty[p]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Tensors by "matrix.factor.what"."""
-        names = {p: f"{m}.{i}" for m, a in self.adapters.items() for i, p in enumerate(a.factors())}
-        return {
-            f"{names[p]}.{what}": tensor
-            for what, table in (("smooth", self.smooth), ("uncertainty", self.uncertainty))
-            for p, tensor in table.items()
-        }
+        return {name: table[p] for name, (table, p, _) in self._named().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` gave, in place."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+        """Restores what `state_dict` gave; the ranks of the adapters must be restored first.
+
+        Raises:
+            ValueError: averages of another shape.
+        """
+        for name, (table, p, rank) in self._named().items():
+            if state[name].shape != (rank, *p.shape[1:]):
+                raise ValueError(f"the importance {name} has shape {tuple(state[name].shape)}, not that of {rank} rows")
+            table[p] = state[name].to(table[p], copy=True)
+        self._changes = []
+
+    def _named(self) -> dict[str, tuple[dict[nn.Parameter, Tensor], nn.Parameter, int]]:
+        """Table, factor and rank of every average."""
+        return {
+            f"{matrix}.{number}.{what}": (table, p, adapter.rank)
+            for matrix, adapter in self.adapters.items()
+            for number, p in enumerate(adapter.factors())
+            for what, table in (("smooth", self.smooth), ("uncertainty", self.uncertainty))
+            if p in table
+        }

@@ -24,7 +24,7 @@ from elalora.directions import Directions
 class RowwiseAdamW(torch.optim.Optimizer):
     """AdamW with one step counter per direction.
 
-    Only the active rows of a parameter that has directions are read or written.
+    Only the active rows of a parameter that has directions are read, written and have moments.
 
     Args:
         params: parameters or groups, as in torch.optim; each group may set lr, betas, eps, weight_decay.
@@ -58,11 +58,11 @@ class RowwiseAdamW(torch.optim.Optimizer):
         if any(not p.is_contiguous() for group in self.param_groups for p in group["params"]):
             raise ValueError("a parameter is not contiguous in memory: its rows cannot be updated in place")
         for parameter, slots in self._directions.items():
-            slots.follow(partial(self._state_rows, parameter))
+            slots.follow_active(partial(self._state_rows, parameter))
 
-    def _state_rows(self, parameter: Tensor) -> Iterable[Tensor]:
-        state = self.state.get(parameter)
-        return (state["step"], state["exp_avg"], state["exp_avg_sq"]) if state else ()
+    def _state_rows(self, parameter: Tensor) -> Iterable[tuple[dict[str, Tensor], str]]:
+        state = self.state.get(parameter) or {}
+        return ((state, name) for name in tuple(state))
 
     def forget(self) -> None:
         """Drops every moment and step counter, as the official ElaLoRA code does at each round (D1)."""
@@ -78,11 +78,9 @@ class RowwiseAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._views.clear()
         for parameter, state in self.state.items():
-            slots = self._directions.get(parameter)
-            like = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)
             if {name: getattr(value, "shape", None) for name, value in state.items()} != {
-                "step": (slots.capacity if slots else 1,), **like,
-            }:  # fmt: skip
+                name: value.shape for name, value in self._fresh(parameter).items()
+            }:
                 raise ValueError(f"the moments of a parameter of shape {tuple(parameter.shape)} do not fit it")
 
     @torch.no_grad()
@@ -101,16 +99,15 @@ class RowwiseAdamW(torch.optim.Optimizer):
         if not parameters:
             return
         rows = self._rows(number, parameters)
-        grads = [_active_rows(p.grad.contiguous(), *size) for p, size in zip(parameters, rows.sizes, strict=True)]
+        grads = [self._active_rows(p, p.grad.contiguous()) for p in parameters]
         beta1, beta2 = group["betas"]
         lr, eps = float(group["lr"]), group["eps"]
-        ages = rows.steps[rows.alive] + 1
-        rows.steps[rows.alive] = ages
+        ages = rows.steps.add_(1)
         root = self._correction(beta2, ages).sqrt()
         # w -= lr/bc1 * m / (sqrt(v)/root + eps), with the row factors gathered into the denominator
         factors = torch.stack([eps * root, -self._correction(beta1, ages) / root])
         shift, scale = factors.to(device=grads[0].device, dtype=grads[0].dtype)[..., None]  # (rows, 1) each
-        counts = [active for _, active in rows.sizes]
+        counts = [len(weight) for weight in rows.weights]
         if group["weight_decay"]:
             torch._foreach_mul_(rows.weights, 1 - lr * group["weight_decay"])
         torch._foreach_lerp_(rows.means, grads, 1 - beta1)
@@ -136,13 +133,19 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return table[ages]
 
     def _active(self, parameter: Tensor) -> int:
+        """Rows that are updated; an ordinary parameter is one row."""
         slots = self._directions.get(parameter)
         return 1 if slots is None else slots.rank
+
+    def _active_rows(self, parameter: Tensor, values: Tensor) -> Tensor:
+        """A view (active, numbers per row) of values that have the parameter's shape."""
+        slots = self._directions.get(parameter)
+        return values.view(1, -1) if slots is None else values.view(slots.capacity, -1)[: slots.rank]
 
     def _rows(self, number: int, parameters: list[Tensor]) -> _Rows:
         """The active rows of a group; kept until a rank changes, because making 400 views a step costs as much
         as the arithmetic."""
-        key = [(id(p), self._active(p)) for p in parameters]
+        key = [(id(p), self._directions[p].changes if p in self._directions else 0) for p in parameters]
         rows = self._views.get(number)
         if rows is None or rows.key != key:
             rows = self._views[number] = self._make_rows(key, parameters)
@@ -150,57 +153,38 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
     def _make_rows(self, key: list[tuple[int, int]], parameters: list[Tensor]) -> _Rows:
         states = [self._state_of(p) for p in parameters]
-        sizes = [(len(state["step"]), self._active(p)) for p, state in zip(parameters, states, strict=True)]
+        counts = [self._active(p) for p in parameters]
         steps = torch.cat([state["step"] for state in states])
-        alive: list[int] = []
-        at = 0
-        for state, (n, active) in zip(states, sizes, strict=True):
-            state["step"] = steps[at : at + n]  # a view: one addition ages every row of the group
-            alive += range(at, at + active)
-            at += n
-
-        def views(tensors: Iterable[Tensor]) -> list[Tensor]:
-            return [_active_rows(tensor, *size) for tensor, size in zip(tensors, sizes, strict=True)]
-
+        for state, ages in zip(states, steps.split(counts), strict=True):
+            state["step"] = ages  # a view: one addition ages every row of the group
         return _Rows(
             key=key,
-            sizes=sizes,
-            weights=views(p.detach() for p in parameters),
-            means=views(state["exp_avg"] for state in states),
-            squares=views(state["exp_avg_sq"] for state in states),
+            weights=[self._active_rows(p, p.detach()) for p in parameters],
+            means=[state["exp_avg"].view(n, -1) for state, n in zip(states, counts, strict=True)],
+            squares=[state["exp_avg_sq"].view(n, -1) for state, n in zip(states, counts, strict=True)],
             steps=steps,
-            alive=torch.tensor(alive),
         )
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            slots = self._directions.get(parameter)
-            # the counters live on the CPU: they are read every step and must not cost a synchronisation
-            state["step"] = torch.zeros(slots.capacity if slots else 1)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state |= self._fresh(parameter)
         return state
+
+    def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Moments and counters of a parameter that has not been updated."""
+        active = parameter.detach()[: self._active(parameter)] if parameter in self._directions else parameter
+        # the counters live on the CPU: they are read every step and must not cost a synchronisation
+        step = torch.zeros(self._active(parameter))
+        return {"step": step, "exp_avg": torch.zeros_like(active), "exp_avg_sq": torch.zeros_like(active)}
 
 
 @dataclass
 class _Rows:
-    """Views of one group's active rows; sizes are (slots, active) of each parameter, an ordinary one has (1, 1).
-
-    Attributes:
-        steps: counters of all slots, one after the other; alive: positions of the active ones in it.
-    """
+    """One group's active rows, (active, numbers per row) each; steps are their counters, one after the other."""
 
     key: list[tuple[int, int]]
-    sizes: list[tuple[int, int]]
     weights: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
     steps: Tensor
-    alive: Tensor
-
-
-def _active_rows(tensor: Tensor, n: int, active: int) -> Tensor:
-    """A view (active, numbers per row) of a tensor with n rows, or of a whole tensor as one row."""
-    rows = tensor.view(n, -1)
-    return rows if active == n else rows[:active]

@@ -26,7 +26,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.store import sync_folder
 
-SCHEMA = 2
+SCHEMA = 3
 KEPT = 2
 START_ANEW = "move the folder away, and the run starts anew"
 

@@ -99,6 +99,15 @@ def test_bytes_are_counted_and_a_shorter_batch_keeps_less(setting):
     assert short["saved"] < long["saved"]
 
 
+def test_a_free_slot_costs_its_weights_and_gradients_and_nothing_else(setting):
+    few, many = (counted(arms.ours(setting, "elalora", capacity=slots)) for slots in (3, 9))
+    adapters = arms.ours(setting, "elalora", capacity=9).model.named_parameters()
+    free = sum(6 * p[0].numel() * p.element_size() for name, p in adapters if name.endswith((".A", ".B", ".E")))
+    assert {part: many[part] - few[part] for part in few} == {
+        "parameters": free, "gradients": free, "state": 0, "saved": 0, "total": 2 * free,
+    }  # fmt: skip
+
+
 def test_the_table_names_ratio_target_and_verdict():
     row = {"what": "a / b", "target": 0.95, "median": 0.9, "low": 0.88, "high": 0.92}
     spread = {"median": 2.0, "low": 1.0, "high": 3.0}
