@@ -32,6 +32,18 @@ def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
     assert with_table(readme, material) == readme, "type python -m analysis.study_page"
 
 
+def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
+    page, readme = (" ".join((ROOT / path).read_text(encoding="utf-8").split()) for path in (PAGE, "README.md"))
+    found = re.search(
+        r"Holding the learning rate at its peak lowered the score by ([\d.]+) points "
+        r"\(95 % interval −([\d.]+) to −([\d.]+), corrected p ([\d.]+)\)",
+        page,
+    )
+    assert found
+    points, high, low = (f"{float(number):.1f}" for number in found.groups()[:3])
+    assert f"cost {points} points (95 % interval {low} to {high}, corrected p {found[4]})" in readme
+
+
 def test_the_template_has_no_number_of_a_result() -> None:
     """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
     prose = [line for line in (ROOT / TEMPLATE).read_text(encoding="utf-8").splitlines() if not line.startswith("{")]

@@ -46,7 +46,7 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
     """
     _check(config)
     plans = in_order(given)
-    queued = _queued(plans)
+    queued = _queued(plans, _live())
     new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
     for plan, reason in _reasons([plan for plan in new if plan.folder.status()]):
         print(f"{plan.label} stopped before: {reason}; it is submitted again")
@@ -54,7 +54,7 @@ def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
         print(line)
     _submit(new, config)
     if config.wait:
-        while _queued(plans):
+        while _queued(plans, _live()):
             time.sleep(LIVE)
     return _summary(plans)
 
@@ -212,10 +212,10 @@ def _jobs_folder(plan: Plan) -> Path:
     return (Path(plan.config.store.root) / ".slurm").absolute()
 
 
-def _queued(plans: Sequence[Plan]) -> dict[str, str]:
-    """The job of each of these runs that is not done and whose job waits or runs."""
-    live, jobs = _live(), _jobs(plans)
-    return {plan.id: job for plan in plans if (job := jobs.get(plan.id)) in live and plan.finished() is None}
+def _queued(plans: Sequence[Plan], live: Collection[str]) -> dict[str, str]:
+    """The job of each of these runs that is not done and whose job is alive."""
+    jobs = _jobs(plans)
+    return {plan.id: job for plan in plans if (job := jobs.get(plan.id, "")) in live and plan.finished() is None}
 
 
 def _live() -> dict[str, str]:
@@ -243,12 +243,12 @@ def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 def _summary(plans: Sequence[Plan]) -> int:
-    queued = _queued(plans)
+    live = _live()
+    queued = _queued(plans, live)
     left = [plan for plan in plans if plan.finished() is None]
     lost = [plan for plan in left if plan.id not in queued]
     for plan, reason in _reasons(lost):
         print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
-    live = _live() if queued else {}
     for job in sorted(set(queued.values())):
         if "held" in live.get(job, "").lower():  # nothing starts it again but a person
             print(f"elalora: job {job} is held ({live[job]}); to go on type scontrol release {job}", file=sys.stderr)
