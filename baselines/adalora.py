@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
 from elalora.importance import Importance
-from elalora.method import Capabilities, LowRankMethod, NeverActed, Round
+from elalora.method import BudgetExceeded, Capabilities, LowRankMethod, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS, orthogonality
 from elalora.schedules import Schedule, steps_of
@@ -306,6 +306,12 @@ class AdaLoRA(LowRankMethod):
             )
         self._remove()
         self.check_budget()
+
+    def check_budget(self) -> None:
+        """As in the base class; before the final pattern masked directions come back, so no rank counts yet."""
+        if not self.fixed:
+            raise BudgetExceeded("the final pattern is not set: directions that are masked still come back")
+        super().check_budget()
 
     # -- reading ---------------------------------------------------------------------------------------
 

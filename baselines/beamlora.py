@@ -84,9 +84,10 @@ class BeamLinear(LowRankLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-        down = F.linear(rows, self.A[: self.rank])  # (tokens, r)
+        frozen = self.base(rows)  # (tokens, d_out)
+        down = F.linear(rows, self.A[: self.rank].to(rows.dtype))  # (tokens, r)
         up = self.B[: self.rank] * (self.weights()[:, None] * self.scale)  # (r, d_out)
-        return torch.addmm(self.base(rows), down, up).view(*x.shape[:-1], -1)
+        return torch.addmm(frozen, down.to(frozen.dtype), up.to(frozen.dtype)).view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def take(self, a: Tensor, b: Tensor) -> None:

@@ -126,6 +126,8 @@ class PRILoRA(LowRankMethod):
         self._take_norms(step)
         if (step + 1) % self.config.every == 0:
             for name, adapter in self.adapters.items():
+                if not self.norms[name].any():
+                    raise MethodFailure(f"'{name}' saw no input up to step {step}: no mask fits what it is given")
                 prune_rows(adapter.A[: adapter.rank], self.norms[name], self.config.share)
             self.prunings += 1
         return None

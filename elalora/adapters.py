@@ -276,14 +276,15 @@ class InputNorm:
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:
-        """Adds the squares of x (..., d_in); masked where x has the mask's leading shape."""
-        # DeBERTa also sends its relative positions through query and key: they are no tokens of the batch
-        if not self._watching or (self._mask is not None and x.shape[0] != self._mask.shape[0]):
+        """Adds the squares of x (..., d_in); masked where x has a row for each token, also in one flat dimension."""
+        if not self._watching:
             return
-        x = x.detach().to(self.total.dtype)
-        if self._mask is not None and x.shape[:-1] == self._mask.shape:
-            x = x * self._mask.to(x.dtype)[..., None]
-        self.total += x.reshape(-1, x.shape[-1]).square().sum(0)
+        mask, rows = self._mask, x.detach().to(self.total.dtype)
+        if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
+            rows = rows * mask.reshape(x.shape[:-1]).to(rows.dtype)[..., None]
+        elif mask is not None and (x.ndim > 2 and len(x) == 1 or len(x) != len(mask)):
+            return  # DeBERTa's relative positions (1, 2k, d) also go through query and key: they are no tokens
+        self.total += rows.reshape(-1, rows.shape[-1]).square().sum(0)
 
     def take(self) -> Tensor:
         """The feature norms ||X_j||_2 since the last call, (d_in,); starts again from 0."""

@@ -40,7 +40,8 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
 
     Raises:
         UserError: no pattern is given; a pattern matches no linear layer (the candidates are listed, and the module
-            it matched instead is named); or a matched layer shares its weight with another module.
+            it matched instead is named); a matched layer shares its weight with another module; or it belongs to an
+            nn.MultiheadAttention, which reads weights and calls no layer.
     """
     outside = tuple(outside)
     found: dict[str, nn.Linear] = {}
@@ -63,6 +64,7 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
     if not found:
         raise UserError(f"no target is given; candidates: {_candidates(model, outside)}; set model.targets=[...]")
     _refuse_tied(model, found)
+    _refuse_never_called(model, found)
     return found
 
 
@@ -131,6 +133,15 @@ def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Linear]) -> None:
             )
 
 
+def _refuse_never_called(model: nn.Module, found: Iterable[str]) -> None:
+    for name in found:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+            raise UserError(
+                f"'{name}' belongs to an nn.MultiheadAttention, which reads its weight and never calls it, so an "
+                "adapter there would do nothing: leave it out of model.targets"
+            )
+
+
 def attach(
     model: nn.Module, linears: Mapping[str, nn.Linear], make: Callable[[str, nn.Linear], LowRankLinear]
 ) -> dict[str, LowRankLinear]:
@@ -139,7 +150,17 @@ def attach(
     for name, linear in linears.items():
         adapters[name] = make(name, linear)
         _put(model, name, adapters[name])
+    for module in model.modules():
+        _call_layers(module)
     return adapters
+
+
+def _call_layers(module: nn.Module) -> None:
+    """Keeps torch's own encoder from its short way through evaluation, which reads weights and calls no layer."""
+    if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LowRankLinear) for m in module.modules()):
+        module.activation_relu_or_gelu = 0
+    if isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False  # of the short way only
 
 
 def detach(model: nn.Module) -> nn.Module:

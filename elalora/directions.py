@@ -30,7 +30,7 @@ class Directions:
         rank: number of active slots at the start; they are slots 0 .. rank-1.
 
     Attributes:
-        changes: births and deaths so far; views of followed rows hold until it grows.
+        changes: births, deaths and restorations so far; views of followed rows hold until it grows.
 
     Raises:
         UserError: when the rank does not fit the capacity.
@@ -80,6 +80,16 @@ class Directions:
             table[key] = torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
         self.rank, self.changes = slot + 1, self.changes + 1
         return slot
+
+    def restore(self, rank: int) -> None:
+        """Sets the rank that a saved state had; the rows are restored by whoever holds them.
+
+        Raises:
+            ValueError: the rank does not fit the capacity.
+        """
+        if not 0 <= rank <= self.capacity:
+            raise ValueError(f"rank {rank} does not fit a matrix of {self.capacity} slots")
+        self.rank, self.changes = rank, self.changes + 1
 
     def _rows(self) -> Iterable[Tensor]:
         for rows in self._followers:

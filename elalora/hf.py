@@ -24,11 +24,12 @@ from torch import Tensor
 
 from elalora.attach import find_linears
 from elalora.errors import UserError
-from elalora.method import Method, Round
+from elalora.method import Method, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.targets import matrices_in, patterns_in
 
 TENSORS, VALUES = "elalora.safetensors", "elalora.json"
+SCHEMA = 2  # of both; 1 had rows for every slot
 OPTIMIZER = "optimizer.pt"  # the Trainer's file
 
 
@@ -214,13 +215,32 @@ class _Session:
         if self.checkpoint is not None and _values(self.checkpoint)["held"]:
             self.schedule.hold_peak()
 
-    def end(self, best: str | None) -> None:
-        """Takes the ranks of the best checkpoint where the Trainer took its weights, and finishes the method."""
+    def end(self, best: str | None, step: int) -> None:
+        """Takes the ranks of the best checkpoint where the Trainer took its weights, and finishes the method.
+
+        Args:
+            best: the folder of that checkpoint, or None.
+            step: the last that was done.
+
+        Raises:
+            MethodFailure: what the method says; or the weights are those of a step at which it was not done.
+        """
         if best is not None:
             rounds = self.method.rounds_seen
             self.load(Path(best))
             self.method.rounds_seen = rounds  # the run's, also those after its best checkpoint
-        self.method.finish()
+            step = int(best.rpartition("-")[2])
+        try:
+            self.method.finish()
+        except MethodFailure as error:
+            total = self.method.total_steps
+            if step >= total:
+                raise
+            which = f"training stopped at step {step}" if best is None else f"the best checkpoint is of step {step}"
+            raise MethodFailure(
+                f"{which} of {total}, where the ranks of {self.method.title} were not final: train to the end, and "
+                "with load_best_model_at_end=True evaluate and save in its last phase only"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Writes the method's state into a checkpoint of the Trainer."""
@@ -230,6 +250,7 @@ class _Session:
         tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
         save_file(tensors, folder / TENSORS)
         values = {
+            "schema": SCHEMA,
             "method": self.method.name,
             "state": {n: v for n, v in state.items() if not isinstance(v, Tensor)},
             "rounds": [asdict(r) for r in self.method.rounds_seen],
@@ -247,8 +268,14 @@ class _Session:
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """The JSON half of what `save` wrote."""
+    """The JSON half of what `save` wrote.
+
+    Raises:
+        UserError: another version wrote it.
+    """
     values: dict[str, Any] = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    if values.get("schema") != SCHEMA:
+        raise UserError(f"'{folder}' was written by another version of elalora: training cannot go on from it")
     return values
 
 
@@ -282,6 +309,6 @@ def _callback(session: _Session) -> Any:
                 session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            session.end(state.best_model_checkpoint if args.load_best_model_at_end else None)
+            session.end(state.best_model_checkpoint if args.load_best_model_at_end else None, state.global_step)
 
     return MethodCallback()

@@ -58,7 +58,7 @@ class Importance:
         self.beta1, self.beta2, self.form = beta1, beta2, form
         self.smooth: dict[nn.Parameter, Tensor] = {}
         self.uncertainty: dict[nn.Parameter, Tensor] = {}
-        self._changes: list[int] = []
+        self._key: list[tuple[int, int]] = []
         self._views: dict[nn.Parameter, _Rows] = {}
         if form in FORMS[:2]:
             for adapter in self.adapters.values():
@@ -87,10 +87,11 @@ class Importance:
         torch._foreach_lerp_(uncertainty, now, 1 - self.beta2)
 
     def _active(self) -> dict[nn.Parameter, _Rows]:
-        """Views of the active rows; kept until a rank changes, because making them costs as much as the arithmetic."""
-        changes = [adapter.directions.changes for adapter in self.adapters.values()]
-        if changes != self._changes:
-            self._changes = changes
+        """Views of the active rows; kept until a rank or a factor's place in memory changes, because making them
+        costs as much as the arithmetic."""
+        key = [(adapter.directions.changes, adapter.A.data_ptr()) for adapter in self.adapters.values()]
+        if key != self._key:
+            self._key = key
             self._views = {
                 p: _Rows(adapter.rank, p.detach()[: adapter.rank], self.smooth[p], self.uncertainty[p])
                 for adapter in self.adapters.values()
@@ -142,7 +143,7 @@ class Importance:
             if state[name].shape != (rank, *p.shape[1:]):
                 raise ValueError(f"the importance {name} has shape {tuple(state[name].shape)}, not that of {rank} rows")
             table[p] = state[name].to(table[p], copy=True)
-        self._changes = []
+        self._key = []
 
     def _named(self) -> dict[str, tuple[dict[nn.Parameter, Tensor], nn.Parameter, int]]:
         """Table, factor and rank of every average."""

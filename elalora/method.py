@@ -428,10 +428,7 @@ class LowRankMethod(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for name, rank in state["ranks"].items():
-            slots = self.adapters[name].directions
-            if not 0 <= rank <= slots.capacity:
-                raise ValueError(f"rank {rank} does not fit a matrix of {slots.capacity} slots")
-            slots.rank = rank
+            self.adapters[name].directions.restore(rank)
 
 
 def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:

@@ -10,6 +10,7 @@ AdamW: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 with decoupled decay l
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -58,11 +59,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         if any(not p.is_contiguous() for group in self.param_groups for p in group["params"]):
             raise ValueError("a parameter is not contiguous in memory: its rows cannot be updated in place")
         for parameter, slots in self._directions.items():
-            slots.follow_active(partial(self._state_rows, parameter))
-
-    def _state_rows(self, parameter: Tensor) -> Iterable[tuple[dict[str, Tensor], str]]:
-        state = self.state.get(parameter) or {}
-        return ((state, name) for name in tuple(state))
+            slots.follow_active(partial(_state_rows, weakref.ref(self), parameter))
 
     def forget(self) -> None:
         """Drops every moment and step counter, as the official ElaLoRA code does at each round (D1)."""
@@ -70,7 +67,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self._views.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave; the ranks of the directions must be restored first.
+        """Restores what `state_dict` gave, from any device; the ranks of the directions must be restored first.
 
         Raises:
             ValueError: the groups or the moments are those of other parameters.
@@ -78,6 +75,8 @@ class RowwiseAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._views.clear()
         for parameter, state in self.state.items():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].cpu()
             if {name: getattr(value, "shape", None) for name, value in state.items()} != {
                 name: value.shape for name, value in self._fresh(parameter).items()
             }:
@@ -85,7 +84,11 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            ValueError: the ranks of the directions were restored, and the moments were not.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,9 +146,9 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return values.view(1, -1) if slots is None else values.view(slots.capacity, -1)[: slots.rank]
 
     def _rows(self, number: int, parameters: list[Tensor]) -> _Rows:
-        """The active rows of a group; kept until a rank changes, because making 400 views a step costs as much
-        as the arithmetic."""
-        key = [(id(p), self._directions[p].changes if p in self._directions else 0) for p in parameters]
+        """The active rows of a group; kept until a rank or a parameter's place in memory changes, because making
+        400 views a step costs as much as the arithmetic."""
+        key = [(p.data_ptr(), self._directions[p].changes if p in self._directions else 0) for p in parameters]
         rows = self._views.get(number)
         if rows is None or rows.key != key:
             rows = self._views[number] = self._make_rows(key, parameters)
@@ -154,6 +157,8 @@ class RowwiseAdamW(torch.optim.Optimizer):
     def _make_rows(self, key: list[tuple[int, int]], parameters: list[Tensor]) -> _Rows:
         states = [self._state_of(p) for p in parameters]
         counts = [self._active(p) for p in parameters]
+        if any(len(state["step"]) != n for state, n in zip(states, counts, strict=True)):
+            raise ValueError("the moments are of other ranks: load the optimizer's state after the method's")
         steps = torch.cat([state["step"] for state in states])
         for state, ages in zip(states, steps.split(counts), strict=True):
             state["step"] = ages  # a view: one addition ages every row of the group
@@ -177,6 +182,17 @@ class RowwiseAdamW(torch.optim.Optimizer):
         # the counters live on the CPU: they are read every step and must not cost a synchronisation
         step = torch.zeros(self._active(parameter))
         return {"step": step, "exp_avg": torch.zeros_like(active), "exp_avg_sq": torch.zeros_like(active)}
+
+
+def _state_rows(owner: weakref.ref[RowwiseAdamW], parameter: Tensor) -> list[tuple[dict[str, Tensor], str]]:
+    """Moments and counters of a parameter's active rows.
+
+    Nothing where the optimizer is gone, or was left behind when ranks were restored: another one goes on.
+    """
+    optimizer = owner()
+    state = {} if optimizer is None else optimizer.state.get(parameter) or {}
+    alive = bool(state) and optimizer is not None and len(state["step"]) == optimizer._active(parameter)
+    return [(state, name) for name in state] if alive else []
 
 
 @dataclass

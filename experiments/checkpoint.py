@@ -64,7 +64,10 @@ def restore(
             _, index, kind = name.split("/")
             moments.setdefault(int(index), {})[kind] = value
     own = optimizer.state_dict()["param_groups"]
-    groups = [{**mine, "lr": saved["lr"]} for mine, saved in zip(own, state["groups"], strict=True)]
+    moved = ("lr", "weight_decay")  # what training changes: the schedule the first, ElaLoRA's D4 the second
+    groups = [
+        {**mine, **{name: saved[name] for name in moved}} for mine, saved in zip(own, state["groups"], strict=True)
+    ]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     schedule.load_state_dict(state["schedule"])
     _compare(state, collect(model, method, optimizer, schedule))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from baselines.adalora import AdaLoRA, AdaLoRAConfig, Masking, highest, plan_masking
 from elalora import Budget, MethodFailure, RowwiseAdamW, Schedule, UserError
 from elalora.budget import Count
+from elalora.method import BudgetExceeded
 
 torch.set_num_threads(1)
 TARGETS = ["q", "up", "down"]
@@ -472,3 +473,20 @@ def test_a_run_whose_allocator_was_never_called_fails():
     _, method = small()
     with pytest.raises(MethodFailure, match="the final pattern was never set"):
         method.finish()
+
+
+def test_no_rank_counts_before_the_pattern_is_final():
+    """Between maskings the regrown singular values still compute, so a reading there is of a model above its budget."""
+    method = AdaLoRA(AdaLoRAConfig(t_initial=4, t_final=8, interval=4), Budget(2))
+    net = method.attach(Net(), ["up", "down"], 40, keep=["head"])
+    outcomes = {}
+
+    def look(step):
+        try:
+            method.check_budget()
+            outcomes[step] = True
+        except BudgetExceeded:
+            outcomes[step] = False
+
+    train(net, method, 40, each=look)
+    assert [step for step, within in outcomes.items() if within] == [step for step in range(40) if step >= 32]

@@ -140,6 +140,31 @@ def test_hugging_face_conv1d_is_found_as_the_linear_layer_it_is():
     assert isinstance(net.c_attn, Conv1D)
 
 
+def test_a_layer_that_multi_head_attention_never_calls_is_refused():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(UserError, match="'self_attn.out_proj' belongs to an nn.MultiheadAttention, which reads its"):
+        find_linears(model, ["out_proj"])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_evaluation_of_torch_s_own_encoder_calls_the_adapters(padded):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, mask = torch.randn(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool)
+    mask[1, 3:] = padded
+    with torch.no_grad():
+        frozen = model(x, src_key_padding_mask=mask)
+    method = LoRA(LoRAConfig(), Budget(2))
+    method.attach(model, ["linear1", "linear2"], 10)
+    for adapter in method.adapters.values():
+        adapter.B.data.normal_()
+    expected = model(x, src_key_padding_mask=mask)  # gradients are on: torch calls every layer
+    with torch.no_grad():
+        found = model(x, src_key_padding_mask=mask)
+    assert not torch.allclose(found[~mask], frozen[~mask], atol=1e-2)
+    torch.testing.assert_close(found[~mask], expected[~mask])
+
+
 def test_a_tied_weight_is_refused():
     with pytest.raises(UserError, match="shares its weight with 'table.weight'"):
         find_linears(Odd(), ["out"])

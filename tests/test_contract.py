@@ -165,6 +165,23 @@ def test_counts_are_those_of_the_parameters_that_are_there(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_model_loaded_in_bfloat16_trains(name):
+    net, method = build(name, net=Net().to(torch.bfloat16), steps=STEPS)
+    optimizer = RowwiseAdamW(method.groups(net, 5e-3, 0.0), method.directions())
+    before = weights(net)
+    for step in range(2):
+        x, y = batch(step)
+        with method.watching(None):
+            loss = nn.functional.cross_entropy(net(x.bfloat16()), y)
+        penalty = method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        method.gradients_ready(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.isfinite() and not torch.equal(before, weights(net))
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_it_goes_on_bit_for_bit(name):
     whole, one = build(name)
     train(whole, one, STEPS)

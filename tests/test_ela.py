@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from torch import nn
 
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, MethodFailure, Schedule, UserError
 from elalora.optim import RowwiseAdamW
+from experiments import checkpoint
 
 SWITCHES = ("D1", "D2", "D8", "D15")
 
@@ -334,3 +337,24 @@ def test_d2_holds_the_peak_from_the_first_round():
     # a step leaves behind the rate of the next one
     assert rates[first - 1] == pytest.approx(1e-3 * schedule.factor(first))
     assert all(rate == 1e-3 for rate in rates[first:])
+
+
+@pytest.mark.parametrize(("form", "decay"), [("image", 0.0), ("text", 0.1)])
+def test_a_run_whose_groups_collapsed_goes_on_from_its_checkpoint(form, decay):
+    knobs = {"variant": "official", "D2": False, "D4": form, "t_initial": 4, "t_final": 10, "interval": 5, "b": 3}
+
+    def begin():
+        net, method = Net(), ElaLoRA(ElaLoRAConfig(**knobs), Budget(3))
+        method.attach(net, ["up", "down"], 40, keep=["head"])
+        optimizer = RowwiseAdamW(method.groups(net, 5e-3, decay), method.directions())
+        return net, method, optimizer, Schedule(optimizer, 40)
+
+    whole, method, optimizer, _ = begin()
+    train(whole, method, 40, optimizer=optimizer)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01 if form == "image" else 0.0}
+    first = begin()
+    train(first[0], first[1], 23, optimizer=first[2])
+    second = begin()
+    checkpoint.restore(copy.deepcopy(checkpoint.collect(*first)), *second)
+    train(second[0], second[1], 17, start=23, optimizer=second[2])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second[0].parameters(), strict=True))

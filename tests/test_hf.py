@@ -16,6 +16,7 @@ from transformers import Trainer
 from baselines.registry import method_class
 from elalora import Budget, UserError
 from elalora.hf import adapt
+from elalora.method import MethodFailure
 
 TESTS = Path(__file__).resolve().parent
 
@@ -118,7 +119,18 @@ def test_bf16_autocast_trains_and_moves_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"), [("elalora", {}), ("elalora", {"variant": "official"}), ("sora", {}), ("prilora", {})], ids=str
+    ("name", "knobs"),
+    [
+        ("elalora", {}),
+        ("elalora", {"variant": "official"}),
+        ("elalora", {"variant": "official", "D4": "image"}),
+        ("adalora", {}),
+        ("adalora", {"compact": True}),
+        ("sora", {}),
+        ("prilora", {}),
+        ("beamlora", {"interval": 3, "keep": 0.3}),
+    ],
+    ids=str,
 )
 def test_resuming_from_a_checkpoint_equals_no_stop(name, knobs, tmp_path):
     through = make(name, **knobs)
@@ -157,6 +169,27 @@ def test_the_best_checkpoint_comes_back_with_its_own_ranks(tmp_path):
     assert ranks[5] != ranks[14] and method.ranks() == ranks[5]
     for adapter in method.adapters.values():
         assert not adapter.A[adapter.rank :].any() and adapter.A[: adapter.rank].any(1).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"load_best_model_at_end": True}, "the best checkpoint is of step 5 of 14"),
+        ({"stop_at": 5}, "training stopped at step 5 of 14"),
+    ],
+)
+def test_weights_of_a_step_before_the_final_ranks_are_refused_with_what_they_are(more, says, tmp_path):
+    stop = more.pop("stop_at", None)
+    steps = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
+    trainer = stock(tmp_path, make("adalora"), **steps, metric_for_best_model="early", greater_is_better=True, **more)
+
+    def evaluate(*args, **kwargs):
+        trainer.control.should_training_stop = trainer.state.global_step == stop
+        return {"eval_early": -trainer.state.global_step}
+
+    trainer.evaluate = evaluate
+    with pytest.raises(MethodFailure, match=f"{says}, where the ranks of AdaLoRA were not final"):
+        trainer.train()
 
 
 def test_evaluation_neither_adds_the_penalty_nor_looks_at_inputs(tmp_path):
@@ -218,6 +251,11 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     for path in tmp_path.glob("checkpoint-*/elalora.json"):
         path.unlink()
     with pytest.raises(UserError, match="no elalora.json"):
+        stock(tmp_path, ela()).train(resume_from_checkpoint=True)
+    for path in tmp_path.glob("checkpoint-*"):
+        (path / "elalora.json").write_text(json.dumps({"method": "elalora"}))
+        (path / "optimizer.pt").touch()
+    with pytest.raises(UserError, match="written by another version"):
         stock(tmp_path, ela()).train(resume_from_checkpoint=True)
     other = tmp_path / "lora"
     stock(other, make("lora"), save_strategy="steps", save_steps=7).train()

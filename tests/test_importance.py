@@ -123,3 +123,18 @@ def test_input_norms_leave_out_padding_and_are_not_counted_twice_under_checkpoin
     out.sum().backward()  # runs the layer a second time
     torch.testing.assert_close(layer.inputs.take(), x.detach()[:, :4].reshape(-1, 10).norm(dim=0))
     assert not layer.inputs.take().any()
+
+
+def test_relative_positions_are_no_tokens_also_where_the_batch_is_one_item():
+    layer = adapted()[1].adapters["layers.0.up"]
+    for items in (1, 2):
+        layer.inputs = InputNorm(10, layer.A)
+        x = torch.randn(items, 6, 10, dtype=torch.float64)
+        mask = torch.ones(items, 6)
+        mask[0, 4:] = 0
+        layer.inputs.watch(mask)
+        layer(x.reshape(-1, 10))  # a model that flattens its tokens
+        layer(torch.randn(1, 512, 10, dtype=torch.float64))  # DeBERTa's relative positions
+        layer(x)
+        kept = x[mask.bool()].norm(dim=0)
+        torch.testing.assert_close(layer.inputs.take(), kept * 2**0.5)

@@ -79,3 +79,53 @@ def test_a_gradient_with_gaps_in_memory_is_read_right():
         p.grad = grad
         optimizer.step()
     assert torch.equal(ours, theirs)
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor of a device that is not here."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_counters_come_back_to_the_cpu_from_wherever_they_were_loaded():
+    first, second = make(), make()
+    one, two = RowwiseAdamW(first), RowwiseAdamW(second)
+    drive(first, one, 3)
+    state = copy.deepcopy(one.state_dict())
+    for moments in state["state"].values():
+        moments["step"] = moments["step"].as_subclass(Elsewhere)
+    two.load_state_dict(state)
+    assert all(type(moments["step"]) is torch.Tensor for moments in two.state.values())
+
+
+def test_a_parameter_that_was_moved_in_memory_is_still_updated():
+    ours, theirs = make(), make()
+    one, two = RowwiseAdamW(ours, weight_decay=0.1), torch.optim.AdamW(theirs, weight_decay=0.1)
+    for parameters, optimizer in ((ours, one), (theirs, two)):
+        drive(parameters, optimizer, 2)
+        for p in parameters:
+            p.data = p.data.clone()
+        drive(parameters, optimizer, 2, seed=1)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_ranks_restored_without_the_moments_are_told_and_an_optimizer_left_behind_does_no_harm():
+    slots = Directions(4, 3)
+    p = nn.Parameter(torch.ones(4, 5))
+    old = RowwiseAdamW([p], {p: slots})
+    drive([p], old, 2)
+    saved = copy.deepcopy(old.state_dict())
+    slots.die(1)
+    slots.die(0)
+    slots.restore(3)
+    with pytest.raises(ValueError, match="load the optimizer's state after the method's"):
+        drive([p], old, 1)
+    new = RowwiseAdamW([p], {p: slots})
+    new.load_state_dict(saved)
+    slots.die(2)
+    slots.be_born()
+    drive([p], new, 1)
+    assert new.state[p]["step"].tolist() == [3, 3, 1]
+    assert old.state[p]["step"].tolist() == [2]
