@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from elalora.errors import UserError
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "recipe", "tracking")
 RECIPE_FILE = "recipe@_global_"
@@ -61,6 +63,10 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     """Writes into what `run.py` composed the words of its command, the user's own config folders among them."""
     folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
     more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    if given := next((word for word in hydra.overrides.task if key_of(word) == "launcher.kind"), None):
+        raise UserError(
+            f"'{given}' does nothing: a launcher is chosen by hydra/launcher=NAME; type hydra/launcher=slurm"
+        )
     config.launcher.kind = hydra.runtime.choices["hydra/launcher"]
     alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
     if alone and config.launcher.kind == "local":

@@ -38,7 +38,7 @@ def _line(error: BaseException) -> str:
     cause = str(error.__cause__ or "").strip()
     if isinstance(error, UserError):
         return text
-    for maker in (_unknown_choice, _unknown_key, _wrong_type):
+    for maker in (_unknown_choice, _unknown_key, _wrong_type, _several):
         line = maker(text, cause)
         if line:
             return line
@@ -80,9 +80,7 @@ def _odd(error: Exception, words: Sequence[str]) -> str:
 
 
 def _unknown_choice(text: str, cause: str) -> str | None:
-    found = re.search(r"[Cc]ould not find '(\w+)/([^']+)'", text) or re.search(
-        r"In '[^']+': Could not find '(\w+)/([^']+)'", text
-    )
+    found = re.search(r"[Cc]ould not find '([\w/]+)/([^'/]+)'", text)
     if not found:
         return None
     group, given = found.groups()
@@ -109,14 +107,24 @@ def _unknown_key(text: str, cause: str) -> str | None:
 
 def _wrong_type(text: str, cause: str) -> str | None:
     both = f"{text}\n{cause}"
+    key = re.search(r"full_key: (\S+)", both)
+    if choices := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", both):
+        given, names = choices[1], choices[2].split(", ")
+        return f"{key[1] if key else 'a value'}={given} is unknown; allowed: {', '.join(names)}{_near(given, names)}"
     found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both)
     if not found:
         found = re.search(r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both)
-    key = re.search(r"full_key: (\S+)", both)
     if not found:
         return None
     name = key.group(1) if key else "a value"
     return f"{name}={found.group(1)} is not a {found.group(2).lower()}"
+
+
+def _several(text: str, cause: str) -> str | None:
+    found = re.match(r"Ambiguous value for argument '(.+)'", text)
+    if not found:
+        return None
+    return f"'{found[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
 
 
 def _studies() -> list[str]:

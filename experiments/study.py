@@ -122,6 +122,13 @@ class Expansion:
                     f"'{word}': {key_of(word)} is decided by the study; change study.parts.NAME.{key_of(word)}s, "
                     "or leave +study away"
                 )
+            if own := [arm for arm, given in self.study.arms.items() if key_of(word) in map(key_of, given.overrides)]:
+                raise UserError(
+                    f"'{word}': {key_of(word)} is set by the study's arms ({', '.join(own)}), which count last; change "
+                    "study.arms.NAME.overrides, or leave +study away"
+                )
+            if key_of(word) == "trainer.lr" and self.study.tuning and any(p.tuned for p in self.study.parts.values()):
+                raise UserError(f"'{word}': the study tunes it; change study.tuning.grids, or leave +study away")
         self.words = words
         self.choices: dict[tuple[str, str, str], Choice] = {}
         self.cells = [*self._tuning(), *self._parts()]
@@ -130,27 +137,27 @@ class Expansion:
         tuning = self.study.tuning
         if tuning is None:
             return []
-        wanted: dict[tuple[str, str], dict[str, None]] = {}  # (task, budget) -> arms
+        wanted: dict[tuple[str, str], dict[str, bool]] = {}  # (task, budget) -> arms, and whether a claim may need them
         for part in self.study.parts.values():
             if part.tuned:
                 for task in part.tasks:
                     for budget in part.budgets:
                         place = wanted.setdefault((task, tuning.budget or budget), {})
-                        place.update({self._tuned_as(arm): None for arm in part.arms})
-        return [
-            cell
-            for (task, budget), arms in wanted.items()
-            for cell in self._tune(tuning, self._with_sources(arms), task, budget)
-        ]
+                        for arm in self._with_sources(map(self._tuned_as, part.arms)):
+                            place[arm] = place.get(arm, False) or part.kind == "confirmatory"
+        return [cell for (task, budget), arms in wanted.items() for cell in self._tune(tuning, arms, task, budget)]
 
     def _tuned_as(self, arm: str) -> str:
         return self.study.arms[arm].tuned_as or arm
 
-    def _with_sources(self, arms: Iterable[str]) -> list[str]:
+    def _with_sources(self, given: Iterable[str]) -> list[str]:
         """The arms and those that give them their ranks, these first."""
+        arms = list(given)
         sources = [self._tuned_as(s) for a in arms if (s := self.study.arms[a].ranks_from) is not None]
-        all_arms = dict.fromkeys([*sources, *arms])
-        return sorted(all_arms, key=lambda arm: self.study.arms[arm].ranks_from is not None)
+        return self._sources_first(dict.fromkeys([*sources, *arms]))
+
+    def _sources_first(self, arms: Iterable[str]) -> list[str]:
+        return sorted(arms, key=lambda arm: self.study.arms[arm].ranks_from is not None)
 
     def _parts(self) -> list[Cell]:
         return [
@@ -200,17 +207,24 @@ class Expansion:
 
     # -- tuning ------------------------------------------------------------------------------------------
 
-    def _tune(self, tuning: TuningConfig, arms: list[str], task: str, budget: str) -> list[Cell]:
+    def _tune(self, tuning: TuningConfig, wanted: dict[str, bool], task: str, budget: str) -> list[Cell]:
         """Plans the trials of one task and budget, and chooses where they are done.
 
-        A winner at the edge of its grid extends the grid of every arm, so that all have the same number of trials.
+        A winner at the edge of its grid extends the grid of every arm, so that all have the same number of trials. The
+        arms of a confirmatory part are extended by one another only: arms that are tuned after their scores were seen
+        must not give them other learning rates. The others have as many trials, or more.
         """
         most = 0 if self.study.smoke else tuning.extensions
-        for extension in range(most + 1):
-            made = {arm: self._trials(tuning, arm, task, budget, extension) for arm in arms}
-            # an arm whose trials are not done is at no edge yet; it must not hide that another one is
-            if not any(self.choices[arm, task, budget].edge for arm in arms):
-                break
+        made: dict[str, list[Cell]] = {}
+        least = 0
+        for claimed in (True, False):
+            arms = self._sources_first(arm for arm, needed in wanted.items() if needed is claimed)
+            for extension in range(least, most + 1):
+                made |= {arm: self._trials(tuning, arm, task, budget, extension) for arm in arms}
+                # an arm whose trials are not done is at no edge yet; it must not hide that another one is
+                least = extension
+                if not any(self.choices[arm, task, budget].edge for arm in arms):
+                    break
         return [cell for cells in made.values() for cell in cells]
 
     def _trials(self, tuning: TuningConfig, arm: str, task: str, budget: str, extension: int) -> list[Cell]:

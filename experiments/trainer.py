@@ -320,6 +320,8 @@ class Trainer:
         checkpoint.restore(last, self.bare, self.method, self.optimizer, self.schedule)
 
     def _within_budget(self) -> bool:
+        if "off budget" in self.method.remarks():
+            return False
         check = getattr(self.method, "check_budget", None)
         if check is None or self.method.capabilities.budget == "soft":
             return True

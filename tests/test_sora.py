@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from baselines.sora import SoRA, SoRAConfig, shrink, spaced, stage_lengths
 from elalora import Budget, MethodFailure, RowwiseAdamW, Schedule, UserError
+from experiments.trainer import Trainer
 
 
 def sora(net, steps, rank=3, seed=0, **knobs):
@@ -323,3 +325,13 @@ def test_a_parameter_budget_is_approached_too():
 def test_settings_that_cannot_be_meant_are_refused(knobs, message):
     with pytest.raises(UserError, match=message):
         sora(Net(), 20, **knobs)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_a_step_off_the_budget_is_no_best_one(kept):
+    net, method = Net(), SoRA(SoRAConfig(), Budget(3))
+    method.attach(net, ["up", "down"], 40, keep=["head"])
+    for adapter in method.adapters.values():
+        adapter.E.data.fill_(1.0)
+        adapter.E.data[int(kept * adapter.rank) :] = 0.0
+    assert Trainer._within_budget(SimpleNamespace(method=method)) == (kept == 0.5)

@@ -174,6 +174,38 @@ def test_a_winner_at_an_edge_extends_the_grid_of_every_arm(small):
     assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in overview_of_study(config)
 
 
+def test_arms_of_a_claim_are_not_extended_by_arms_that_may_be_tuned_later(small, tmp_path):
+    """Else their learning rates could change after their scores were seen."""
+    more = 'more: {arms: [b, c, d], tasks: [vader_movies], budgets: [r4], seeds: "10,11"}'
+    text = SMALL.replace('more: {arms: [b, c], tasks: [vader_movies], budgets: [r2], seeds: "10,11"}', more)
+    text = text.replace("parts:", "  d: {overrides: [method=prilora]}\nparts:")
+    (tmp_path / "conf" / "study" / "small.yaml").write_text(text)
+
+    def rising(method, lr, seed):
+        return lr * 1000 if method == "prilora" else middle(method, lr, seed)
+
+    run_study(compose_run(["+study=small", *small, "study.only=[main]"]), Pretender(middle))
+    before = module.Expansion(compose_run(["+study=small", *small])).choices
+    run_study(compose_run(["+study=small", *small]), Pretender(rising))
+    choices = module.Expansion(compose_run(["+study=small", *small])).choices
+    assert {arm: len(choice.trials) for (arm, _, _), choice in choices.items()} == {"a": 3, "b": 3, "c": 3, "d": 7}
+    assert all(choices[key] == before[key] for key in choices if key[0] in "abc")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("trainer.lr=7e-5", "'trainer.lr=7e-5': the study tunes it"),
+        ("trainer.warmup=7", r"trainer.warmup is set by the study's arms \(a\), which count last"),
+    ],
+)
+def test_a_word_that_arms_or_tuning_would_overrule_is_refused(small, tmp_path, word, says):
+    path = tmp_path / "conf" / "study" / "small.yaml"
+    path.write_text(SMALL.replace("[method=lora]", "[method=lora, trainer.warmup=3]"))
+    with pytest.raises(UserError, match=says):
+        expand("small", [*small, word])
+
+
 def test_an_arm_that_is_not_tuned_yet_does_not_hide_that_another_is_at_an_edge(small):
     """Else a study of which only one part was run would show fewer trials than that part had."""
     cells = [c for c in expand("small", small) if c.part == "tuning"]

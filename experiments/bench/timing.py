@@ -64,9 +64,9 @@ def ratio(first: list[float], second: list[float], seed: int = 0, draws: int = 2
     pairs = torch.tensor([a / b for a, b in zip(first, second, strict=True)], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(pairs), (draws, len(pairs)), generator=generator)
-    medians = pairs[picks].median(1).values
+    medians = pairs[picks].quantile(0.5, dim=1)
     low, high = torch.quantile(medians, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Ratio(pairs.median().item(), low, high)
+    return Ratio(pairs.quantile(0.5).item(), low, high)
 
 
 def verdict(found: Ratio, target: float) -> str:
