@@ -88,7 +88,7 @@ def _summary(measured: dict[str, dict[str, Any]]) -> list[str]:
     one, other, target = MEMORY_TARGET
     sizes = [found["bytes"][one]["total"] / found["bytes"][other]["total"] for found in measured.values()]
     cells = [f"{size:.3f} {'met' if size <= target else 'missed'}" for size in sizes]
-    return [*lines, f"| {one} / {other}, bytes | ≤ {target:.2f} | " + " | ".join(cells) + " |"]
+    return [*lines, f"| {one} / {other}, peak bytes | ≤ {target:.2f} | " + " | ".join(cells) + " |"]
 
 
 def _cell(found: dict[str, Any], what: str, target: float) -> str:

@@ -40,30 +40,33 @@ class Deviation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: str, ranks: Sequence[int], *factors: Tensor) -> Tensor:
         """The scalar of `orthogonality`."""
-        ctx.form, ctx.groups, ctx.count = form, [], len(factors)
+        ctx.form, ctx.ranks, ctx.groups = form, ranks, []
+        ctx.save_for_backward(*factors)
         total = factors[0].new_zeros(())
         for members in _of_one_width(factors):
-            rows, gap = _gaps([factors[i] for i in members], [ranks[i] for i in members])
+            gap = _gaps(_stacked(factors, ranks, members), [ranks[i] for i in members])
             squares = gap.square().sum((1, 2))  # (m,)
             size = squares if form == "squared" else squares.sqrt()
             total = total + size.sum().to(total)
-            ctx.groups.append((members, rows, gap, size, [factors[i].shape[0] for i in members]))
+            ctx.groups.append((members, gap, size))
         return total / len(factors) if form == "norm" else total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of every factor; where a norm is 0 it is 0."""
-        found: list[Tensor | None] = [None] * ctx.count
-        for members, rows, gap, size, capacities in ctx.groups:
+        factors = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * len(factors)
+        for members, gap, size in ctx.groups:
             if ctx.form == "squared":
                 weight = torch.full_like(size, 4.0)
             else:
-                weight = torch.where(size > 0, 2 / (size * ctx.count), 0.0)
+                weight = torch.where(size > 0, 2 / (size * len(factors)), 0.0)
             gap = gap * (weight * grad.to(size))[:, None, None]  # (m, most, most)
             # written where it belongs: filling and copying whole factors, in memory fresh from the system, costs more
             # than the arithmetic
-            most = gap.shape[1]
+            most, capacities = gap.shape[1], [len(factors[i]) for i in members]
+            rows = _stacked(factors, ctx.ranks, members)  # again: kept, they would be held through the whole step
             whole = rows.new_empty(len(members), max(capacities), rows.shape[2])
             torch.bmm(gap, rows, out=whole[:, :most])
             whole[:, most:].zero_()
@@ -80,10 +83,15 @@ def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _gaps(factors: Sequence[Tensor], ranks: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The active rows (m, most, width), and F F^T - I of each (m, most, most)."""
-    rows = torch.stack([_first(factor, max(ranks)) for factor in factors])
-    return rows, torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
+def _stacked(factors: Sequence[Tensor], ranks: Sequence[int], members: Sequence[int]) -> Tensor:
+    """The active rows of some factors, (m, most, width)."""
+    most = max(ranks[i] for i in members)
+    return torch.stack([_first(factors[i], most) for i in members])
+
+
+def _gaps(rows: Tensor, ranks: Sequence[int]) -> Tensor:
+    """F F^T - I of each, (m, most, most)."""
+    return torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
 
 
 def _first(factor: Tensor, most: int) -> Tensor:

@@ -139,11 +139,11 @@ def ratio_lines(found: dict[str, Any]) -> list[str]:
 
 def step_lines(found: dict[str, Any]) -> list[str]:
     """Every arm's step as Markdown: time, counted operations and counted bytes."""
-    lines = ["| arm | step ms (quartiles) | GFLOP | MiB | of them saved for backward |"]
+    lines = ["| arm | step ms (quartiles) | GFLOP | MiB at the peak | of them in the step |"]
     lines += ["| --- | --- | ---: | ---: | ---: |"]
     for name, spread in found["milliseconds"].items():
         size, flops = found["bytes"].get(name), found.get("flops", {}).get(name)
-        kept = f"{size['total'] / 2**20:.1f} | {size['saved'] / 2**20:.1f}" if size else " | "
+        kept = f"{size['total'] / 2**20:.1f} | {size['step'] / 2**20:.1f}" if size else " | "
         took = f"{spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f})"
         lines.append(f"| {name} | {took} | {f'{flops / 1e9:.2f}' if flops else ''} | {kept} |")
     return lines
@@ -156,7 +156,7 @@ def _memory_row(sizes: dict[str, dict[str, int]]) -> list[str]:
         return []
     value = sizes[a]["total"] / sizes[b]["total"]
     said = "met" if value <= target else "missed"
-    return [f"| {a} / {b}, bytes | {value:.3f} | counted | | ≤ {target:.2f} | {said} |"]
+    return [f"| {a} / {b}, peak bytes | {value:.3f} | counted | | ≤ {target:.2f} | {said} |"]
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

@@ -1,44 +1,49 @@
-"""Bytes of a training step, counted and not sampled: they do not depend on the allocator or on other processes."""
+"""Peak bytes of a training step, counted from its allocations: they depend on no other process and on no clock."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from experiments.bench.arms import Arm
 
 
 def counted(arm: Arm) -> dict[str, int]:
-    """Bytes that a step holds.
+    """Bytes that a step holds at its peak.
+
+    Args:
+        arm: has made a step before, so that its state is there.
 
     Returns:
-        parameters: of the whole model; state: optimizer and method, after a step; gradients: of everything that
-        trains; saved: distinct storages kept for the backward pass, parameters not counted again; total: their sum.
+        parameters: of the whole model; state: optimizer and method, after a step; step: the most that a step holds at
+        one time beside these (what is saved for the backward pass, gradients, temporary results); total: their sum.
     """
-    saved: dict[int, int] = {}
-    own = _storages(arm.model.parameters())
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    kept: list[Any] = []  # keeps saved tensors alive, so that no address is used twice within the step
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or pack(t), lambda t: t):  # type: ignore[func-returns-value]
-        arm.step()
-    kept.clear()
     parts = {
-        "parameters": sum(own.values()),
-        "state": sum(_storages(arm.tensors()).values()),
-        "gradients": sum(p.numel() * p.element_size() for p in arm.model.parameters() if p.requires_grad),
-        "saved": sum(saved.values()),
+        "parameters": _size(arm.model.parameters()),
+        "state": _size(arm.tensors()),
+        "step": _peak(arm),
     }
     return parts | {"total": sum(parts.values())}
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of distinct storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _peak(arm: Arm) -> int:
+    if next(arm.model.parameters()).is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        arm.step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        arm.step()
+    # the events of `seen` that are public leave out what is allocated within an operation
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events), default=0)
