@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import accumulate
 
@@ -41,6 +42,7 @@ def _peak(arm: Arm) -> int:
         torch.cuda.reset_peak_memory_stats()
         arm.step()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else the profiler writes two lines to stderr every time
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         arm.step()
     # the events of `seen` that are public leave out what is allocated within an operation
