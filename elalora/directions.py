@@ -45,6 +45,10 @@ class Directions:
         self._followers: list[Rows] = []
         self._packed: list[ActiveRows] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickled model, has its own parameters; moments and importance stay those of this one."""
+        return self.__dict__ | {"_packed": []}
+
     def follow(self, rows: Rows) -> None:
         """Registers a provider of tensors with a row for every slot; asked anew at every change."""
         self._followers.append(rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
 import torch
-from nets import Net, batch
+from nets import Net, batch, train
 from torch import nn
 
-from elalora import RowwiseAdamW, Schedule, UserError
+from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, Schedule, UserError
 from elalora.adapters import LowRankLinear
 from elalora.attach import attach, find_linears
 from elalora.directions import Directions
@@ -199,3 +200,16 @@ def test_a_matrix_can_lose_its_last_direction_and_get_one_again():
     ours(x).sum().backward()
     bear(adapter, [], generator, 0.0)
     assert adapter.rank == 1 and adapter.delta().abs().max() > 0
+
+
+def test_a_copied_or_saved_model_leaves_moments_and_importance_alone(tmp_path):
+    net, method = Net(), ElaLoRA(ElaLoRAConfig(t_initial=2, t_final=2, interval=3, b=1), Budget(3))
+    method.attach(net, ["up", "down"], 10, keep=["head"])
+    optimizer, _ = train(net, method, 2)
+    torch.save(net, tmp_path / "net.pt")
+    for other in (copy.deepcopy(net), torch.load(tmp_path / "net.pt", weights_only=False)):
+        adapter = other.layers[0].up
+        adapter.directions.die(0)
+        assert adapter.rank == 2 and not adapter.A[2].any()
+    adapter = net.layers[0].up
+    assert len(optimizer.state[adapter.A]["step"]) == len(method.importance.smooth[adapter.A]) == adapter.rank == 3
