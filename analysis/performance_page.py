@@ -68,6 +68,7 @@ def _part(name: str, part: str) -> str:
         "runs": _run_lines,
         "start": start_lines,
         "scores": _score_lines,
+        "optimizers": _optimizer_lines,
     }
     return "\n".join(parts[part](_read(name)))
 
@@ -109,6 +110,16 @@ def _score_lines(found: dict[str, Any]) -> list[str]:
         "",
         f"Mean difference {mean} points.",
     ]
+
+
+def _optimizer_lines(found: dict[str, Any]) -> list[str]:
+    """The row-wise AdamW beside torch's, a row for each model and rank."""
+    rows = [
+        f"| {one['shape']} | {one['rank']} | {ours['median']:.3f} | {ours['low']:.3f} to {ours['high']:.3f} |"
+        for one in found["optimizers"]
+        for ours in [one["rowwise / torch foreach"]]
+    ]
+    return ["| matrices of | rank | row-wise / torch foreach | 95 % interval |", "| --- | ---: | ---: | --- |", *rows]
 
 
 def _run_lines(found: dict[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from elalora.directions import Directions
 
+_Pair = tuple[Tensor, Directions | None]  # a parameter and its directions
+
 
 class RowwiseAdamW(torch.optim.Optimizer):
     """AdamW with one step counter per direction.
@@ -98,11 +100,12 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, number: int, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None and self._active(p)]
-        if not parameters:
+        pairs = [(p, self._directions.get(p)) for p in group["params"] if p.grad is not None]
+        pairs = [(p, slots) for p, slots in pairs if slots is None or slots.rank]
+        if not pairs:
             return
-        rows = self._rows(number, parameters)
-        grads = [self._active_rows(p, p.grad.contiguous()) for p in parameters]
+        rows = self._rows(number, pairs)
+        grads = [_active_rows(p.grad.contiguous(), slots) for p, slots in pairs]
         beta1, beta2 = group["betas"]
         lr, eps = float(group["lr"]), group["eps"]
         ages = rows.steps.add_(1)
@@ -140,23 +143,18 @@ class RowwiseAdamW(torch.optim.Optimizer):
         slots = self._directions.get(parameter)
         return 1 if slots is None else slots.rank
 
-    def _active_rows(self, parameter: Tensor, values: Tensor) -> Tensor:
-        """A view (active, numbers per row) of values that have the parameter's shape."""
-        slots = self._directions.get(parameter)
-        return values.view(1, -1) if slots is None else values.view(slots.capacity, -1)[: slots.rank]
-
-    def _rows(self, number: int, parameters: list[Tensor]) -> _Rows:
+    def _rows(self, number: int, pairs: list[_Pair]) -> _Rows:
         """The active rows of a group; kept until a rank or a parameter's place in memory changes, because making
         400 views a step costs as much as the arithmetic."""
-        key = [(p.data_ptr(), self._directions[p].changes if p in self._directions else 0) for p in parameters]
+        key = [(p.data_ptr(), slots.changes if slots else 0) for p, slots in pairs]
         rows = self._views.get(number)
         if rows is None or rows.key != key:
-            rows = self._views[number] = self._make_rows(key, parameters)
+            rows = self._views[number] = self._make_rows(key, pairs)
         return rows
 
-    def _make_rows(self, key: list[tuple[int, int]], parameters: list[Tensor]) -> _Rows:
-        states = [self._state_of(p) for p in parameters]
-        counts = [self._active(p) for p in parameters]
+    def _make_rows(self, key: list[tuple[int, int]], pairs: list[_Pair]) -> _Rows:
+        states = [self._state_of(p) for p, _ in pairs]
+        counts = [slots.rank if slots else 1 for _, slots in pairs]
         if any(len(state["step"]) != n for state, n in zip(states, counts, strict=True)):
             raise ValueError("the moments are of other ranks: load the optimizer's state after the method's")
         steps = torch.cat([state["step"] for state in states])
@@ -164,7 +162,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
             state["step"] = ages  # a view: one addition ages every row of the group
         return _Rows(
             key=key,
-            weights=[self._active_rows(p, p.detach()) for p in parameters],
+            weights=[_active_rows(p.detach(), slots) for p, slots in pairs],
             means=[state["exp_avg"].view(n, -1) for state, n in zip(states, counts, strict=True)],
             squares=[state["exp_avg_sq"].view(n, -1) for state, n in zip(states, counts, strict=True)],
             steps=steps,
@@ -182,6 +180,11 @@ class RowwiseAdamW(torch.optim.Optimizer):
         # the counters live on the CPU: they are read every step and must not cost a synchronisation
         step = torch.zeros(self._active(parameter))
         return {"step": step, "exp_avg": torch.zeros_like(active), "exp_avg_sq": torch.zeros_like(active)}
+
+
+def _active_rows(values: Tensor, slots: Directions | None) -> Tensor:
+    """A view (active, numbers per row) of what has a parameter's shape; an ordinary parameter is one row."""
+    return values.view(1, -1) if slots is None else values.view(slots.capacity, -1)[: slots.rank]
 
 
 def _state_rows(owner: weakref.ref[RowwiseAdamW], parameter: Tensor) -> list[tuple[dict[str, Tensor], str]]:
