@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.statistics import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
 from analysis.store import Unfinished
-from analysis.table import PARAMETER_TOLERANCE, Table, note_manifests, place_of, signed, signed_range
+from analysis.table import (
+    PARAMETER_TOLERANCE,
+    TUNED,
+    Table,
+    note_manifests,
+    place_of,
+    signed,
+    signed_range,
+    trained_unlike,
+)
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -159,6 +168,17 @@ def _no_claim(present: Sequence[Mapping[str, Any]]) -> str:
         reasons.append("the data is not the official one")
     if any("off budget" in run["flags"] for run in present):
         reasons.append("an arm is off its budget")
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for run in present:
+        by_task.setdefault(run["task"], []).append(run)
+    unlike: dict[str, dict[str, None]] = {}  # setting: its values, in order
+    for alike in by_task.values():
+        for key, values in trained_unlike(run["settings"] for run in alike).items():
+            unlike.setdefault(key, {}).update(dict.fromkeys(values))
+    if listed := "; ".join(f"{key}: {', '.join(values)}" for key, values in unlike.items() if key not in TUNED):
+        reasons.append(f"the arms were not trained alike ({listed})")
+    if any(len({run["fingerprint"] for run in alike}) > 1 for alike in by_task.values()):
+        reasons.append("the arms saw different data")
     return "; ".join(reasons)
 
 

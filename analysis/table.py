@@ -315,7 +315,12 @@ def place_of(cell: pd.DataFrame) -> str:
 
 
 def _unlike(arms: Iterable[pd.DataFrame]) -> dict[str, list[str]]:
-    return differing(_rest(arm["settings"].iloc[0]) for arm in arms)
+    return trained_unlike(arm["settings"].iloc[0] for arm in arms)
+
+
+def trained_unlike(settings: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """What compared runs have not in common beside the method and its budget: dotted keys and their values."""
+    return differing(map(_rest, settings))
 
 
 def _note_settings(arms: Iterable[pd.DataFrame], where: str, notes: list[str]) -> None:

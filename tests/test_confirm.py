@@ -115,6 +115,38 @@ def test_unmatched_settings_and_stand_ins_support_no_claim(tmp_path: Path, chang
     assert not any("*" in cell for row in confirmation.table.rows for cell in row)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"identity__trainer__max_steps": 1000}, "the arms were not trained alike (trainer.max_steps: 100, 1000)"),
+        ({"identity__data__train_items": 800}, "the arms were not trained alike (data.train_items: 1600, 800)"),
+        ({"data__fingerprint": "ffff"}, "the arms saw different data"),
+        ({"identity__trainer__lr": 0.01, "identity__trainer__weight_decay": 0.1}, ""),  # what is tuned
+    ],
+)
+def test_arms_that_were_not_trained_alike_support_no_claim(tmp_path: Path, changes: dict, reason: str) -> None:
+    other = study(tmp_path, {"elalora": UP}, **changes)
+    cells = study(tmp_path, {"adalora": MIXED})  # with a baseline as it was
+    cells = pd.concat([cells, other[other["arm"] == "elalora"]])
+    confirmation = read(tmp_path, cells)
+    text, untouched = confirmation.sentences
+    assert confirmation.table.frame["p"][0] == 2 / 256
+    start = "elalora and lora differ at r4, but no claim is made because" if reason else "elalora is better than lora"
+    assert text.startswith(start)
+    assert reason in text and "no claim" not in untouched
+    assert any(note == f"elalora at r4: no claim, {reason}." for note in confirmation.table.notes) == bool(reason)
+
+
+def test_tasks_may_differ_in_their_training_where_the_arms_do_not(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
+    for folder in (tmp_path / "task1").iterdir():
+        whole = json.loads((folder / "result.json").read_text())
+        whole["identity"]["trainer"]["max_steps"] = 30
+        whole["data"]["fingerprint"] = "ffff"
+        (folder / "result.json").write_text(json.dumps(whole))
+    assert read(tmp_path, cells).sentences[0].startswith("elalora is better than lora at r4")
+
+
 def test_a_family_is_not_tested_while_runs_are_missing(tmp_path: Path) -> None:
     cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
     victim = next((tmp_path / "task1").glob("elalora-r4-s3-*"))
