@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.layouts import LAYOUTS
-from analysis.overall import complete
+from analysis.overall import complete, within_budget
 from analysis.paper import row_names, short_recipe
 from analysis.table import Table, start_to_end
 
@@ -55,11 +55,12 @@ def points_of(compared: Table) -> list[tuple[dict[str, str], pd.DataFrame]]:
     ]
 
 
-def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame, list[str]]]:
-    """For every suite, model, protocol and recipe: where that is, its arms with mean score and costs, and the tasks.
+def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame, list[str], list[str]]]:
+    """For every suite, model, protocol and recipe: where, its arms with mean score and costs, the tasks, arms left out.
 
     Only tasks and seeds that every arm has are in the means, so that all points are of the same tasks; a place with one
-    such task is left out. The score's standard deviation is over seeds, of a seed's mean over tasks.
+    such task is left out, and so are arms that are off their budget on any task, which are named. The score's standard
+    deviation is over seeds, of a seed's mean over tasks.
 
     Args:
         runs: from `load_runs`.
@@ -72,6 +73,7 @@ def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame,
     known["shown"] = known["method_shown"] + "\t" + known["budget"]
     found = []
     for key, cell in known.groupby(["suite", *PLACE[1:]], sort=True):
+        cell, off = within_budget(cell)
         arms = complete(cell)
         if not key[0] or len(arms) < 2:
             continue
@@ -85,7 +87,8 @@ def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame,
             shown, budget = own[["method_shown", "budget"]].iloc[0]
             row = {"shown": shown, "budget": budget, "metric": f"Mean score over {len(tasks)} tasks", "n": len(seeds)}
             rows.append(row | {"score_mean": by_seed.mean(), "score_sd": by_seed.std(ddof=1)} | costs)
-        found.append((dict(zip(["suite", *PLACE[1:]], key, strict=True)), pd.DataFrame(rows), tasks))
+        place = dict(zip(["suite", *PLACE[1:]], key, strict=True))
+        found.append((place, pd.DataFrame(rows), tasks, [name.replace("\t", " at ") for name in off]))
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from analysis.across_tasks import (
@@ -34,12 +35,14 @@ class Place:
         arms: scores (seeds, tasks) by the arm's name; the same seeds and tasks in each.
         methods: the method of every arm.
         citations: of the tasks' data.
+        off: names of arms that are off the budget, which take no part.
     """
 
     key: dict[str, str]
     arms: dict[str, pd.DataFrame]
     methods: dict[str, str]
     citations: list[str]
+    off: list[str] = field(default_factory=list)
 
     def where(self) -> str:
         """The key in words."""
@@ -62,18 +65,21 @@ class Place:
 def places(runs: pd.DataFrame) -> list[Place]:
     """Every place where two or more arms share two or more tasks.
 
+    Arms that are off their budget on any task take no part.
+
     Args:
         runs: from `load_runs`.
     """
     found = []
     named = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     for key, cell in named.groupby(PLACE, sort=True):
+        cell, off = within_budget(cell)
         arms = complete(cell)
         if len(arms) >= 2:
             tasks = next(iter(arms.values())).columns
             citations = sorted(set(cell["citation"][cell["task"].isin(tasks)]) - {""})
             methods = {name: method for name, method in zip(cell["shown"], cell["method"], strict=True)}
-            found.append(Place(dict(zip(PLACE, key, strict=True)), arms, methods, citations))
+            found.append(Place(dict(zip(PLACE, key, strict=True)), arms, methods, citations, off))
     return found
 
 
@@ -91,6 +97,7 @@ def overall(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> 
     notes: list[str] = []
     for place in places(runs):
         records += _place(place, baseline, level)
+        notes += [f"{place.where()}: {outside(place.off)}"] if place.off else []
         notes += _ranks(place)
     if not records:
         return None
@@ -120,6 +127,17 @@ def overall(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> 
         "equal and lower mean. All descriptive: no test of a claim, and nothing reaches beyond these tasks.",
     ]
     return Table("Over all tasks.", columns, rows, heads + notes, pd.DataFrame(records))
+
+
+def within_budget(cell: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of arms that keep their budget on every task, and the names of the others."""
+    off = sorted({name for name, flags in zip(cell["shown"], cell["flags"], strict=True) if "off budget" in flags})
+    return cell[~cell["shown"].isin(off)], off
+
+
+def outside(names: Sequence[str]) -> str:
+    """The sentence that says which arms are left out for their budget."""
+    return f"off the budget and outside of all means, ranks and figures: {', '.join(names)}."
 
 
 def complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:

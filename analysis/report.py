@@ -242,11 +242,13 @@ def _cost(runs: pd.DataFrame, table: Table, folder: Path | None) -> list[Section
         from analysis.cost_figures import draw_pareto
         from analysis.figures import source_of
 
-        for place, arms, tasks in suite_points(runs):
+        for place, arms, tasks, off in suite_points(runs):
             title = f"Mean score against cost: {_words(place)}"
             data = source_of(sorted(set(runs["citation"][runs["task"].isin(tasks)]) - {""}))
             paths = draw_pareto(arms, folder / f"pareto_mean_{_file(place.values())}", title, data, _looks(table))
-            drawn |= {svg: f"{title}. Tasks: {', '.join(tasks)}" for svg in paths if svg.suffix == ".svg"}
+            caption = f"{title}. Tasks: {', '.join(tasks)}"
+            caption += f". Off the budget and left out: {', '.join(off)}" if off else ""
+            drawn |= {svg: caption for svg in paths if svg.suffix == ".svg"}
         for place, arms in points_of(table):
             title = f"Score against cost: {_words(place)}"
             data = str(arms["citation"].iloc[0])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stored_runs import result, write_run
 
-from analysis.overall import overall
+from analysis.overall import overall, places
 from analysis.store import load_runs
 from analysis.writers import to_markdown
 
 
-def run(root: Path, method: str, seed: int, task: str, score: float) -> None:
-    write_run(root, result(method, seed, score, task=task, identity__task={"name": task}))
+def run(root: Path, method: str, seed: int, task: str, score: float, **changes: Any) -> None:
+    write_run(root, result(method, seed, score, task=task, identity__task={"name": task}, **changes))
 
 
 def test_arms_are_pooled_over_shared_tasks_and_seeds_only(tmp_path: Path) -> None:
@@ -34,6 +35,20 @@ def test_arms_are_pooled_over_shared_tasks_and_seeds_only(tmp_path: Path) -> Non
     # ranks: SVD-LoRA 1 and 3, the tied others 2.5 and 1.5
     assert "SVD-LoRA 2.00" in table.notes[-1] and "LoRA 2.00" in table.notes[-1] and "p = 1.000" in table.notes[-1]
     assert "better" not in to_markdown(table)
+
+
+def test_an_arm_off_its_budget_on_one_task_stands_outside_and_is_named(tmp_path: Path) -> None:
+    for task in ("a", "b"):
+        for method, score in (("lora", 80.0), ("svd_lora", 81.0), ("adalora", 82.0), ("sora", 99.0)):
+            off = (method, task) == ("sora", "b")
+            run(tmp_path, method, 0, task, score, flags=["off budget"] if off else [])
+    [place] = places(load_runs(tmp_path))
+    assert sorted(place.methods.values()) == ["adalora", "lora", "svd_lora"] and place.off == ["SoRA"]
+    table = overall(load_runs(tmp_path))
+    assert table is not None and table.frame["shown"].tolist() == ["AdaLoRA", "LoRA", "SVD-LoRA"]
+    where = "minilm, clean, r4"
+    assert f"{where}: off the budget and outside of all means, ranks and figures: SoRA." in table.notes
+    assert "1 is highest) AdaLoRA 1.00, SVD-LoRA 2.00, LoRA 3.00" in table.notes[-1]
 
 
 def test_from_four_seeds_on_the_mean_has_an_interval(tmp_path: Path) -> None:

@@ -213,8 +213,11 @@ def test_a_suite_s_points_are_means_over_the_tasks_and_seeds_that_every_arm_has(
     alone = {"task": "rte", "identity__task": {"name": "rte"}, "budget": "r2", "identity__budget": "r2"}
     write_run(tmp_path, result("lora", 2, 10.0, **alone))
     write_run(tmp_path, result("lora", 0, 10.0))  # of another suite
-    [(place, arms, tasks)] = suite_points(load_runs(tmp_path))
-    assert (place["suite"], tasks) == ("glue", ["cola", "rte"])
+    for flags, task in ((["off budget"], "rte"), ([], "cola")):
+        named = {"task": task, "identity__task": {"name": task}, "budget": "r4", "identity__budget": "r4"}
+        write_run(tmp_path, result("sora", 0, 99.0, flags=flags, **named))
+    [(place, arms, tasks, off)] = suite_points(load_runs(tmp_path))
+    assert (place["suite"], tasks, off) == ("glue", ["cola", "rte"], ["SoRA at r4"])
     shown = arms.set_index(["shown", "budget"]).sort_index()
     assert shown["score_mean"].to_dict() == {("LoRA", "r2"): 57.0, ("LoRA", "r4"): 59.0, ("SoRA", "r2"): 58.0}
     assert shown["score_sd"].tolist() == pytest.approx([8**0.5] * 3)  # seeds 2 above and 2 below, each over both tasks
