@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("method", "task", "budget", "protocol"):
         given.add_argument(f"--{name}", default="", metavar="A,B", help=f"only these (one {name} or several)")
     given.add_argument("--study", default="", metavar="NAME", help="only the runs of conf/study/NAME, with its tests")
-    given.add_argument("--baseline", default="lora", metavar="METHOD", help="differences are to this method")
+    given.add_argument("--baseline", default="", metavar="METHOD", help="differences are to it (default: lora)")
     given.add_argument("--interval", action="store_true", help="t intervals in place of standard deviations")
     given.add_argument("--reading", choices=("last", "best"), default="last", help="which checkpoint is read")
     given.add_argument("--no-figures", action="store_true", help="tables and page only, in a fraction of the time")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.study import Study
 
 TUNING = "tune"  # the protocol of a study's tuning stage, which reads data that no table is about
+BASELINE = "lora"  # where none is named
 MOST_WARNINGS = 30
 
 
@@ -29,7 +30,7 @@ def report(
     filters: Mapping[str, Sequence[str]] | None = None,
     *,
     study: str = "",
-    baseline: str = "lora",
+    baseline: str = "",
     spread: str = "sd",
     reading: str = "last",
     with_figures: bool = True,
@@ -42,7 +43,7 @@ def report(
         out: folder for the files; made when missing, files of the same name are replaced.
         filters: lists of wanted values by "method", "task", "budget", "protocol"; missing or empty means all.
         study: a file of conf/study: only its runs, and its confirmatory table.
-        baseline: the method that differences are taken to.
+        baseline: the method that differences are taken to; empty is lora, where there are runs of it.
         spread: "sd" or "interval".
         reading: "last" or "best".
         with_figures: False leaves the figures out, which take most of the time.
@@ -52,9 +53,18 @@ def report(
         The files: the page, then tables, then figures.
 
     Raises:
-        UserError: a root is no folder, a filter matches nothing, or no run is finished.
+        UserError: a root is no folder, a filter matches nothing, no chosen run is of the named baseline, or no run is
+            finished.
     """
     stored = read_stores(roots, filters, study, reading)
+    if baseline and baseline not in set(stored.runs["method"]):
+        elsewhere = baseline in set(stored.known["method"])
+        methods = ", ".join(sorted(set((stored.runs if elsewhere else stored.known)["method"])))
+        raise UserError(
+            f"--baseline {baseline} is in "
+            + (f"none of the chosen runs; chosen: {methods}" if elsewhere else f"no finished run; stored: {methods}")
+        )
+    baseline = baseline or BASELINE
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +165,7 @@ def _spent(tuning: pd.DataFrame) -> str:
     return f"Tuning took {tuning['train_seconds'].sum() / 3600:.2f} hours of training: {'; '.join(shares)}."
 
 
-def sections_of(stored: Stored, folder: Path | None, baseline: str = "lora", spread: str = "sd") -> list[Section]:
+def sections_of(stored: Stored, folder: Path | None, baseline: str = BASELINE, spread: str = "sd") -> list[Section]:
     """Every section of the report, in its order; `folder` takes the figures, None draws none."""
     from analysis import attribution, rank_study
 

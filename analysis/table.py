@@ -363,6 +363,9 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: 
             f"Differences are to {NAMES.get(baseline, baseline)} with the same seed; from 3 seeds on their mean with a "
             f"{level:.0%} t interval, which covers seeds only and is no test; below that every difference."
         )
+    elif baseline not in set(runs["method"]):
+        others = ", ".join(sorted(set(runs["method"])))
+        notes.append(f"No differences: there is no run of the baseline {baseline} here; methods: {others}.")
     notes.append(
         "Parameters are the adapter's at the end (start → end where they differ); the head is not counted. "
         "Moved: share of directions grown anew / net change of the shares that the matrices have of all ranks. Step: "

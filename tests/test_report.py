@@ -80,6 +80,8 @@ def test_the_command_prints_the_table_and_the_files(
     [
         (["nowhere"], "nowhere is no folder of runs"),
         (["STORE", "--task", "cola"], "--task cola is in no finished run; stored: vader_movies"),
+        (["STORE", "--baseline", "lroa"], "--baseline lroa is in no finished run; stored: elalora, lora"),
+        (["STORE", "--method", "elalora", "--baseline", "lora"], "lora is in none of the chosen runs; chosen: elalora"),
         (["STORE", "--reading", "best"], "no finished run in"),
         (["STORE", "--out", "/dev/null/x"], "cannot be written"),
     ],
@@ -90,6 +92,15 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     assert main([str(store) if word == "STORE" else word for word in words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("analysis: ") and line in error
+
+
+def test_a_baseline_that_nobody_named_may_be_missing_and_is_told(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(store), "--out", str(tmp_path / "out"), "--method", "elalora", "--no-figures"]) == 0
+    note = "No differences: there is no run of the baseline lora here; methods: elalora."
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert note in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
