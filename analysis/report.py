@@ -136,6 +136,12 @@ def read_stores(
         if len(runs):
             runs, unfinished = declared.only(runs, unfinished)
     if not len(runs):
+        if reading != "last" and (others := _finished(roots, declared)):
+            raise UserError(
+                f"none of the {others} finished runs{f' of study {study}' if study else ''} in "
+                f"{', '.join(map(str, roots))} has a {reading} reading; runs with `trainer.evaluations=N` have one, "
+                "where their protocol selects a checkpoint"
+            )
         raise UserError(
             f"no finished run{f' of study {study}' if study else ''} in {', '.join(map(str, roots))}; "
             f"`python run.py{f' -m +study={study}' if study else ''}` makes one"
@@ -156,6 +162,12 @@ def read_stores(
         facts.append(_spent(chosen[tuning]))
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
     return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading)
+
+
+def _finished(roots: Sequence[str | Path], declared: Study | None) -> int:
+    """How many runs have a last checkpoint, of the study where there is one."""
+    runs = load_runs(*roots)
+    return len(runs) if declared is None or not len(runs) else len(declared.only(runs, [])[0])
 
 
 def _spent(tuning: pd.DataFrame) -> str:

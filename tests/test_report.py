@@ -82,7 +82,8 @@ def test_the_command_prints_the_table_and_the_files(
         (["STORE", "--task", "cola"], "--task cola is in no finished run; stored: vader_movies"),
         (["STORE", "--baseline", "lroa"], "--baseline lroa is in no finished run; stored: elalora, lora"),
         (["STORE", "--method", "elalora", "--baseline", "lora"], "lora is in none of the chosen runs; chosen: elalora"),
-        (["STORE", "--reading", "best"], "no finished run in"),
+        (["STORE", "--reading", "best"], "none of the 6 finished runs in "),
+        (["STORE", "--reading", "best"], " has a best reading; runs with `trainer.evaluations=N` have one"),
         (["STORE", "--out", "/dev/null/x"], "cannot be written"),
     ],
 )
@@ -91,7 +92,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
 ) -> None:
     assert main([str(store) if word == "STORE" else word for word in words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("analysis: ") and line in error
+    assert error.startswith("analysis: ") and line in error and error.count("\n") == 1
 
 
 def test_a_baseline_that_nobody_named_may_be_missing_and_is_told(
@@ -106,6 +107,8 @@ def test_a_baseline_that_nobody_named_may_be_missing_and_is_told(
 def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished run in .*; `python run.py` makes one"):
         report([tmp_path])
+    with pytest.raises(UserError, match=r"no finished run in .*; `python run.py` makes one"):
+        report([tmp_path], reading="best")
 
 
 def test_starting_up_imports_nothing_heavy() -> None:
