@@ -133,7 +133,7 @@ def read(root: Path, found: Found, reading: str) -> tuple[pd.DataFrame, list[str
     problems += [f"{root / name}: left out, it has no reading '{reading}'" for name in sorted(without)]
     frame = frame[frame["reading"] == reading]
     frame = frame.assign(folder=[str(root / name) for name in frame["folder"]])
-    return frame.drop(columns=["stamp", "reading"]).reset_index(drop=True), problems
+    return frame.drop(columns="stamp").reset_index(drop=True), problems
 
 
 def _schema() -> pyarrow.Schema:

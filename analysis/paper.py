@@ -22,11 +22,11 @@ from analysis.table import (
     LEAST_FOR_INTERVAL,
     NAMES,
     NAMING,
-    PROTOCOLS,
     Table,
     name_of,
     note_manifests,
     place_of,
+    protocol_notes,
     shown_names,
     signed,
     signed_range,
@@ -118,7 +118,7 @@ def paper_table(runs: pd.DataFrame, layout: Layout, known: Sequence[Published] =
         shown.remove("Recipe")
     order = ["Method", "Recipe", "Budget", "Parameters", "Protocol", "n", *(column.title for column in columns)]
     shown = [title for title in order if title in shown] + [title for title in shown if title not in order]
-    heads = _heads(runs, layout, known, protocols, columns)
+    heads = _heads(runs, layout, known, columns)
     caption = f"{layout.title} with {model}, protocol {', '.join(protocols)}."
     frame = pd.DataFrame(records).assign(model=model, suite=layout.suite)
     return Table(caption, shown, [[row.get(title, "") for title in shown] for row in rows], heads + notes, frame)
@@ -394,18 +394,14 @@ def _order(item: tuple[tuple[Any, ...], pd.DataFrame]) -> tuple[Any, ...]:
     return (protocol, recipe, int(digits or 0), budget, rank, shown)
 
 
-def _heads(
-    runs: pd.DataFrame, layout: Layout, known: Sequence[Published],
-    protocols: list[str],
-    columns: Sequence[Column],
-) -> list[str]:  # fmt: skip
+def _heads(runs: pd.DataFrame, layout: Layout, known: Sequence[Published], columns: Sequence[Column]) -> list[str]:
     """What a reader must know before anything else."""
     splits = ", ".join(sorted(set(runs["split"])))
     notes = [
         f"Points on the {splits} split: mean ± standard deviation (ddof 1) over n seeds. Expected are all seeds that "
         "any arm has under its protocol."
     ]
-    notes += [f"Protocol {p}: {PROTOCOLS[p]}." for p in protocols if p in PROTOCOLS]
+    notes += protocol_notes(runs)
     if layout.average:
         over = "the groups" if layout.group_means else "the columns"
         notes.append(f"Averages are means over {over} of the table, per seed, of seeds that have every task in it.")

@@ -72,7 +72,7 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
         reading: "last" or "best", the checkpoint whose score is taken.
 
     Returns:
-        One row per run, ordered by task, method and seed, with the columns of `analysis.rows` and its folder.
+        One row per run, ordered by task, method and seed, with the columns of `analysis.rows`, folder and reading.
         `attrs["problems"]` is a list of lines for people, `attrs["unfinished"]` a list of `Unfinished`.
 
     Raises:

@@ -48,6 +48,7 @@ PROTOCOLS = {
     "paper_last": "trained on all of train, last checkpoint, one named split for all arms",
     "paper_best": "best evaluation on the reported split itself, hence optimistic",
 }
+LAST_OF_BEST = "as paper_last; evaluated on the reported split itself, but the last checkpoint is shown, not the best"
 
 
 @dataclass(frozen=True)
@@ -353,11 +354,17 @@ def _caption(runs: pd.DataFrame) -> str:
     return f"{tasks} with {models}, protocol {', '.join(sorted(set(runs['protocol'])))}.{cited}"
 
 
+def protocol_notes(runs: pd.DataFrame) -> list[str]:
+    """A line for every protocol of the runs; what paper_best shows depends on the checkpoint that was read."""
+    said = PROTOCOLS if set(runs["reading"]) == {"best"} else PROTOCOLS | {"paper_best": LAST_OF_BEST}
+    return [f"Protocol {p}: {said[p]}." for p in sorted(set(runs["protocol"])) if p in said]
+
+
 def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: list[str]) -> list[str]:
     splits = ", ".join(sorted(set(runs["split"])))
     how = "standard deviation (ddof 1)" if spread == "sd" else f"{level:.0%} t interval (from 3 seeds on)"
     notes = [f"Scores are points on the {splits} split: mean over n seeds and {how}."]
-    notes += [f"Protocol {p}: {PROTOCOLS[p]}." for p in sorted(set(runs["protocol"])) if p in PROTOCOLS]
+    notes += protocol_notes(runs)
     if baseline in set(runs["method"]) and set(runs["method"]) != {baseline}:
         notes.append(
             f"Differences are to {NAMES.get(baseline, baseline)} with the same seed; from 3 seeds on their mean with a "

@@ -14,6 +14,7 @@ import pytest
 from stored_runs import VADER, modules, moved_run, result, three_seeds, write_run
 
 from analysis.figures import courses_of, draw_rank_maps, draw_trajectories, names, rank_map, trajectory
+from analysis.paper import paper_tables
 from analysis.store import load_rounds, load_runs, select
 from analysis.table import comparison
 from analysis.writers import latex, print_table, to_csv, to_latex, to_markdown
@@ -156,7 +157,21 @@ def test_protocols_stand_side_by_side_and_never_in_one_mean(store: Path) -> None
     assert "Protocol" in table.columns
     lora = table.frame[table.frame["method"] == "lora"].set_index("protocol")
     assert lora["score_mean"].to_dict() == {"clean": 82.0, "paper_best": 90.0}
-    assert any(note.startswith("Protocol paper_best: best evaluation") for note in table.notes)
+    assert any(note.startswith("Protocol paper_best: as paper_last") for note in table.notes)
+
+
+@pytest.mark.parametrize(("reading", "said"), [("last", "last checkpoint is shown"), ("best", "best evaluation on")])
+def test_what_is_said_of_paper_best_depends_on_the_reading(tmp_path: Path, reading: str, said: str) -> None:
+    whole = result("lora", 0, 90.0, task="rte", identity__task={"name": "rte"}, protocol="paper_best")
+    last, count = whole["readings"]["last"], whole["counts"]["final"]
+    whole["readings"]["best"] = {**last, "count": count, "ranks": whole["ranks"]["final"]}
+    write_run(tmp_path, whole)
+    runs = load_runs(tmp_path, reading=reading)
+    tables = [comparison(runs), *paper_tables(runs).values()]
+    assert len(tables) == 2
+    for table in tables:
+        (note,) = [note for note in table.notes if note.startswith("Protocol paper_best: ")]
+        assert said in note and ("optimistic" in note) == (reading == "best")
 
 
 def test_other_data_under_the_same_name_is_another_row_without_a_difference(store: Path) -> None:
