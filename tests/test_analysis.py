@@ -244,6 +244,13 @@ def test_transplants_of_several_seeds_are_one_arm_and_those_of_other_sources_ano
     assert svd.set_index("n").loc[3, "diff_mean"] == pytest.approx(-2.0)  # 80 against LoRA's 80, 82, 84
 
 
+def test_the_page_of_terms_says_which_runs_have_a_best_reading() -> None:
+    from experiments.config import TrainerConfig
+
+    text = " ".join((Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8").split())
+    assert f"`trainer.evaluations=N` (default {TrainerConfig().evaluations})" in text
+
+
 # -- the store ---------------------------------------------------------------------------------------------
 
 DEEP = "[" * 100_000 + "]" * 100_000
