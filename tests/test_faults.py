@@ -182,8 +182,8 @@ WRONG_STATES = {
 WRONG_FILES = {
     "a list": (write_part("state.json", b"[1]"), "state.json is no JSON object"),
     "no JSON": (write_part("state.json", b"{1"), "state.json cannot be read"),
-    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 2"),
-    "another step": (write_part("state.json", b'{"schema": 2, "step": 3}'), "holds another step than its name says"),
+    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 3"),
+    "another step": (write_part("state.json", b'{"schema": 3, "step": 3}'), "holds another step than its name says"),
     "no tensors": (write_part("tensors.safetensors", b"\x80\x04pickle"), "tensors.safetensors cannot be read"),
 }
 
