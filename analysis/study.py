@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.confirm import Family
 from analysis.store import Unfinished
-from experiments.study import TUNING
+from experiments.study_rules import TUNING
 
 if TYPE_CHECKING:
     import pandas as pd

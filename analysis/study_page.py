@@ -20,7 +20,7 @@ from analysis.table import Table
 from analysis.writers import to_markdown
 from elalora.errors import UserError
 from experiments.pipes import as_command
-from experiments.study import TUNING
+from experiments.study_rules import TUNING
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/study.template.md", "docs/study.md"

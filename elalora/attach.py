@@ -164,7 +164,10 @@ def _call_layers(module: nn.Module) -> None:
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Puts every frozen layer back; the model is what it was before `attach`."""
+    """Puts every frozen layer back; the model computes what it did before `attach`.
+
+    An encoder of torch's own keeps to the long way through evaluation.
+    """
     return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.base))
 
 

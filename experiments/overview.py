@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from experiments.compact import opened
 from experiments.plan import Plan, in_order
-from experiments.study import TUNING, Cell, Expansion
+from experiments.study import Cell, Expansion
+from experiments.study_rules import TUNING
 
 
 def overview(plans: Sequence[Plan]) -> str:

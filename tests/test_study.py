@@ -14,7 +14,8 @@ from experiments.compose import compose_run
 from experiments.levels import least_pairs, smallest_p
 from experiments.overview import overview, overview_of_study
 from experiments.plan import make_plan
-from experiments.study import Choice, cells_of, choose, expand, extended, run_study, seeds_of, study_of
+from experiments.study import Choice, cells_of, choose, expand, extended, run_study, study_of
+from experiments.study_rules import seeds_of
 
 STUDIES = sorted(path.stem for path in (ROOT / "conf" / "study").glob("*.yaml"))
 SMALL = """
