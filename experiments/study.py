@@ -147,11 +147,11 @@ class Expansion:
     def _tuned_as(self, arm: str) -> str:
         return self.study.arms[arm].tuned_as or arm
 
-    def _with_sources(self, given: Iterable[str]) -> list[str]:
-        """The arms and those that give them their ranks, these first."""
+    def _with_sources(self, given: Iterable[str]) -> Iterable[str]:
+        """The arms and those that give them their ranks, each once."""
         arms = list(given)
         sources = [self._tuned_as(s) for a in arms if (s := self.study.arms[a].ranks_from) is not None]
-        return self._sources_first(dict.fromkeys([*sources, *arms]))
+        return dict.fromkeys([*sources, *arms])
 
     def _sources_first(self, arms: Iterable[str]) -> list[str]:
         return sorted(arms, key=lambda arm: self.study.arms[arm].ranks_from is not None)
