@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SOURCES = ("ranks_from", "init_from")  # settings that hold the id of another run
 FILTERS = ("method", "task", "budget", "protocol")
 NAME = re.compile(r"(.+)-s(\d+)-([0-9a-f]{10})")  # of a run's folder: arm, seed, start of its id
-ENDINGS = {"NotFinite": "NaN", "budget overrun": "over budget", "MethodFailure": "method failed"}  # else a crash
+# what tables call the kinds of failure of status.json; a kind that is not here is a crash
+ENDINGS = {"nan": "NaN", "budget": "over budget", "never_acted": "method failed"}
 
 
 class Unfinished(NamedTuple):
@@ -35,11 +36,14 @@ class Unfinished(NamedTuple):
         folder: of the run.
         state: running, failed, refused (before its first step), preempted, or "unreadable status".
         error: in one line, empty where there is none.
+        failure: the kind that status.json names (nan, budget, never_acted, crash, refused, preempted), empty where
+            the run did not stop.
     """
 
     folder: str
     state: str
     error: str
+    failure: str = ""
 
     def __str__(self) -> str:
         return f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}"
@@ -61,7 +65,7 @@ class Unfinished(NamedTuple):
         """How it failed: "NaN", "over budget", "method failed" or "crash"; empty for a run that did not fail."""
         if self.state != "failed":
             return ""
-        return next((ending for words, ending in ENDINGS.items() if words in self.error), "crash")
+        return ENDINGS.get(self.failure, "crash")
 
 
 def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
@@ -144,8 +148,9 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
 def _unfinished(folder: Path) -> Unfinished:
     try:
         status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        state = "refused" if status.get("failure") == "refused" else str(status["state"])
-        return Unfinished(str(folder), state, str(status.get("error") or ""))
+        failure = str(status.get("failure") or "")
+        state = "refused" if failure == "refused" else str(status["state"])
+        return Unfinished(str(folder), state, str(status.get("error") or ""), failure)
     except WRONG:
         return Unfinished(str(folder), "unreadable status", "")
 

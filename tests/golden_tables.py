@@ -101,10 +101,13 @@ def _others(root: Path) -> None:
         _run(root, "elalora", 0, task, {"accuracy": 60.0 + number}, **vit)
     write_run(root, result("sora", 0, 79.0, flags=["off budget"], counts__final__rank_sum=30))
     write_run(root, result("peft", 0, 78.0, label=r"<b>a|b_c* [x] \input{y}</b>"))
-    for seed, error in ((20, "NotFinite: the loss is nan"), (21, "RuntimeError: out of memory")):
+    for seed, failure, error in (
+        (20, "nan", "NotFinite: the loss is nan"),
+        (21, "crash", "RuntimeError: out of memory"),
+    ):
         folder = root / "vader_movies" / f"lora-r4-s{seed}-0123456789"
         folder.mkdir()
-        (folder / "status.json").write_text(json.dumps({"state": "failed", "error": error}))
+        (folder / "status.json").write_text(json.dumps({"state": "failed", "failure": failure, "error": error}))
 
 
 def tables(root: Path, out: Path) -> list[Path]:

@@ -296,7 +296,9 @@ def test_one_run_with_two_scores_is_reported(store: Path, tmp_path: Path) -> Non
 def test_a_run_without_a_result_is_listed_with_its_state(store: Path) -> None:
     folder = store / "vader_movies" / "lora-r4-s7-0000000000"
     folder.mkdir()
-    (folder / "status.json").write_text(json.dumps({"state": "failed", "error": "RuntimeError: out of memory"}))
+    (folder / "status.json").write_text(
+        json.dumps({"state": "failed", "failure": "crash", "error": "RuntimeError: out of memory"})
+    )
     runs = load_runs(store)
     assert len(runs) == 6
     assert [str(run) for run in runs.attrs["unfinished"]] == [f"{folder}: failed: RuntimeError: out of memory"]
