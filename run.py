@@ -16,12 +16,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments.compose import keep_command
-from experiments.config import register
-from experiments.messages import MISTAKES, answer, mistakes
-from experiments.pipes import as_command
-from experiments.processes import end
-from experiments.signals import Preempted
+from experiments.config.compose import keep_command
+from experiments.config.explain import answer
+from experiments.config.mistakes import MISTAKES, mistakes
+from experiments.config.schema import register
+from experiments.runtime.distributed import end
+from experiments.runtime.pipes import as_command
+from experiments.runtime.signals import Preempted
 
 register()
 composed: list[tuple[DictConfig, DictConfig]] = []
@@ -44,7 +45,7 @@ def main() -> int:
             configs = [keep_command(*one) for one in composed]
         if not configs:  # --cfg, --info and completion have said what there is to say
             return 0
-        from experiments.study import show_all, start_all
+        from experiments.start import show_all, start_all
 
         return show_all(configs) if only_plan else start_all(configs)
     except (*MISTAKES, Preempted, KeyboardInterrupt) as error:

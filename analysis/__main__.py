@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments.pipes import as_command
+from experiments.runtime.pipes import as_command
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,3 +13,8 @@ class UserError(Exception):
         line = " ".join(super().__str__().split())
         shown = "".join(c if c.isprintable() else "?" for c in line[:MOST])
         return shown + ("..." if len(line) > MOST else "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

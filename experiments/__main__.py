@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments import compact, examples, status
-from experiments.pipes import as_command
+from experiments import examples
+from experiments.runtime.pipes import as_command
+from experiments.store import compact, status
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.pipes import as_command
+from experiments.runtime.pipes import as_command
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,13 +129,13 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from omegaconf import OmegaConf
 
     from elalora.export import read_factors
-    from experiments.cpu import use_cpu
     from experiments.data import load_task
     from experiments.data.batches import eval_batches
     from experiments.data.items import make_items
-    from experiments.models import load_model, load_processor
-    from experiments.plan import stream
-    from experiments.protocols import apply_protocol
+    from experiments.data.protocols import apply_protocol
+    from experiments.models.load import load_model, load_processor
+    from experiments.runtime.memory import use_cpu
+    from experiments.runtime.seeds import stream
 
     folder = Path(folder)
     config = _config(folder)
@@ -169,7 +169,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
 
 
 def _some(rows: Any, items: int | None, task: Any) -> Any:
-    from experiments.protocols import draw
+    from experiments.data.protocols import draw
 
     if items is None or items >= len(rows):
         return rows
@@ -220,7 +220,7 @@ def put_adapter(
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    from experiments.store import RunFolder
+    from experiments.store.folder import RunFolder
 
     run = RunFolder(folder)
     if not run.done:
@@ -233,7 +233,7 @@ def _config(folder: Path) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.config import RunConfig
+    from experiments.config.schema import RunConfig
 
     path = folder / "config.yaml"
     if not path.is_file():
@@ -284,7 +284,7 @@ def measure_all(places: Sequence[str | Path], methods: Sequence[str] = (), items
     Returns:
         0, or 2 when a run could not be measured; the others are.
     """
-    from experiments.store import dump, write_whole
+    from experiments.store.folder import dump, write_whole
 
     folders = finished(places)
     if not folders:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, ProtocolConfig, TaskConfig
+from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
 from experiments.data.content import inputs
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
     from yaml import YAMLError
 
     from experiments.data import load_task
-    from experiments.protocols import apply_protocol
+    from experiments.data.protocols import apply_protocol
 
     try:
         config: Any = OmegaConf.load(run / "config.yaml")

@@ -16,10 +16,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from elalora.errors import UserError
-from experiments.compose import CONF, compose_run
-from experiments.messages import explain
-from experiments.pipes import as_command
-from experiments.study import Cell, cells_of, run_study
+from experiments.config.compose import compose_run
+from experiments.config.explain import explain
+from experiments.runtime.pipes import as_command
+from experiments.runtime.places import CONF
+from experiments.studies.expansion import Cell, cells_of
+from experiments.studies.stages import run_study
 
 STUDY = "reproduce_check"
 RANGES = CONF / "study" / "reproduce_ranges.csv"
@@ -90,7 +92,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 def main(words: list[str]) -> int:
     """Exit code: 0 every cell passed (or none is applied), 1 a cell failed or a run did, 2 a mistake in the words."""
-    from experiments.runner import run_plans
+    from experiments.runs.run import run_plans
 
     try:
         config = compose_run([f"+study={STUDY}", *words])

@@ -13,7 +13,7 @@ import pyarrow.parquet as parquet
 from omegaconf import OmegaConf
 from PIL import Image
 
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 from experiments.data import TaskData, load_task
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "task"

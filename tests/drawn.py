@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import analysis.figures
+import analysis.sections.rank_maps
 
 
 def catch(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[Any]:
@@ -17,7 +17,7 @@ def catch(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[Any]:
         made.append(new(width, height))
         return made[-1]
 
-    new = analysis.figures.new_figure
+    new = analysis.output.figure.new_figure
     for module in modules:
         monkeypatch.setattr(module, "new_figure", kept)
     return made

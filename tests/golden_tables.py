@@ -17,10 +17,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import pandas as pd  # noqa: E402
 from stored_runs import moved_run, result, write_run  # noqa: E402
 
-from analysis.confirm import Family, confirm  # noqa: E402
+from analysis.output.writers import write  # noqa: E402
+from analysis.reading.runs import load_runs  # noqa: E402
 from analysis.report import report  # noqa: E402
-from analysis.store import load_runs  # noqa: E402
-from analysis.writers import write  # noqa: E402
+from analysis.sections.confirmatory import Family, confirm  # noqa: E402
 
 TABLES = HERE / "data" / "golden"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}

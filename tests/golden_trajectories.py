@@ -1,7 +1,8 @@
 """Makes and compares golden trajectories: 20 steps in float64 of every method, and of the common trainer.
 
 Results are skipped by the identity of their configuration, so numbers must not change behind it. When they change on
-purpose, raise `numerics` of the method (or TRAINER_NUMERICS of experiments/plan.py) and write the new trajectories:
+purpose, raise `numerics` of the method (or TRAINER_NUMERICS of experiments/runs/plan.py) and write the new
+trajectories:
 
     python tests/golden_trajectories.py
 """
@@ -69,13 +70,13 @@ def trainer_trajectory() -> dict:
     from test_export import TARGETS, bert
 
     from elalora import Budget, ElaLoRA, ElaLoRAConfig
-    from experiments.config import TrainerConfig
-    from experiments.config_task import TaskConfig
-    from experiments.outcome import Split
-    from experiments.plan import TRAINER_NUMERICS
-    from experiments.readout import make_readout
-    from experiments.store import RunFolder
-    from experiments.trainer import Trainer
+    from experiments.config.schema import TrainerConfig
+    from experiments.config.task import TaskConfig
+    from experiments.runs.plan import TRAINER_NUMERICS
+    from experiments.store.folder import RunFolder
+    from experiments.training.outcome import Split
+    from experiments.training.readout import make_readout
+    from experiments.training.trainer import Trainer
 
     AcceleratorState._reset_state(True)
     model = bert().double()
@@ -104,7 +105,7 @@ class _Silent:
 
 
 def _tokens(seed: int):
-    from experiments.data.texts import Padding, Ragged, TextItems
+    from experiments.data.text_items import Padding, Ragged, TextItems
 
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(3, 12, (60,), generator=g)

@@ -143,9 +143,11 @@ class Probe:
 
     def install(self) -> None:
         """Marks the phases in this process, which is a child that ends soon."""
-        from experiments import checkpoint, results, runner
-        from experiments.store import RunFolder
-        from experiments.trainer import Trainer
+        from experiments.runs import result as results
+        from experiments.runs import run as runner
+        from experiments.store.folder import RunFolder
+        from experiments.training import checkpoint
+        from experiments.training.trainer import Trainer
 
         self.rank = int(os.environ.get("RANK", "0"))
         self._set(1, os.getpid())
@@ -165,7 +167,7 @@ class Probe:
 
     def _tear_lines(self) -> None:
         """The n-th line is written by half, as when the machine dies inside the write."""
-        from experiments.store import RunFolder
+        from experiments.store.folder import RunFolder
 
         plain, left = RunFolder.append, [self.target[1] // 8]  # a line takes a handful of calls
 
@@ -199,7 +201,7 @@ class Arm:
 
     def __init__(self, words: list[str], folder: Path, more: list[str], processes: int = 1) -> None:
         self.words, self.folder, self.more, self.processes = words, folder, more, processes
-        from experiments.runner import prepare
+        from experiments.runs.prepare import prepare
 
         self.prepared: Any = prepare(self.plan("whole"))
         self.rounds: set[int] = set()
@@ -216,8 +218,8 @@ class Arm:
         return files(self.plan(store).folder.path)
 
     def plan(self, store: str) -> Any:
-        from experiments.compose import compose_run
-        from experiments.plan import make_plan
+        from experiments.config.compose import compose_run
+        from experiments.runs.plan import make_plan
 
         config = compose_run([*BASE, *self.more, *self.words, f"store.root={self.folder / store}"])
         os.environ["WORLD_SIZE"] = str(self.processes)  # it is part of what a run is
@@ -258,7 +260,7 @@ class Arm:
     def _child(self, plan: Any, probe: Probe) -> None:
         import traceback
 
-        from experiments import runner
+        from experiments.runs import run as runner
 
         if self.processes > 1:
             join_anew()

@@ -45,7 +45,7 @@ def join_anew() -> None:
     """Connects the two processes; the one they were forked from was alone."""
     from accelerate.state import AcceleratorState
 
-    from experiments.processes import join
+    from experiments.runtime.distributed import join
 
     AcceleratorState._reset_state(True)
     join()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from parallel_runs import configs, in_float64
 
-from experiments import trainer
-from experiments.processes import end
-from experiments.runner import run_all
-from experiments.signals import COME_AGAIN, Preempted
+from experiments.launch.choose import run_all
+from experiments.runtime.distributed import end
+from experiments.runtime.signals import COME_AGAIN, Preempted
+from experiments.training import trainer
 
 folder, words = Path(sys.argv[1]), [words.split() for words in sys.argv[2].split(";")]
 die = os.environ.get("DIE_AT")  # "rank:step"; both ranks with "*"

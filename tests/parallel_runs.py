@@ -41,7 +41,7 @@ def configs(folder: Path, runs: Sequence[Sequence[str]]) -> list[DictConfig]:
 
 def in_float64() -> None:
     """Makes every model that is loaded from now on one of float64."""
-    from experiments import models
+    from experiments.models import load as models
 
     load = models.load_model
 

@@ -9,7 +9,7 @@ import torch
 from nets import Net, train
 
 from elalora import Method, RowwiseAdamW, Schedule
-from experiments import checkpoint
+from experiments.training import checkpoint
 
 
 def weights_after_a_stop(make: Callable[[Net], Method], steps: int, stop: int, lr: float = 5e-3) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.compose import compose_run
+from experiments.config.compose import compose_run
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [

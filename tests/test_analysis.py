@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from stored_runs import VADER, modules, moved_run, result, three_seeds, write_run
 
-from analysis.figures import courses_of, draw_rank_maps, draw_trajectories, names, rank_map, trajectory
-from analysis.paper import paper_tables
-from analysis.store import load_rounds, load_runs, select
-from analysis.table import comparison
-from analysis.writers import latex, print_table, to_csv, to_latex, to_markdown
+from analysis.output.figure import names
+from analysis.output.writers import latex, print_table, to_csv, to_latex, to_markdown
+from analysis.reading.rounds import load_rounds
+from analysis.reading.runs import load_runs, select
+from analysis.sections.comparison import comparison
+from analysis.sections.papers import paper_tables
+from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map, trajectory
 from elalora.errors import UserError
 
 T_2 = 4.302652729911275  # 97.5 % point of Student's t with 2 degrees of freedom, from a printed table
@@ -245,7 +247,7 @@ def test_transplants_of_several_seeds_are_one_arm_and_those_of_other_sources_ano
 
 
 def test_the_page_of_terms_says_which_runs_have_a_best_reading() -> None:
-    from experiments.config import TrainerConfig
+    from experiments.config.schema import TrainerConfig
 
     text = " ".join((Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8").split())
     assert f"`trainer.evaluations=N` (default {TrainerConfig().evaluations})" in text

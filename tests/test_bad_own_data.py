@@ -11,8 +11,8 @@ from datasets_on_disk import image_lists, load, own, png, task_config, write_csv
 from runs import config
 
 from elalora.errors import UserError
-from experiments.config_task import check_task
-from experiments.plan import make_plan
+from experiments.config.task import check_task
+from experiments.runs.plan import make_plan
 
 Bad = tuple[str, Callable[[Path], Any], dict[str, Any], str]
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from elalora.errors import UserError
-from experiments.config_task import TaskConfig
-from experiments.data import texts
+from experiments.config.task import TaskConfig
+from experiments.data import text_items as texts
 from experiments.data.batches import eval_batches, train_batches
 from experiments.data.content import make_split
 from experiments.data.items import make_items
-from experiments.data.texts import TextItems, tokenise
-from experiments.model_files import embedded_minilm
+from experiments.data.text_items import TextItems, tokenise
+from experiments.models.files import embedded_minilm
 
 ONE = TaskConfig(name="one", source="vader", subset="movies", text=["text"], max_length=8)
 TWO = TaskConfig(name="two", source="glue", subset="stsb", kind="regression", text=["a", "b"], max_length=16)
@@ -138,7 +138,7 @@ def test_a_damaged_cache_file_is_noticed_and_made_again(
     tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     # Hydra, in the same process, switches off every logger that is there when it starts
-    monkeypatch.setattr(logging.getLogger("experiments.data.texts"), "disabled", False)
+    monkeypatch.setattr(logging.getLogger("experiments.data.text_items"), "disabled", False)
     first = tokenise(rows(), tokenizer, ONE, str(tmp_path))
     file = cached_file(tmp_path)
     raw = file.read_bytes()

@@ -12,10 +12,10 @@ from baselines.registry import method_class
 from elalora.budget import Budget
 from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
-from experiments.bench.__main__ import table
 from experiments.bench.epoch import EPOCH, _filled, _plan, _Run, batching, end_to_end
 from experiments.bench.flops import counted_flops
 from experiments.bench.memory import counted
+from experiments.bench.report import table
 from experiments.bench.scaling import BASE, planning, point
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step

@@ -326,7 +326,7 @@ def test_both_mnli_tasks_train_on_the_same_rows_and_report_their_own(standins: P
 
 
 def test_a_result_on_unverified_data_says_so(standins: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    from experiments.runner import run_all
+    from experiments.launch.choose import run_all
 
     words = ["task=rte", "task.verify=false", f"data.root={standins}", "method=lora", "trainer.max_steps=2"]
     assert run_all([quick(tiny_model_dir, tmp_path / "store", *words)]) == 0

@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 import run
-from experiments.compose import compose_run
-from experiments.study import study_of
+from experiments.config.compose import compose_run
+from experiments.studies.expansion import study_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES += [ROOT / "analysis" / "study.template.md"]  # becomes docs/study.md
+PAGES += [ROOT / "analysis" / "docs_pages" / "study.template.md"]  # becomes docs/study.md
 PROGRAMS = ("python", "torchrun", "accelerate", "make", "pip", "wandb", "conda", "source", "eval", "autoload")
 PROGRAMS += ("pre-commit",)
 
@@ -54,8 +54,8 @@ NOT_EXECUTED = {
     "make test-full": "the long tests themselves",
     "make smoke": "the full test tests/test_smoke.py itself",
     "python -m experiments.reproduce_check": "trains for minutes even on stand-ins; composed below",
-    "python -m analysis.study_page": "writes docs/study.md and the README's table; test_study_page.py makes both again",
-    "python -m analysis.performance_page": "writes docs/performance.md; test_performance_page.py makes it again",
+    "python -m analysis.docs_pages.study": "writes docs/study.md and README's table; test_study_page.py makes both again",
+    "python -m analysis.docs_pages.performance": "writes docs/performance.md; test_performance_page.py makes it again",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",
     "make notebooks": "python -m analysis.notebooks on a store that tests/stored_study.py makes",
     "make bench": "python -m experiments.bench under another name",

@@ -18,15 +18,16 @@ from pyarrow import parquet
 from runs import quick
 from stored_runs import moved_run, result, write_run
 
+from analysis.reading.rounds import load_predictions, load_rounds
+from analysis.reading.runs import load_runs
 from analysis.report import report
-from analysis.store import load_predictions, load_rounds, load_runs
 from elalora.errors import UserError
 from experiments.__main__ import main
-from experiments.compact import TEXTS, compact, opened
-from experiments.plan import make_plan
-from experiments.runner import run
-from experiments.status import read_store
-from experiments.store import find
+from experiments.runs.plan import make_plan
+from experiments.runs.run import run
+from experiments.store.compact import TEXTS, compact, opened
+from experiments.store.find import find
+from experiments.store.status import read_store
 
 CONFIG = {
     "data": {"root": "/nfs/lovelace/data", "cache": "~/cache", "train_items": 1600},

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from runs import ROOT, config
 
-from experiments.compose import compose_run, keep_command, same_command
-from experiments.config import register
+from experiments.config.compose import compose_run, keep_command, same_command
+from experiments.config.schema import register
 
 
 @pytest.mark.parametrize("recipe", ["none", "matched"])

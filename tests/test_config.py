@@ -11,7 +11,7 @@ from runs import ROOT, command, config
 
 from baselines.registry import METHODS, method_class
 from elalora import UserError
-from experiments.plan import make_plan
+from experiments.runs.plan import make_plan
 
 GROUPS = {
     path.name: sorted(f.stem for f in path.glob("*.yaml"))
@@ -96,7 +96,7 @@ def test_a_method_without_a_budget_is_one_run_for_all_budgets():
 def test_the_same_weights_are_the_same_model_wherever_they_lie(tmp_path):
     import shutil
 
-    from experiments.model_files import embedded_minilm
+    from experiments.models.files import embedded_minilm
 
     shutil.copytree(embedded_minilm(), tmp_path / "copy")
     assert identity(f"model.path={tmp_path}/copy") == identity()

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from stored_runs import result, write_run
 
-from analysis.confirm import Confirmation, Family, confirm, failures, sentence
-from analysis.store import load_runs
-from analysis.writers import to_latex, to_markdown
+from analysis.output.writers import to_latex, to_markdown
+from analysis.reading.runs import load_runs
+from analysis.sections.confirmatory import Confirmation, Family, confirm, sentence
+from analysis.sections.endings import failures
 from elalora.errors import UserError
 
 FAMILY = Family("main", "part", "lora", ("elalora", "adalora"), ("r4",), 0.05, 2)

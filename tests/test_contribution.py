@@ -16,9 +16,9 @@ from torch import Tensor
 
 from elalora.export import PREFIX
 from experiments.contribution import main, mean_loss, measure, measured, rebuild, without
-from experiments.plan import make_plan
-from experiments.runner import run
-from experiments.smoke import standins
+from experiments.runs.plan import make_plan
+from experiments.runs.run import run
+from experiments.standins.folder import standins
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 COUNT = """
 import ctypes, resource, sys
-from experiments.cpu import use_cpu
+from experiments.runtime.memory import use_cpu
 
 if sys.argv[1] == "keep":
     use_cpu(1)

@@ -22,7 +22,7 @@ import pytest
 from datasets_on_disk import task_config
 
 from elalora.errors import UserError
-from experiments.config_task import KNOWN_METRICS, DataConfig, TaskConfig, check_task
+from experiments.config.task import KNOWN_METRICS, DataConfig, TaskConfig, check_task
 from experiments.data import TaskData, cache_dir, content_hash, load_task, vader
 from experiments.data.content import make_split
 from experiments.data.glue import SPLITS as GLUE
@@ -268,7 +268,7 @@ def test_two_processes_that_fetch_at_once_leave_one_whole_file(sdist: bytes, tmp
     links.mkdir()
     (links / vader.SDIST).write_bytes(sdist)
     code = (
-        "from experiments.config_task import DataConfig; from experiments.data import vader;"
+        "from experiments.config.task import DataConfig; from experiments.data import vader;"
         f"print(len(vader.read_sdist(DataConfig(cache={str(cache)!r}))))"
     )
     environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}

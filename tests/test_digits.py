@@ -15,9 +15,9 @@ from PIL import Image
 from runs import ROOT, command
 from sklearn.datasets import load_digits
 
-from experiments.compose import compose_run
+from experiments.config.compose import compose_run
 from experiments.data import digits as task_digits
-from experiments.standins import digits
+from experiments.models import digits
 
 SETTINGS = ("trainer=standard", "trainer.max_steps=300", "trainer.lr=1e-2", "threads=1")
 

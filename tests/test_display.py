@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import display
-from experiments.display import RunDisplay
+from experiments.runtime import display
+from experiments.runtime.display import RunDisplay
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,7 +143,7 @@ def test_a_broken_console_does_not_stop_the_run(error: Exception, live: bool):
 def test_a_closed_pipe_on_the_real_error_stream_does_not_stop_the_run():
     program = (
         "import os, time\n"
-        "from experiments.display import RunDisplay\n"
+        "from experiments.runtime.display import RunDisplay\n"
         "with RunDisplay('run', 3) as shown:\n"
         "    time.sleep(0.2)\n"
         "    [shown.update(step, f'phase {step}', 0.5, 0) for step in range(1, 4)]\n"

@@ -14,7 +14,7 @@ from torch import nn
 
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, MethodFailure, Schedule, UserError
 from elalora.optim import RowwiseAdamW
-from experiments import checkpoint
+from experiments.training import checkpoint
 
 SWITCHES = ("D1", "D2", "D8", "D15")
 

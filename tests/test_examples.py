@@ -12,9 +12,9 @@ from runs import config
 from elalora import UserError
 from experiments.__main__ import main
 from experiments.examples import examples
-from experiments.plan import make_plan
-from experiments.runner import run
-from experiments.smoke import standins
+from experiments.runs.plan import make_plan
+from experiments.runs.run import run
+from experiments.standins.folder import standins
 
 QUICK = ["trainer.max_steps=6", "trainer.batch_size=8", "store.checkpoint_every=0", "method=lora"]
 

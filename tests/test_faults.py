@@ -17,14 +17,14 @@ from kill_harness import ARMS, BASE, STEPS, files, write_data
 from runs import ROOT
 
 from elalora import UserError
-from experiments import checkpoint
-from experiments.compose import compose_run
-from experiments.manifest import manifest
-from experiments.plan import make_plan
-from experiments.runner import Preempted, RunFailed, run, run_plans
-from experiments.signals import SIGNALS, listening
-from experiments.store import RunFolder
-from experiments.trainer import Trainer
+from experiments.config.compose import compose_run
+from experiments.runs.plan import make_plan
+from experiments.runs.run import Preempted, RunFailed, run, run_plans
+from experiments.runtime.manifest import manifest
+from experiments.runtime.signals import SIGNALS, listening
+from experiments.store.folder import RunFolder
+from experiments.training import checkpoint
+from experiments.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_second_signal_stops_at_once():
 
 def test_the_echo_of_a_signal_is_no_second_one_and_ctrl_c_has_none(monkeypatch):
     clock = iter([100.0, 101.9, 102.1])
-    monkeypatch.setattr("experiments.signals.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("experiments.runtime.signals.time.monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt, match="SIGTERM, then SIGTERM"), listening() as stop:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -106,7 +106,7 @@ def full():
     (os, "fsync", 15), (RunFolder, "append", 4), ("pyarrow.parquet", "write_table", 1),
     pytest.param(os, "fsync", 2, marks=FULL), pytest.param(os, "replace", 6, marks=FULL),
     pytest.param("safetensors.torch", "save_file", 2, marks=FULL),
-    pytest.param("experiments.results", "export_adapter", 1, marks=FULL),
+    pytest.param("experiments.runs.result", "export_adapter", 1, marks=FULL),
     pytest.param(RunFolder, "sync", 1, marks=FULL),
 ])  # fmt: skip
 def test_a_full_disk_fails_the_run_in_one_line_and_loses_nothing(

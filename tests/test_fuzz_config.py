@@ -21,10 +21,10 @@ from runs import QUICK
 
 import run
 from elalora.errors import UserError
-from experiments.compose import compose_run
-from experiments.messages import explain
-from experiments.plan import make_plan
-from experiments.study import study_of
+from experiments.config.compose import compose_run
+from experiments.config.explain import explain
+from experiments.runs.plan import make_plan
+from experiments.studies.expansion import study_of
 
 LONG = "a" * 300
 LONGER = [*QUICK, "trainer.max_steps=100"]  # the default method has room in that

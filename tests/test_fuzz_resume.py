@@ -25,12 +25,13 @@ from kill_harness import ARMS, BASE, write_data
 from torch import Tensor
 
 from elalora.method import MethodFailure
-from experiments import checkpoint
-from experiments.compose import compose_run
-from experiments.plan import Plan, make_plan
-from experiments.readout import NotFinite
-from experiments.runner import RunFailed, prepare, run
-from experiments.trainer import Trainer
+from experiments.config.compose import compose_run
+from experiments.runs.plan import Plan, make_plan
+from experiments.runs.prepare import prepare
+from experiments.runs.run import RunFailed, run
+from experiments.training import checkpoint
+from experiments.training.readout import NotFinite
+from experiments.training.trainer import Trainer
 
 METHODS = {name: ARMS[name] for name in ("elalora", "adalora", "sora", "prilora", "beamlora", "full")} | {
     "peft": ["method=peft", "method.tuner=ADALORA", "+method.options.tinit=3", "+method.options.tfinal=6"]
@@ -78,9 +79,9 @@ def trainer_of(plan: Plan) -> Trainer:
     """A trainer as the runner makes one, with nothing to show."""
     from omegaconf import OmegaConf
 
-    from experiments.display import RunDisplay, silent_console
-    from experiments.readout import make_readout
-    from experiments.tracking import make_tracker
+    from experiments.runtime.display import RunDisplay, silent_console
+    from experiments.training.readout import make_readout
+    from experiments.training.tracking import make_tracker
 
     accelerator, _, processor, train, select, report, model, method = prepare(plan)
     readout = make_readout(OmegaConf.to_object(plan.config.task), processor, model)

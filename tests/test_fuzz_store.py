@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from stored_runs import result, write_run
 
-from analysis.store import load_predictions, load_rounds, load_runs
-from experiments import checkpoint
-from experiments.compact import compact
-from experiments.status import overview, read_store
-from experiments.store import RunFolder, find
+from analysis.reading.rounds import load_predictions, load_rounds
+from analysis.reading.runs import load_runs
+from experiments.store.compact import compact
+from experiments.store.find import find
+from experiments.store.folder import RunFolder
+from experiments.store.status import overview, read_store
+from experiments.training import checkpoint
 
 WHOLE = result("elalora", 3, 81.0) | {"commit": "0123456789abcdef"}
 WITH_SOURCE = result("lora", 4, 81.0, identity__init_from="0" * 64)
@@ -107,7 +109,7 @@ def test_status_shows_any_folder(status: bytes, words: list[str], line: bytes) -
 @example(as_json({**WHOLE, "identity": {**WHOLE["identity"], "trainer": 3}}).encode(), None, b"{}")
 def test_a_damaged_run_is_a_row_or_a_line_and_the_others_stay(content: bytes, manifest: Any, status: bytes) -> None:
     files = {"result_json": content, "status_json": status} | ({} if manifest is None else {"manifest_json": manifest})
-    with store(**files) as root, mock.patch("analysis.index.LEAST_RUNS", 1):
+    with store(**files) as root, mock.patch("analysis.reading.index.LEAST_RUNS", 1):
         runs = load_runs(root)
         told = runs.attrs["problems"]
         assert set(runs["seed"][runs["method"] == "lora"]) >= {0, 1} and len(runs) + len(told) == 3

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from stored_runs import result, write_run
 
-from analysis import item_tests as module
-from analysis.item_tests import item_tests
+from analysis.output.writers import to_markdown
+from analysis.reading.runs import load_runs
 from analysis.report import report
-from analysis.store import load_runs
-from analysis.writers import to_markdown
+from analysis.sections import items as module
+from analysis.sections.items import item_tests
 
 ITEMS = 40
 

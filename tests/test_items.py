@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from elalora.errors import UserError
-from experiments.config_task import TaskConfig
-from experiments.data.images import ImageItems
+from experiments.config.task import TaskConfig
+from experiments.data.image_items import ImageItems
 from experiments.data.items import make_items
-from experiments.model_files import embedded_minilm
-from experiments.readout import Classes, NotFinite, Values, make_readout
-from experiments.rouge import rouge
+from experiments.models.files import embedded_minilm
+from experiments.training.readout import Classes, NotFinite, Values, make_readout
+from experiments.training.rouge import rouge
 
 SUMMARY = TaskConfig(
     name="news", source="summarization", suite="summarization", subset="xsum", kind="summarization",
@@ -84,7 +84,7 @@ def test_an_image_is_resized_scaled_and_normalised_channel_by_channel():
 
 
 def test_images_beyond_the_memory_bound_are_the_same_decoded_each_time(monkeypatch):
-    import experiments.data.images as images
+    import experiments.data.image_items as images
 
     rows = pictures(png(np.random.default_rng(1).integers(0, 256, (8, 8, 3))))
     kept = ImageItems(rows, WANTED)

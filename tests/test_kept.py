@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from runs import quick
 
-from experiments import kept
-from experiments.kept import MOST, Kept, data_of, processor_of, splits_of
-from experiments.plan import make_plan
+from experiments.runs import prepare as kept
+from experiments.runs.plan import make_plan
+from experiments.runs.prepare import MOST, Kept, data_of, processor_of, splits_of
 
 WHOLE = ("method=lora", "data.train_items=null", "task=vader_tweets")
 

@@ -20,7 +20,7 @@ def harness(*words: str) -> dict:
 
 BREAKS = {
     "the optimizer is not restored": "from elalora import RowwiseAdamW as A; A.load_state_dict = lambda *_: None",
-    "lines are not cut back": "from experiments.store import RunFolder as F; F.cut_back = lambda *_: None",
+    "lines are not cut back": "from experiments.store.folder import RunFolder as F; F.cut_back = lambda *_: None",
 }
 
 

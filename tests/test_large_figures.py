@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from drawn import catch, cut_off
 
-from analysis import figures, rank_figures
-from analysis.figures import WIDEST, _as_map, _cells_of, _type_order
+from analysis.output.figure import WIDEST
+from analysis.sections import rank_maps as figures
+from analysis.sections import rank_study_figures as rank_figures
+from analysis.sections.rank_maps import _as_map, _cells_of, _type_order
 from elalora.attach import place
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elalora.errors import UserError
-from experiments.metrics import METRICS, collapsed, compute, majority_baseline
+from experiments.training.metrics import METRICS, collapsed, compute, majority_baseline
 
 # 4 true positives, 3 true negatives, 1 false positive, 2 false negatives.
 LABELS = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from elalora.errors import UserError
-from experiments import model_files
-from experiments.model_files import embedded_minilm, resolve_model
+from experiments.models import files as model_files
+from experiments.models.files import embedded_minilm
+from experiments.models.load import resolve_model
 
 
 def folder_with(path: Path, weights: bytes) -> Path:

@@ -13,9 +13,9 @@ from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, UserError
 from elalora.export import export_peft
 from elalora.targets import matrices_in, patterns_of
-from experiments.config import ModelConfig
-from experiments.config_task import TaskConfig
-from experiments.models import HEADED, check_fit, load_model, load_processor
+from experiments.config.schema import ModelConfig
+from experiments.config.task import TaskConfig
+from experiments.models.load import HEADED, check_fit, load_model, load_processor
 from experiments.standins.models import FAMILIES, make_models
 
 MATRICES = {"bert": 12, "roberta": 12, "deberta-v2": 12, "bart": 32, "vit": 10}

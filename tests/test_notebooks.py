@@ -83,9 +83,9 @@ def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys:
 
 
 CELLS = """
-from experiments.compose import compose_run
-from experiments.plan import make_plan
-from experiments.runner import run
+from experiments.config.compose import compose_run
+from experiments.runs.plan import make_plan
+from experiments.runs.run import run
 run(make_plan(compose_run([*{words}, "seed=0"])))
 ---
 !{python} run.py -m {typed} seed=1,2

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
-from analysis.overall import overall, places
-from analysis.store import load_runs
-from analysis.writers import to_markdown
+from analysis.output.writers import to_markdown
+from analysis.reading.runs import load_runs
+from analysis.sections.overall import overall
+from analysis.sections.shared_tasks import places
 
 
 def run(root: Path, method: str, seed: int, task: str, score: float, **changes: Any) -> None:

@@ -11,8 +11,8 @@ import pytest
 from datasets_on_disk import image_lists, load, own, png, write_csv, write_jsonl, write_parquet
 from runs import config, quick
 
-from experiments.data.files import digests
-from experiments.plan import make_plan
+from experiments.data.own import digests
+from experiments.runs.plan import make_plan
 
 ROWS = [("good film", "yes"), ('she said "no", twice', "no"), ("line\none", "yes"), ("naïve", "no")]
 
@@ -155,7 +155,7 @@ def test_paths_begin_in_the_data_folder_or_are_absolute(tmp_path: Path) -> None:
 
 
 def test_own_text_trains_from_a_csv_by_settings_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from experiments.runner import run_all
+    from experiments.launch.choose import run_all
 
     rows = [("a good film" if i % 2 else "a bad film", "yes" if i % 2 else "no") for i in range(40)]
     write_csv(tmp_path / "train.csv", rows, header=("review", "liked"))

@@ -15,12 +15,12 @@ from drawn import catch, cut_off
 from PIL import Image
 from stored_runs import moved_run, result, write_run
 
-from analysis import cost_figures
-from analysis.cost import cost_table, pareto_front, points_of, suite_points
-from analysis.cost_figures import draw_pareto
+from analysis.reading.runs import load_runs
 from analysis.report import report
-from analysis.store import load_runs
-from analysis.table import comparison
+from analysis.sections import cost_figures
+from analysis.sections.comparison import comparison
+from analysis.sections.cost import cost_table, points_of, suite_points
+from analysis.sections.cost_figures import draw_pareto, pareto_front
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
-from analysis.ablation import ablations
-from analysis.layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
-from analysis.literature import FOLDER, Published, published, table
-from analysis.paper import against_published, paper_tables, points
-from analysis.settings import command
-from analysis.store import load_runs
-from analysis.writers import to_latex, to_markdown
+from analysis.output.writers import to_latex, to_markdown
+from analysis.reading.runs import load_runs
+from analysis.reading.settings import command
+from analysis.sections.ablations import ablations
+from analysis.sections.paper_layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
+from analysis.sections.papers import against_published, paper_tables, points
+from analysis.sections.published_numbers import FOLDER, Published, published, table
 
 T_2 = 4.302652729911275  # 97.5 % point of Student's t with 2 degrees of freedom
 MODEL = {"model": "deberta_v3_base", "identity__model": {"name": "deberta_v3_base"}}
@@ -157,8 +157,8 @@ def test_missing_runs_are_counted_with_a_command_and_enter_no_average(tmp_path: 
     ids=lambda words: words[0],
 )  # fmt: skip
 def test_the_command_of_a_result_plans_the_same_run(tmp_path: Path, words: list[str]) -> None:
-    from experiments.compose import compose_run
-    from experiments.plan import budget_name, make_plan
+    from experiments.config.compose import compose_run
+    from experiments.runs.plan import budget_name, make_plan
 
     wanted = make_plan(compose_run([*words, f'store.root="{tmp_path}"']))
     for plan in (wanted, *(source.plan for source in wanted.sources)):  # as they are found in a store

@@ -18,8 +18,8 @@ from conftest import make_tiny_model
 from parallel_runs import METHODS, configs, in_float64, words_of
 from safetensors.torch import load_file
 
-from experiments.plan import make_plan
-from experiments.store import RunFolder
+from experiments.runs.plan import make_plan
+from experiments.store.folder import RunFolder
 
 TESTS = Path(__file__).parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -56,8 +56,8 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Folders of every method's run in one process and in two."""
-    from experiments import models
-    from experiments.runner import run
+    from experiments.models import load as models
+    from experiments.runs.run import run
 
     folder = fresh(tmp_path_factory, "parallel")
     words = [words_of(name) for name in METHODS]

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from analysis.performance_page import COLUMNS, MARK, MEASURED, PAGE, draw_scaling, filled
+from analysis.docs_pages.performance import COLUMNS, MARK, MEASURED, PAGE, draw_scaling, filled
 from experiments.bench.scaling import AXES
 
 FILES = sorted(MEASURED.glob("*.json"))
@@ -15,7 +15,7 @@ FILES = sorted(MEASURED.glob("*.json"))
 
 def test_the_page_is_made_from_its_files():
     page = PAGE.read_text(encoding="utf-8")
-    assert filled(page) == page, "type python -m analysis.performance_page"
+    assert filled(page) == page, "type python -m analysis.docs_pages.performance"
     columns = {name for names in COLUMNS.values() for name in names}
     assert {found[2] for found in MARK.finditer(page)} - set(COLUMNS) | columns == {file.stem for file in FILES}
 

@@ -41,7 +41,9 @@ def test_a_closed_pipe_is_no_traceback(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag, seen", [("-u", "now"), ("-B", "")])
 def test_an_unbuffered_interpreter_stays_unbuffered(flag: str, seen: str) -> None:
     """The process ends without a last flush, so only what was written at once is there."""
-    code = "import os; from experiments.pipes import as_command; as_command(lambda: (print('now'), os._exit(0)))"
+    code = (
+        "import os; from experiments.runtime.pipes import as_command; as_command(lambda: (print('now'), os._exit(0)))"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, flag, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

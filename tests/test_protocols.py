@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
-from experiments.config_task import ProtocolConfig, TaskConfig
+from experiments.config.task import ProtocolConfig, TaskConfig
 from experiments.data import TaskData
 from experiments.data.content import make_split
-from experiments.protocols import PROTOCOLS, Splits, apply_protocol, draw
+from experiments.data.protocols import PROTOCOLS, Splits, apply_protocol, draw
 
 CONF = Path(__file__).parents[1] / "conf" / "protocol"
 

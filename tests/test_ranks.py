@@ -13,21 +13,12 @@ from scipy import stats
 from stored_runs import modules, moved_run, result, write_run
 from stored_study import EFFECTS, LIKED, SEEDS, build
 
-from analysis import attribution, contribution, rank_study
-from analysis.ranks import (
-    agreement_p,
-    concordance,
-    events,
-    kendalls_w,
-    mean_tau,
-    mean_tau_between,
-    patterns,
-    scores,
-    shares_of_types,
-    tau_matrix,
-)
-from analysis.store import load_rounds, load_runs
-from analysis.table import shown_names
+from analysis.reading.rounds import events, load_rounds, patterns, scores, shares_of_types
+from analysis.reading.runs import load_runs
+from analysis.sections import attribution, rank_study
+from analysis.sections.arms import shown_names
+from analysis.stats import relation as contribution
+from analysis.stats.rank_agreement import agreement_p, concordance, kendalls_w, mean_tau, mean_tau_between, tau_matrix
 from elalora.errors import UserError
 
 

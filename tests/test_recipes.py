@@ -11,7 +11,7 @@ from runs import ROOT, config
 
 from baselines.registry import METHODS
 from elalora.schedules import steps_of
-from experiments.plan import make_plan
+from experiments.runs.plan import make_plan
 
 FOLDER = ROOT / "conf" / "recipe"
 PAIRS = sorted(

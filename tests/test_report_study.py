@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from stored_runs import result, write_run
 
+from analysis.reading.runs import load_runs
+from analysis.reading.study import load_study
 from analysis.report import report
-from analysis.store import load_runs
-from analysis.study import load_study
 from elalora.errors import UserError
-from experiments import compose, study
+from experiments.config import compose
+from experiments.studies import expansion as study
 
 ARMS = ("lora", "elalora")
 

@@ -11,11 +11,15 @@ from runs import MOVES, ROOT, command, quick
 from safetensors.torch import load_file
 
 from elalora import UserError
-from experiments import checkpoint
-from experiments.plan import make_plan, stream
-from experiments.runner import RunFailed, prepare, run, run_all
-from experiments.store import RunFolder, find
-from experiments.trainer import Trainer, run_length
+from experiments.launch.choose import run_all
+from experiments.runs.plan import make_plan
+from experiments.runs.prepare import prepare
+from experiments.runs.run import RunFailed, run
+from experiments.runtime.seeds import stream
+from experiments.store.find import find
+from experiments.store.folder import RunFolder
+from experiments.training import checkpoint
+from experiments.training.trainer import Trainer, run_length
 
 TIMES = {"timing.jsonl", "status.json", "manifest.json", "result.json", "config.yaml", ".lock"}
 
@@ -23,7 +27,7 @@ TIMES = {"timing.jsonl", "status.json", "manifest.json", "result.json", "config.
 @pytest.fixture(scope="module")
 def movies():
     """Skips the module where the review sentences can neither be found nor fetched."""
-    from experiments.config_task import DataConfig
+    from experiments.config.task import DataConfig
     from experiments.data.vader import read_sdist
 
     try:
@@ -233,7 +237,7 @@ def test_a_bug_before_anything_is_written_still_shows_its_traceback(tiny_model_d
     def broken(_):
         raise ZeroDivisionError("pretend")
 
-    monkeypatch.setattr("experiments.runner.prepare", broken)
+    monkeypatch.setattr("experiments.runs.prepare.prepare", broken)
     with pytest.raises(RunFailed, match="ZeroDivisionError: pretend"):
         run(plan)
     assert "Traceback" in capsys.readouterr().err and not plan.folder.path.exists()
@@ -264,7 +268,7 @@ def test_modules_that_the_checkpoint_lacks_must_be_in_the_head(movies, tiny_mode
 
 
 def test_two_processes_on_one_run_one_works_and_the_other_leaves(tmp_path):
-    from experiments.store import Busy
+    from experiments.store.folder import Busy
 
     with RunFolder(tmp_path / "run").working(), pytest.raises(Busy), RunFolder(tmp_path / "run").working():
         pass
@@ -345,7 +349,7 @@ def test_a_stock_peft_tuner_is_an_arm(option, movies, tiny_model_dir, tmp_path):
 
 
 def test_run_length_is_epochs_or_steps():
-    from experiments.config import TrainerConfig
+    from experiments.config.schema import TrainerConfig
 
     assert run_length(TrainerConfig(epochs=3, batch_size=32), 100) == 12
     assert run_length(TrainerConfig(epochs=0.5, batch_size=32), 100) == 2

@@ -16,12 +16,13 @@ from runs import config
 
 from experiments.data import load_task
 from experiments.data.items import make_items
-from experiments.models import HEADED, load_model, load_processor
-from experiments.plan import make_plan
-from experiments.protocols import apply_protocol
-from experiments.readout import make_readout
-from experiments.runner import prepare, run
-from experiments.smoke import standins
+from experiments.data.protocols import apply_protocol
+from experiments.models.load import HEADED, load_model, load_processor
+from experiments.runs.plan import make_plan
+from experiments.runs.prepare import prepare
+from experiments.runs.run import run
+from experiments.standins.folder import standins
+from experiments.training.readout import make_readout
 
 TASKS = {
     "cola": ["task.max_length=24"],
@@ -82,7 +83,7 @@ def cases():
 @pytest.fixture(scope="module")
 def few_items():
     """The reported split cut to its first 48 items, in every run of this file: evaluation is not what is tried here."""
-    import experiments.protocols as protocols
+    import experiments.data.protocols as protocols
 
     whole = protocols._by_splits
     patch = pytest.MonkeyPatch()

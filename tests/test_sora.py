@@ -15,7 +15,7 @@ from torch import nn
 
 from baselines.sora import SoRA, SoRAConfig, shrink, spaced, stage_lengths
 from elalora import Budget, MethodFailure, RowwiseAdamW, Schedule, UserError
-from experiments.trainer import Trainer
+from experiments.training.trainer import Trainer
 
 
 def sora(net, steps, rank=3, seed=0, **knobs):

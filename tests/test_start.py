@@ -11,7 +11,7 @@ from torch import nn
 from baselines.registry import method_class
 from elalora import LowRankMethod, UserError
 from elalora.export import export_peft, read_factors
-from experiments.config_task import DataConfig
+from experiments.config.task import DataConfig
 
 LOW_RANK = [name for name in METHODS if issubclass(method_class(name.split()[0]), LowRankMethod)]
 
@@ -130,8 +130,9 @@ def test_a_run_starts_from_the_run_that_its_own_command_makes_on_another_task(ti
     from runs import quick
 
     from experiments.data.vader import read_sdist
-    from experiments.plan import make_plan
-    from experiments.runner import prepare, run
+    from experiments.runs.plan import make_plan
+    from experiments.runs.prepare import prepare
+    from experiments.runs.run import run
 
     try:
         read_sdist(DataConfig())

@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.across_tasks import (
-    cliques,
-    critical_difference,
-    friedman,
-    interquartile_mean,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-    stratified_bootstrap_t,
-)
-from analysis.items import mcnemar, mcnemar_by_seed, two_way_bootstrap
-from analysis.statistics import (
+from analysis.stats.items import mcnemar, mcnemar_by_seed, two_way_bootstrap
+from analysis.stats.seeds import (
     bca,
     bootstrap_t,
     cliffs_delta,
@@ -41,6 +31,16 @@ from analysis.statistics import (
     t_interval,
     wilcoxon,
     win_tie_loss,
+)
+from analysis.stats.tasks import (
+    cliques,
+    critical_difference,
+    friedman,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap,
+    stratified_bootstrap_t,
 )
 
 SAMPLE = np.array([0.4, -0.2, 1.3, 0.9, 0.1, 2.2, -0.7, 0.8])

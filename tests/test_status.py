@@ -10,12 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 from runs import QUICK, command, config, quick
 
-from analysis.store import load_runs
+from analysis.reading.runs import load_runs
 from elalora.errors import UserError
 from experiments.__main__ import main
-from experiments.plan import make_plan
-from experiments.status import arms, overview, read_store, retry
-from experiments.store import Busy, RunFolder
+from experiments.runs.plan import make_plan
+from experiments.store.folder import Busy, RunFolder
+from experiments.store.status import arms, overview, read_store, retry
 
 
 def fake(root, number, state="running", seed=None, words=(), age=0.0, name="elalora-r4", **more):
@@ -101,7 +101,7 @@ def test_the_retry_command_makes_exactly_the_runs_that_stopped(tmp_path):
 
 def test_a_failure_is_stored_with_its_kind(tmp_path):
     from elalora.method import BudgetExceeded, MethodFailure, NeverActed
-    from experiments.readout import NotFinite
+    from experiments.training.readout import NotFinite
 
     kinds = {
         NotFinite: "nan", BudgetExceeded: "budget", NeverActed: "never_acted", MethodFailure: "crash",

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 from stored_runs import moved_run, result, write_run
 
-from analysis import index
-from analysis.index import INDEX
-from analysis.store import load_runs
+from analysis.reading import index
+from analysis.reading.index import INDEX
+from analysis.reading.runs import load_runs
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ import pytest
 from runs import ROOT, config
 
 from elalora import UserError
-from experiments import study as module
-from experiments.compose import compose_run
-from experiments.levels import least_pairs, smallest_p
-from experiments.overview import overview, overview_of_study
-from experiments.plan import make_plan
-from experiments.study import Choice, cells_of, choose, expand, extended, run_study, study_of
-from experiments.study_rules import seeds_of
+from experiments.config.compose import compose_run
+from experiments.runs.plan import make_plan
+from experiments.studies import expansion as module
+from experiments.studies.expansion import Choice, cells_of, choose, expand, extended, study_of
+from experiments.studies.preview import overview, overview_of_study
+from experiments.studies.rules import seeds_of
+from experiments.studies.smallest_p import least_pairs, smallest_p
+from experiments.studies.stages import run_study
 
 STUDIES = sorted(path.stem for path in (ROOT / "conf" / "study").glob("*.yaml"))
 SMALL = """
@@ -103,7 +104,7 @@ def test_every_study_is_consistent_and_every_arm_and_budget_composes(name, monke
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_small_form_of_a_study_has_every_arm_and_budget(name, monkeypatch, tmp_path):
-    monkeypatch.setattr("experiments.smoke.standins", lambda: tmp_path)
+    monkeypatch.setattr("experiments.standins.folder.standins", lambda: tmp_path)
     config = compose_run([f"+study={name}", "study.smoke=true"])
     whole, small = study_of(compose_run([f"+study={name}"])), study_of(config)
     assert small.family is None
@@ -119,7 +120,7 @@ def test_the_small_form_of_a_study_has_every_arm_and_budget(name, monkeypatch, t
 @pytest.mark.full
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_small_form_of_a_study_runs_to_its_end_and_leaves_no_empty_cell(name, tmp_path):
-    from experiments.runner import run_plans
+    from experiments.runs.run import run_plans
 
     config = compose_run([f"+study={name}", "study.smoke=true", f"store.root={tmp_path}/runs"])
     assert run_study(config, run_plans) == 0

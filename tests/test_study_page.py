@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.study_page import IMAGES, PAGE, ROOT, STORE, TEMPLATE, Material, fill, main, with_table
+from analysis.docs_pages.study import IMAGES, PAGE, ROOT, STORE, TEMPLATE, Material, fill, main, with_table
 from elalora.errors import UserError
 
 
@@ -18,7 +18,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> None:
     made = fill((ROOT / TEMPLATE).read_text(encoding="utf-8"), material)
-    assert made == (ROOT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.study_page"
+    assert made == (ROOT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
 
 
 def test_every_figure_of_the_page_is_there(material: Material) -> None:
@@ -29,7 +29,7 @@ def test_every_figure_of_the_page_is_there(material: Material) -> None:
 def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "<!-- from the study: offline_main comparison -->" in readme
-    assert with_table(readme, material) == readme, "type python -m analysis.study_page"
+    assert with_table(readme, material) == readme, "type python -m analysis.docs_pages.study"
 
 
 def test_the_effect_that_the_readme_names_is_the_page_s() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from experiments.config_tracking import TrackerName, TrackingConfig, TrackingMode
-from experiments.tracking import NullTracker, WandbTracker, make_tracker, rank_map, rank_table
+from experiments.config.tracking import TrackerName, TrackingConfig, TrackingMode
+from experiments.training.tracking import NullTracker, WandbTracker, make_tracker, rank_map, rank_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN_ID = "0123456789abcdef" * 4
@@ -94,7 +94,9 @@ def history(folder: Path) -> dict[int, dict[str, Any]]:
 
 def test_nothing_is_mirrored_and_wandb_is_not_imported_by_default():
     assert isinstance(make_tracker(TrackingConfig()), NullTracker)
-    program = "import sys, experiments.tracking; assert 'wandb' not in sys.modules and 'torch' not in sys.modules"
+    program = (
+        "import sys, experiments.training.tracking; assert 'wandb' not in sys.modules and 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
@@ -245,8 +247,8 @@ def test_no_secret_code_command_line_or_machine_is_in_the_mirror(tmp_path: Path)
         "import platform, socket\n"
         "socket.gethostname = platform.node = lambda: 'host-marker'\n"
         "from pathlib import Path\n"
-        "from experiments.config_tracking import TrackerName, TrackingConfig\n"
-        "from experiments.tracking import make_tracker\n"
+        "from experiments.config.tracking import TrackerName, TrackingConfig\n"
+        "from experiments.training.tracking import make_tracker\n"
         "print('printed-marker')\n"
         "tracker = make_tracker(TrackingConfig(name=TrackerName.wandb))\n"
         f"tracker.start(Path({str(folder)!r}), {RUN_ID!r}, 'name', {{}}, 'group')\n"

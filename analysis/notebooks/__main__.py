@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elalora.errors import UserError
-from experiments.pipes import as_command
+from experiments.runtime.pipes import as_command
 
 HERE = Path(__file__).parent
 CELL_SECONDS = 600

@@ -24,10 +24,11 @@ from tempfile import mkdtemp
 
 from IPython.display import Image, Markdown, display
 
-from analysis.attribution import draw, factorials, paragraph, table
-from analysis.statistics import sign_flip, t_interval
-from analysis.store import load_runs
-from analysis.writers import to_markdown
+from analysis.output.writers import to_markdown
+from analysis.reading.runs import load_runs
+from analysis.sections.attribution import factorials, paragraph, table
+from analysis.sections.attribution_figure import draw
+from analysis.stats.seeds import sign_flip, t_interval
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

@@ -26,9 +26,9 @@ import os
 import pandas as pd
 from IPython.display import display
 
-from analysis.settings import differing
-from analysis.statistics import least_pairs, seeds_needed, sign_flip, summary, win_tie_loss
-from analysis.store import load_runs
+from analysis.reading.runs import load_runs
+from analysis.reading.settings import differing
+from analysis.stats.seeds import least_pairs, seeds_needed, sign_flip, summary, win_tie_loss
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

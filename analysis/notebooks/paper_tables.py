@@ -22,10 +22,10 @@ import os
 
 from IPython.display import Markdown, display
 
-from analysis.paper import against_published, paper_tables
-from analysis.store import load_runs
-from analysis.table import comparison
-from analysis.writers import to_markdown
+from analysis.output.writers import to_markdown
+from analysis.reading.runs import load_runs
+from analysis.sections.comparison import comparison
+from analysis.sections.papers import against_published, paper_tables
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

@@ -25,9 +25,9 @@ from tempfile import mkdtemp
 
 from IPython.display import Image, Markdown, display
 
-from analysis.rank_study import sections
-from analysis.store import load_runs
-from analysis.writers import to_markdown
+from analysis.output.writers import to_markdown
+from analysis.reading.runs import load_runs
+from analysis.sections.rank_study import sections
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

@@ -31,7 +31,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 from experiments.bench.arms import Loop
 from experiments.bench.timing import one_thread, ratio
-from experiments.cpu import use_cpu
+from experiments.runtime.memory import use_cpu
 
 PLACES = ("data.root=", "store.root=")  # of this machine only
 EPOCH = ["trainer=standard"]
@@ -56,7 +56,7 @@ def main() -> None:
         found = batching(words, options.padded, options.blocks)
     else:
         found = end_to_end(words, options.blocks)
-    from experiments.bench.__main__ import machine
+    from experiments.bench.report import machine
 
     found |= {"machine": machine(), "words": [word for word in words if not word.startswith(PLACES)]}
     if options.out:
@@ -73,7 +73,7 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
     Returns:
         ratio (median, low, high), seconds of both in every block, and the parts that the last run recorded itself.
     """
-    from experiments.runner import run
+    from experiments.runs.run import run
 
     whole, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -158,8 +158,8 @@ class _Run:
     """A run's model, data and optimizer, and the plain loop over them."""
 
     def __init__(self, plan: Any) -> None:
-        from experiments.readout import make_readout
-        from experiments.runner import prepare
+        from experiments.runs.prepare import prepare
+        from experiments.training.readout import make_readout
 
         _, _, processor, self.train, self.select, self.report, self.model, self.method = prepare(plan)
         self.config, self.seed = plan.config, plan.config.seed
@@ -175,7 +175,7 @@ class _Run:
     def order(self, shuffled: bool, epoch: int = 0) -> list[list[int]]:
         """Batches of an epoch: the harness's, or items in random order."""
         from experiments.data.batches import train_batches
-        from experiments.plan import stream
+        from experiments.runtime.seeds import stream
 
         lengths = self.train.data.lengths
         return train_batches(
@@ -210,8 +210,8 @@ def _filled(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
 
 
 def _plan(words: Sequence[str]) -> Any:
-    from experiments.compose import compose_run
-    from experiments.plan import make_plan
+    from experiments.config.compose import compose_run
+    from experiments.runs.plan import make_plan
 
     return make_plan(compose_run(words))
 

@@ -24,9 +24,9 @@ from experiments.bench import arms
 from experiments.bench.memory import counted
 from experiments.bench.shapes import PER_LAYER, Shape, make_batch
 from experiments.bench.timing import interleaved
-from experiments.cpu import use_cpu
+from experiments.runtime.memory import use_cpu
+from experiments.runtime.places import CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[2]
 BASE = {"matrices": 36, "rank": 8, "width": 384, "batch": 8}
 AXES = {
     "matrices": [6, 12, 18, 24, 30, 36],
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     use_cpu(options.threads)
-    from experiments.bench.__main__ import machine
+    from experiments.bench.report import machine
 
     found = {
         "base": BASE,
@@ -102,7 +102,7 @@ def planning(runs: int) -> dict[str, float]:
 
 
 def _quiet(words: Sequence[str]) -> None:
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

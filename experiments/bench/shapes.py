@@ -57,7 +57,7 @@ def build(name: str) -> nn.Module:
     tf.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     if name == "minilm":
-        from experiments.model_files import embedded_minilm
+        from experiments.models.files import embedded_minilm
 
         model: Any = tf.AutoModelForSequenceClassification.from_pretrained(
             embedded_minilm(), num_labels=2, dtype=torch.float32

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from experiments.runtime.places import CHECKOUT
+
 FEW = ["threads=1", "trainer.max_steps=2", "trainer.log_every=1", "data.train_items=64"]
 TARGETS = {"help": 1.5, "first step": 8.0}
 
@@ -31,7 +32,7 @@ def main() -> None:
     words = options.words or ["method=lora"]
     ways = {"help": until_help, "first step": lambda: until_first_step(words)}
     seconds = {name: [way() for _ in range(options.times + 1)][1:] for name, way in ways.items()}
-    from experiments.bench.__main__ import machine
+    from experiments.bench.report import machine
 
     found: dict[str, Any] = {"seconds": seconds, "targets": TARGETS, "words": words, "machine": machine()}
     if options.out:
@@ -42,7 +43,7 @@ def main() -> None:
 def until_help() -> float:
     """Seconds that `run.py --help` takes."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "run.py", "--help"], cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
@@ -55,7 +56,9 @@ def until_first_step(words: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "run.py", *FEW, *words, f"store.root={folder}"]
         began = time.perf_counter()
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        with subprocess.Popen(
+            command, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as run:
             while not (there := any(Path(folder).glob("*/*/metrics.jsonl"))) and run.poll() is None:
                 time.sleep(0.01)
             seconds = time.perf_counter() - began

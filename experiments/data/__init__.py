@@ -8,8 +8,9 @@ every result then says that nothing was compared.
 from __future__ import annotations
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig, check_task
-from experiments.data.content import TaskData, cache_dir, content_hash
+from experiments.config.task import DataConfig, TaskConfig, check_task
+from experiments.data.content import TaskData, content_hash
+from experiments.runtime.cache import cache_dir
 
 __all__ = ["TaskData", "cache_dir", "content_hash", "load_task"]
 
@@ -25,7 +26,8 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
         UserError: settings that contradict each other, data not to be had, or not the data that were expected.
     """
     # Imported here: `datasets` takes a second, and a run that is skipped does not need it.
-    from experiments.data import digits, files, glue, summarization, vader, vtab
+    from experiments.data import digits, glue, summarization, vader, vtab
+    from experiments.data import own as files
 
     check_task(task)
     loaders = {

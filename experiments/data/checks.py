@@ -9,9 +9,9 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from elalora.errors import UserError
-from experiments.config_task import TaskConfig
-from experiments.data.tables import Columns, first_line
+from elalora.errors import UserError, first_line
+from experiments.config.task import TaskConfig
+from experiments.data.tables import Columns
 
 # What Pillow reads without a plug-in that starts other programs.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")

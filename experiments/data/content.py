@@ -8,7 +8,6 @@ version of any library.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,23 +43,6 @@ class TaskData:
     fingerprint: str
     source: str
     verified: bool = True
-
-
-def cache_dir(folder: str | None) -> Path:
-    """The cache folder, made if missing: the given one, else $ELALORA_CACHE, else ~/.cache/elalora.
-
-    Raises:
-        UserError: it cannot be made, or cannot be written.
-    """
-    path = Path(folder or os.environ.get("ELALORA_CACHE") or "~/.cache/elalora").expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path, os.W_OK | os.X_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError(f"the cache folder {path} cannot be written; name another with data.cache=FOLDER")
-    return path
 
 
 def data_root(data: DataConfig) -> Path | None:

@@ -6,11 +6,12 @@ import hashlib
 import io
 from typing import TYPE_CHECKING
 
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import make_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
+import numpy as np
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.2, 0.2  # few images to learn from, many to be read
 
@@ -19,7 +20,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     """Train, validation and test, drawn by a hash of the rows' numbers."""
     from PIL import Image
 
-    from experiments.standins.digits import digits
+    from experiments.data.digits import digits
 
     images, labels = digits(range(5, 10))
     order = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"elalora-digits/{i}".encode()).digest())
@@ -35,3 +36,13 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
             files.append(buffer.getvalue())
         splits[name] = make_split(task, {"idx": rows, "image": files, "label": [int(labels[i]) for i in rows]})
     return splits, "scikit-learn's digits, 5 to 9"
+
+
+def digits(classes: range) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 8, 8) of grey values 0..255 and labels (n,) counted from the first class, in the set's order."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    chosen = np.isin(labels, list(classes))
+    grey = np.rint(images[chosen].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+    return grey, labels[chosen] - classes.start

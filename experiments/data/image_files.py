@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from elalora.errors import UserError
-from experiments.display import tracked
+from experiments.runtime.display import tracked
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
 WHOLE = re.compile(r"\d{1,18}")  # a label or number that 64 bits hold

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from elalora.errors import UserError
-from experiments.config_task import TaskConfig
+from experiments.config.task import TaskConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,9 +63,9 @@ def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | 
     if len(dataset) == 0:
         raise UserError(f"task {task.name}: a split is empty; give it more data")
     if task.kind == "image":
-        from experiments.data.images import ImageItems
+        from experiments.data.image_items import ImageItems
 
         return ImageItems(dataset, processor)
-    from experiments.data.texts import tokenise
+    from experiments.data.text_items import tokenise
 
     return tokenise(dataset, processor, task, cache)

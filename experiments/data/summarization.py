@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split
-from experiments.data.tables import Columns, read_hub, read_parquet
+from experiments.data.hub import read_hub
+from experiments.data.tables import Columns, read_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from elalora.errors import UserError
-from experiments.config_task import TaskConfig
+from elalora.errors import UserError, first_line
 
 Columns = dict[str, list[Any]]
 UNREADABLE = (ValueError, OverflowError, KeyError)  # values of parquet that Python has not: bytes in a text, far years
@@ -125,39 +124,3 @@ def _text(file: Path, where: str) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
-
-
-def read_hub(task: TaskConfig, split: str, wanted: Sequence[str] | None, instead: str) -> Columns:
-    """One split from the hub, or from the local cache of an earlier fetch.
-
-    Args:
-        task: names the data set, its configuration and commit.
-        split: of the data set.
-        wanted: columns to read; None for all.
-        instead: what to put where when the hub cannot be read.
-
-    Raises:
-        UserError: no commit is pinned, or the hub cannot be read.
-    """
-    from datasets import load_dataset
-
-    if task.hub_revision is None:
-        raise UserError(
-            f"task {task.name}: the commit of {task.hub_id} on the hub is not pinned; {instead}, or type "
-            "task.hub_revision=COMMIT (task.hub_revision=refs/convert/parquet follows the hub's own parquet copy)"
-        )
-    try:
-        rows = load_dataset(task.hub_id, task.hub_name, revision=task.hub_revision, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # unreachable, unknown to an offline cache, a dataset script
-        raise UserError(
-            f"task {task.name}: {task.hub_id} cannot be read from the hub here; {instead} ({first_line(error)})"
-        ) from error
-    if wanted is not None:
-        require_columns(f"task {task.name}", rows.column_names, wanted)
-        rows = rows.select_columns(list(wanted))
-    return rows[:]
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -26,8 +26,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig
-from experiments.data.content import cache_dir, data_root, make_split
+from experiments.config.task import DataConfig, TaskConfig
+from experiments.data.content import data_root, make_split
+from experiments.runtime.cache import cache_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset

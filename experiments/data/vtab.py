@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
-from experiments.config_task import DataConfig, TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split
 from experiments.data.image_files import class_folders, class_ids, read_images, read_list

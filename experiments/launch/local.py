@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.config_launcher import LauncherConfig
-from experiments.display import clock, stderr_console
-from experiments.manifest import code_now, say_if_changed
-from experiments.plan import Plan, in_order
-from experiments.signals import SIGNALS, Preempted, obey_the_parent
+from experiments.config.launcher import LauncherConfig
+from experiments.runs.plan import Plan, in_order
+from experiments.runtime.display import clock, stderr_console
+from experiments.runtime.manifest import code_now, say_if_changed
+from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GRACE = 60.0  # seconds that a worker which was told to stop has for its checkpoint
@@ -190,7 +190,7 @@ class Sweep:
             worker.process.kill()
 
     def _summary(self) -> None:
-        from experiments.status import read_store, retry
+        from experiments.store.status import read_store, retry
 
         for plan in self.plans:
             if plan.id in self.failed:
@@ -279,7 +279,7 @@ def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
 
 
 def _do(plan: Plan) -> tuple[int, str]:
-    from experiments.runner import RunFailed, headline, run
+    from experiments.runs.run import RunFailed, headline, run
 
     try:
         return 0, headline(run(plan))

@@ -24,11 +24,12 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
-from experiments.config_launcher import LauncherConfig
+from experiments.config.launcher import LauncherConfig
 from experiments.launch.local import Sweep
-from experiments.manifest import CHECKOUT, code_now, say_if_changed
-from experiments.plan import Plan, in_order, make_plan
-from experiments.signals import Preempted
+from experiments.runs.plan import Plan, in_order, make_plan
+from experiments.runtime.manifest import code_now, say_if_changed
+from experiments.runtime.places import CHECKOUT
+from experiments.runtime.signals import Preempted
 
 REQUEUE = signal.SIGUSR2  # what submitit lets SLURM send before the time limit
 LIVE = 5.0  # seconds between two looks at the queue
@@ -139,7 +140,7 @@ def _in_grace() -> bool:
 
 def _same(run: str, text: str) -> Plan:
     """The plan that was submitted, and no other."""
-    from experiments.config import RunConfig
+    from experiments.config.schema import RunConfig
 
     plan = make_plan(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text)))
     if plan.id != run:

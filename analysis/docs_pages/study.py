@@ -1,0 +1,191 @@
+"""docs/study.md and the README's table, from a template and the stored runs: `python -m analysis.docs_pages.study`.
+
+What is unusual: prose stands in the template and no number does. Tables, figures and the sentences of the tests are put
+in where the template names them, so the page cannot say anything else than the runs, and a test makes it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.output.section import Section
+from analysis.output.table import Table
+from analysis.output.writers import to_markdown
+from analysis.reading.stored import Stored, read_stores
+from analysis.report import sections_of
+from elalora.errors import UserError
+from experiments.runtime.pipes import as_command
+from experiments.runtime.places import CHECKOUT
+from experiments.studies.rules import TUNING
+
+STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/docs_pages/study.template.md", "docs/study.md"
+IMAGES = "img/study"  # beside the page
+STUDIES = {"offline_main": "elalora", "attribution": "lora"}  # and the method that differences are taken to
+MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
+README = re.compile(r"(<!-- from the study: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+class Material:
+    """What the studies leave, each made once.
+
+    Args:
+        stores: run stores.
+        folder: for the figures; None draws none.
+    """
+
+    def __init__(self, stores: Sequence[str | Path], folder: Path | None) -> None:
+        self.folder = folder
+        self._stored: dict[str, Stored] = {}
+        self._sections: dict[str, list[Section]] = {}
+        self._stores = stores
+
+    def stored(self, study: str) -> Stored:
+        if study not in STUDIES:
+            raise UserError(f"study {study} has no part in the page; allowed: {', '.join(STUDIES)}")
+        if study not in self._stored:
+            self._stored[study] = read_stores(self._stores, study=study)
+        return self._stored[study]
+
+    def sections(self, study: str) -> list[Section]:
+        stored = self.stored(study)
+        if study not in self._sections:
+            place = None if self.folder is None else self.folder / study
+            if place is not None:
+                place.mkdir()
+            self._sections[study] = sections_of(stored, place, STUDIES[study])
+        return self._sections[study]
+
+    def table(self, study: str, name: str) -> Table:
+        tables = {key: table for section in self.sections(study) for key, table in section.tables.items()}
+        if name not in tables:
+            raise UserError(f"study {study} has no table {name}; it has {', '.join(tables)}")
+        return tables[name]
+
+    def lines(self, study: str, words: str) -> list[str]:
+        """The sentences of the sections that have these words in their titles."""
+        found = [section for section in self.sections(study) if words.lower() in section.title.lower()]
+        if not found:
+            titles = ", ".join(section.title for section in self.sections(study))
+            raise UserError(f"study {study} has no section '{words}'; it has {titles}")
+        return [line for section in found for line in section.lines]
+
+
+def fill(template: str, material: Material, images: Path | None = None) -> str:
+    """The page: every mark in the template replaced.
+
+    Marks stand alone on a line: {table STUDY NAME}, {lines STUDY SECTION}, {figure STUDY STEM|caption}, {tuning STUDY},
+    {runs STUDY}.
+
+    Args:
+        template: the text.
+        material: of the studies.
+        images: folder that takes the figures; None only names them.
+
+    Raises:
+        UserError: a mark that names nothing.
+    """
+
+    def put(mark: re.Match[str]) -> str:
+        kind, study, name, caption = mark.groups()
+        if kind == "table":
+            return to_markdown(material.table(study, name)).rstrip()
+        if kind == "lines":
+            return "\n".join(f"- {line}" for line in material.lines(study, name))
+        if kind == "tuning":
+            return _tuning(material.stored(study))
+        if kind == "runs":
+            return _runs(material.stored(study))
+        if kind == "figure":
+            return _figure(material, study, name, caption or "", images)
+        raise UserError(f"{mark[0]}: no such mark; allowed: table, lines, figure, tuning, runs")
+
+    return MARK.sub(put, template)
+
+
+def _figure(material: Material, study: str, stem: str, caption: str, images: Path | None) -> str:
+    file = f"{study}_{stem}.png"
+    if images is not None and material.folder is not None:
+        material.sections(study)
+        drawn = material.folder / study / f"{stem}.png"
+        if not drawn.is_file():
+            raise UserError(f"study {study} drew no {stem}; it drew {', '.join(_stems(material.folder / study))}")
+        images.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drawn, images / file)
+    return f"![{caption}]({IMAGES}/{file})\n\n*{caption}*"
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.png"))
+
+
+def _tuning(stored: Stored) -> str:
+    """Mean held-out score of every learning rate that was tried, the best of each arm in bold."""
+    assert stored.declared is not None
+    cells = stored.declared.cells
+    arms = cells[cells["part"] == TUNING].set_index("id")["arm"]
+    frame = stored.tuning.assign(
+        rate=[float(tree["trainer"]["lr"]) for tree in stored.tuning["settings"]], arm=stored.tuning["id"].map(arms)
+    )
+    means = frame.groupby(["task", "arm", "rate"])["score"].mean().unstack("rate")
+    lines = [["Task", "Arm", *(f"{rate:g}" for rate in means.columns)], ["---", "---", *["---:"] * len(means.columns)]]
+    for (task, arm), row in means.iterrows():
+        cells_of_row = ["" if score != score else f"{score:.2f}" for score in row]
+        best = list(row.index).index(row.idxmax())
+        cells_of_row[best] = f"**{cells_of_row[best]}**"
+        lines.append([task.replace("_", "\\_"), arm.replace("_", "\\_"), *cells_of_row])
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    seeds = ", ".join(map(str, sorted(set(frame["seed"]))))
+    return f"{body}\n\n- Mean held-out score over seeds {seeds}; bold is the best."
+
+
+def _runs(stored: Stored) -> str:
+    """How many runs there are, on what, and when they were made."""
+    tasks = ", ".join(sorted(set(stored.runs["task"])))
+    lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
+    assert stored.declared is not None
+    missing = stored.declared.open_runs(stored.runs)
+    alike = missing[missing["part"] != TUNING].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
+    for (part, gone, planned), arms in alike.items():
+        lines.append(f"- Part {part}: {gone} of {planned} runs of each of these arms are missing: {', '.join(arms)}.")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, material: Material) -> str:
+    """The README with every marked table made again."""
+    return README.sub(lambda m: f"{m[1]}{to_markdown(material.table(m[2], m[3]))}{m[4]}", readme)
+
+
+def write_page(stores: Sequence[str | Path], root: Path = CHECKOUT) -> list[Path]:
+    """Writes the page, its figures and the README's table; the files."""
+    page, readme = root / PAGE, root / "README.md"
+    with tempfile.TemporaryDirectory() as folder:
+        material = Material(stores, Path(folder))
+        text = fill((root / TEMPLATE).read_text(encoding="utf-8"), material, page.parent / IMAGES)
+        page.write_text(text, encoding="utf-8")
+        readme.write_text(with_table(readme.read_text(encoding="utf-8"), material), encoding="utf-8")
+    return [page, readme]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit codes: 0 written, 2 a mistake in what was asked for."""
+    given = argparse.ArgumentParser(
+        prog="python -m analysis.docs_pages.study",
+        description="Writes docs/study.md and the README's table from stored runs.",
+    )
+    given.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
+    try:
+        print("\n".join(map(str, write_page(given.parse_args(words).stores))))
+    except UserError as error:
+        print(f"study_page: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    as_command(main)

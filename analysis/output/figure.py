@@ -1,0 +1,97 @@
+"""What all figures share: size, colours, saving."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+from analysis.output.table import Table
+
+if TYPE_CHECKING:
+    pass
+
+
+WIDEST = 18.0  # inches, of panels side by side
+
+
+MOST_CITED = 3  # sources below one figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure without display, global state or the caller's backend; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path, title: str, data: str, remark: str = "") -> list[Path]:
+    """Writes .png and .svg; without dates, so that the same runs give the same files."""
+    from matplotlib import rc_context
+
+    wide = int(figure.get_size_inches()[0] * 11)
+    if title:
+        figure.suptitle(wrapped(title, wide), fontsize=11)
+    if below := remark + (f"Data: {data}" if data else ""):
+        figure.supxlabel(wrapped(below, int(wide * 1.4)), fontsize=7, color="0.35")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found once and serves both files
+    paths = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
+    with rc_context({"svg.hashsalt": "elalora"}):
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def source_of(citations: Sequence[str]) -> str:
+    """The sources of several tasks' data; of many, where they stand."""
+    if len(citations) <= MOST_CITED:
+        return "; ".join(citations)
+    return "the sources of all tasks stand in the comparison table"
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width`; a dollar sign stays one and starts no formula."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text.replace("$", r"\$"), width, break_on_hyphens=False)) or text
+
+
+def names(parts: Sequence[str]) -> str:
+    """A file name from free text: letters, digits, dot, plus and minus only."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("._-") or "x" for part in parts if part)[:150]
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
+
+
+def styles(names: Iterable[str]) -> dict[str, int]:
+    """A number for every arm of a report, so that it has the same colour and marker in all of its figures."""
+    return {name: number for number, name in enumerate(dict.fromkeys(names))}
+
+
+def _looks(compared: Table) -> dict[str, int]:
+    """Numbers of the arms in the order of the comparison table, for one look in all figures."""
+    from analysis.output.figure import styles
+
+    return styles(compared.frame["shown"][compared.frame["method"] != "majority"])
+
+
+def _file(parts: Iterable[str]) -> str:
+    """A file name from free text."""
+    from analysis.output.figure import names
+
+    return names(list(parts))

@@ -1,0 +1,25 @@
+"""One section of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analysis.output.table import Table
+
+
+@dataclass
+class Section:
+    """One part of the report.
+
+    Attributes:
+        title: its heading.
+        tables: by the name of their files.
+        figures: paths of .svg files and their captions.
+        lines: sentences above the tables.
+    """
+
+    title: str
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[Path, str] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)

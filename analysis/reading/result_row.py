@@ -1,0 +1,178 @@
+"""One stored result as a flat row of checked values.
+
+A store may come from a stranger: only JSON is read (never pickle), and any value of a wrong type raises here, so that
+nothing behind this file meets a string where it needs a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.store.folder import SCHEMA
+
+NO_BUDGET = "none"
+READINGS = ("last", "best")
+WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of damaged files
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of one run by reading; a reading that the run does not have is left out.
+
+    Raises:
+        Any of WRONG: the result is damaged, foreign or of another schema.
+    """
+    result = _json(folder / "result.json")
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
+    manifest = _manifest(folder)
+    known = [reading for reading in READINGS if result["readings"][reading] is not None]
+    return {reading: _row(result, manifest, reading) for reading in known}
+
+
+def _json(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8")
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, which no table could be written with
+    return value
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what is wrong, whatever the exception prints."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict[str, Any]:
+    read = result["readings"][reading]
+    metric, counts, moves, cost, data = (result[k] for k in ("metric", "counts", "moves", "cost", "data"))
+    metrics = _metrics(read["report"]["metrics"])
+    places = _places(result["ranks"]["places"])
+    settings = _settings({k: v for k, v in dict(result["identity"]).items() if k != "seed"})
+    row: dict[str, Any] = {
+        "id": _string(result["id"]),
+        "method": _string(result["method"]),
+        "variant": _string(result["variant"] or ""),
+        "label": _string(result["label"]),
+        "reconstructed": bool(result["reconstructed"]),
+        "task": _string(result["task"]),
+        "model": _string(result["model"]),
+        "budget": _string(result["budget"] or NO_BUDGET),
+        "protocol": _string(result["protocol"]),
+        "recipe": "" if result["recipe"] in (None, "none") else _string(result["recipe"]),
+        "seed": _whole(result["seed"]),
+        "steps": _whole(result["steps"]),
+        "metric": _string(metric),
+        "score": metrics[metric],
+        "metrics": metrics,
+        "split": _string(read["report"]["split"]),
+        "majority": _optional((data["majority"] or {}).get(metric)),
+        "head_params": _whole(counts["head_params"]),
+        "other_params": _whole(counts["other_params"]),
+        "gross_share": _number(moves["gross_share"]),
+        "net_share": _number(moves["net_share"]),
+        "rounds": _whole(moves["rounds"]),
+        "blocked": _whole(moves["blocked"]),
+        "step_seconds": _optional(cost["step_seconds_median"]),
+        "train_seconds": _optional(cost["train_seconds"]),
+        "peak_memory_mib": _optional(cost["peak_memory_mib"]),
+        "adapter_bytes": _optional(cost["adapter_bytes"]),
+        "fingerprint": _string(data["fingerprint"]),
+        "citation": _string(data["citation"]),
+        "source": _string(data["source"]),
+        "verified": bool(data.get("verified", True)),
+        "train_items": _whole(data["train_items"]),
+        "report_items": _whole(data["report_items"]),
+        "flags": _flags(result["flags"]),
+        "ranks_initial": _ranks({name: result["ranks"]["initial"][name] for name in places}),
+        "ranks_final": _ranks({name: result["ranks"]["final"][name] for name in places}),
+        "places": places,
+        "settings": settings,
+        "arm": digest(settings),
+        "manifest": manifest,
+    }
+    for when in ("initial", "peak", "final"):
+        row[f"rank_sum_{when}"] = _whole(counts[when]["rank_sum"])
+        row[f"params_{when}"] = _whole(counts[when]["params"])
+    if "count" in read:  # the best checkpoint has ranks of its own
+        row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
+        row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})
+    return row
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a comparison must be warned about: versions, commit, machine and settings; empty without a manifest."""
+    try:
+        whole = _json(folder / "manifest.json")
+    except FileNotFoundError:
+        return {}
+    host = whole.get("host") or {}
+    return {
+        "versions": dict(whole.get("versions") or {}),
+        "commit": None if whole.get("commit") is None else _string(whole["commit"]),
+        "dirty": bool(whole.get("dirty")),
+        "host": {key: host.get(key) for key in ("machine", "cpu", "gpu", "threads", "processes")},
+        "deterministic_algorithms": whole.get("deterministic_algorithms"),
+    }
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} stands where a name should be")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 2**63:
+        raise TypeError(f"{value!r:.60} stands where a whole number should be")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r:.60} stands where a finite number should be")
+    return float(value)
+
+
+def _optional(value: Any) -> float:
+    return math.nan if value is None else _number(value)
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    return {str(k): _number(v) for k, v in value.items()}
+
+
+def _flags(value: Any) -> tuple[str, ...]:
+    return tuple(_string(flag) for flag in value)
+
+
+def _ranks(value: Any) -> dict[str, int]:
+    return {str(name): _whole(rank) for name, rank in value.items()}
+
+
+def _places(value: Any) -> dict[str, tuple[int, str]]:
+    return {str(k): (_whole(v[0]), _string(v[1])) for k, v in value.items()}
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    for name in ("method", "task", "model", "protocol", "trainer", "data"):
+        if not isinstance(value.get(name) or {}, dict):
+            raise TypeError(f"{value[name]!r:.60} stands where the settings of {name} should be")
+    return {_string(k): v for k, v in value.items()}
+
+
+NESTED: dict[str, Callable[[Any], Any]] = {  # columns that hold more than one value, and how each is checked
+    "metrics": _metrics, "flags": _flags, "ranks_initial": _ranks, "ranks_final": _ranks, "places": _places,
+    "settings": _settings, "manifest": _settings,
+}  # fmt: skip

@@ -1,0 +1,194 @@
+"""What one run wrote round by round and item by item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.reading.result_row import WRONG, reason
+from elalora.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.stats.seeds import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rounds of one run, from ranks.jsonl; the first has step -1 and holds the ranks at the start.
+
+    Returns:
+        Dicts with step, ranks, pruned, grown, scores and notes; empty for a method without ranks. A last line
+        that was only half written is dropped.
+
+    Raises:
+        UserError: a line in the middle is damaged.
+    """
+    path = Path(run_dir) / "ranks.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            ranks = {str(name): int(rank) for name, rank in entry["ranks"].items()}
+            step = int(entry["step"])
+        except WRONG as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is damaged ({reason(error)}); run the member again") from error
+        empty: dict[str, Any] = {"pruned": [], "grown": [], "scores": {}, "notes": {}}
+        rounds.append(empty | entry | {"step": step, "ranks": ranks})
+    return rounds
+
+
+def load_predictions(run_dir: str | Path) -> pd.DataFrame:
+    """Items of the reported split: idx, label, prediction, score, ordered by idx.
+
+    Raises:
+        UserError: the file is missing or has other columns.
+    """
+    import pandas as pd
+    import pyarrow
+
+    path = Path(run_dir) / "predictions.parquet"
+    try:
+        return pd.read_parquet(path, columns=["idx", "label", "prediction", "score"]).sort_values("idx")
+    except (*WRONG, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
+
+
+def patterns(runs: pd.DataFrame, which: str = "final") -> tuple[Array, list[str]]:
+    """Rank patterns of the runs of one arm, (seeds, matrices), and the matrices' names.
+
+    Args:
+        runs: rows of `load_runs` with the same matrices.
+        which: "final" or "initial".
+
+    Raises:
+        ValueError: the runs adapt different matrices.
+    """
+    columns = list(runs[f"ranks_{which}"])
+    order = sorted(columns[0], key=lambda name: tuple(runs["places"].iloc[0][name]))
+    if any(set(ranks) != set(order) for ranks in columns):
+        raise ValueError("these runs adapt different matrices; compare runs of one model and one set of targets")
+    return np.array([[ranks[name] for name in order] for ranks in columns], dtype=np.float64), order
+
+
+def shares_of_types(ranks: Mapping[str, float], kinds: Mapping[str, str]) -> dict[str, float]:
+    """Mean rank of each matrix type over the mean rank of all: 1 is an even share, comparable between models."""
+    overall = sum(ranks.values()) / len(ranks)
+    members: dict[str, list[float]] = {}
+    for name, rank in ranks.items():
+        members.setdefault(kinds[name], []).append(rank)
+    return {kind: sum(values) / len(values) / overall for kind, values in members.items()} if overall else {}
+
+
+def events(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What was pruned and grown when.
+
+    Args:
+        rounds: of one run, from `load_rounds`.
+
+    Returns:
+        One row per round and matrix that lost or gained: step, matrix, pruned, grown, and net = grown - pruned.
+        A matrix that was pruned and grown in one round has a direction replaced and may have a net of 0.
+    """
+    import pandas as pd
+
+    rows = []
+    for line in rounds:
+        lost: dict[str, int] = {}
+        won: dict[str, int] = {}
+        for name, _ in line["pruned"]:
+            lost[name] = lost.get(name, 0) + 1
+        for name in line["grown"]:
+            won[name] = won.get(name, 0) + 1
+        for name in dict.fromkeys([*lost, *won]):
+            gained, gone = won.get(name, 0), lost.get(name, 0)
+            rows.append((int(line["step"]), name, gone, gained, gained - gone))
+    return pd.DataFrame(rows, columns=["step", "matrix", "pruned", "grown", "net"])
+
+
+def scores(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Importance of every direction before each round: step, matrix, slot, score; empty where none were stored."""
+    import pandas as pd
+
+    rows = [
+        (int(line["step"]), name, slot, float(score))
+        for line in rounds
+        for name, values in line["scores"].items()
+        for slot, score in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["step", "matrix", "slot", "score"])
+
+
+SCHEMA = 1
+
+
+FILE = "contributions.json"
+
+
+def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
+    """Contribution of every matrix of a run, None where it was not measured.
+
+    Raises:
+        UserError: the file is damaged or of another schema.
+    """
+    path = Path(run_dir) / FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {stored['schema']}, this version reads {SCHEMA}")
+        rises = {str(name): float(rise) for name, rise in stored["rises"].items()}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be read ({line}); type: python -m experiments.contribution {run_dir}"
+        ) from error
+    if not all(math.isfinite(rise) for rise in rises.values()):
+        raise UserError(f"{path} holds a number that is not finite; delete it and measure again")
+    return rises
+
+
+def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, list[str], list[int]]:
+    """Ranks of one arm and contributions of another (or the same), for the seeds that have both.
+
+    Args:
+        runs: rows of the arm whose final ranks are taken.
+        measured: rows of the arm whose contributions are taken.
+
+    Returns:
+        Ranks and contributions (seeds, matrices), matrices, seeds; no rows where no seed has both.
+    """
+    rises = {int(run["seed"]): load_contributions(run["folder"]) for run in measured.to_dict("records")}
+    rows = [
+        (run, rise)
+        for run in runs.sort_values("seed").to_dict("records")
+        if (rise := rises.get(int(run["seed"]))) and set(rise) == set(run["ranks_final"])
+    ]
+    if not rows:
+        return np.empty((0, 0)), np.empty((0, 0)), [], []
+    matrices = sorted(rows[0][1], key=lambda name: tuple(rows[0][0]["places"][name]))
+    ranks = np.array([[run["ranks_final"][name] for name in matrices] for run, _ in rows], dtype=np.float64)
+    found = np.array([[rise[name] for name in matrices] for _, rise in rows], dtype=np.float64)
+    return ranks, found, matrices, [int(run["seed"]) for run, _ in rows]

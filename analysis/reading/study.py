@@ -1,0 +1,77 @@
+"""A study as the analysis sees it: which runs it has, by their ids, and what it declared before they ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.reading.runs import Unfinished
+from analysis.sections.confirmatory import Family
+from experiments.studies.rules import TUNING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs and declarations of one study.
+
+    Attributes:
+        name: of its file in conf/study.
+        cells: part, kind, arm, task, budget, seed, and id ("" while the run's settings wait for the tuning).
+        family: the confirmatory comparisons, None where it has none.
+    """
+
+    name: str
+    cells: pd.DataFrame
+    family: Family | None
+
+    def only(self, runs: pd.DataFrame, unfinished: Sequence[Unfinished]) -> tuple[pd.DataFrame, list[Unfinished]]:
+        """The study's own of the given runs."""
+        ids = set(self.cells["id"]) - {""}
+        starts = {run[:10] for run in ids}
+        return runs[runs["id"].isin(ids)].reset_index(drop=True), [r for r in unfinished if r.id_start in starts]
+
+    def open_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """How many runs of every part and arm have no result yet: part, arm, missing, planned."""
+        cells = self.cells.assign(missing=~self.cells["id"].isin(set(runs["id"])), planned=True)
+        counts = cells.groupby(["part", "arm"], sort=False)[["missing", "planned"]].sum().reset_index()
+        return counts[counts["missing"] > 0]
+
+    def gaps(self, runs: pd.DataFrame) -> list[str]:
+        """A line for every part with runs that have no result yet, and the command that makes them."""
+        lines = []
+        for part, arms in self.open_runs(runs).groupby("part", sort=False):
+            listed = ", ".join(f"{arm} {missing}" for arm, missing in zip(arms["arm"], arms["missing"], strict=True))
+            only = "" if part == TUNING else f" 'study.only=[{part}]'"
+            lines.append(
+                f"Study {self.name}, part {part}: {arms['missing'].sum()} of {(self.cells['part'] == part).sum()} runs "
+                f"are missing ({listed}); make them with: python run.py -m +study={self.name}{only}"
+            )
+        return lines
+
+
+def load_study(name: str, roots: Sequence[str | Path]) -> Study:
+    """Expands conf/study/NAME.yaml on the given stores.
+
+    Raises:
+        UserError: there is no such study, or it is not consistent.
+    """
+    import pandas as pd
+
+    from experiments.config.compose import compose_run
+    from experiments.studies.expansion import Expansion
+
+    also = ",".join(f'"{root}"' for root in roots)
+    words = [f"+study={name}", f'store.root="{roots[0]}"', f"store.also=[{also}]"]
+    expansion = Expansion(compose_run(words))
+    columns = ["part", "kind", "arm", "task", "budget", "seed"]
+    cells = pd.DataFrame([[getattr(cell, key) for key in columns] for cell in expansion.cells], columns=columns)
+    cells["id"] = [cell.plan.id if cell.plan is not None else "" for cell in expansion.cells]
+    if (f := expansion.study.family) is None:
+        return Study(name, cells, None)
+    family = Family(name, f.part, f.baseline, tuple(f.arms), tuple(f.budgets), f.alpha, f.m, f.correction)
+    return Study(name, cells, family)

@@ -1,0 +1,142 @@
+"""Arms over all tasks that they share: mean ranks with their critical difference, and performance profiles.
+
+Each figure is drawn only where it can show something. A critical difference that no two mean ranks can reach tells
+nothing apart, and a band over seeds needs seeds; `why_not_` then holds the reason in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.output.figure import COLOURS, new_figure, save_figure, source_of, styles, wrapped
+from analysis.sections.shared_tasks import Place, mean_ranks, p_text
+from analysis.stats.tasks import cliques, performance_profile, profile_band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from analysis.stats.seeds import Array
+
+LEAST_SEEDS = 3  # of a profile
+THRESHOLDS = 201
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+def why_not_ranks(place: Place) -> str:
+    """Why there is no critical-difference diagram; empty where there is one."""
+    if len(place.arms) < 3:
+        return f"No critical-difference diagram of {place.where()}: it compares three arms or more."
+    _, bound = mean_ranks(place)
+    if bound > len(place.arms) - 1:
+        return (
+            f"No critical-difference diagram of {place.where()}: with {len(place.arms)} arms over "
+            f"{len(place.tasks())} tasks no two mean ranks can be {bound:.2f} apart, the critical difference."
+        )
+    return ""
+
+
+def why_not_profiles(place: Place) -> str:
+    """Why there is no performance profile; empty where there is one."""
+    if place.seeds() < LEAST_SEEDS:
+        return f"No performance profile of {place.where()}: its bands need {LEAST_SEEDS} common seeds."
+    return ""
+
+
+def draw_ranks(place: Place, path: Path, title: str = "") -> list[Path]:
+    """Critical-difference diagram (Demsar, JMLR 2006): mean ranks on a line, arms not told apart joined by a bar.
+
+    Args:
+        place: of three arms or more.
+        path: without suffix; .png and .svg are written.
+        title: above.
+    """
+    import numpy as np
+
+    found, bound = mean_ranks(place)
+    order = np.argsort(found.mean_ranks, kind="stable")
+    names = [wrapped(name, 34) for name in place.arms]
+    arms, half = len(names), -(-len(names) // 2)
+    bars = cliques(found.mean_ranks, bound)
+    top = 0.5 + 0.32 * len(bars)  # where the first label stands, below the bars
+    step = 0.42 * max(name.count("\n") + 1 for name in names)
+    bottom = top + step * half
+    figure = new_figure(9.0, 0.5 * (bottom + 2.2) + 0.9)
+    axis = figure.subplots()
+    axis.set(xlim=(1, arms), ylim=(bottom, -1.5))
+    axis.axis("off")
+    axis.plot([1, arms], [0, 0], color="black", linewidth=1.2)
+    for rank in range(1, arms + 1):
+        axis.plot([rank, rank], [-0.14, 0], color="black", linewidth=1.2)
+        axis.text(rank, -0.24, str(rank), ha="center", va="bottom", fontsize=9)
+    axis.plot([1, 1 + bound], [-1.05, -1.05], color="black", linewidth=1.6, marker="|", markersize=8)
+    axis.text(1 + bound / 2, -1.15, f"critical difference {bound:.2f}", ha="center", va="bottom", fontsize=9)
+    for number, bar in enumerate(bars):
+        ends = [found.mean_ranks[bar[0]] - 0.03, found.mean_ranks[bar[-1]] + 0.03]
+        axis.plot(ends, [0.32 + 0.32 * number] * 2, color="#D55E00", linewidth=4, solid_capstyle="butt", clip_on=False)
+    for position, arm in enumerate(order):
+        left = position < half
+        height = top + step * (position if left else arms - 1 - position) + 0.1
+        edge, side = (1 - 0.012 * arms, "right") if left else (arms + 0.012 * arms, "left")
+        rank = found.mean_ranks[arm]
+        axis.plot([rank, rank, edge], [0, height, height], color="0.25", linewidth=0.9, clip_on=False)
+        label = f"{names[arm]}  {rank:.2f}" if left else f"{rank:.2f}  {names[arm]}"
+        axis.text(edge + (-0.008 if left else 0.008) * arms, height, label, ha=side, va="center", fontsize=9)
+    joined = "Bars join arms whose mean ranks are less than that apart. " if bars else ""
+    remark = (
+        f"Mean rank over {len(place.tasks())} tasks, 1 is the highest score. {joined}"
+        f"Friedman {p_text(found.p)}; Nemenyi at 0.05. "
+    )
+    return save_figure(figure, path, title, source_of(place.citations), remark)
+
+
+def draw_profiles(
+    place: Place, baseline: str, path: Path, title: str = "", known_arms: Mapping[str, int] | None = None
+) -> list[Path]:
+    """Share of runs above each threshold, averaged over tasks, with a bootstrap band over seeds.
+
+    Args:
+        place: of `LEAST_SEEDS` seeds or more.
+        baseline: the method whose mean on a task is the 0 of that task; the mean of all arms where it is not one arm.
+        path: without suffix; .png and .svg are written.
+        title: above.
+        known_arms: from `styles`; None numbers the arms of this figure.
+    """
+    import numpy as np
+
+    scores = {name: table.to_numpy(float) for name, table in place.arms.items()}  # (seeds, tasks)
+    base = place.base(baseline)
+    centre = np.mean([scores[base]] if base else list(scores.values()), axis=(0, 1))  # (tasks,)
+    shifted = {name: x - centre for name, x in scores.items()}
+    ends = [f(x) for x in shifted.values() for f in (np.min, np.max)]
+    room = 0.04 * (max(ends) - min(ends)) or 1.0
+    thresholds = np.linspace(min(ends) - room, max(ends) + room, THRESHOLDS)
+    figure = new_figure(9.0, 4.2)
+    axis = figure.subplots()
+    numbers = styles([*(known_arms or ()), *shifted])
+    for name, x in sorted(shifted.items(), key=lambda item: numbers[item[0]]):
+        number = numbers[name]
+        again = number + number // len(COLOURS)  # a colour that comes again has another dash
+        _profile(axis, name, x, thresholds, COLOURS[number % len(COLOURS)], DASHES[again % len(DASHES)])
+    axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    zero = f"the mean of {base}" if base else "the mean of all arms"
+    axis.set_xlabel(f"points above {wrapped(zero, 60)} on the task")
+    axis.set_ylabel("share of runs above")
+    axis.set(xlim=(thresholds[0], thresholds[-1]), ylim=(-0.02, 1.02))
+    axis.grid(linewidth=0.3)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8, handlelength=3.2)
+    remark = (
+        f"{len(place.tasks())} tasks, {place.seeds()} seeds. Bands: 95 % at each threshold, seeds drawn anew within "
+        "each task; with few seeds they are too narrow. "
+    )
+    return save_figure(figure, path, title, source_of(place.citations), remark)
+
+
+def _profile(axis: Axes, name: str, x: Array, thresholds: Array, colour: str, dash: Any) -> None:
+    import numpy as np
+
+    low, high = profile_band(x, thresholds, np.random.default_rng(0))
+    share = performance_profile(x, thresholds)
+    axis.fill_between(thresholds, low, high, color=colour, alpha=0.13, linewidth=0)
+    axis.plot(thresholds, share, color=colour, linestyle=dash, linewidth=1.5, label=wrapped(name, 28))

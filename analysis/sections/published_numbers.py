@@ -1,0 +1,205 @@
+"""The papers' numbers, from `analysis/published/*.csv`, in the names of this harness.
+
+What is unusual: a published row carries what is known about how it was made, and what is not stated stays empty. A
+budget in ranks, or the rule by which a checkpoint was chosen, that no source states is never filled in, and so no
+difference is taken to such a number. ElaLoRA's own numbers per task were not found in any source that could be read:
+its rows are empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.runtime.places import CHECKOUT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = CHECKOUT / "analysis" / "published"
+GLUE_COLUMNS = {
+    "mnli_m": ("mnli", "accuracy"), "mnli_mm": ("mnli_mm", "accuracy"), "sst2": ("sst2", "accuracy"),
+    "cola": ("cola", "mcc"), "qqp_acc": ("qqp", "accuracy"), "qqp_f1": ("qqp", "f1"), "qnli": ("qnli", "accuracy"),
+    "rte": ("rte", "accuracy"), "mrpc": ("mrpc", "accuracy"), "stsb": ("stsb", "correlation"),
+}  # fmt: skip
+README_ROWS = {
+    "MNLI-m": ("mnli", "accuracy"), "MNLI-mm": ("mnli_mm", "accuracy"), "SST-2": ("sst2", "accuracy"),
+    "MRPC": ("mrpc", "accuracy"), "CoLA": ("cola", "mcc"), "QNLI": ("qnli", "accuracy"), "QQP": ("qqp", "accuracy"),
+    "RTE": ("rte", "accuracy"), "STS-B Pearson": ("stsb", "pearson"), "STS-B Spearman": ("stsb", "spearman"),
+}  # fmt: skip
+LOG_TASKS = {"mnli-m": "mnli", "mnli-mm": "mnli_mm", "sst2": "sst2"}
+NOT_FOUND = "not found: ElaLoRA's tables could not be read in any source"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of a published table.
+
+    Attributes:
+        source: paper and table.
+        suite, model: in our names.
+        label: the method as printed.
+        method: its name here, empty where it is no method of ours.
+        budget: in our names, empty where the source states none in ranks.
+        params: adapter parameters as printed.
+        protocol: in our names, empty where the source does not state how the checkpoint was chosen.
+        values: points by (task, metric); empty where nothing was found.
+        average: as printed.
+        remark: what a reader must know about this row.
+    """
+
+    source: str
+    suite: str
+    model: str
+    label: str
+    method: str = ""
+    budget: str = ""
+    params: str = ""
+    protocol: str = ""
+    values: dict[tuple[str, str], float] = field(default_factory=dict)
+    average: float | None = None
+    remark: str = ""
+
+
+def table(name: str) -> tuple[str, pd.DataFrame]:
+    """A file of analysis/published: the source in its first line, and its rows as text ("" where empty)."""
+    import pandas as pd
+
+    path = FOLDER / f"{name}.csv"
+    with path.open(encoding="utf-8") as file:
+        source = file.readline().lstrip("# ").strip()
+    return source, pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """Every published row of the paper tables' suites."""
+    return (*_adalora_glue(), *_lora_glue(), *_logs(), *_adalora_summaries(), *_elalora())
+
+
+def _adalora_glue() -> list[Published]:
+    methods = {
+        "Full FT": ("full", "none"),
+        "BitFit": ("bitfit", "none"),
+        "LoRA r=8": ("lora", "r8"),
+        "LoRA r=2": ("lora", "r2"),
+    }
+    budgets = {"1.27M": "r8", "0.32M": "r2"}  # average target ranks 8 and 2, its appendix
+    rows = []
+    for row in table("adalora_table1_glue")[1].to_dict("records"):
+        method, budget = methods.get(row["method"], ("", ""))
+        if row["method"] == "AdaLoRA":
+            method, budget = "adalora", budgets[row["params"]]
+        values = {key: float(row[column]) for column, key in GLUE_COLUMNS.items()}
+        rows.append(
+            Published(
+                "AdaLoRA, arXiv 2303.10512, Table 1",
+                "glue",
+                "deberta_v3_base",
+                row["method"],
+                method,
+                budget,
+                row["params"],
+                "",
+                values,
+                float(row["avg"]),
+                "mean of 5 seeds",
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _lora_glue() -> list[Published]:
+    data = table("lora_readme_glue")[1].set_index("metric")
+    rows = []
+    for column, label, method, budget, params in (
+        ("roberta_base_ft_125M", "Full FT", "full", "none", "125M"),
+        ("roberta_base_lora_0.8M_label", "LoRA (query and value)", "lora", "", "0.8M as labelled"),
+    ):
+        values = {key: float(data.loc[row, column]) for row, key in README_ROWS.items() if data.loc[row, column]}
+        average = float(data.loc["Average", column])
+        rows.append(
+            Published(
+                "LoRA, README of microsoft/LoRA",
+                "glue",
+                "roberta_base",
+                label,
+                method,
+                budget,
+                params,
+                "",
+                values,
+                average,
+                "its average counts MNLI-m, QQP accuracy and Pearson",
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _logs() -> list[Published]:
+    """The logged runs of ElaLoRA's authors: last checkpoint on the validation set, one seed."""
+    rows = []
+    for name, log in table("elalora_githistory_logs")[1].groupby("dir", sort=False):
+        first = log.iloc[0]
+        values = {
+            (LOG_TASKS[task], "accuracy"): 100 * float(value)
+            for task, value in zip(log["task"], log["value"], strict=True)
+        }
+        ours = "lora" if first["method"].startswith("LoRA") else ""
+        run = Path(str(name)).name.removesuffix("--overwrite_output_dir")
+        rows.append(
+            Published(
+                "logs of ElaLoRA's authors, elalora_githistory_logs.csv",
+                "glue",
+                first["model"].replace("-", "_"),
+                f"{'LoRA' if ours else 'ElaLoRA, pre-release'}, log {run}",
+                ours,
+                f"r{first['r_from_params']}",
+                f"{int(first['params']):,}",
+                "paper_last",
+                values,
+                None,
+                "one seed each, no published table",
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _adalora_summaries() -> list[Published]:
+    rows = []
+    for row in table("adalora_table3_summarization")[1].to_dict("records"):
+        values = {
+            (task, metric): float(row[f"{column}_{short}"])
+            for column, task in (("xsum", "xsum"), ("cnndm", "cnn_dailymail"))
+            for short, metric in (("r1", "rouge1"), ("r2", "rouge2"), ("rl", "rougeL"))
+        }
+        method, budget = {"Full FT": ("full", "none"), "LoRA": ("lora", ""), "AdaLoRA": ("adalora", "")}[row["method"]]
+        rows.append(
+            Published(
+                "AdaLoRA, arXiv 2303.10512, Table 3",
+                "summarization",
+                "bart_large",
+                row["method"],
+                method,
+                budget,
+                f"{row['params_pct']} %",
+                "",
+                values,
+            )  # fmt: skip
+        )
+    return rows
+
+
+def _elalora() -> list[Published]:
+    """Rows that the paper has and that nobody could read here."""
+    known = dict(table("elalora_partial_published")[1][["item", "value"]].to_numpy().tolist())
+    average = known["VTAB-1k subset ViT-B/16 ElaLoRA average accuracy"]
+    places = [("glue", "deberta_v3_base", rank, "") for rank in known["GLUE ranks tested"].split(",")]
+    places.append(("summarization", "bart_base", known["XSum BART-base best ROUGE at rank"], ""))
+    places.append(("vtab", "vit_b16_in21k", "8", f"; average {average} on a subset of VTAB-1k, second-hand"))
+    return [
+        Published("ElaLoRA, arXiv 2504.00254", suite, model, "ElaLoRA", "elalora", f"r{rank}", remark=NOT_FOUND + more)
+        for suite, model, rank, more in places
+    ]

@@ -1,0 +1,280 @@
+"""Where the ranks went: heat maps of the final ranks and their course over the rounds.
+
+Computing stands apart from drawing: `rank_map` and `trajectory` return frames, the `draw_` functions take frames.
+Colours are safe for colour-blind readers (orange and purple around the budget, viridis for layers), and every
+cell of a map also carries its number. Drawing uses matplotlib's object interface, so no display, no global
+state and no backend of the caller is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.output.figure import WIDEST, new_figure, save_figure, wrapped
+from analysis.reading.rounds import load_rounds
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from analysis.output.figure import _file
+from analysis.reading.result_row import NO_BUDGET
+from analysis.sections.arms import CELL, shown_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SHORT = {
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.self.query_proj": "query", "attention.self.key_proj": "key", "attention.self.value_proj": "value",
+    "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
+    "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
+}  # fmt: skip
+ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}  # of BART
+for _part, _side in SIDES.items():
+    SHORT |= {f"{_part}.{kind}_proj": f"{_side} {ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
+for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
+    SHORT |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
+ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in ORDER]
+MOST_ACROSS = 8  # panels of trajectories in one row
+MOST_SEEDS = 3  # with more, trajectories show the mean
+
+
+def rank_map(runs: pd.DataFrame, which: str = "final") -> pd.DataFrame:
+    """Ranks averaged over the given runs.
+
+    Args:
+        runs: rows of one arm, from `load_runs`.
+        which: "final" or "initial".
+
+    Returns:
+        (layers, matrix types); a type that a layer lacks is NaN.
+    """
+    import pandas as pd
+
+    maps = [_as_map(ranks, places) for ranks, places in zip(runs[f"ranks_{which}"], runs["places"], strict=True)]
+    total = sum(maps[1:], start=maps[0])
+    mean = total / len(maps)
+    return pd.DataFrame(mean, columns=sorted(mean.columns, key=_type_order)).sort_index()
+
+
+def _as_map(ranks: Mapping[str, int], places: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
+    import pandas as pd
+
+    cells = _cells_of(places)
+    rows = [(*cells[name], rank) for name, rank in ranks.items()]
+    return pd.DataFrame(rows, columns=["layer", "type", "rank"]).pivot(index="layer", columns="type", values="rank")
+
+
+def _cells_of(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    """(layer, short type) of every matrix; where two share a place, as in models of two towers, longer names."""
+    cells = {name: (layer, SHORT.get(kind, kind)) for name, (layer, kind) in places.items()}
+    for longer in (lambda name: re.sub(r"\.\d+\.", ".*.", name, count=1), str):
+        count = Counter(cells.values())
+        cells |= {name: (cell[0], longer(name)) for name, cell in cells.items() if count[cell] > 1}
+    return cells
+
+
+def _type_order(kind: str) -> tuple[int, str]:
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind)
+
+
+def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
+    """The ranks of one run over its rounds.
+
+    Args:
+        run: a row of `load_runs`.
+
+    Returns:
+        One row per step at which ranks changed (0 for the start, the last step repeats the end), columns
+        (matrix type, layer).
+    """
+    import pandas as pd
+
+    rounds = load_rounds(run["folder"])
+    if not rounds:
+        return pd.DataFrame()
+    cells = {name: cell[::-1] for name, cell in _cells_of(run["places"]).items()}
+    lines = {max(0, r["step"]): {cells[n]: rank for n, rank in r["ranks"].items() if n in cells} for r in rounds}
+    frame = pd.DataFrame.from_dict(lines, orient="index")
+    frame.loc[max(run["steps"], max(lines))] = frame.iloc[-1]
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns, names=["type", "layer"])
+    kinds = sorted(set(frame.columns.get_level_values("type")), key=_type_order)
+    return frame.sort_index(axis=1)[kinds]
+
+
+def draw_rank_maps(
+    maps: Mapping[str, pd.DataFrame], centre: float, path: Path, title: str = "", data: str = ""
+) -> list[Path]:
+    """Heat maps side by side on one colour scale around the budget.
+
+    Args:
+        maps: from `rank_map`, by the panel's title.
+        centre: the rank that is drawn white: the budget's mean rank.
+        path: without suffix; .png and .svg are written.
+        title: above all panels.
+        data: source of the data, below.
+    """
+    import numpy as np
+    from matplotlib.colors import TwoSlopeNorm
+
+    values = np.concatenate([m.to_numpy(float).ravel() for m in maps.values()])
+    reach = max(1.0, float(np.nanmax(np.abs(values - centre))))
+    norm = TwoSlopeNorm(centre, centre - reach, centre + reach)
+    first = next(iter(maps.values()))
+    width = max(3.4, 0.62 * len(first.columns) + 0.9)
+    columns = min(len(maps), 3, max(1, int(WIDEST / width)))
+    rows = -(-len(maps) // columns)
+    figure = new_figure(columns * width + 0.9, rows * (0.4 * len(first) + 1.5) + 0.9)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, (name, ranks) in zip(axes.flat, maps.items(), strict=False):
+        image = axis.imshow(ranks.to_numpy(float), cmap="PuOr_r", norm=norm, aspect="auto")
+        axis.set_title(wrapped(name, 30), fontsize=10)
+        axis.set_xticks(range(len(ranks.columns)), ranks.columns, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(ranks)), [str(layer) for layer in ranks.index])
+        axis.set_ylabel("layer")
+        _annotate(axis, ranks.to_numpy(float), centre, reach)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, label=f"final rank (white: {centre:g})", fraction=0.04, pad=0.02)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.set_ylim(max(0.0, centre - reach), centre + reach)  # no rank is below 0
+    return save_figure(figure, path, title, data)
+
+
+def _annotate(axis: Axes, ranks: Any, centre: float, reach: float) -> None:
+    for (y, x), rank in _cells(ranks):
+        text = f"{rank:.0f}" if float(rank).is_integer() else f"{rank:.1f}"
+        dark = abs(rank - centre) > 0.55 * reach
+        axis.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+def _cells(ranks: Any) -> list[tuple[tuple[int, int], float]]:
+    import numpy as np
+
+    return [(place, rank) for place, rank in np.ndenumerate(ranks) if not np.isnan(rank)]
+
+
+def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
+    """A panel per matrix type and course, a line per layer, as steps.
+
+    Args:
+        courses: from `trajectory`, by the row's title, for instance "seed 0".
+        path: without suffix; .png and .svg are written.
+        title: above all panels.
+        data: source of the data, below.
+    """
+    from matplotlib import colormaps
+    from matplotlib.lines import Line2D
+
+    first = next(iter(courses.values()))
+    kinds = list(dict.fromkeys(first.columns.get_level_values("type")))
+    layers = sorted({layer for _, layer in first.columns})
+    colour = {layer: colormaps["viridis"](0.85 * i / max(1, len(layers) - 1)) for i, layer in enumerate(layers)}
+    across = -(-len(kinds) // -(-len(kinds) // MOST_ACROSS))
+    blocks = [kinds[i : i + across] for i in range(0, len(kinds), across)]
+    figure = new_figure(1.75 * across + 1.6, 2.1 * len(courses) * len(blocks) + 1.3)
+    axes = figure.subplots(len(courses) * len(blocks), across, squeeze=False, sharex=True, sharey=True)
+    whole = all((course % 1 == 0).all(axis=None) for course in courses.values())
+    rows = [(block, name, course) for block in blocks for name, course in courses.items()]
+    for number, (row, (block, name, course)) in enumerate(zip(axes, rows, strict=True)):
+        for axis, kind in zip(row, block, strict=False):
+            for layer in course[kind].columns:
+                # whole ranks are often equal in several layers: a small shift keeps each line visible
+                shift = 0.36 * (layers.index(layer) / max(1, len(layers) - 1) - 0.5) if whole else 0.0
+                ranks = course[kind][layer] + shift
+                axis.step(course.index, ranks, where="post", color=colour[layer], linewidth=1.3)
+            axis.grid(axis="y", linewidth=0.3)
+            axis.yaxis.get_major_locator().set_params(integer=True)
+            if number % len(courses) == 0:
+                axis.set_title(wrapped(kind, 16), fontsize=10)
+        for axis in row[len(block) :]:
+            axis.set_visible(False)
+        row[0].set_ylabel(f"{name}\nrank")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    handles = [Line2D([], [], color=colour[layer], linewidth=2, label=str(layer)) for layer in layers]
+    figure.legend(handles=handles, title="layer", loc="outside right center", frameon=False, fontsize=8)
+    shifted = "Lines of equal rank are drawn slightly apart. " if whole and len(layers) > 1 else ""
+    return save_figure(figure, path, title, data, shifted)
+
+
+def courses_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The courses to draw for one arm: each seed's, or their mean when there are many; only where ranks moved."""
+    frames = {f"seed {run['seed']}": trajectory(run) for run in runs.to_dict("records")}
+    moved = {name: frame for name, frame in frames.items() if len(frame) and frame.nunique().max() > 1}
+    if len(moved) <= MOST_SEEDS:
+        return moved
+    steps = sorted({step for frame in moved.values() for step in frame.index})
+    held = [frame.reindex(steps).ffill() for frame in moved.values()]
+    return {f"mean of {len(held)} seeds": sum(held[1:], start=held[0]) / len(held)}
+
+
+def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
+    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any.
+
+    Returns:
+        Captions by the path of the .svg; a .png stands beside it.
+    """
+    from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map
+
+    ranked = runs.assign(shown=shown_names(runs))
+    ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
+    drawn: dict[Path, str] = {}
+    for _, cell in ranked.groupby(CELL, sort=False):
+        first = cell.iloc[0]
+        stem = [first[key] for key in ("task", "model", "budget", "protocol", "recipe")]
+        where = f"{first['task']}, {first['model']}, {first['budget']}, {first['protocol']}"
+        arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
+        maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
+        title = f"Final ranks: {where}" + _mean_over(map(len, arms.values()))
+        path = folder / f"ranks_{_file(stem)}"
+        drawn[draw_rank_maps(maps, _centre(cell), path, title, first["citation"])[-1]] = title
+        for name, arm in arms.items():
+            courses = courses_of(arm)
+            if courses:
+                path = folder / f"trajectories_{_file([*stem, _arm(name, arm)])}"
+                title = f"Ranks of {name}: {where}"
+                drawn[draw_trajectories(courses, path, title, first["citation"])[-1]] = title
+    return drawn
+
+
+def _mean_over(seeds: Iterable[int]) -> str:
+    """How many seeds the panels are means over; nothing for one."""
+    counts = sorted(set(seeds))
+    if counts == [1]:
+        return ""
+    return f", mean over {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seeds"
+
+
+def _joined(maps: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Arms with one and the same rank everywhere share a panel, at the end; it has nothing more to show."""
+    moved = {name: ranks for name, ranks in maps.items() if ranks.stack().nunique() > 1}
+    flat: dict[float, list[str]] = {}
+    for name, ranks in maps.items():
+        if name not in moved:
+            flat.setdefault(float(ranks.stack().iloc[0]), []).append(name)
+    return moved | {", ".join(names): maps[names[0]] for names in flat.values()}
+
+
+def _arm(name: str, arm: pd.DataFrame) -> str:
+    """A short name for a file; arms that share a name are told apart by their settings' digest."""
+    first = arm.iloc[0]
+    plain = "-".join(part for part in (first["label"], first["variant"]) if part)
+    return f"{plain}-{first['arm']}" if "[" in name else plain
+
+
+def _centre(cell: pd.DataFrame) -> float:
+    """The mean rank that the budget asks for; for a budget in parameters, the mean of what was reached."""
+    budget = str(cell["budget"].iloc[0])
+    if budget != NO_BUDGET and budget[1:].isdigit():
+        return float(budget[1:])
+    return float(sum(cell["rank_sum_final"]) / sum(map(len, cell["ranks_final"])))

@@ -1,0 +1,121 @@
+"""Do the matrices that carry more get more ranks? Contributions (`experiments.contribution`) against ranks.
+
+What is unusual: both patterns are alike in all seeds, so ten seeds of 36 matrices are not 360 independent points. A
+permutation moves the matrices of all seeds together, and a bootstrap draws matrices with all their seeds. The seed is
+the sample only where two arms are paired by it. "Within types" compares a matrix with others of its type only: types
+differ in size, and a rank in a large matrix is another thing than in a small one.
+
+Arrays are (seeds, matrices).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.stats.rank_agreement import groups_of, pattern_array
+from analysis.stats.seeds import Array
+
+if TYPE_CHECKING:
+    pass
+
+
+class Relation(NamedTuple):
+    """Spearman's correlation of contribution and rank, mean over seeds.
+
+    Attributes:
+        rho: the correlation; NaN where ranks or contributions are the same everywhere.
+        low, high: 95 % percentile bootstrap interval over matrices.
+        p: two-sided permutation p.
+    """
+
+    rho: float
+    low: float
+    high: float
+    p: float
+
+
+def spearman(ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None = None) -> Array:
+    """Spearman's correlation of every seed, (seeds,).
+
+    Args:
+        ranks, rises: (seeds, matrices).
+        strata: the type of every matrix; mid-ranks are then taken, and centred, within each type.
+    """
+    x, y = pattern_array(ranks), pattern_array(rises)
+    if x.shape != y.shape:
+        raise ValueError(f"ranks {x.shape} and contributions {y.shape} are not of the same runs and matrices")
+    return _correlation(x, y, groups_of(strata, x.shape[1]))
+
+
+def _correlation(x: Array, y: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
+    a, b = _centred(x, groups), _centred(y, groups)
+    length = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=-1) / np.where(length > 0, length, np.nan)
+
+
+def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
+    """Mid-ranks within each group less their mean."""
+    from scipy import stats
+
+    out = np.empty_like(x)
+    for members in groups:
+        out[..., members] = stats.rankdata(x[..., members], axis=-1) - (len(members) + 1) / 2
+    return out
+
+
+def relation(
+    ranks: ArrayLike, rises: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 1_999
+) -> Relation:
+    """How contribution and rank go together, with interval and test.
+
+    Args:
+        ranks: (seeds, matrices), of the arm whose ranks are in question.
+        rises: (seeds, matrices), contributions of the same seeds, of the same arm or of another.
+        rng: draws resamples and permutations.
+        strata: the type of every matrix: correlation, resamples and permutations then stay within types.
+        resamples: of the bootstrap and of the permutation test.
+    """
+    x, y = pattern_array(ranks), pattern_array(rises)
+    groups = groups_of(strata, x.shape[1])
+    rho = _mean(spearman(x, y, strata))
+    if math.isnan(rho):
+        return Relation(math.nan, math.nan, math.nan, math.nan)
+    drawn, extreme = [], 0
+    a, b = _centred(x, groups), _centred(y, groups)
+    length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    for _ in range(resamples):
+        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
+        places = _places(groups)
+        drawn.append(_mean(_correlation(x[:, taken], y[:, taken], places)))
+        order = np.arange(x.shape[1])
+        for members in groups:
+            order[members] = rng.permutation(members)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shuffled = _mean((a[:, order] * b).sum(axis=1) / np.where(length > 0, length, np.nan))
+        extreme += abs(shuffled) >= abs(rho) - 1e-12
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
+
+
+def _places(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Where the groups stand once they are joined one after the other."""
+    ends = np.cumsum([len(members) for members in groups])
+    return [np.arange(end - len(members), end) for end, members in zip(ends, groups, strict=True)]
+
+
+def _mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+# -- from the run store ------------------------------------------------------------------------------------
+
+
+# -- does the layout itself help? --------------------------------------------------------------------------

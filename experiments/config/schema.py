@@ -1,0 +1,164 @@
+"""The schema of a run's configuration: what Hydra composes from conf/ is checked against these types.
+
+Importing this costs no heavy library, so `run.py --help` and tab completion are quick. A method's own knobs
+are checked against the dataclass in its file (`experiments.runs.plan`), because that file imports torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from experiments.config.launcher import LauncherConfig
+from experiments.config.study import RecipeConfig, StudyConfig
+from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
+from experiments.config.tracking import TrackingConfig
+
+MAX_NAMED_BUDGET = 64
+
+
+@dataclass
+class ModelConfig:
+    """A pretrained model and which of its matrices are adapted.
+
+    Attributes:
+        name: for tables and folders.
+        path: "embedded" (MiniLM-L6 from its PyPI package), "digits" (made here, see conf/model/vit_digits.yaml), a
+            local folder, or a hub id.
+        revision: of a hub id.
+        sha256: expected digest of model.safetensors; checked at load where given.
+        targets: a named set of the architecture's linear layers (`elalora.targets`), or name patterns
+            (`elalora.attach`).
+        matrices: how many layers they must match; null asks a named set, and accepts any number above 0 for patterns.
+        head: modules trained whole beside the adapters; null takes the architecture's.
+        attention: "sdpa" or "eager"; null leaves the choice to transformers.
+        dropout: of hidden states and attention; null keeps the checkpoint's.
+        cls_dropout: of the classifier alone, for architectures that have it; null takes `dropout`.
+    """
+
+    name: str = MISSING
+    path: str = MISSING
+    revision: str | None = None
+    sha256: str | None = None
+    targets: list[str] = field(default_factory=lambda: ["paper"])
+    matrices: int | None = None
+    head: list[str] | None = None
+    attention: str | None = None
+    dropout: float | None = None
+    cls_dropout: float | None = None
+
+
+@dataclass
+class BudgetConfig:
+    """Either a mean rank or a cap on the adapter's parameters; see `elalora.budget`."""
+
+    rank: int | None = None
+    params: int | None = None
+
+
+@dataclass
+class TrainerConfig:
+    """What the common trainer does, the same for every method.
+
+    Attributes:
+        epochs: passes over the training items; ignored where max_steps is given.
+        max_steps: optimizer steps.
+        batch_size: items per optimizer step, over all processes.
+        micro_batch: most items per forward pass; null takes the whole batch at once.
+        lr: peak learning rate.
+        weight_decay: decoupled; not on biases and norms.
+        warmup: fraction of the run (0..1) or a number of steps.
+        schedule: linear, cosine or constant.
+        max_grad_norm: clipping; null for none.
+        precision: fp32 or bf16 (autocast; weights stay fp32).
+        evaluations: how often the selection split is read, evenly over the run; 0 reads it at the end only.
+        log_every: steps between two training losses in metrics.jsonl.
+    """
+
+    epochs: float = 3
+    max_steps: int | None = None
+    batch_size: int = 32
+    micro_batch: int | None = None
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.06
+    schedule: str = "linear"
+    max_grad_norm: float | None = 1.0
+    precision: str = "fp32"
+    evaluations: int = 0
+    log_every: int = 10
+
+
+@dataclass
+class StoreConfig:
+    """Where runs are kept; no part of a run's identity.
+
+    Attributes:
+        root: folder of runs.
+        also: further stores whose finished runs count as done.
+        checkpoint_every: optimizer steps between two checkpoints; 0 writes none.
+        keep_checkpoint: keep the last checkpoint of a finished run.
+    """
+
+    root: str = "runs"
+    also: list[str] = field(default_factory=list)
+    checkpoint_every: int = 200
+    keep_checkpoint: bool = False
+
+
+@dataclass
+class RunConfig:
+    """One run.
+
+    Attributes:
+        seed: of everything random; arms with one seed share data order, subset and head.
+        init_from: a finished run of the same method, model and budget whose update this run starts from: the words
+            that change this command into that run's ("task=mnli"), its folder, or its id.
+        threads: of torch; null leaves the choice to it.
+        recipe: where the settings come from; overrides: the words this configuration was composed from;
+        study: with +study=NAME, what is expanded into many runs. No part of a run's identity.
+    """
+
+    method: dict[str, Any] = MISSING
+    task: TaskConfig = MISSING
+    model: ModelConfig = MISSING
+    budget: BudgetConfig = MISSING
+    protocol: ProtocolConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    seed: int = 0
+    init_from: str | None = None
+    threads: int | None = None
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    overrides: list[str] | None = None
+    study: StudyConfig | None = None
+
+
+def register() -> None:
+    """Puts the schema and the budgets r1 .. r64 where Hydra finds them, and spares it work that nobody asked for."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for rank in range(1, MAX_NAMED_BUDGET + 1):
+        store.store(group="budget", name=f"r{rank}", node=BudgetConfig(rank=rank))
+    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
+    # for --help it would look into every folder of conf/recipe, for a list that our page does not show
+    Hydra.format_config_groups = lambda *given, **more: ""  # type: ignore[method-assign]
+
+
+@cache
+def _scratch() -> str:
+    """A folder for what Hydra writes when it composes a sweep; nobody reads it, and it goes with this process."""
+    folder = tempfile.mkdtemp(prefix="elalora-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

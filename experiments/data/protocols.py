@@ -1,0 +1,160 @@
+"""Which rows train, which choose a checkpoint, and which are reported.
+
+Tasks come with three splits, or with train and a validation split only, because the official test labels are hidden
+(GLUE). What the protocols make of them:
+
+    protocol     benchmark           trains on             selects on    reports
+    clean        GLUE                train less held-out   held-out      validation, read once
+    clean        VTAB-1k             train + validation    nothing       test, read once
+    clean        others              train                 validation    test
+    paper_last   GLUE, summaries     train                 nothing       validation, as ElaLoRA's code
+    paper_last   VTAB-1k             train                 nothing       test, as ElaLoRA's code
+    paper_last   others              train + validation    nothing       test
+    paper_best   as paper_last, but selects on the reported split (optimistic)
+    tune         GLUE                train less held-out   nothing       held-out
+    tune         others              train                 nothing       validation
+
+`tune` is for runs that choose settings for `clean`: what `clean` reports is never read. On VTAB-1k it is the
+benchmark's own procedure (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000.
+
+Draws use hashes of the rows' numbers, so they are the same under any version of any library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from elalora.errors import UserError
+from experiments.config.task import ProtocolConfig
+from experiments.data.content import TaskData
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROTOCOLS = ("clean", "paper_last", "paper_best", "tune")
+HELD_OUT_SHARE = 0.1
+HELD_OUT_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of one run. select is None where no checkpoint is chosen.
+
+    select_name and report_name are what tables and files call these rows; the part of train held
+    out by the clean protocol is "held_out".
+    """
+
+    train: Dataset
+    select: Dataset | None
+    report: Dataset
+    select_name: str | None
+    report_name: str
+
+
+def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int | None, seed: int) -> Splits:
+    """Gives every row of a task its part in a run.
+
+    Args:
+        data: the loaded task.
+        protocol: its name, and the seed of the held-out draw, which is the same for all run seeds.
+        train_items: size of a subset of the training rows, or None for all of them.
+        seed: the run's seed, which draws the subset: the same for all arms with that seed.
+
+    Raises:
+        UserError: unknown protocol, or a subset larger than train.
+    """
+    if protocol.name not in PROTOCOLS:
+        raise UserError(f"protocol={protocol.name} is unknown; type one of {', '.join(PROTOCOLS)}")
+    splits = _by_splits(data, protocol)
+    if train_items is None:
+        return splits
+    if not 1 <= train_items <= len(splits.train):
+        raise UserError(
+            f"data.train_items={train_items}, but {data.config.name} has {len(splits.train)} "
+            f"training items under protocol={protocol.name}; give 1 to {len(splits.train)}, "
+            "or data.train_items=null for all"
+        )
+    chosen = _draw(data, splits.train, train_items, f"train_items/{seed}")
+    return replace(splits, train=splits.train.select(chosen))
+
+
+def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
+    if protocol.name not in ("clean", "tune"):
+        return _as_papers(data, best=protocol.name == "paper_best")
+    clean = _clean(data, protocol.split_seed)
+    if protocol.name == "tune":
+        assert clean.select is not None and clean.select_name is not None
+        return replace(clean, select=None, select_name=None, report=clean.select, report_name=clean.select_name)
+    if data.config.suite == "vtab":
+        assert clean.select is not None
+        return replace(clean, train=_joined(clean.train, clean.select), select=None, select_name=None)
+    return clean
+
+
+def _clean(data: TaskData, split_seed: int) -> Splits:
+    """Three parts, of which the second may choose and the third is reported."""
+    train, (validation_name, validation) = data.splits["train"], _validation(data)
+    if "test" in data.splits:
+        return Splits(train, validation, data.splits["test"], validation_name, "test")
+    size = min(int(HELD_OUT_SHARE * len(train)), HELD_OUT_MOST)
+    held_out = _draw(data, train, size, f"held_out/{split_seed}")
+    rest = sorted(set(range(len(train))) - set(held_out))
+    return Splits(train.select(rest), train.select(held_out), validation, "held_out", validation_name)
+
+
+def _as_papers(data: TaskData, best: bool) -> Splits:
+    """All of train, one split for everything else."""
+    train, (name, report), suite = data.splits["train"], _validation(data), data.config.suite
+    if "test" in data.splits and suite != "summarization":
+        train = train if suite == "vtab" else _joined(train, report)
+        report, name = data.splits["test"], "test"
+    return Splits(train, report if best else None, report, name if best else None, name)
+
+
+def _validation(data: TaskData) -> tuple[str, Dataset]:
+    return next((name, rows) for name, rows in data.splits.items() if name.startswith("validation"))
+
+
+def _joined(first: Dataset, second: Dataset) -> Dataset:
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([first, second])
+
+
+def _draw(data: TaskData, rows: Dataset, size: int, salt: str) -> list[int]:
+    """Positions of a random subset, in rising order; stratified for classification."""
+    columns = rows.select_columns(["idx", "label"])[:]
+    classes = columns["label"] if data.config.kind in ("classification", "image") else [0] * len(rows)
+    return draw(columns["idx"], classes, size, f"{data.config.name}/{salt}")
+
+
+def draw(idx: Sequence[int], classes: Sequence[int], size: int, salt: str) -> list[int]:
+    """A subset whose shares per class are those of the whole, as nearly as whole rows allow.
+
+    Args:
+        idx: the rows' own numbers, (n,), all different.
+        classes: the class of every row, (n,).
+        size: how many to draw, at most n.
+        salt: whatever makes this draw differ from others.
+
+    Returns:
+        Positions in rising order. Rows are ranked by a hash of salt and idx; the rows left over by
+        rounding down go to the classes with the largest remainders.
+    """
+
+    def rank(position: int) -> bytes:
+        return hashlib.sha256(f"{salt}/{idx[position]}".encode()).digest()
+
+    members: dict[int, list[int]] = defaultdict(list)
+    for position, label in enumerate(classes):
+        members[label].append(position)
+    exact = {label: size * len(rows) / len(idx) for label, rows in members.items()}
+    quota = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: (quota[label] - exact[label], label))
+    for label in by_remainder[: size - sum(quota.values())]:
+        quota[label] += 1
+    return sorted(p for label, rows in members.items() for p in sorted(rows, key=rank)[: quota[label]])

@@ -1,0 +1,307 @@
+"""From texts to padded batches: token ids are made once and cached on disk.
+
+Token ids lie flat in one safetensors file per split, so they are memory-mapped and no item is stored padded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elalora.errors import UserError
+from experiments.config.task import TaskConfig
+from experiments.data.content import content_hash
+from experiments.runtime.cache import cache_dir
+from experiments.runtime.display import tracked
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+FORMAT = 2  # raise when the layout of the cached file changes
+PAD_MULTIPLE = 8
+SLICE = 10_000  # items that are tokenised at once; more than these get a progress bar
+IGNORED = -100  # label of a token that enters no loss
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What a tokenizer pads with, and on which side."""
+
+    token: int
+    token_type: int
+    side: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Padding:
+        """Raises UserError for a tokenizer without a padding token."""
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"the tokenizer of {tokenizer.name_or_path} has no padding token; "
+                "choose a model whose tokenizer has one"
+            )
+        return cls(tokenizer.pad_token_id, tokenizer.pad_token_type_id, tokenizer.padding_side)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length, end to end.
+
+    Attributes:
+        flat: (total,) of any integer type.
+        offsets: where each row starts, and the end of the last, (n + 1,) int64.
+    """
+
+    flat: Tensor
+    offsets: Tensor
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64."""
+        return np.diff(self.offsets.numpy())
+
+    def padded(self, indices: Sequence[int], fill: int, side: str = "right") -> Tensor:
+        """(b, length) int64, padded to the longest row, rounded up to a multiple of 8."""
+        spans = [(int(self.offsets[i]), int(self.offsets[i + 1])) for i in indices]
+        longest = max(end - start for start, end in spans)
+        length = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        rows = torch.full((len(spans), length), fill)
+        for row, (start, end) in enumerate(spans):
+            left = length - (end - start) if side == "left" else 0
+            rows[row, left : left + end - start] = self.flat[start:end].long()
+        return rows
+
+
+@dataclass(frozen=True)
+class TextItems:
+    """Texts, or pairs of texts, with a label each, or documents with a summary each.
+
+    Attributes:
+        tokens: ids of the inputs.
+        idx: the items' own numbers, (n,) int64.
+        labels: (n,) int64 for classification, float32 for regression; for summaries the target's token ids.
+        truncated: how many items were longer than the task's max_length and were cut.
+        truncated_targets: likewise of summaries and target_length.
+        cached: whether the ids were read from the cache.
+        padding: of the tokenizer.
+        token_type_ids: (total,) uint8, or None where the tokenizer makes none.
+        references: every reference of each item, for summaries.
+    """
+
+    tokens: Ragged
+    idx: Tensor
+    labels: Tensor | Ragged
+    truncated: int
+    truncated_targets: int
+    cached: bool
+    padding: Padding
+    token_type_ids: Ragged | None = None
+    references: list[list[str]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.idx)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every input, (n,) int64."""
+        return self.tokens.lengths
+
+    def weight(self, indices: Sequence[int]) -> float:
+        """Items, or target tokens where the loss is a mean over tokens."""
+        if isinstance(self.labels, Ragged):
+            return float(self.labels.lengths[list(indices)].sum())
+        return float(len(indices))
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """One batch, padded to its longest item.
+
+        Args:
+            indices: positions in the split, b of them.
+
+        Returns:
+            input_ids and attention_mask (b, length) int64, token_type_ids likewise where the tokenizer makes them,
+            labels (b,), or (b, target length) with IGNORED at padding.
+        """
+        ids = self.tokens.padded(indices, self.padding.token, self.padding.side)
+        ones = Ragged(torch.ones(1, dtype=torch.int8).expand(len(self.tokens.flat)), self.tokens.offsets)
+        batch = {"input_ids": ids, "attention_mask": ones.padded(indices, 0, self.padding.side)}
+        if self.token_type_ids is not None:
+            batch["token_type_ids"] = self.token_type_ids.padded(indices, self.padding.token_type, self.padding.side)
+        if isinstance(self.labels, Ragged):
+            batch["labels"] = self.labels.padded(indices, IGNORED)
+        else:
+            batch["labels"] = self.labels[torch.as_tensor(indices)]
+        return batch
+
+
+def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig, cache: str | None) -> TextItems:
+    """Token ids of one split, from the cache where the same were made before.
+
+    The key covers the split's content, the tokenizer, the lengths and the text columns. A damaged file is noticed by
+    its checksum and made again. Files are moved into place whole.
+
+    Args:
+        dataset: columns idx, label and the task's text columns; for summaries also references.
+        tokenizer: any Hugging Face tokenizer with a padding token.
+        task: names the text columns and the longest sequence.
+        cache: the folder that `cache_dir` takes (data.cache); files go into its subfolder tokenised/.
+
+    Raises:
+        UserError: the tokenizer has no padding token, or the cache cannot be written.
+    """
+    padding = Padding.of(tokenizer)
+    file = cache_dir(cache) / "tokenised" / f"{_cache_key(dataset, tokenizer, task)}.safetensors"
+    stored = _read(file)
+    tensors, cut = stored or _encode(dataset, tokenizer, task)
+    if stored is None:
+        _write(file, tensors, cut)
+    summaries = task.kind == "summarization"
+    types = tensors.get("token_type_ids")
+    return TextItems(
+        tokens=Ragged(tensors["tokens"], tensors["offsets"]),
+        idx=tensors["idx"],
+        labels=Ragged(tensors["labels"], tensors["label_offsets"]) if summaries else tensors["labels"],
+        truncated=cut[0],
+        truncated_targets=cut[1],
+        cached=stored is not None,
+        padding=padding,
+        token_type_ids=None if types is None else Ragged(types, tensors["offsets"]),
+        references=[list(r) for r in dataset["references"][:]] if summaries else None,
+    )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of everything that decides the ids: vocabulary, rules and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # These two record the last call, not the tokenizer.
+    rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
+    state = [
+        type(tokenizer).__name__,
+        rules,
+        tokenizer.model_input_names,
+        tokenizer.truncation_side,
+        {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+    ]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _cache_key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig) -> str:
+    parts = [
+        FORMAT,
+        content_hash({"split": dataset}, task),
+        tokenizer_hash(tokenizer),
+        task.max_length,
+        task.target_length if task.kind == "summarization" else None,
+        list(task.text),
+        task.kind,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _encode(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig
+) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    """Tensors by name, and how many inputs and targets were cut."""
+    columns = dataset[:]
+    texts = [columns[name] for name in task.text]
+
+    def inputs(part: slice) -> Any:
+        words = [column[part] for column in texts]
+        return tokenizer(*words, truncation=True, max_length=task.max_length, return_attention_mask=False)
+
+    encoded = _in_slices(len(dataset), "items", inputs)
+    tokens = _ragged(encoded["input_ids"], torch.int32)
+    tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
+    if "token_type_ids" in encoded:
+        tensors["token_type_ids"] = _ragged(encoded["token_type_ids"], torch.uint8).flat
+    cut = _cut_items(encoded["input_ids"], task.max_length, lambda full: tokenizer(*_rows(texts, full), verbose=False))
+    if task.kind != "summarization":
+        kind = torch.float32 if task.kind == "regression" else torch.int64
+        tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
+        return tensors, (cut, 0)
+
+    def summaries(part: slice) -> Any:
+        return tokenizer(text_target=columns["label"][part], truncation=True, max_length=task.target_length)
+
+    targets = _in_slices(len(dataset), "summaries", summaries)
+    labels = _ragged(targets["input_ids"], torch.int32)
+    tensors |= {"labels": labels.flat, "label_offsets": labels.offsets}
+
+    def whole(full: list[int]) -> Any:
+        return tokenizer(text_target=[columns["label"][i] for i in full], verbose=False)
+
+    return tensors, (cut, _cut_items(targets["input_ids"], task.target_length, whole))
+
+
+def _in_slices(count: int, what: str, encode: Callable[[slice], Any]) -> dict[str, list[list[int]]]:
+    """What the tokenizer gives, slice after slice: a row's ids do not depend on the rows beside it."""
+    starts = range(0, max(count, 1), SLICE)
+    shown = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
+    parts = [encode(slice(start, start + SLICE)) for start in shown]
+    return {name: [row for part in parts for row in part[name]] for name in parts[0]}
+
+
+def _rows(texts: list[list[str]], indices: list[int]) -> list[list[str]]:
+    return [[column[i] for i in indices] for column in texts]
+
+
+def _ragged(rows: list[list[int]], dtype: torch.dtype) -> Ragged:
+    flat = torch.tensor([value for row in rows for value in row], dtype=dtype)
+    return Ragged(flat, torch.tensor([0, *map(len, rows)], dtype=torch.int64).cumsum(0))
+
+
+def _cut_items(rows: list[list[int]], most: int, again: Callable[[list[int]], Any]) -> int:
+    """How many rows were cut. Only one that fills `most` can have been; the full length of those tells."""
+    full = [i for i, row in enumerate(rows) if len(row) == most]
+    return sum(len(row) > most for row in again(full)["input_ids"]) if full else 0
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
+    """The cached tensors, memory-mapped, or None when there are none that can be trusted."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            meta = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+    except SafetensorError as error:
+        log.warning("cached tokens %s cannot be read (%s): made again", file.name, error)
+        return None
+    if meta.get("sha256") != _checksum(tensors):
+        log.warning("cached tokens %s do not match their checksum: made again", file.name)
+        return None
+    return tensors, (int(meta["truncated"]), int(meta["truncated_targets"]))
+
+
+def _write(file: Path, tensors: dict[str, Tensor], cut: tuple[int, int]) -> None:
+    from safetensors.torch import save
+
+    meta = {"sha256": _checksum(tensors), "truncated": str(cut[0]), "truncated_targets": str(cut[1])}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="write-", dir=file.parent) as folder:
+        fresh = Path(folder, file.name)
+        fresh.write_bytes(save(tensors, metadata=meta))
+        os.replace(fresh, file)

@@ -1,0 +1,37 @@
+"""Chooses what does the plans: this process, local workers or SLURM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.runs.plan import Plan, make_plan
+from experiments.runs.run import run_plans
+from experiments.runtime.distributed import (
+    count,
+)
+
+
+def run_all(configs: list[DictConfig]) -> int:
+    """Plans every run and does them; see `run_plans`.
+
+    Raises:
+        UserError: a configuration is wrong; nothing has been started.
+    """
+    plans = [make_plan(config) for config in configs]
+    return launcher_of(configs[0])(plans)
+
+
+def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
+    """What does plans, by the configuration's `launcher`: a function from plans to an exit code.
+
+    torchrun's processes do the runs themselves, one after the other.
+    """
+    if config.launcher.kind == "basic" or config.launcher.kind == "local" and count() > 1:
+        return run_plans
+    from experiments.launch import local, slurm
+
+    launcher = slurm if config.launcher.kind == "slurm" else local
+    return partial(launcher.run_plans, config=OmegaConf.to_object(config.launcher))

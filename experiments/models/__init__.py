@@ -1,0 +1,1 @@
+"""Loading pretrained models and their processors."""

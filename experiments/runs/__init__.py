@@ -1,0 +1,1 @@
+"""One run: its plan, its preparation, doing it, and its result."""

@@ -1,0 +1,92 @@
+"""What a run ran on: versions, machine, threads and commit. No part of its identity, and no secrets."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from experiments.runtime.places import CHECKOUT
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "tokenizers", "peft")
+
+
+def manifest() -> dict[str, Any]:
+    """Plain JSON; names and numbers only, never the environment."""
+    import torch
+
+    commit, dirty = code_now()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "commit": commit,
+        "dirty": dirty,
+        "host": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def code_now() -> tuple[str | None, bool | None]:
+    """The commit of this code, and whether tracked files differ from it."""
+    return commit_of(CHECKOUT)
+
+
+def say_if_changed(then: Sequence[Any], when: str) -> None:
+    """Says on stderr when the code on disk is another than that from which runs were asked for.
+
+    Args:
+        then: `code_now` of that moment; when: what happened in it ("the job was submitted").
+    """
+    now = code_now()
+    if list(now) != list(then):
+        print(f"elalora: the code is {_code(now)}, {when} from {_code(then)}", file=sys.stderr, flush=True)
+
+
+def _code(commit: Sequence[Any]) -> str:
+    return f"{(commit[0] or 'unknown')[:10]}{' with changes' if commit[1] else ''}"
+
+
+def commit_of(folder: Path) -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it), (None, None) outside a git checkout."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    """The processor's model where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,0 +1,8 @@
+"""Where the checkout and its configuration lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONF = CHECKOUT / "conf"

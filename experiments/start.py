@@ -1,0 +1,55 @@
+"""What run.py calls: show or start everything that was composed."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from elalora.errors import UserError
+from experiments.runs.plan import make_plan
+from experiments.runtime.distributed import count
+from experiments.studies.expansion import cells_of
+from experiments.studies.stages import run_study
+
+
+def show_all(configs: list[DictConfig]) -> int:
+    """Prints what would run (`--plan`); starts nothing."""
+    from experiments.studies.preview import overview, overview_of_study
+
+    if (study := _the_study(configs)) is not None:
+        print(overview_of_study(study))
+    else:
+        print(overview([make_plan(config) for config in configs]))
+    if configs[0].launcher.kind == "slurm":
+        from experiments.launch.slurm import describe
+
+        plans = [c.plan for c in cells_of(study) if c.plan] if study is not None else map(make_plan, configs)
+        print("\n".join(describe([p for p in plans if p.finished() is None], OmegaConf.to_object(configs[0].launcher))))
+    return 0
+
+
+def start_all(configs: list[DictConfig]) -> int:
+    """Does every run, or the study stage by stage.
+
+    Returns:
+        The exit code: 0 all done, 1 a run failed, 2 a mistake in what was asked for.
+    """
+    from experiments.launch.choose import launcher_of, run_all
+
+    study = _the_study(configs)
+    if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and count() == 1:
+        raise UserError(
+            "hydra/launcher=basic would do a sweep in one process, where one hard death ends all of it; "
+            "allowed: local (default), slurm"
+        )
+    if study is None:
+        return run_all(configs)
+    return run_study(study, launcher_of(study))
+
+
+def _the_study(configs: list[DictConfig]) -> DictConfig | None:
+    studies = [config for config in configs if config.study is not None]
+    if not studies:
+        return None
+    if len(configs) > 1:
+        raise UserError("one study at a time: a command with +study=NAME sweeps over nothing else")
+    return studies[0]

@@ -1,0 +1,1 @@
+"""The run store: one folder per run, finding, listing and compacting runs."""

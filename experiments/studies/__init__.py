@@ -1,0 +1,1 @@
+"""Studies: many runs from one file, with tuning and declared comparisons."""
