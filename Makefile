@@ -34,13 +34,13 @@ test-full: setup ## all tests, the long ones too
 	@$(run) -m pytest $(PYTEST) -m "full or not full"
 
 smoke: setup ## every benchmark at hand with every method, 60 steps each (needs ../shared/data; about 18 minutes)
-	@$(run) -m pytest $(PYTEST) -m "full or not full" tests/test_smoke.py
+	@$(run) -m pytest $(PYTEST) -m "full or not full" tests/experiments/standins/test_smoke.py
 
 reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
 	@$(run) -m experiments.reproduce_check $(WORDS)
 
 notebooks: setup ## the notebooks of analysis/notebooks, executed on a small made-up store
-	@$(run) tests/stored_study.py "$(TABLES)/made_up_store"
+	@$(run) tests/support/stored_study.py "$(TABLES)/made_up_store"
 	@$(run) -m analysis.notebooks "$(TABLES)/made_up_store" --out "$(TABLES)/notebooks"
 
 docs: setup ## the pages of docs/ as a site, every link checked: SITE=site

@@ -20,7 +20,7 @@ from experiments.config.compose import keep_command
 from experiments.config.explain import answer
 from experiments.config.mistakes import MISTAKES, mistakes
 from experiments.config.schema import register
-from experiments.runtime.distributed import end
+from experiments.runtime.distributed import exit_process
 from experiments.runtime.pipes import as_command
 from experiments.runtime.signals import Preempted
 
@@ -55,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    as_command(lambda: end(main()))
+    as_command(lambda: exit_process(main()))

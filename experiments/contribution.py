@@ -284,7 +284,8 @@ def measure_all(places: Sequence[str | Path], methods: Sequence[str] = (), items
     Returns:
         0, or 2 when a run could not be measured; the others are.
     """
-    from experiments.store.folder import dump, write_whole
+    from experiments.runtime.files import write_whole
+    from experiments.store.folder import dump
 
     folders = finished(places)
     if not folders:

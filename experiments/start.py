@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.runs.plan import make_plan
-from experiments.runtime.distributed import count
+from experiments.runtime.distributed import world_size
 from experiments.studies.expansion import cells_of
 from experiments.studies.stages import run_study
 
@@ -36,7 +36,7 @@ def start_all(configs: list[DictConfig]) -> int:
     from experiments.launch.choose import launcher_of, run_all
 
     study = _the_study(configs)
-    if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and count() == 1:
+    if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and world_size() == 1:
         raise UserError(
             "hydra/launcher=basic would do a sweep in one process, where one hard death ends all of it; "
             "allowed: local (default), slurm"

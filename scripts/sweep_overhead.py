@@ -1,7 +1,8 @@
 """Does a sweep in a store of its own and says what it cost beside its runs.
 
     python scripts/sweep_overhead.py 'seed=range(8)' method=lora launcher.workers=2
-    python tests/slurm_cluster.py python scripts/sweep_overhead.py 'seed=range(8)' hydra/launcher=slurm launcher.cpus=1
+    python tests/support/slurm_cluster.py python scripts/sweep_overhead.py 'seed=range(8)' \
+        hydra/launcher=slurm launcher.cpus=1
 
 A run lasts from its first step, before which manifest.json is written, to its result.json. What lies between two runs
 of one process is the launcher's: handing out, loading, attaching.

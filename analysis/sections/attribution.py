@@ -22,7 +22,7 @@ from analysis.output.table import Table, signed
 from analysis.reading.settings import cell_of, flatten
 from analysis.sections.arms import TUNED
 from analysis.sections.attribution_figure import draw
-from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial, effects
+from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial, effects, tasks_of
 from analysis.stats.seeds import least_pairs, smallest_p
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def table(factorial: Factorial) -> Table:
     notes = [f"{name}: {text}." for name, text in MEANING.items()]
     notes += [
         "An interaction is a difference of differences: the effect with the switch on less the effect with it off.",
-        f"Each effect is one contrast per seed ({n} seeds, {_listed(factorial.tasks)}); t interval over seeds, exact "
+        f"Each effect is one contrast per seed ({n} seeds, {tasks_of(factorial.tasks)}); t interval over seeds, exact "
         f"two-sided sign-flip test, Holm over the {len(found)} effects of this table.",
         f"Data: {factorial.source}",
     ]
@@ -126,7 +126,7 @@ def table(factorial: Factorial) -> Table:
         )
     frame = pd.DataFrame(found)
     frame["seeds"], frame["tasks"], frame["where"] = n, ",".join(factorial.tasks), factorial.where
-    return Table(f"Attribution: {factorial.where}, {_listed(factorial.tasks)}", columns, rows, notes, frame)
+    return Table(f"Attribution: {factorial.where}, {tasks_of(factorial.tasks)}", columns, rows, notes, frame)
 
 
 def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
@@ -134,7 +134,7 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
     found = effects(factorial.scores, np.random.default_rng(0))
     main, crossed = found[:4], found[4:]
     parts = [
-        f"In {len(factorial.seeds)} paired seeds ({factorial.where}; {_listed(factorial.tasks)}), "
+        f"In {len(factorial.seeds)} paired seeds ({factorial.where}; {tasks_of(factorial.tasks)}), "
         f"with Holm's correction over {len(found)} effects at a level of {alpha:g}:"
     ]
     parts += [_sentence(effect, alpha) for effect in main]
@@ -167,10 +167,6 @@ def _capital(text: str) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return tasks[0] if len(tasks) == 1 else f"mean over {', '.join(tasks)}"
 
 
 # -- one figure --------------------------------------------------------------------------------------------

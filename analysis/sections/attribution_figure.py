@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.sections.attribution import _listed
-from analysis.stats.factorial import Factorial, effects
+from analysis.stats.factorial import Factorial, effects, tasks_of
 from analysis.stats.seeds import t_interval
-
-if TYPE_CHECKING:
-    pass
 
 
 def draw(factorial: Factorial, path: Path) -> list[Path]:
@@ -54,5 +49,5 @@ def draw(factorial: Factorial, path: Path) -> list[Path]:
     forest.set_xlabel("effect (points)")
     forest.set_title("Effects; filled: corrected p at most 0.05", fontsize=10)
     forest.grid(axis="x", linewidth=0.3)
-    title = f"Attribution: {factorial.where}, {_listed(factorial.tasks)}, {len(factorial.seeds)} seeds"
+    title = f"Attribution: {factorial.where}, {tasks_of(factorial.tasks)}, {len(factorial.seeds)} seeds"
     return save_figure(figure, path, title, factorial.source)

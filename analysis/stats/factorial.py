@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,3 +98,8 @@ def effects(scores: ArrayLike, rng: Generator | None = None) -> list[Effect]:
         Effect(name, float(sample.mean()), *t_interval(sample), p_value, float(corrected))
         for (name, sample), p_value, corrected in zip(samples.items(), p, holm(p), strict=True)
     ]
+
+
+def tasks_of(tasks: Sequence[str]) -> str:
+    """The task, or "mean over" several, for captions."""
+    return tasks[0] if len(tasks) == 1 else f"mean over {', '.join(tasks)}"

@@ -12,14 +12,14 @@ from elalora.errors import UserError
 from experiments.config.compose import compose_run
 from experiments.config.mistakes import MISTAKES, STUDY_FIRST, _first, _studies
 from experiments.config.words import GROUPS, key_of
-from experiments.runtime.signals import COME_AGAIN, Preempted
+from experiments.runtime.signals import EXIT_RESUMABLE, Preempted
 
 
 def answer(error: BaseException) -> tuple[str, int]:
     """The line and the exit code of a command that ends with an error of MISTAKES, `Preempted` or ctrl-C."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped at once; the same command goes on from the last checkpoint", 130
-    return (str(error), COME_AGAIN) if isinstance(error, Preempted) else (explain(error), 2)
+    return (str(error), EXIT_RESUMABLE) if isinstance(error, Preempted) else (explain(error), 2)
 
 
 def explain(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.runs.plan import Plan, make_plan
 from experiments.runs.run import run_plans
 from experiments.runtime.distributed import (
-    count,
+    world_size,
 )
 
 
@@ -29,7 +29,7 @@ def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
 
     torchrun's processes do the runs themselves, one after the other.
     """
-    if config.launcher.kind == "basic" or config.launcher.kind == "local" and count() > 1:
+    if config.launcher.kind == "basic" or config.launcher.kind == "local" and world_size() > 1:
         return run_plans
     from experiments.launch import local, slurm
 

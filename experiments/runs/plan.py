@@ -29,7 +29,7 @@ from experiments.config.compose import compose_run, same_command
 from experiments.config.task import check_task
 from experiments.data.own import digests
 from experiments.models.files import sha256_of
-from experiments.runtime.distributed import count
+from experiments.runtime.distributed import world_size
 from experiments.store.find import find
 from experiments.store.folder import RunFolder
 
@@ -233,7 +233,7 @@ def _identity(
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
-    science["world_size"] = count()
+    science["world_size"] = world_size()
     return science
 
 

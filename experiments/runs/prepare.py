@@ -16,7 +16,7 @@ from elalora.errors import UserError
 from experiments.data.content import TaskData
 from experiments.runs.plan import Plan
 from experiments.runtime.distributed import (
-    cpu,
+    on_cpu,
 )
 from experiments.runtime.seeds import stream
 from experiments.training.outcome import Split
@@ -128,7 +128,7 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     config = plan.config
     use_cpu(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
-    accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=cpu())
+    accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=on_cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed
     data, processor = data_of(plan), processor_of(plan)
     model, head = load_model(config.model, task, stream(seed, "head"))

@@ -15,14 +15,14 @@ from elalora.errors import UserError
 from experiments.runs.plan import Plan, in_order
 from experiments.runs.prepare import prepare
 from experiments.runtime.distributed import (
-    Together,
-    agreed,
-    first,
-    gathered,
+    OtherProcessFailed,
+    connect,
+    gather,
+    is_main,
     is_shared,
-    join,
-    say,
-    together,
+    print_once,
+    run_everywhere,
+    run_on_main,
 )
 from experiments.runtime.signals import Preempted, Stop, listening
 from experiments.store.folder import Busy
@@ -44,25 +44,25 @@ def run_plans(given: list[Plan]) -> int:
     Returns:
         0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
     """
-    join()
+    connect()
     plans = in_order(given)
-    if agreed(lambda: [plan.id for plan in plans]) != [plan.id for plan in plans]:
+    if run_on_main(lambda: [plan.id for plan in plans]) != [plan.id for plan in plans]:
         raise UserError("the processes see different stores: store.root must be one folder for all of them")
     problems: list[Exception] = []
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
-            say(f"[{number}/{len(plans)}] {plan.label}")
+            print_once(f"[{number}/{len(plans)}] {plan.label}")
         try:
             run(plan)
         except (UserError, RunFailed) as error:
-            say(f"elalora: {error}", error=True)
+            print_once(f"elalora: {error}", error=True)
             problems.append(error)
             if not is_shared(error):
                 print("elalora: this process failed alone, and no further run can start in it", file=sys.stderr)
                 return 1
     if problems and len(plans) > 1:
         line = f"elalora: {len(plans) - len(problems)} of {len(plans)} runs are done; the same command does the rest"
-        say(line, error=True)
+        print_once(line, error=True)
     return max((2 if isinstance(problem, UserError) else 1 for problem in problems), default=0)
 
 
@@ -74,16 +74,16 @@ def run(plan: Plan) -> dict[str, Any]:
         RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
         Preempted: this process was asked to stop, and no further run is to be started in it.
     """
-    before = agreed(lambda: _done_before(plan))
+    before = run_on_main(lambda: _done_before(plan))
     if before is not None:
         return before
     try:
         with listening() as stop, ExitStack() as held:
-            prepared = together(lambda: prepare(plan))
-            if asked := next(filter(None, gathered(stop.signal)), None):
+            prepared = run_everywhere(lambda: prepare(plan))
+            if asked := next(filter(None, gather(stop.signal)), None):
                 raise Preempted(f"{asked} before the first step", stop.signal)
             # another command may have finished it since the first look
-            result = agreed(lambda: _take(plan, held)) or _train(plan, stop, *prepared)
+            result = run_on_main(lambda: _take(plan, held)) or _train(plan, stop, *prepared)
     except KeyboardInterrupt:
         raise
     except UserError as error:
@@ -91,14 +91,14 @@ def run(plan: Plan) -> dict[str, Any]:
         raise
     except Preempted as error:
         raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
-    except (Busy, Together) as error:  # what another process failed at is told by that one
+    except (Busy, OtherProcessFailed) as error:  # what another process failed at is told by that one
         raise _failed(str(error), error) from error
     except Exception as error:
-        if not (first() and plan.folder.path.exists()):  # there is no status.json to keep the traceback
+        if not (is_main() and plan.folder.path.exists()):  # there is no status.json to keep the traceback
             traceback.print_exc()
         line = f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})"
         raise _failed(line, error) from error
-    say(f"done: {plan.folder.path}  {headline(result)}")
+    print_once(f"done: {plan.folder.path}  {headline(result)}")
     if stop.signal is not None:
         raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
@@ -109,7 +109,7 @@ def _note_refusal(plan: Plan, error: UserError) -> None:
 
     A run that was started alone writes nothing: its line is on the screen.
     """
-    if plan.config.launcher.kind == "basic" or not first():
+    if plan.config.launcher.kind == "basic" or not is_main():
         return
     with suppress(Busy, UserError, OSError):  # the store itself may be what is wrong
         plan.folder.refuse(str(error), OmegaConf.to_yaml(plan.config, resolve=True))
@@ -170,16 +170,16 @@ def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
     total = method.total_steps
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
-    with RunDisplay(plan.label, total, None if first() else silent_console()) as display:
+    with RunDisplay(plan.label, total, None if is_main() else silent_console()) as display:
         readout = make_readout(OmegaConf.to_object(config.task), processor, model)
         made = partial(
             Trainer, config.trainer, readout, config.seed, method, model, train, select, report, folder, accelerator,
             display, tracker, config.store.checkpoint_every, plan.id, stop,
         )  # fmt: skip
-        trainer = together(made)
+        trainer = run_everywhere(made)
         start_ranks = method.ranks()
         trainer.resume()
-        agreed(lambda: _write_facts(plan))
+        run_on_main(lambda: _write_facts(plan))
         tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
         outcome = trainer.run()
         reading = trainer.evaluate(report, total)
@@ -197,13 +197,13 @@ def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
         _drop_checkpoints(plan)
         return result
 
-    return agreed(stored)
+    return run_on_main(stored)
 
 
 def _write_facts(plan: Plan) -> None:
     """config.yaml and manifest.json: what was asked for, and what it ran on."""
+    from experiments.runtime.files import write_whole
     from experiments.runtime.manifest import manifest
-    from experiments.store.folder import write_whole
 
     write_whole(plan.folder.path / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
     plan.folder.write("manifest.json", manifest())

@@ -21,46 +21,46 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-class Together(RuntimeError):
+class OtherProcessFailed(RuntimeError):
     """Another process of this run failed and told so."""
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes do a run together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def first() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that owns the files."""
-    return count() == 1 or os.environ.get("RANK", "0") == "0"
+    return world_size() == 1 or os.environ.get("RANK", "0") == "0"
 
 
-def join() -> None:
+def connect() -> None:
     """Connects the processes, once."""
-    if count() == 1:
+    if world_size() == 1:
         return
     from accelerate import PartialState
     from torch import distributed
 
     if not distributed.is_initialized():
-        PartialState(cpu=cpu())
+        PartialState(cpu=on_cpu())
         atexit.register(_leave)
 
 
-def cpu() -> bool:
+def on_cpu() -> bool:
     """Whether accelerate must be told that the processes work on the CPU; alone it would take each for the only one."""
     import torch
 
-    return count() > 1 and not torch.cuda.is_available()
+    return world_size() > 1 and not torch.cuda.is_available()
 
 
-def end(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends this process; where there are several, without the interpreter's own end.
 
     That takes the interpreter away from threads of torch that still want it, and now and then one of them aborts the
     process after all work is done.
     """
-    if count() > 1:
+    if world_size() > 1:
         atexit._run_exitfuncs()  # what the interpreter would still do
         sys.stdout.flush()
         sys.stderr.flush()
@@ -75,19 +75,19 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def agreed(action: Callable[[], Value]) -> Value:
+def run_on_main(action: Callable[[], Value]) -> Value:
     """What `action` gives in the first process, in every process; it runs nowhere else.
 
     Raises:
         Exception: what it raised there; UserError and others as themselves in the first process, in the others
             UserError or Together.
     """
-    if count() == 1:
+    if world_size() == 1:
         return action()
     from torch import distributed
 
     value, error = None, None
-    if first():
+    if is_main():
         value, error = _tried(action)
     box = [(value, _told(error))]
     distributed.broadcast_object_list(box, src=0)
@@ -95,26 +95,26 @@ def agreed(action: Callable[[], Value]) -> Value:
     return box[0][0]  # type: ignore[return-value]
 
 
-def together(action: Callable[[], Value]) -> Value:
+def run_everywhere(action: Callable[[], Value]) -> Value:
     """What `action` gives in this process; where it fails in one process, it fails in all.
 
     Raises:
         Exception: what it raised here; what it raised in another process, as UserError or Together.
     """
-    if count() == 1:
+    if world_size() == 1:
         return action()
     value, error = _tried(action)
-    _raise(error, gathered(_told(error)))
+    _raise(error, gather(_told(error)))
     return value  # type: ignore[return-value]
 
 
-def gathered(value: Value) -> list[Value]:
+def gather(value: Value) -> list[Value]:
     """The value of every process, in their order."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     from torch import distributed
 
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
 
@@ -135,22 +135,22 @@ def averaged(grads: Sequence[Tensor], loss: Tensor, wish: bool) -> tuple[Tensor,
     asked = torch.full((1,), float(wish), device=loss.device)
     message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), asked])
     distributed.all_reduce(message)
-    message /= count()
+    message /= world_size()
     *means, mean_loss, wished = message.split([*(grad.numel() for grad in grads), 1, 1])
     for grad, mean in zip(grads, means, strict=True):
         grad.copy_(mean.view_as(grad))
     return mean_loss[0].clone(), wished
 
 
-def say(line: str, error: bool = False) -> None:
+def print_once(line: str, error: bool = False) -> None:
     """Prints a line once for all processes."""
-    if first():
+    if is_main():
         print(line, file=sys.stderr if error else sys.stdout)
 
 
 def is_shared(error: BaseException) -> bool:
     """Whether all processes raised together, so that they can go on together."""
-    return count() == 1 or getattr(error, "shared", False) or hasattr(error, "failure")
+    return world_size() == 1 or getattr(error, "shared", False) or hasattr(error, "failure")
 
 
 def _tried(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
@@ -172,6 +172,6 @@ def _raise(own: Exception | None, told: list[Any]) -> None:
     if not heard:
         return
     user, line = heard[0]
-    raised = own if own is not None else UserError(line) if user else Together(line)
+    raised = own if own is not None else UserError(line) if user else OtherProcessFailed(line)
     raised.shared = True  # type: ignore[attr-defined]
     raise raised

@@ -18,7 +18,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 ECHO = 2.0  # seconds: slurmstepd and srun both send the TERM of one preemption, tenths of a second apart
-COME_AGAIN = 75  # EX_TEMPFAIL: the exit code of a run that was asked to stop and goes on when it is started again
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the exit code of a run that was asked to stop and goes on when it is started again
 
 
 class Preempted(RuntimeError):

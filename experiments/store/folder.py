@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
+from experiments.runtime.files import sync_folder, write_whole
 
 SCHEMA = 1
 LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
@@ -28,30 +29,6 @@ LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
 
 class Busy(RuntimeError):
     """Another process works on this run."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)  # on a full disk a part would keep the room that the next attempt needs
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder last, as fsync does for a file's content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def dump(value: Any, indent: int | None = 1) -> str:

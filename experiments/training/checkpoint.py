@@ -24,7 +24,7 @@ from elalora.errors import UserError
 from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
-from experiments.store.folder import sync_folder
+from experiments.runtime.files import sync_folder
 
 SCHEMA = 3
 KEPT = 2

@@ -27,7 +27,7 @@ from elalora.schedules import Schedule, steps_of
 from experiments.config.schema import TrainerConfig
 from experiments.data.batches import eval_batches, train_batches
 from experiments.data.text_items import IGNORED
-from experiments.runtime.distributed import agreed, averaged, gathered, together
+from experiments.runtime.distributed import averaged, gather, run_everywhere, run_on_main
 from experiments.runtime.seeds import stream
 from experiments.runtime.signals import Preempted, Stop
 from experiments.store.folder import RunFolder
@@ -246,7 +246,7 @@ class Trainer:
         """Reads a split with the weights as they are; the same rows in the same order in every process."""
         began = time.perf_counter()
         self.model.eval()
-        shares = gathered(list(self._predict(split, step)))
+        shares = gather(list(self._predict(split, step)))
         rows = sorted((row for share in shares for row in share), key=lambda row: row[0])
         self.model.train()
         self.outcome.eval_seconds += time.perf_counter() - began
@@ -311,7 +311,7 @@ class Trainer:
         best = self.outcome.best
         if best is None or best["report"] is not None:
             return
-        found = agreed(lambda: self.checkpoints.best(best["step"]))
+        found = run_on_main(lambda: self.checkpoints.best(best["step"]))
         if found is None:
             raise RuntimeError("the best checkpoint is damaged; the same command goes on from before it")
         last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self._state().items()}
@@ -402,11 +402,11 @@ class Trainer:
         Raises:
             UserError: a checkpoint is whole and does not belong to this run.
         """
-        found = agreed(lambda: self.checkpoints.newest(self._progress()))
+        found = run_on_main(lambda: self.checkpoints.newest(self._progress()))
         if found is not None:
             step, state = found
-            together(lambda: self._take_up(step, state))
-            self.method.rounds_seen = agreed(lambda: self.checkpoints.go_on(step, state["progress"]))
+            run_everywhere(lambda: self._take_up(step, state))
+            self.method.rounds_seen = run_on_main(lambda: self.checkpoints.go_on(step, state["progress"]))
         if self.accelerator.is_main_process:
             self.checkpoints.drop_left(self._steps)
         if self._saved is None:
@@ -420,7 +420,7 @@ class Trainer:
         try:
             fresh = self._state()
             if best is not None and best["report"] is None:  # it is read when training is over: too late for a line
-                chosen: dict[str, Any] | None = agreed(lambda: self.checkpoints.best(best["step"]))
+                chosen: dict[str, Any] | None = run_on_main(lambda: self.checkpoints.best(best["step"]))
                 self._put_back(chosen or {}, fresh)
             self._put_back(saved, fresh)
         except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:

@@ -1,0 +1,255 @@
+"""What every method promises by its capabilities, held against each method there is.
+
+To hold a method of one's own against it: add its name and quick settings to METHODS, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from contract import METHODS, RANK, STEPS, build
+from nets import Net, batch, train
+from torch import nn
+
+from baselines.registry import METHODS as REGISTERED
+from baselines.registry import method_class
+from elalora import Budget, LowRankMethod, RowwiseAdamW, UserError
+from elalora.attach import merge
+
+
+def of(**wanted):
+    """Names of the methods with these capabilities."""
+    for name in METHODS:
+        have = method_class(name.split()[0]).capabilities
+        if all(getattr(have, key) == value for key, value in wanted.items()):
+            yield name
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def test_every_registered_method_is_held_to_the_contract():
+    assert {name.split()[0] for name in METHODS} >= set(REGISTERED) - {"peft"}  # its own tests hold it
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_computes_the_same_before_the_first_step(name):
+    net = Net()
+    x, _ = batch(0)
+    before = net(x).detach()
+    net, _ = build(name, net=net)
+    torch.testing.assert_close(net(x), before, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_lowers_the_loss_and_the_method_finishes(name):
+    net, method = build(name)
+    x, y = batch(500, items=200)
+    before = nn.functional.cross_entropy(net(x), y).item()
+    train(net, method, STEPS)
+    method.finish()
+    assert nn.functional.cross_entropy(net(x), y).item() < 0.9 * before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_flow_only_where_promised(name):
+    net, method = build(name)
+    frozen = {n: p.detach().clone() for n, p in net.named_parameters() if not p.requires_grad}
+    train(net, method, 10)
+    own = {id(p) for p in method.directions()}
+    for n, p in net.named_parameters():
+        if n in frozen:
+            assert p.grad is None and torch.equal(p, frozen[n]), n
+        elif isinstance(method, LowRankMethod):
+            layer_norm = "norm" in n.lower()
+            assert id(p) in own or n.startswith("head.") or layer_norm, n
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_run(name):
+    first, one = build(name, seed=3)
+    second, two = build(name, seed=3)
+    train(first, one, 30)
+    train(second, two, 30)
+    assert torch.equal(weights(first), weights(second)) and one.ranks() == two.ranks()
+
+
+@pytest.mark.parametrize("name", list(of(ranked=True)))
+def test_another_seed_gives_another_run(name):
+    first, one = build(name, seed=3)
+    second, two = build(name, seed=4)
+    train(first, one, 5)
+    train(second, two, 5)
+    assert not torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("name", list(of(budget="constant")))
+def test_a_constant_budget_holds_at_every_step(name):
+    net, method = build(name)
+    sums = []
+    train(net, method, STEPS, each=lambda step: sums.append(sum(method.ranks().values())))
+    allowed = RANK * len(method.ranks())
+    assert max(sums) <= allowed
+    if "official" not in name:  # there, ties may cost ranks
+        assert set(sums) == {allowed}
+
+
+@pytest.mark.parametrize("name", list(of(budget="final")))
+def test_a_final_budget_holds_at_the_end(name):
+    net, method = build(name)
+    assert sum(method.ranks().values()) > RANK * len(method.ranks())
+    train(net, method, STEPS)
+    method.finish()
+    assert sum(method.ranks().values()) <= RANK * len(method.ranks())
+
+
+@pytest.mark.parametrize("name", list(of(budget="soft")))
+def test_a_soft_budget_is_approached(name):
+    net, method = build(name)
+    train(net, method, STEPS)
+    method.finish()
+    assert sum(method.ranks().values()) == pytest.approx(RANK * len(method.ranks()), rel=0.5)
+
+
+@pytest.mark.parametrize("name", list(of(adaptive=True)))
+def test_an_adaptive_method_reports_rounds_that_add_up(name):
+    net, method = build(name)
+    ranks = method.ranks()
+    train(net, method, STEPS)
+    assert method.rounds_seen
+    for done in method.rounds_seen:
+        for matrix, rank in done.ranks.items():
+            lost = sum(m == matrix for m, _ in done.pruned)
+            assert rank == ranks[matrix] - lost + done.grown.count(matrix), (done.step, matrix)
+        ranks = done.ranks
+        json.dumps(vars(done))
+    assert any(done.pruned for done in method.rounds_seen)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_counts_are_those_of_the_parameters_that_are_there(name):
+    net, method = build(name)
+    shapes = method.shapes()
+    expected = sum(rank * (sum(shapes[m]) + getattr(method, "singular", False)) for m, rank in method.ranks().items())
+    assert method.count().params == expected and method.count().rank_sum == sum(method.ranks().values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_loaded_in_bfloat16_trains(name):
+    net, method = build(name, net=Net().to(torch.bfloat16), steps=STEPS)
+    optimizer = RowwiseAdamW(method.groups(net, 5e-3, 0.0), method.directions())
+    before = weights(net)
+    for step in range(2):
+        x, y = batch(step)
+        with method.watching(None):
+            loss = nn.functional.cross_entropy(net(x.bfloat16()), y)
+        penalty = method.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        method.gradients_ready(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.isfinite() and not torch.equal(before, weights(net))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_it_goes_on_bit_for_bit(name):
+    whole, one = build(name)
+    train(whole, one, STEPS)
+    first, two = build(name)
+    optimizer, schedule = train(first, two, 37)
+    second, three = build(name, seed=11)
+    other = RowwiseAdamW(three.groups(second, 5e-3, 0.0), three.directions())
+    state = {
+        k: v.clone() if isinstance(v, torch.Tensor) else json.loads(json.dumps(v)) for k, v in two.state_dict().items()
+    }
+    three.load_state_dict(state)
+    second.load_state_dict(first.state_dict())
+    other.load_state_dict(optimizer.state_dict())
+    held = schedule.held
+    peaks = [group["lr"] for group in other.param_groups]
+
+    from elalora import Schedule
+
+    for group in other.param_groups:
+        group["lr"] = 5e-3
+    again = Schedule(other, three.total_steps, stages=three.stages())
+    again.load_state_dict({"held": held})
+    again.at(37)
+    for step in range(37, STEPS):
+        x, y = batch(step)
+        with three.watching(None):
+            loss = nn.functional.cross_entropy(second(x), y)
+        penalty = three.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        three.gradients_ready(step)
+        other.step()
+        again.at(step + 1)
+        three.after_step(step, other, again)
+        other.zero_grad()
+    assert peaks
+    assert torch.equal(weights(whole), weights(second)) and one.ranks() == three.ranks()
+
+
+@pytest.mark.parametrize("name", list(of(exports_lora=True)))
+def test_the_exported_factors_are_the_trained_update(name):
+    net, method = build(name)
+    base = {n: p.detach().clone() for n, p in Net().named_parameters()}
+    train(net, method, STEPS)
+    method.finish()
+    x, _ = batch(7)
+    trained = net(x).detach()
+    factors, ranks = method.lora_factors(), method.ranks()
+    assert {m: a.shape[0] for m, (a, _) in factors.items()} == ranks
+    plain = Net()
+    plain.head.load_state_dict(net.head.state_dict())
+    with torch.no_grad():
+        for matrix, (a, b) in factors.items():
+            plain.get_submodule(matrix).weight += b @ a
+    torch.testing.assert_close(plain(x), trained, rtol=1e-8, atol=1e-10)
+    assert base
+    torch.testing.assert_close(merge(net)(x), trained, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(of(budget="none")))
+def test_a_method_without_a_budget_has_no_ranks(name):
+    _, method = build(name)
+    assert method.ranks() == {} and method.count().params == 0
+
+
+def test_asking_for_an_unknown_method_names_the_known_ones():
+    from elalora import UserError
+
+    with pytest.raises(UserError, match="method=lore is unknown; allowed: elalora, lora"):
+        method_class("lore")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        method_class("baselines.lora:Lore")
+
+
+def test_naming_the_methods_loads_none_of_them():
+    code = "import baselines.registry, sys; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_length_is_refused_before_there_is_a_model_where_attach_refuses_it(name):
+    """`check_length` never refuses what some model could train, and finds all but what depends on a small rank sum."""
+
+    def refusal(action):
+        try:
+            action()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    cls = method_class(name.split()[0])
+    knobs = {"variant": "official"} if name.endswith("official") else {}
+    for steps in range(1, 61):
+        early = cls(cls.Config(**knobs), Budget(RANK) if cls.capabilities.budget != "none" else None)
+        before = refusal(lambda m=early, n=steps: m.check_length(n))
+        there = refusal(lambda n=steps: build(name, steps=n, knobs=knobs))
+        assert before == there or (not before and "has fallen to 0" in there), steps

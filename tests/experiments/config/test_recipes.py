@@ -1,0 +1,163 @@
+"""Recipes: each published file composes to its source's numbers, and what has no source says so."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_runs import ROOT, config
+
+from baselines.registry import METHODS
+from elalora.schedules import steps_of
+from experiments.runs.plan import make_plan
+
+FOLDER = ROOT / "conf" / "recipe"
+PAIRS = sorted(
+    (path.parts[-4], path.parts[-3], path.parts[-2], path.stem)
+    for name in ("published", "published_script")
+    for path in (FOLDER / name).glob("*/*/*.yaml")
+)
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+VTAB = ("cifar100", "svhn", "eurosat", "resisc45", "retinopathy", "clevr_distance", "clevr_count")
+# official sizes of train, for the number of steps
+SIZES = {
+    "mnli": 392_702, "sst2": 67_349, "cola": 8_551, "qnli": 104_743, "rte": 2_490, "mrpc": 3_668, "qqp": 363_846,
+    "stsb": 5_749, "xsum": 204_045, "cnn_dailymail": 287_113, **dict.fromkeys(VTAB, 800),
+}  # fmt: skip
+HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
+    ("published", "deberta_v3_base", "elalora"): {"mnli", "sst2", "cola", "qnli", "rte", "mrpc"},
+    ("published", "bart_base", "elalora"): {"xsum"},
+    ("published", "vit_b16_in21k", "elalora"): set(VTAB),
+    ("published", "roberta_base", "lora"): set(GLUE),
+    ("published", "deberta_v3_base", "adalora"): set(GLUE),
+    ("published", "bart_large", "adalora"): {"xsum", "cnn_dailymail"},
+    ("published", "deberta_v3_base", "sora"): {"stsb", "rte"},
+    ("published_script", "deberta_v3_base", "adalora"): set(GLUE),
+    ("published_script", "bart_large", "adalora"): {"xsum"},
+}
+BUDGET = {"published_script": "r1"}
+
+
+def composed(recipe, model, task, method, *more):
+    budget = "r8" if model == "bart_large" else BUDGET.get(recipe, "r8")
+    return config(f"recipe={recipe}", f"model={model}", f"task={task}", f"method={method}", f"budget={budget}", *more)
+
+
+def steps(cfg):
+    return math.ceil(SIZES[cfg.task.name] / cfg.trainer.batch_size) * cfg.trainer.epochs
+
+
+def test_these_pairs_have_a_source_and_no_others():
+    found = {}
+    for recipe, model, task, method in PAIRS:
+        found.setdefault((recipe, model, method), set()).add(task)
+    assert found == HAVE
+
+
+def test_on_glue_and_deberta_these_pairs_have_none():
+    here = ("published", "deberta_v3_base")
+    have = {method: tasks for (*place, method), tasks in HAVE.items() if tuple(place) == here}
+    none = {method: set(GLUE) - have.get(method, set()) for method in METHODS}
+    assert none.pop("elalora") == {"qqp", "stsb"}
+    assert none.pop("sora") == set(GLUE) - {"stsb", "rte"}
+    assert none.pop("adalora") == set()
+    assert all(tasks == set(GLUE) for tasks in none.values())
+
+
+def test_the_docs_list_exactly_the_pairs_that_have_a_source():
+    text = (ROOT / "docs" / "studies.md").read_text()
+    rows = re.findall(r"^\| `(published\w*)` \| (\w+) \| (\w+) \| ([\w, ]+) \|", text, re.M)
+    assert {(r, model, method): set(tasks.split(", ")) for r, model, method, tasks in rows} == HAVE
+
+
+@pytest.mark.parametrize(("recipe", "model", "task", "method"), PAIRS)
+def test_a_published_recipe_composes_is_named_by_its_source_and_fits_its_run(recipe, model, task, method):
+    path = FOLDER / recipe / model / task / f"{method}.yaml"
+    cfg = composed(recipe, model, task, method)
+    source = OmegaConf.load(path).recipe.source
+    plan = make_plan(cfg)
+    assert plan.recipe == f"{recipe} ({source})"
+    assert cfg.trainer.max_steps is None and cfg.data.train_items is None
+    total = steps(cfg)
+    assert steps_of(cfg.trainer.warmup, total, "trainer.warmup") < total
+    if method in ("elalora", "adalora"):
+        assert cfg.method.t_initial + cfg.method.t_final < total
+    command = rf"^# python run.py.* recipe={recipe} method={method} task={task} model={model} "
+    assert re.search(command, path.read_text(), re.M), "the file says how to run it"
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "total"),
+    [
+        ("deberta_v3_base", "mnli", 6136),
+        ("deberta_v3_base", "sst2", 21060),
+        ("deberta_v3_base", "cola", 2680),
+        ("deberta_v3_base", "qnli", 8185),
+        ("deberta_v3_base", "rte", 1950),
+        ("deberta_v3_base", "mrpc", 1160),
+        ("bart_base", "xsum", 51016),
+        *(("vit_b16_in21k", task, 5000) for task in VTAB),
+    ],
+)
+def test_elaloras_recipes_have_the_number_of_steps_of_the_official_scripts(model, task, total):
+    assert steps(composed("published", model, task, "elalora")) == total
+
+
+def test_adaloras_table_and_script_differ_where_they_are_known_to():
+    table, script = (
+        {task: composed(recipe, "deberta_v3_base", task, "adalora") for task in GLUE}
+        for recipe in ("published", "published_script")
+    )
+    assert {task for task in GLUE if table[task].trainer.lr != script[task].trainer.lr} == {"cola", "qqp", "qnli"}
+    gammas = {task: (table[task].method.orth_weight, script[task].method.orth_weight) for task in GLUE}
+    assert {t: g for t, g in gammas.items() if g[0] != g[1]} == {"cola": (0.5, 0.1), "stsb": (0.1, 0.3)}
+
+
+@pytest.mark.parametrize("task", ["rte", "mrpc", "stsb"])
+def test_loras_small_tasks_start_from_its_mnli_run_with_that_tasks_own_recipe(task):
+    plan = make_plan(composed("published", "roberta_base", task, "lora", "seed=3"))
+    source = plan.source("init_from").plan
+    assert (source.config.task.name, source.config.seed) == ("mnli", 3)
+    assert (source.config.trainer.epochs, source.config.trainer.lr, source.config.trainer.batch_size) == (30, 5e-4, 128)
+    assert source.config.init_from is None and plan.identity["init_from"] == source.id
+    own = make_plan(composed("published", "roberta_base", task, "lora", "seed=3", "init_from=null"))
+    assert own.sources == () and own.id != plan.id
+
+
+def test_a_setting_on_the_command_line_wins_over_the_recipe_and_is_named():
+    cfg = composed("published", "deberta_v3_base", "rte", "elalora", "trainer.lr=1e-3", "method.k=3", "seed=4")
+    plan = make_plan(cfg)
+    assert (cfg.trainer.lr, cfg.method.k, cfg.trainer.epochs) == (1e-3, 3, 50)
+    assert plan.recipe == "published (official ElaLoRA script for rte; method.k changed; trainer.lr changed)"
+
+
+def test_a_pair_without_a_source_takes_the_common_settings_and_says_so():
+    cfg = config("recipe=published", "method=beamlora", "task=rte")
+    assert make_plan(cfg).recipe == "published: none for this pair, common settings"
+    common = config("recipe=matched", "method=beamlora", "task=rte")
+    assert cfg.trainer == common.trainer and make_plan(cfg).id == make_plan(common).id
+
+
+def test_no_recipe_leaves_the_settings_as_they_are():
+    plan = make_plan(config("trainer=standard", "trainer.lr=0.5"))
+    assert plan.recipe == "none" and plan.config.trainer.lr == 0.5 and plan.config.trainer.epochs == 3
+
+
+def test_matched_differs_between_arms_in_nothing_but_the_centre_of_their_family():
+    configs = {m: config("recipe=matched", f"method={m}") for m in METHODS}
+    trainers = {m: OmegaConf.to_container(cfg.trainer, resolve=True) for m, cfg in configs.items()}
+    rates = {m: trainer.pop("lr") for m, trainer in trainers.items()}
+    assert all(trainer == trainers["lora"] for trainer in trainers.values())
+    families = {}
+    for method, rate in rates.items():
+        families.setdefault(configs[method].recipe.family, set()).add(rate)
+        assert make_plan(configs[method]).recipe == "matched"
+    assert all(len(rates) == 1 for rates in families.values())
+    assert set(families) == {"lora", "svd", "head", "full"}
+
+
+def test_a_method_of_ones_own_has_the_family_of_lora():
+    cfg = config("recipe=matched", "method.name=mine.methods:Mine")
+    assert cfg.trainer.lr == config("recipe=matched", "method=lora").trainer.lr

@@ -1,0 +1,207 @@
+"""Sweeps in worker processes on this machine: equal to runs alone, and a death costs one run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+
+import pytest
+from tiny_runs import MOVES, QUICK, ROOT, command, config, quick
+
+from experiments.config.launcher import LauncherConfig
+from experiments.launch import local
+from experiments.runs.plan import make_plan
+from experiments.runs.run import run
+from experiments.runtime.signals import Preempted
+
+FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
+
+KNOBS = "elalora t_initial=3 t_final=6 interval=4"
+UNCLIPPED = ("trainer.max_grad_norm=null",)
+
+
+def words(model, store, *more):
+    return ["-m", *QUICK, f"model.path={model}", f"store.root={store}", "threads=1", *more]
+
+
+def signalled(given, victim, how, file="timing.jsonl", limit=90):
+    """Exit code and output of a sweep that gets a signal once a run has a file; SIGKILL goes to that run's worker."""
+    process = subprocess.Popen([sys.executable, "run.py", *given], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + limit
+    while not (victim.folder.path / file).exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.005)
+    os.kill(victim.folder.status()["pid"] if how == signal.SIGKILL else process.pid, how)
+    said, _ = process.communicate(timeout=limit)
+    return process.returncode, said
+
+
+def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
+    swept = command(*words(tiny_model_dir, tmp_path / "a", *MOVES, "seed=range(4)", "launcher.workers=2"))
+    assert swept.returncode == 0, swept.stderr
+    assert "4 done, 0 failed, 0 done before" in swept.stdout and ": 4 repeats" in swept.stdout
+    for seed in (2, 3):
+        more = [*MOVES, f"seed={seed}", "threads=1"]
+        there = make_plan(quick(tiny_model_dir, tmp_path / "a", *more)).folder.path
+        alone = make_plan(quick(tiny_model_dir, tmp_path / "b", *more))
+        run(alone)
+        for name in FILES:
+            assert (there / name).read_bytes() == (alone.folder.path / name).read_bytes(), name
+
+
+def test_the_third_run_of_a_worker_equals_that_run_in_a_process_of_its_own(tiny_model_dir, tmp_path):
+    """After full fine-tuning, which changes every weight, and after another task."""
+    wanted = [*MOVES, "seed=5", "threads=1"]
+    before = [["method=full", "threads=1"], ["method=lora", "task=vader_tweets", "threads=1"]]
+    plans = [make_plan(quick(tiny_model_dir, tmp_path / "a", *more)) for more in [*before, wanted]]
+    assert local.run_plans(plans, LauncherConfig(workers=1)) == 0
+    alone = command(*QUICK, f"model.path={tiny_model_dir}", f"store.root={tmp_path / 'b'}", *wanted)
+    assert alone.returncode == 0, alone.stderr
+    there, own = plans[2].folder.path, make_plan(quick(tiny_model_dir, tmp_path / "b", *wanted)).folder.path
+    for name in FILES:
+        assert (there / name).read_bytes() == (own / name).read_bytes(), name
+
+
+def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=range(3)")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=1", "threads=1"))
+    code, said = signalled(given, victim, signal.SIGKILL)
+    assert code == 1 and "2 done, 1 failed, 0 done before" in said
+    status = victim.folder.status()
+    assert (status["state"], status["failure"], status["error"]) == ("failed", "crash", "killed by signal 9")
+    again = command(*given)
+    assert again.returncode == 0 and "1 done, 0 failed, 2 done before" in again.stdout, again.stderr
+
+
+def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_goes_on(tiny_model_dir, tmp_path):
+    more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=2")
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
+    code, said = signalled(words(tiny_model_dir, tmp_path, *more), plan, signal.SIGTERM)
+    assert code == 75 and "0 done, 0 failed" in said
+    assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
+
+
+def test_a_plan_and_a_sweep_in_one_process_which_is_refused_leave_nothing(tmp_path):
+    planned = command("-m", "method=lora,head", f"store.root={tmp_path / 'runs'}", "--plan")
+    assert planned.returncode == 0 and "0 of 2 done" in planned.stdout and not list(tmp_path.iterdir())
+    done = command("-m", "method=lora,head", "hydra/launcher=basic", f"store.root={tmp_path / 'runs'}")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("elalora: hydra/launcher=basic would do")
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
+    from experiments.launch.local import Sweep, Worker
+
+    plan = make_plan(config(f"store.root={tmp_path}"))
+    sweep = Sweep([plan], 1, workers=[Worker(None, None, plan)])
+    assert sweep._steps() == plan.label
+    plan.folder.path.mkdir(parents=True)
+    plan.folder.progress(40, 100)
+    assert sweep._steps() == f"{plan.label} 40/100"
+
+
+def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny_model_dir, tmp_path):
+    more = ("method=lora", "trainer.max_grad_norm=null", "trainer.lr=1e30,1e-3,2e-3", "launcher.workers=2")
+    swept = command(*words(tiny_model_dir, tmp_path, *more))
+    assert swept.returncode == 1 and "2 done, 1 failed, 0 done before" in swept.stdout
+    assert "NotFinite: " in swept.stderr and "Traceback" not in swept.stderr
+    (again,) = [line for line in swept.stdout.splitlines() if line.startswith("again: ")]
+    assert ("1e+30" in again or "1e30" in again) and "trainer.lr=1e-3" not in again
+
+
+def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, capsys):
+    source = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1"))
+    after = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS}'", "threads=1"))
+    wrong = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1", "trainer.lr=1e30", *UNCLIPPED))
+    lost = make_plan(
+        quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS} trainer.lr=1e30'", *UNCLIPPED)
+    )
+    assert [plan.sources[0].id for plan in (after, lost)] == [source.id, wrong.id]
+    assert local.run_plans([after, lost, source, wrong], LauncherConfig(workers=2)) == 1
+    results = [plan.folder.result() for plan in (source, after)]
+    assert results[0]["ranks"]["final"] == results[1]["ranks"]["initial"]
+    assert not lost.folder.path.exists() and "its source failed (method.ranks_from" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_forty_runs_lose_only_the_one_that_is_killed(tiny_model_dir, tmp_path):
+    more = ("method=lora", "seed=range(40)", "launcher.workers=2")
+    victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "seed=17", "threads=1"))
+    given = words(tiny_model_dir, tmp_path, *more)
+    code, said = signalled(given, victim, signal.SIGKILL, "status.json", limit=600)
+    assert code == 1 and "39 done, 1 failed, 0 done before" in said
+    again = command(*given)
+    assert again.returncode == 0 and "1 done, 0 failed, 39 done before" in again.stdout, again.stderr
+
+
+class Pipe:
+    """A worker's end of its pipe, with what the sweep would send."""
+
+    def __init__(self, *plans):
+        self.plans, self.answers, self.send = list(plans), [], lambda answer: self.answers.append(answer)
+
+    def recv(self):
+        if not self.plans:
+            raise EOFError
+        return self.plans.pop(0)
+
+
+@pytest.mark.parametrize(("now", "said"), [
+    (("a" * 40, False), None),
+    (("b" * 40, False), "the code is bbbbbbbbbb, the sweep was started from aaaaaaaaaa"),
+    (("a" * 40, True), "the code is aaaaaaaaaa with changes, the sweep was started from aaaaaaaaaa"),
+])  # fmt: skip
+def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_each_run_s_log(
+    now, said, tiny_model_dir, tmp_path, monkeypatch, capsys
+):
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+    handed = []
+
+    def start(threads, code):
+        handed.append(code)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: ("a" * 40, False))
+    monkeypatch.setattr(local, "_start", start)
+    with pytest.raises(Preempted):
+        local.Sweep([plan], 1).run()
+    capsys.readouterr()
+    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: now)
+    for owner, name in ((local.os, "setsid"), (local.signal, "signal")):  # both are for a whole process
+        monkeypatch.setattr(owner, name, lambda *given: None)
+    monkeypatch.setattr(local, "_logged", lambda path: nullcontext())
+    monkeypatch.setattr(local, "_do", lambda plan: (0, "done"))
+    pipe = Pipe(plan, plan)
+    local._work(pipe, 1, handed[0])
+    assert pipe.answers == [(0, "done")] * 2
+    assert capsys.readouterr().err.splitlines() == ([] if said is None else [f"elalora: {said}"] * 3)
+
+
+def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import sweep_overhead
+
+    for name, pid, first, end in (("a", 1, 110, 120), ("b", 2, 111, 131), ("c", 1, 121.5, 130), ("d", 1, 133, 140)):
+        folder = tmp_path / "task" / name
+        folder.mkdir(parents=True)
+        (folder / "status.json").write_text(f'{{"pid": {pid}}}')
+        for file, when in (("manifest.json", first), ("result.json", end)):
+            (folder / file).touch()
+            os.utime(folder / file, (when, when))
+    said = sweep_overhead.report(sweep_overhead.spans(tmp_path), 100, 145)
+    assert "4 runs in 2 processes" in said and "sweep 45.0 s, sum of its runs 45.5 s, ratio 0.99" in said
+    assert "first step of a process: 10.0 s" in said and "median 2.25 s, most 3.00 s, n = 2" in said
+
+
+def test_the_cost_of_a_real_sweep_is_told(tiny_model_dir):
+    words = [*QUICK, f"model.path={tiny_model_dir}", "threads=1", "method=lora", "seed=0,1"]
+    done = subprocess.run(
+        [sys.executable, "scripts/sweep_overhead.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 runs in 1 processes" in done.stdout and re.search(r"next one's first step: median .* n = 1", done.stdout)

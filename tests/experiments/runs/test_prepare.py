@@ -1,0 +1,89 @@
+"""What a process keeps between its runs: loaded once, dropped in time, and never another run's."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from tiny_runs import quick
+
+from experiments.runs import prepare as kept
+from experiments.runs.plan import make_plan
+from experiments.runs.prepare import MOST, Kept, data_of, processor_of, splits_of
+
+WHOLE = ("method=lora", "data.train_items=null", "task=vader_tweets")
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """How often each thing is loaded, by a process that has kept nothing yet."""
+    counts = Counter()
+    for name in ("_data", "_processors", "_splits"):
+        monkeypatch.setattr(kept, name, Kept())
+    for place in ("data.load_task", "models.load.load_processor", "data.items.make_items"):
+        place = f"experiments.{place}"
+        module, _, name = place.rpartition(".")
+        made = getattr(__import__(module, fromlist=[name]), name)
+
+        def counted(*given, made=made, name=name):
+            counts[name] += 1
+            return made(*given)
+
+        monkeypatch.setattr(place, counted)
+    return counts
+
+
+def loaded(plan):
+    return data_of(plan), processor_of(plan), *splits_of(plan)
+
+
+def test_the_oldest_goes_before_a_new_one_is_made():
+    few, held = Kept(), []
+    for key in ("a", "b", "a", "c"):
+        few.get(key, lambda: held.append(list(few._values)))
+    assert held == [[], ['"a"'], ['"a"']] and list(few._values) == ['"a"', '"c"'] and len(few._values) == MOST
+    assert few.get("a", lambda: "anew") is None and few.get("b", lambda: "anew") == "anew"
+
+
+def test_what_fails_to_load_is_not_kept():
+    few = Kept()
+    with pytest.raises(ZeroDivisionError):
+        few.get("a", lambda: 1 // 0)
+    assert few.get("a", lambda: 2) == 2
+
+
+def test_repeats_and_arms_load_their_data_once(loads, tiny_model_dir, tmp_path):
+    for method in ("lora", "head"):
+        for seed in (0, 1):
+            loaded(make_plan(quick(tiny_model_dir, tmp_path, *WHOLE, f"method={method}", f"seed={seed}")))
+    assert loads == {"load_task": 1, "load_processor": 1, "make_items": 3}
+
+
+def test_a_subset_is_its_own_seed_s(loads, tiny_model_dir, tmp_path):
+    words = ("method=lora", "task=vader_tweets")
+    trains = []
+    for seed in (0, 1, 0):
+        plan = make_plan(quick(tiny_model_dir, tmp_path, *words, f"seed={seed}"))
+        trains.append(splits_of(plan).train.data.idx.tolist())
+    assert trains[0] == trains[2] != trains[1] and loads["load_task"] == 1
+
+
+@pytest.mark.parametrize("changed", [
+    "task=vader_nyt", "task.max_length=12", "protocol=tune", "protocol.split_seed=1", "data.train_items=90",
+])  # fmt: skip
+def test_another_setting_is_loaded_anew(changed, loads, tiny_model_dir, tmp_path):
+    plans = [make_plan(quick(tiny_model_dir, tmp_path, *WHOLE, *more)) for more in ((), (changed,))]
+    first, second = (splits_of(plan) for plan in plans)
+    assert first is not second and splits_of(plans[0]) is first
+
+
+def test_a_file_that_changed_is_read_anew(loads, tiny_model_dir, tmp_path):
+    found = []
+    for number in (0, 1):
+        for split, rows in {"train": 12, "test": 4, "validation": 4}.items():
+            lines = [f'"a movie {split} {row} {number * "again"}",{row % 2}' for row in range(rows)]
+            (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
+        words = ["task=own", "task.name=mine", "task.text=[text]", "task.label=label", "data.train_items=null"]
+        words += [f"task.files.{split}={tmp_path / split}.csv" for split in ("train", "test", "validation")]
+        found.append(data_of(make_plan(quick(tiny_model_dir, tmp_path, "method=lora", *words))).fingerprint)
+    assert found[0] != found[1] and loads["load_task"] == 2

@@ -1,0 +1,34 @@
+"""The methods that tests/baselines/test_contract.py holds to their promises, each with the settings of a short run."""
+
+from __future__ import annotations
+
+from nets import Net
+
+from baselines.registry import method_class
+from elalora import Budget
+
+STEPS = 80
+PHASES = {"t_initial": 8, "t_final": 20, "interval": 6}
+METHODS = {
+    "elalora": {**PHASES, "b": 3},
+    "elalora official": {**PHASES, "b": 3, "variant": "official"},
+    "lora": {},
+    "svd_lora": {},
+    "adalora": PHASES,
+    "sora": {},
+    "prilora": {},
+    "beamlora": {},
+    "full": {},
+    "head": {},
+    "bitfit": {},
+}
+RANK = 3
+
+
+def build(name, seed=0, net=None, steps=STEPS, knobs=None):
+    cls = method_class(name.split()[0])
+    budget = Budget(RANK) if cls.capabilities.budget != "none" else None
+    method = cls(cls.Config(**(METHODS[name] if knobs is None else knobs)), budget)
+    net = net or Net()
+    net = method.attach(net, ["up", "down"], steps, keep=["head"], seed=seed)
+    return net, method

@@ -1,0 +1,128 @@
+"""Makes and compares golden trajectories: 20 steps in float64 of every method, and of the common trainer.
+
+Results are skipped by the identity of their configuration, so numbers must not change behind it. When they change on
+purpose, raise `numerics` of the method (or TRAINER_NUMERICS of experiments/runs/plan.py) and write the new
+trajectories:
+
+    python tests/support/golden_trajectories.py
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+STEPS = 20
+PHASES = {"t_initial": 2, "t_final": 4, "interval": 3}
+METHODS = {
+    "elalora": {**PHASES, "b": 3},
+    "elalora-official": {**PHASES, "b": 3, "variant": "official"},
+    "lora": {},
+    "svd_lora": {},
+    "adalora": PHASES,
+    "adalora-official": {**PHASES, "variant": "official"},
+    "adalora-paper": {**PHASES, "variant": "paper"},
+    "sora": {},
+    "sora-official": {"variant": "official"},
+    "prilora": {"every": 5},
+    "beamlora": {},
+    "full": {},
+    "head": {},
+    "bitfit": {},
+}
+
+
+def trajectory(name: str) -> dict:
+    """Numerics revision, the loss of each step before it, and the ranks after it."""
+    from nets import Net, batch, train
+    from torch import nn
+
+    from baselines.registry import method_class
+    from elalora import Budget
+
+    cls = method_class(name.split("-")[0])
+    budget = Budget(3) if cls.capabilities.budget != "none" else None
+    method = cls(cls.Config(**METHODS[name]), budget)
+    net = Net()
+    method.attach(net, ["up", "down"], STEPS, keep=["head"], seed=0)
+    losses, ranks = [], []
+
+    def look(step: int) -> None:
+        x, y = batch(step)
+        losses.append(nn.functional.cross_entropy(net(x), y).item())
+        ranks.append(list(method.ranks().values()))
+
+    train(net, method, STEPS, lr=1e-2, warmup=3, clip=1.0, each=look)
+    return {"numerics": cls.numerics, "losses": losses, "ranks": ranks}
+
+
+def trainer_trajectory() -> dict:
+    """The common trainer on random tokens: accumulation, clipping, dropout, evaluation and its batches."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from encoders import TARGETS, bert
+
+    from elalora import Budget, ElaLoRA, ElaLoRAConfig
+    from experiments.config.schema import TrainerConfig
+    from experiments.config.task import TaskConfig
+    from experiments.runs.plan import TRAINER_NUMERICS
+    from experiments.store.folder import RunFolder
+    from experiments.training.outcome import Split
+    from experiments.training.readout import make_readout
+    from experiments.training.trainer import Trainer
+
+    AcceleratorState._reset_state(True)
+    model = bert().double()
+    method = ElaLoRA(ElaLoRAConfig(**PHASES, b=3), Budget(3))
+    method.attach(model, TARGETS, STEPS, keep=["bert.pooler", "classifier"], seed=0)
+    config = TrainerConfig(max_steps=STEPS, batch_size=8, micro_batch=3, lr=5e-3, log_every=1, evaluations=2)
+    task = TaskConfig(name="tokens", source="vader", subset="movies", num_labels=3, metrics=["accuracy"])
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder) / "run")
+        with run.working():
+            select, report = (Split(n, _tokens(s)) for n, s in (("validation", 1), ("test", 2)))
+            trainer = Trainer(
+                config, make_readout(task, None, model), 0, method, model, Split("train", _tokens(0)), select, report,
+                run, Accelerator(cpu=True), _Silent(), _Silent(),
+            )  # fmt: skip
+            trainer.resume()
+            trainer.run()
+            losses = [line["value"] for line in run.lines("metrics.jsonl")]
+            ranks = [list(line["ranks"].values()) for line in run.lines("ranks.jsonl")]
+    return {"numerics": TRAINER_NUMERICS, "losses": losses, "ranks": ranks}
+
+
+class _Silent:
+    def __getattr__(self, name: str):
+        return lambda *words, **more: None
+
+
+def _tokens(seed: int):
+    from experiments.data.text_items import Padding, Ragged, TextItems
+
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 12, (60,), generator=g)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    tokens = torch.randint(1, 50, (int(offsets[-1]),), generator=g, dtype=torch.int32)
+    labels = torch.randint(0, 3, (60,), generator=g)
+    padding = Padding(token=0, token_type=0, side="right")
+    return TextItems(Ragged(tokens, offsets), torch.arange(60), labels, 0, 0, cached=False, padding=padding)
+
+
+def make(name: str) -> dict:
+    """One trajectory by its file's name."""
+    return trainer_trajectory() if name == "trainer" else trajectory(name)
+
+
+if __name__ == "__main__":
+    for name in [*METHODS, "trainer"]:
+        path = HERE.parent / "golden" / f"{name}.json"
+        path.write_text(json.dumps(make(name)) + "\n", encoding="utf-8")
+        print(path.name)

@@ -1,0 +1,395 @@
+"""Kills runs with SIGKILL, starts them again, and compares every file with a run that was never killed.
+
+    python tests/support/kill_harness.py --kills 200 --seed 0
+    python tests/support/kill_harness.py --kills 60 --seed 0 --processes 2
+
+What is unusual: a child is forked after data and model are loaded, so an attempt takes a fraction of a second. A kill
+comes at a random moment, or at a random call inside a named phase: the child counts Python's call events while it is in
+that phase and kills itself at the n-th, between any two calls of a write. Nothing in the product takes part in this.
+With two processes the first, the second or both are killed, under torchrun's own agent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kill_pairs import in_pair, join_anew, kill, pair_ready, wait_for
+
+from experiments.runtime.places import CHECKOUT
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ROOT = CHECKOUT
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+
+STEPS, EVERY = 24, 3
+MOVES = ["method.t_initial=3", "method.t_final=6", "method.interval=3"]
+ACCUMULATION = ["trainer.micro_batch=3"]
+BASE = [
+    "model=local",
+    "model.head=[bert.pooler,classifier]",
+    f"trainer.max_steps={STEPS}",
+    "trainer.batch_size=8",
+    "trainer.lr=5e-3",
+    "trainer.log_every=2",
+    "trainer.evaluations=8",
+    "task=own",
+    "data.train_items=null",
+    "task.max_length=16",
+    "threads=1",
+    f"store.checkpoint_every={EVERY}",
+    "store.keep_checkpoint=true",
+]
+ARMS = {
+    "elalora": ["method=elalora", *MOVES, *ACCUMULATION],
+    "elalora official": ["method=elalora", "method.variant=official", *MOVES],
+    "lora": ["method=lora", *ACCUMULATION],
+    "svd_lora": ["method=svd_lora", "method.t_initial=3", "method.t_final=6", "method.interval=3"],
+    "adalora": ["method=adalora", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
+    "sora": ["method=sora", *ACCUMULATION],
+    "prilora": ["method=prilora", "method.every=4"],
+    "beamlora": ["method=beamlora", "method.interval=4"],
+    "peft": ["method=peft"],
+    "full": ["method=full"],
+    "head": ["method=head"],
+    "bitfit": ["method=bitfit", *ACCUMULATION],
+}
+PHASES = ("before the first step", "step", "round", "line", "checkpoint", "evaluation", "result", "status")
+NAMED = ("checkpoint", "round", "evaluation", "result", "line")
+SLOTS = 2 + len(PHASES)  # numbers that a process tells: its phase, its id, and the calls it made in each phase
+WRITES = ("checkpoint", "line", "result", "status")
+VARYING = {"timing.jsonl", "status.json", "manifest.json", "config.yaml", "result.json", "state.json", "digests.json"}
+
+
+class Probe:
+    """Where the children are, told to their parent through shared memory; and the call at which one is to die.
+
+    Args:
+        target: (phase, n): die at the n-th call inside that phase. None only counts.
+        victims: ranks that die together; the first of them counts the calls.
+    """
+
+    def __init__(self, target: tuple[str, int] | None = None, victims: tuple[int, ...] = (0,)) -> None:
+        self.shared = mmap.mmap(-1, 2 * SLOTS * 8)
+        self.target, self.victims, self.rank = target, victims, 0
+
+    def _get(self, slot: int, rank: int) -> int:
+        at = 8 * (rank * SLOTS + slot)
+        return int.from_bytes(self.shared[at : at + 8], "little")
+
+    def _set(self, slot: int, value: int) -> None:
+        at = 8 * (self.rank * SLOTS + slot)
+        self.shared[at : at + 8] = value.to_bytes(8, "little")
+
+    @property
+    def phase(self) -> str:
+        """Where the first victim is."""
+        return PHASES[self._get(0, self.victims[0])]
+
+    def pids(self) -> list[int]:
+        """The victims' processes, as far as they have begun."""
+        return [pid for rank in self.victims if (pid := self._get(1, rank))]
+
+    def calls(self) -> dict[str, int]:
+        """Calls that the first victim counted inside each phase."""
+        return {name: self._get(2 + number, self.victims[0]) for number, name in enumerate(PHASES)}
+
+    @contextmanager
+    def inside(self, phase: str) -> Iterator[None]:
+        """Marks a phase; the innermost one counts."""
+        before, profile = self._get(0, self.rank), sys.getprofile()
+        number = PHASES.index(phase)
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            if event in ("call", "c_call"):
+                calls = self._get(2 + number, self.rank) + 1
+                self._set(2 + number, calls)
+                if self.target == (phase, calls) and self.rank == self.victims[0]:
+                    self.die()
+
+        self._set(0, number)
+        sys.setprofile(count if phase in NAMED else None)
+        try:
+            yield
+        finally:
+            sys.setprofile(profile)
+            self._set(0, before)
+
+    def die(self) -> None:
+        """The other victim first, then this process."""
+        kill([pid for pid in self.pids() if pid != os.getpid()])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, owner: Any, name: str, phase: str) -> None:
+        """Makes a function of a module or class a phase."""
+        plain: Callable = getattr(owner, name)
+
+        def wrapped(*words: Any, **more: Any) -> Any:
+            with self.inside(phase):
+                return plain(*words, **more)
+
+        setattr(owner, name, wrapped)
+
+    def install(self) -> None:
+        """Marks the phases in this process, which is a child that ends soon."""
+        from experiments.runs import result as results
+        from experiments.runs import run as runner
+        from experiments.store.folder import RunFolder
+        from experiments.training import checkpoint
+        from experiments.training.trainer import Trainer
+
+        self.rank = int(os.environ.get("RANK", "0"))
+        self._set(1, os.getpid())
+        self.wrap(Trainer, "_step", "step")
+        self.wrap(Trainer, "_record_round", "round")
+        self.wrap(RunFolder, "append", "line")
+        self.wrap(RunFolder, "beat", "status")
+        self.wrap(checkpoint, "save", "checkpoint")
+        self.wrap(checkpoint, "drop", "checkpoint")
+        self.wrap(Trainer, "evaluate", "evaluation")
+        self.wrap(results, "export_adapter", "result")
+        self.wrap(results, "store_predictions", "result")
+        self.wrap(RunFolder, "write", "result")
+        self.wrap(runner, "_drop_checkpoints", "result")
+        if self.target and self.target[0] == "line" and self.target[1] % 2:
+            self._tear_lines()
+
+    def _tear_lines(self) -> None:
+        """The n-th line is written by half, as when the machine dies inside the write."""
+        from experiments.store.folder import RunFolder
+
+        plain, left = RunFolder.append, [self.target[1] // 8]  # a line takes a handful of calls
+
+        def torn(folder: Any, name: str, line: dict[str, Any]) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                with (folder.path / name).open("ab", buffering=0) as file:
+                    file.write(json.dumps(line).encode()[: 5 + left[0] % 9])
+                self.die()
+            plain(folder, name, line)
+
+        RunFolder.append = torn
+        self.wrap(RunFolder, "append", "line")
+
+
+def mark_rounds(method: Any, probe: Probe, steps: set[int]) -> None:
+    """A round is what a method does after one of the steps after which the run without kills recorded one."""
+    plain = method.after_step
+
+    def after_step(step: int, *words: Any) -> Any:
+        if step not in steps:
+            return plain(step, *words)
+        with probe.inside("round"):
+            return plain(step, *words)
+
+    method.after_step = after_step
+
+
+class Arm:
+    """One method's run: what is forked, and the files of the run that was never killed."""
+
+    def __init__(self, words: list[str], folder: Path, more: list[str], processes: int = 1) -> None:
+        self.words, self.folder, self.more, self.processes = words, folder, more, processes
+        from experiments.runs.prepare import prepare
+
+        self.prepared: Any = prepare(self.plan("whole"))
+        self.rounds: set[int] = set()
+        self.expected = self._whole("whole", Probe())
+        lines = (self.plan("whole").folder.path / "ranks.jsonl").read_text() if "ranks.jsonl" in self.expected else ""
+        self.rounds = {json.loads(line)["step"] for line in lines.splitlines()} - {-1}
+        self.probe = Probe()
+        assert self._whole("counted", self.probe) == self.expected, "two runs without a kill differ"
+        self.seconds = self.took
+
+    def _whole(self, store: str, probe: Probe) -> dict[str, Any]:
+        if self.attempt(self.plan(store), probe) != 0:
+            raise SystemExit((self.folder / "log").read_text())
+        return files(self.plan(store).folder.path)
+
+    def plan(self, store: str) -> Any:
+        from experiments.config.compose import compose_run
+        from experiments.runs.plan import make_plan
+
+        config = compose_run([*BASE, *self.more, *self.words, f"store.root={self.folder / store}"])
+        os.environ["WORLD_SIZE"] = str(self.processes)  # it is part of what a run is
+        try:
+            return make_plan(config)
+        finally:
+            del os.environ["WORLD_SIZE"]
+
+    def attempt(self, plan: Any, probe: Probe, kill_after: float | None = None) -> int:
+        """Forks a child, or two, that do the run; returns the exit code, minus the signal where one was killed."""
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                tempfile.tempdir = str(self.folder)  # torchrun's agent leaves files there
+                code = self._children(plan, probe)
+            finally:
+                sys.stdout.flush()
+                os._exit(abs(code))
+        wait_for(lambda: len(probe.pids()) == len(probe.victims), child)
+        began = time.perf_counter()
+        if kill_after is not None:
+            time.sleep(kill_after)
+            kill(probe.pids())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self.took = time.perf_counter() - began
+        return -signal.SIGKILL if code == signal.SIGKILL else code  # the agent of two tells it as a number
+
+    def _children(self, plan: Any, probe: Probe) -> int:
+        if self.processes > 1:
+            return in_pair(lambda: self._child(plan, probe))
+        self._child(plan, probe)
+        return 0
+
+    def _child(self, plan: Any, probe: Probe) -> None:
+        import traceback
+
+        from experiments.runs import run as runner
+
+        if self.processes > 1:
+            join_anew()
+            self.prepared = pair_ready(self.prepared)
+        runner.prepare = lambda _: self.prepared
+        probe.install()
+        mark_rounds(self.prepared[-1], probe, self.rounds)
+        try:
+            runner.run(plan)
+        except BaseException:
+            traceback.print_exc()
+            raise
+
+    def scenario(self, number: int, most: int, draw: random.Random) -> Iterator[tuple[str, bool]]:
+        """Kills one run up to `most` times, ends it and compares; yields (phase, between checkpoints) of each kill.
+
+        Raises:
+            AssertionError: the run differs from the one that was never killed.
+        """
+        plan = self.plan(f"killed-{number}")
+        checkpoints = plan.folder.path / "checkpoint"
+        for _ in range(most):
+            newest = newest_step(checkpoints)
+            left = 1 - (newest or 0) / STEPS
+            kind = draw.choices(("moment", *NAMED), (4, 3, 5, 2, 1, 1))[0]
+            victims = draw.choice(((0,), (1,), (0, 1))) if self.processes > 1 else (0,)
+            if kind == "moment":
+                probe, after = Probe(None, victims), self.seconds * draw.uniform(0, left)
+            else:
+                self.probe.victims = victims
+                calls = self.probe.calls()[kind]
+                if not calls:
+                    continue  # a method without rounds, or a process that does not write
+                most_calls = max(1, int(calls * (1 if kind == "result" else left)))
+                probe, after = Probe((kind, draw.randint(1, most_calls)), victims), None
+            code = self.attempt(plan, probe, after)
+            if code == 0:
+                break
+            if code != -signal.SIGKILL:
+                raise AssertionError((self.folder / "log").read_text())
+            newest = newest_step(checkpoints)
+            yield probe.phase, newest is not None and newest < STEPS
+        else:
+            if self.attempt(plan, Probe()) != 0:
+                raise AssertionError((self.folder / "log").read_text())
+        found = files(plan.folder.path)
+        differing = sorted(n for n in self.expected.keys() | found.keys() if self.expected.get(n) != found.get(n))
+        assert not differing, f"{plan.folder.path} differs in {differing}"
+        shutil.rmtree(self.folder / f"killed-{number}")
+
+
+def newest_step(checkpoints: Path) -> int | None:
+    """The step of the newest checkpoint that lies in its place."""
+    return max((int(path.name[5:]) for path in checkpoints.glob("step-*")), default=None)
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Everything of a run that must repeat: files byte by byte, and JSON without times."""
+    out: dict[str, Any] = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in VARYING | {".lock"}
+    }
+    for path in folder.rglob("state.json"):
+        state = json.loads(path.read_text())
+        if "progress" in state:
+            del state["progress"]["seconds"]
+            del state["progress"]["lines"]["timing.jsonl"]
+        out[str(path.relative_to(folder))] = state
+    result = json.loads((folder / "result.json").read_text())
+    out["result.json"] = {key: value for key, value in result.items() if key not in ("cost", "commit")}
+    out["steps timed"] = [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
+    out["status.json"] = json.loads((folder / "status.json").read_text())["state"]
+    return out
+
+
+def write_data(folder: Path) -> list[str]:
+    """A few made-up sentences in three fixed splits, and the overrides that name them."""
+    draw = random.Random(0)
+    for split, rows in (("train", 90), ("validation", 24), ("test", 24)):
+        lines = ["text,label"]
+        for _ in range(rows):
+            label = draw.randrange(2)
+            words = draw.choices(("good great fine best", "bad poor worst dull")[label].split() + ["the", "film"], k=6)
+            lines.append(f"{' '.join(words)},{label}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return [f"task.files.{split}={folder / split}.csv" for split in ("train", "validation", "test")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="that do a run together")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    from tiny_model import make_tiny_model
+
+    draw, began = random.Random(args.seed), time.perf_counter()
+    phases: Counter[str] = Counter()
+    kills = between = runs = 0
+    names = args.arms.split(",")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        make_tiny_model(folder / "model")
+        more = [f"model.path={folder / 'model'}", f"data.cache={folder / 'cache'}", *write_data(folder)]
+        for number, arm_name in enumerate(names):
+            (folder / arm_name).mkdir()
+            arm = Arm(ARMS[arm_name], folder / arm_name, more, args.processes)
+            goal = round(args.kills * (number + 1) / len(names))
+            while kills < goal:
+                for phase, inside in arm.scenario(runs, min(4, goal - kills), draw):
+                    kills, between = kills + 1, between + inside
+                    phases[phase] += 1
+                runs += 1
+            so_far = f"{kills} kills, {runs} runs, {between} between checkpoints, every file equal; {dict(phases)}"
+            print(f"{arm_name}: {so_far}", file=sys.stderr, flush=True)
+    minutes = (time.perf_counter() - began) / 60
+    writes = sum(phases[phase] for phase in WRITES)
+    figures = {"kills": kills, "runs": runs, "between": between, "writes": writes, "phases": phases}
+    print(json.dumps(figures | {"minutes": round(minutes, 1)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
