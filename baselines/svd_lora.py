@@ -64,11 +64,7 @@ class SVDLoRAConfig:
 
 
 class SVDLoRA(LowRankMethod):
-    """Fixed ranks, uniform or transplanted.
-
-    Attributes:
-        pattern: rank of every matrix by name; set before `attach` where `config.ranks_from` is used.
-    """
+    """Fixed ranks, uniform or transplanted."""
 
     name: ClassVar[str] = "svd_lora"
     title: ClassVar[str] = "SVD-LoRA"
@@ -76,7 +72,12 @@ class SVDLoRA(LowRankMethod):
     Config: ClassVar[type] = SVDLoRAConfig
     config: SVDLoRAConfig
     phases: Phases
-    pattern: Mapping[str, int] | None = None
+
+    @property
+    def label(self) -> str:
+        if self.ranks_from is None:
+            return self.title
+        return f"{self.title} transplant" + " shuffled" * self.config.shuffle
 
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         if self.config.ranks_from is None:

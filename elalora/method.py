@@ -38,7 +38,7 @@ from elalora.budget import Budget, Count, check_rank
 from elalora.directions import Directions
 from elalora.errors import UserError
 from elalora.optim import RowwiseAdamW
-from elalora.schedules import Schedule
+from elalora.schedules import RoundTimes, Schedule
 
 MANY = 10_000  # matrices, or ranks, more than any model has
 
@@ -112,6 +112,12 @@ class Method:
     Args:
         config: the method's dataclass.
         budget: None for a method without one.
+
+    Attributes:
+        phases: when its rounds are due, for methods that plan them; set by `check_length` and by `attach`.
+        pattern: ranks of another run by matrix, set before `attach` where `ranks_from` names that run.
+        rounds_seen: the rounds so far.
+        whole: names of the modules trained whole (`keep` of `attach`).
     """
 
     name: ClassVar[str]
@@ -119,6 +125,8 @@ class Method:
     numerics: ClassVar[int] = 1
     capabilities: ClassVar[Capabilities] = Capabilities(ranked=False, exports_lora=False, budget="none")
     Config: ClassVar[type]
+    phases: RoundTimes | None = None
+    pattern: Mapping[str, int] | None = None
 
     def __init__(self, config: Any, budget: Budget | None = None) -> None:
         if budget is None and self.capabilities.budget != "none":
@@ -128,6 +136,23 @@ class Method:
         self.generator = torch.Generator()
         self.rounds_seen: list[Round] = []
         self.whole: list[str] = []
+
+    # -- identity: available before `attach` -------------------------------------------------------------
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that the config chooses; None for a method without variants."""
+        return getattr(self.config, "variant", None)
+
+    @property
+    def label(self) -> str:
+        """The name of this arm in tables."""
+        return self.title
+
+    @property
+    def ranks_from(self) -> str | None:
+        """The run whose final ranks this one starts with (the setting method.ranks_from); None without such a run."""
+        return getattr(self.config, "ranks_from", None)
 
     # -- set-up ----------------------------------------------------------------------------------------
 
@@ -242,10 +267,17 @@ class Method:
         return None
 
     def finish(self) -> None:
-        """Training is over: checks that the method acted, and drops what no longer counts.
+        """Ends training: checks that the method acted and removes pruned directions.
 
         Raises:
             MethodFailure: rounds were due and nothing moved, or the budget is exceeded.
+        """
+
+    def check_budget(self) -> None:
+        """Checks the ranks of this moment against the budget; does nothing for a method without one.
+
+        Raises:
+            BudgetExceeded: the rank sum or the adapter parameters exceed the budget.
         """
 
     def phase(self, step: int) -> str:
@@ -253,6 +285,12 @@ class Method:
         return "train"
 
     # -- reading ---------------------------------------------------------------------------------------
+
+    def rounds_due(self) -> int:
+        """Number of rounds that the run plans; without planned rounds, the number that happened."""
+        if self.phases is None or not self.capabilities.adaptive:
+            return len(self.rounds_seen)
+        return len(self.phases.rounds())
 
     def ranks(self) -> dict[str, int]:
         """Current rank of every adapted matrix by module name."""
@@ -410,7 +448,6 @@ class LowRankMethod(Method):
         self.check_budget()
 
     def check_budget(self) -> None:
-        """Raises MethodFailure when the rank sum or the parameters exceed the budget."""
         assert self.budget is not None
         now = self.count()
         allowed = self.mean_rank * len(self.adapters)

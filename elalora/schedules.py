@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from elalora.errors import UserError
 
@@ -76,6 +76,19 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.held = bool(state["held"])
+
+
+class RoundTimes(Protocol):
+    """When a method changes its ranks; `Phases` is the plan of ElaLoRA."""
+
+    @property
+    def end(self) -> int:
+        """First step of the final phase, in which ranks stay."""
+        ...
+
+    def rounds(self) -> list[int]:
+        """The steps after which a round is due."""
+        ...
 
 
 @dataclass(frozen=True)
