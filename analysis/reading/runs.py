@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from analysis.reading.arms import with_names
 from analysis.reading.index import read, scan
 from analysis.reading.result_row import READINGS, WRONG, digest
 from analysis.reading.settings import words_of_source
@@ -96,6 +97,7 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
         problems += twice
         frame = _with_sources(frame)
         frame = frame.sort_values(["task", "method", "variant", "budget", "seed", "id"], ignore_index=True)
+        frame = with_names(frame)
     open_folders = dict.fromkeys(folder for runs in found.values() for folder in runs.unfinished)
     frame.attrs["problems"] = list(dict.fromkeys(problems))
     frame.attrs["unfinished"] = [_unfinished(folder) for folder in open_folders]

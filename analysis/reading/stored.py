@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.output.table import summarise
+from analysis.reading.arms import with_names
 from analysis.reading.runs import Unfinished, load_runs, select
 from elalora.errors import UserError
 
@@ -85,6 +86,7 @@ def read_stores(
     if tuning.any():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
         facts.append(_spent(chosen[tuning]))
+    chosen = with_names(chosen)  # of the arms that are left
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
     return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.reading.runs import Unfinished
-from analysis.sections.confirmatory import Family
 from experiments.studies.rules import TUNING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from experiments.config.study import FamilyConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Study:
 
     name: str
     cells: pd.DataFrame
-    family: Family | None
+    family: FamilyConfig | None
 
     def only(self, runs: pd.DataFrame, unfinished: Sequence[Unfinished]) -> tuple[pd.DataFrame, list[Unfinished]]:
         """The study's own of the given runs."""
@@ -71,7 +72,4 @@ def load_study(name: str, roots: Sequence[str | Path]) -> Study:
     columns = ["part", "kind", "arm", "task", "budget", "seed"]
     cells = pd.DataFrame([[getattr(cell, key) for key in columns] for cell in expansion.cells], columns=columns)
     cells["id"] = [cell.plan.id if cell.plan is not None else "" for cell in expansion.cells]
-    if (f := expansion.study.family) is None:
-        return Study(name, cells, None)
-    family = Family(name, f.part, f.baseline, tuple(f.arms), tuple(f.budgets), f.alpha, f.m, f.correction)
-    return Study(name, cells, family)
+    return Study(name, cells, expansion.study.family)

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table, signed, signed_range
+from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import digest
 from analysis.reading.settings import changed_knobs, told_apart
-from analysis.sections.arms import CELL, NAMES
 from analysis.sections.published_numbers import table as published_table
 from analysis.stats.seeds import summary
 

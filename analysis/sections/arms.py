@@ -1,4 +1,4 @@
-"""Arms of a comparison: their names, and which runs compare."""
+"""Which arms compare, and what a reader must know of them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.reading.result_row import NO_BUDGET
-from analysis.reading.settings import arm_suffix, differing
+from analysis.reading.settings import differing
 
 if TYPE_CHECKING:
     import pandas as pd
-from typing import TYPE_CHECKING
-
-from analysis.reading.settings import changed_knobs, told_apart
-
-if TYPE_CHECKING:
-    import pandas as pd
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-NAMING = ["label", "method", "variant", "reconstructed"]
-
-
-CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell are compared
 
 
 TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
@@ -33,16 +19,6 @@ LEAST_FOR_INTERVAL = 3
 
 
 PARAMETER_TOLERANCE = 0.01
-
-
-MOST_TOLD = 4  # settings behind a name, where they are enough
-
-
-NAMES = {
-    "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
-    "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
-    "head": "Head only", "bitfit": "BitFit",
-}  # fmt: skip
 
 
 METRICS = {
@@ -65,60 +41,6 @@ PROTOCOLS = {
 
 
 LAST_OF_BEST = "as paper_last; evaluated on the reported split itself, but the last checkpoint is shown, not the best"
-
-
-def shown_names(runs: pd.DataFrame, names: Sequence[str] = ()) -> list[str]:
-    """The name of every run's arm; where one name covers several settings, the settings that differ follow it.
-
-    Args:
-        runs: from `load_runs`.
-        names: of the runs to begin with, instead of label and variant.
-    """
-    rows = runs.to_dict("records")
-    names = list(names) or [name_of(row | {"label": row["label"] + arm_suffix(row["settings"])[0]}) for row in rows]
-    for _, group in runs.assign(shown=names).groupby([*CELL, "shown"], sort=False):
-        if group["arm"].nunique() < 2:
-            continue
-        told = _told(group.drop_duplicates("arm").set_index("arm"))
-        for index, arm in zip(group.index, group["arm"], strict=True):
-            names[int(index)] += f" [{told[arm]}]"
-    return names
-
-
-def _told(arms: pd.DataFrame) -> dict[str, str]:
-    """What tells arms of one name apart: their settings that differ, and more of them until no two are alike."""
-    rows = arms.to_dict("index")
-    whole = {arm: _labelled(row) for arm, row in rows.items()}
-    plain = {arm: _labelled({**row, "settings": _without_told(row["settings"])}) for arm, row in rows.items()}
-    texts: dict[str, str] = {}
-    for trees, most in ((plain, MOST_TOLD), (plain, None), (whole, None)):
-        found = list(differing(trees.values()))
-        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
-        flats = {arm: differing([tree, {}]) for arm, tree in trees.items()}
-        for arm, flat in flats.items():
-            listed = [f"{k.removeprefix('method.')}={flat[k][0] if k in flat else 'null'}" for k in keys[:most]]
-            texts[arm] = ", ".join(listed + (["..."] if len(keys) > len(listed) else []))
-        if len(set(texts.values())) == len(texts):
-            break
-    return texts
-
-
-def _without_told(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the knobs that the name of a cell of the factorial tells already."""
-    told = arm_suffix(settings)[1]
-    return {**settings, "method": {k: v for k, v in settings["method"].items() if k not in told}} if told else settings
-
-
-def _labelled(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row["settings"], "data": {**row["settings"].get("data", {}), "fingerprint": row["fingerprint"][:12]}}
-
-
-def name_of(row: dict[str, Any]) -> str:
-    """ElaLoRA (official)†: label, variant, and a dagger when the method is a reconstruction."""
-    label, method = row["label"], row["method"]
-    if label.startswith(method) and method in NAMES:
-        label = NAMES[method] + label[len(method) :]
-    return label + (f" ({row['variant']})" if row["variant"] else "") + ("†" if row["reconstructed"] else "")
 
 
 def _rest(settings: dict[str, Any]) -> dict[str, Any]:
@@ -179,27 +101,3 @@ def start_to_end(record: dict[str, Any], count: str) -> str:
 
 
 ROW = ["shown", "budget", "protocol", "recipe"]
-
-
-NAMED = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already tells
-
-
-def row_names(runs: pd.DataFrame) -> list[str]:
-    """Names of arms that are the same on every task; knobs follow where several stand in one cell.
-
-    Args:
-        runs: from `load_runs`, with a plain index.
-    """
-    names = [name_of(row) for row in runs[NAMING].to_dict("records")]
-    for _, group in runs.assign(name=names).groupby([*CELL, "name"], sort=False):
-        arms = group.drop_duplicates("arm")
-        knobs = [[k for k in changed_knobs(s) if k.partition("=")[0] not in NAMED] for s in arms["settings"]]
-        turned = dict(zip(arms["arm"], told_apart(knobs), strict=True))
-        for index, arm in zip(group.index, group["arm"], strict=True):
-            names[int(index)] += f" [{', '.join(turned[arm])}]" if turned[arm] else ""
-    return shown_names(runs, names)
-
-
-def short_recipe(recipe: str) -> str:
-    """published, of whatever source: a row goes over tasks, and every task has a source of its own."""
-    return recipe.partition(" (")[0].partition(":")[0]

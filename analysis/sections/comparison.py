@@ -13,19 +13,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table, signed, signed_range
+from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import NO_BUDGET
 from analysis.sections.arms import (
-    CELL,
     LEAST_FOR_INTERVAL,
     METRICS,
-    NAMES,
     PARAMETER_TOLERANCE,
     _unlike,
     fitting,
     note_manifests,
     place_of,
     protocol_notes,
-    shown_names,
     start_to_end,
 )
 from elalora.errors import UserError
@@ -55,7 +53,6 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
         raise UserError(f"spread={spread} is unknown; allowed: {', '.join(SPREADS)}")
     if not len(runs):
         raise UserError("there is no finished run to compare; `python run.py` makes one")
-    runs = runs.assign(shown=shown_names(runs))
     records: list[dict[str, Any]] = []
     notes: list[str] = []
     for _, cell in runs.groupby(CELL, sort=False):

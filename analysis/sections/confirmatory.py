@@ -21,6 +21,8 @@ from elalora.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from experiments.config.study import FamilyConfig
 from typing import TYPE_CHECKING
 
 from analysis.output.section import Section
@@ -35,33 +37,6 @@ SAMPLED = 99_999  # sign patterns above 16 seeds, drawn by a fixed seed
 
 
 @dataclass(frozen=True)
-class Family:
-    """The comparisons of a study: `baseline` with every arm at every budget.
-
-    Attributes:
-        study: its name; part: the confirmatory part.
-        baseline, arms, budgets: what is compared.
-        alpha: level of the whole family; m: number of comparisons.
-        correction: only "holm".
-    """
-
-    study: str
-    part: str
-    baseline: str
-    arms: Sequence[str]
-    budgets: Sequence[str]
-    alpha: float = 0.05
-    m: int = 1
-    correction: str = "holm"
-
-    def __post_init__(self) -> None:
-        if self.m != len(self.arms) * len(self.budgets) or not self.m:
-            raise UserError(f"study {self.study}: m={self.m}, but {len(self.arms)} arms x {len(self.budgets)} budgets")
-        if self.correction != "holm":
-            raise UserError(f"study {self.study}: correction={self.correction} is not offered; allowed: holm")
-
-
-@dataclass(frozen=True)
 class Confirmation:
     """The table, and a sentence for every comparison in the same order."""
 
@@ -70,23 +45,27 @@ class Confirmation:
 
 
 def confirm(
-    runs: pd.DataFrame, cells: pd.DataFrame, family: Family, unfinished: Sequence[Unfinished] = (), level: float = 0.95
+    runs: pd.DataFrame, study: Study, unfinished: Sequence[Unfinished] = (), level: float = 0.95
 ) -> Confirmation:
-    """Tests a family.
+    """Tests the family of comparisons that a study declares.
 
     Args:
-        runs: from `load_runs`; other runs than the study's are ignored.
-        cells: the study's runs: part, arm, task, budget, seed and id ("" where it has no plan yet).
-        family: what the study declared.
-        unfinished: from `load_runs(...).attrs`, to tell a failed run from one that is still to come.
+        runs: from `load_runs`; runs outside the study are ignored.
+        study: from `analysis.reading.study.load_study`.
+        unfinished: from `load_runs(...).attrs`, to tell failed runs from those that are still to come.
         level: of the intervals, which are not corrected.
+
+    Raises:
+        UserError: the study declares no family, or an arm of it has no run in the confirmatory part.
     """
     import pandas as pd
 
+    family, cells = study.family, study.cells
+    if family is None:
+        raise UserError(f"study {study.name} declares no confirmatory comparisons; add study.family to its file")
     part = cells[cells["part"] == family.part]
-    wanted = {family.baseline, *family.arms}
-    if absent := wanted - set(part["arm"]):
-        raise UserError(f"study {family.study}: the part {family.part} has no arm {', '.join(sorted(absent))}")
+    if absent := {family.baseline, *family.arms} - set(part["arm"]):
+        raise UserError(f"study {study.name}: the part {family.part} has no arm {', '.join(sorted(absent))}")
     done = {row["id"]: row for row in runs[runs["id"].isin(list(part["id"]))].to_dict("records")}
     failed = {run.id_start: run.ending for run in unfinished if run.ending}
     records = [
@@ -97,16 +76,17 @@ def confirm(
         if "p" in record:
             record["p_holm"] = float(q)
         record["claim"] = bool(record.get("p_holm", 1.0) < family.alpha) and not record["no_claim"]
-    notes = _notes(family, records, level)
+    notes = _notes(study.name, family, records, level)
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         note_manifests(cell, place_of(cell), notes)
     sentences = [sentence(record, family) for record in records]
-    return Confirmation(_table(pd.DataFrame(records), records, family, notes), sentences)
+    caption = f"Confirmatory: study {study.name}, part {family.part}, differences to {family.baseline} in points."
+    return Confirmation(_table(caption, pd.DataFrame(records), records, notes), sentences)
 
 
 def _comparison(
-    part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], family: Family, arm: str, budget: str,
+    part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], family: FamilyConfig, arm: str, budget: str,
     level: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything about one arm at one budget; "p" only when no run of it is open."""
@@ -181,7 +161,7 @@ def _no_claim(present: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(reasons)
 
 
-def sentence(record: Mapping[str, Any], family: Family) -> str:
+def sentence(record: Mapping[str, Any], family: FamilyConfig) -> str:
     """What one comparison says, with its interval and p."""
     arm, base, where = record["arm"], record["baseline"], f"at {record['budget']}"
     if record["missing"]:
@@ -215,7 +195,7 @@ def shown_p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
 
 
-def _table(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], family: Family, notes: list[str]) -> Table:
+def _table(caption: str, frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], notes: list[str]) -> Table:
     tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_")]
     columns = [
         "Arm",
@@ -242,11 +222,10 @@ def _table(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], family: Fa
             "" if needed is None else str(needed), str(r["missing"] or ""), str(r["failed"] or ""),
         ]  # fmt: skip
         rows.append(row + [signed(r[f"mean_{t}"]) if f"mean_{t}" in r else "" for t in tasks])
-    caption = f"Confirmatory: study {family.study}, part {family.part}, differences to {family.baseline} in points."
     return Table(caption, [*columns, *tasks], rows, notes, frame)
 
 
-def _notes(family: Family, records: Sequence[Mapping[str, Any]], level: float) -> list[str]:
+def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]], level: float) -> list[str]:
     notes = [
         f"Family: {family.baseline} with {', '.join(family.arms)} at {', '.join(family.budgets)}; m = {family.m} "
         f"comparisons, declared in the study; Holm's correction, level {family.alpha:g} for the whole family.",
@@ -260,7 +239,7 @@ def _notes(family: Family, records: Sequence[Mapping[str, Any]], level: float) -
     if open_runs:
         notes.append(
             "Comparisons with missing runs are not tested and count with p = 1; make the runs with: "
-            f"python run.py -m +study={family.study}"
+            f"python run.py -m +study={study}"
         )
     for r in records:
         where = f"{r['arm']} at {r['budget']}"
@@ -283,9 +262,7 @@ def _notes(family: Family, records: Sequence[Mapping[str, Any]], level: float) -
 
 
 def _confirmatory(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:
-    from analysis.sections.confirmatory import confirm
-
     if declared is None or declared.family is None:
         return []
-    found = confirm(runs, declared.cells, declared.family, unfinished)
+    found = confirm(runs, declared, unfinished)
     return [Section(f"Study {declared.name}: confirmatory", {"confirmatory": found.table}, lines=found.sentences)]

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table
-from analysis.sections.arms import row_names, short_recipe, start_to_end
+from analysis.reading.arms import short_recipe
+from analysis.sections.arms import start_to_end
 from analysis.sections.paper_layouts import LAYOUTS
 from analysis.sections.shared_tasks import complete, within_budget
 
@@ -53,9 +54,8 @@ def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame,
     import pandas as pd
 
     suites = [_suite(task, settings) for task, settings in zip(runs["task"], runs["settings"], strict=True)]
-    names = row_names(runs)
-    known = runs.assign(suite=suites, recipe=[short_recipe(recipe) for recipe in runs["recipe"]], method_shown=names)
-    known["shown"] = known["method_shown"] + "\t" + known["budget"]
+    known = runs.assign(suite=suites, recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
+    known["shown"] = known["row_name"] + "\t" + known["budget"]
     found = []
     for key, cell in known.groupby(["suite", *PLACE[1:]], sort=True):
         cell, off = within_budget(cell)
@@ -69,7 +69,7 @@ def suite_points(runs: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame,
             by_seed = scores.mean(axis=1)
             costs = {column: own[column].mean() for column in ("params_final", "peak_memory_mib", "adapter_bytes")}
             costs["step_seconds_median"] = own.groupby("task")["step_seconds"].median().mean()
-            shown, budget = own[["method_shown", "budget"]].iloc[0]
+            shown, budget = own[["row_name", "budget"]].iloc[0]
             row = {"shown": shown, "budget": budget, "metric": f"Mean score over {len(tasks)} tasks", "n": len(seeds)}
             rows.append(row | {"score_mean": by_seed.mean(), "score_sd": by_seed.std(ddof=1)} | costs)
         place = dict(zip(["suite", *PLACE[1:]], key, strict=True))

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table, signed, signed_range, summarise
+from analysis.reading.arms import CELL, NAMES
 from analysis.reading.rounds import load_predictions
-from analysis.sections.arms import CELL, NAMES, fitting, place_of, shown_names
+from analysis.sections.arms import fitting, place_of
 from analysis.stats.items import mcnemar_by_seed, two_way_bootstrap
 from elalora.errors import UserError
 
@@ -46,7 +47,7 @@ def item_tests(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) 
     """
     import pandas as pd
 
-    pairs, skipped = _pairs(runs.assign(shown=shown_names(runs)), baseline)
+    pairs, skipped = _pairs(runs, baseline)
     read = {folder for _, arm, base in pairs for side in (arm, base) for folder in side["folder"]}
     if len(read) > MOST_RUNS:
         return None, [

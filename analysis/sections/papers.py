@@ -14,17 +14,15 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table, signed, signed_range
+from analysis.reading.arms import NAMES, short_recipe
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.settings import command
 from analysis.sections.arms import (
     LEAST_FOR_INTERVAL,
-    NAMES,
     ROW,
     note_manifests,
     place_of,
     protocol_notes,
-    row_names,
-    short_recipe,
 )
 from analysis.sections.paper_layouts import LAYOUTS, Column, Layout
 from analysis.sections.published_numbers import Published, published
@@ -53,7 +51,7 @@ def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
     """
     if not len(runs):
         return {}
-    runs = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
+    runs = runs.assign(shown=runs["row_name"], recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     tables = {}
     for layout in LAYOUTS:
         ours = runs[runs["task"].isin(layout.tasks())]
@@ -305,7 +303,7 @@ def against_published(runs: pd.DataFrame, known: Sequence[Published] | None = No
     runs = runs[runs["model"].isin({row.model for row in known})].reset_index(drop=True)
     if not len(runs):
         return None
-    runs = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
+    runs = runs.assign(shown=runs["row_name"], recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     records = []
     for row in known:
         ours = runs[(runs["method"] == row.method) & (runs["model"] == row.model)]

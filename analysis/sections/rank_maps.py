@@ -24,8 +24,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from analysis.output.figure import _file
+from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
-from analysis.sections.arms import CELL, shown_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,8 +226,7 @@ def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
     """
     from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map
 
-    ranked = runs.assign(shown=shown_names(runs))
-    ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
+    ranked = runs[[bool(ranks) for ranks in runs["ranks_final"]]]
     drawn: dict[Path, str] = {}
     for _, cell in ranked.groupby(CELL, sort=False):
         first = cell.iloc[0]

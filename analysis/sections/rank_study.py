@@ -16,10 +16,10 @@ import numpy as np
 
 from analysis.output.figure import names
 from analysis.output.table import Table, signed, signed_range
+from analysis.reading.arms import CELL
 from analysis.reading.rounds import events, load_rounds, paired, patterns, scores, shares_of_types
 from analysis.reading.settings import cell_of
 from analysis.sections import rank_study_figures as rank_figures
-from analysis.sections.arms import CELL, shown_names
 from analysis.sections.rank_maps import _as_map, _cells_of, _type_order
 from analysis.sections.transplant import STEPS, arm_of, transplant
 from analysis.stats.rank_agreement import Agreement, agreement_p, concordance, mean_tau, mean_tau_between
@@ -44,8 +44,7 @@ def sections(runs: pd.DataFrame, folder: Path | None) -> list[Section]:
     """
     from analysis.output.section import Section
 
-    ranked = runs.assign(shown=shown_names(runs))
-    ranked = ranked[[bool(ranks) for ranks in ranked["ranks_final"]]]
+    ranked = runs[[bool(ranks) for ranks in runs["ranks_final"]]]
     found = []
     for _, cell in ranked.groupby(CELL, sort=False):
         first = cell.iloc[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from analysis.sections.arms import row_names, short_recipe
+from analysis.reading.arms import short_recipe
 from analysis.stats.tasks import (
     Friedman,
     critical_difference,
@@ -69,7 +69,7 @@ def places(runs: pd.DataFrame) -> list[Place]:
         runs: from `load_runs`.
     """
     found = []
-    named = runs.assign(shown=row_names(runs), recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
+    named = runs.assign(shown=runs["row_name"], recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
     for key, cell in named.groupby(PLACE, sort=True):
         cell, off = within_budget(cell)
         arms = complete(cell)

@@ -20,12 +20,14 @@ from stored_runs import moved_run, result, write_run  # noqa: E402
 
 from analysis.output.writers import write  # noqa: E402
 from analysis.reading.runs import load_runs  # noqa: E402
+from analysis.reading.study import Study  # noqa: E402
 from analysis.report import report  # noqa: E402
-from analysis.sections.confirmatory import Family, confirm  # noqa: E402
+from analysis.sections.confirmatory import confirm  # noqa: E402
+from experiments.config.study import FamilyConfig  # noqa: E402
 
 TABLES = HERE.parent / "golden" / "tables"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}
-FAMILY = Family("golden", "main", "lora", ("elalora", "prilora"), ("r4",), 0.05, 2)
+FAMILY = FamilyConfig("main", "lora", ["elalora", "prilora"], ["r4"], m=2)
 
 
 def build(root: Path) -> pd.DataFrame:
@@ -116,7 +118,9 @@ def tables(root: Path, out: Path) -> list[Path]:
     cells = build(root)
     files = [path for path in report([root], out, with_figures=False, quiet=True) if path.suffix != ".html"]
     runs = load_runs(root)
-    return files + write(confirm(runs, cells, FAMILY, runs.attrs["unfinished"]).table, out, "confirmatory")
+    return files + write(
+        confirm(runs, Study("golden", cells, FAMILY), runs.attrs["unfinished"]).table, out, "confirmatory"
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from stored_runs import result, write_run
 
 from analysis.output.writers import to_latex, to_markdown
 from analysis.reading.runs import load_runs
-from analysis.sections.confirmatory import Confirmation, Family, confirm, sentence
+from analysis.reading.study import Study
+from analysis.sections.confirmatory import Confirmation, confirm, sentence
 from analysis.sections.endings import failures
 from elalora.errors import UserError
+from experiments.config.study import FamilyConfig
 
-FAMILY = Family("main", "part", "lora", ("elalora", "adalora"), ("r4",), 0.05, 2)
+FAMILY = FamilyConfig("part", "lora", ["elalora", "adalora"], ["r4"], m=2)
 SEEDS = range(8)
 WORDS = ("better", "worse", "outperform", "superior", "improve")
 
@@ -45,9 +47,9 @@ def study(
     return pd.DataFrame(cells)
 
 
-def read(root: Path, cells: pd.DataFrame, family: Family = FAMILY) -> Confirmation:
+def read(root: Path, cells: pd.DataFrame, family: FamilyConfig | None = FAMILY) -> Confirmation:
     runs = load_runs(root)
-    return confirm(runs, cells, family, runs.attrs["unfinished"])
+    return confirm(runs, Study("main", cells, family), runs.attrs["unfinished"])
 
 
 UP = [[1.0 + seed / 10, 0.53] for seed in SEEDS]  # every seed's mean is positive
@@ -217,13 +219,11 @@ def test_every_sentence_carries_p_and_interval_or_says_why_not(tmp_path: Path) -
     assert "cannot be tested" in sentence(record, FAMILY)
 
 
-def test_a_family_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="m=3, but 2 arms x 1 budgets"):
-        Family("main", "part", "lora", ("elalora", "adalora"), ("r4",), 0.05, 3)
-    with pytest.raises(UserError, match="correction=none is not offered"):
-        Family("main", "part", "lora", ("elalora",), ("r4",), 0.05, 1, "none")
+def test_a_family_that_is_missing_or_has_an_arm_without_runs_is_refused(tmp_path: Path) -> None:
     cells = study(tmp_path, {"elalora": UP})
-    with pytest.raises(UserError, match="the part part has no arm adalora"):
+    with pytest.raises(UserError, match="study.family"):
+        read(tmp_path, cells, None)
+    with pytest.raises(UserError, match="no arm adalora"):
         read(tmp_path, cells)
 
 

@@ -13,10 +13,9 @@ from scipy import stats
 from stored_runs import modules, moved_run, result, write_run
 from stored_study import EFFECTS, LIKED, SEEDS, build
 
-from analysis.reading.rounds import events, load_rounds, patterns, scores, shares_of_types
+from analysis.reading.rounds import events, load_contributions, load_rounds, paired, patterns, scores, shares_of_types
 from analysis.reading.runs import load_runs
 from analysis.sections import attribution, rank_study
-from analysis.sections.arms import shown_names
 from analysis.stats import relation as contribution
 from analysis.stats.rank_agreement import agreement_p, concordance, kendalls_w, mean_tau, mean_tau_between, tau_matrix
 from elalora.errors import UserError
@@ -252,9 +251,8 @@ def test_equal_ranks_have_no_relation():
 
 
 def test_contributions_are_paired_by_seed(runs: pd.DataFrame):
-    study = runs.assign(shown=shown_names(runs))
-    ela, svd = study[study["shown"] == "ElaLoRA (paper)"], study[study["shown"] == "SVD-LoRA"]
-    ranks, rises, order, seeds = contribution.paired(ela, svd[svd["seed"] != 3])
+    ela, svd = runs[runs["shown"] == "ElaLoRA (paper)"], runs[runs["shown"] == "SVD-LoRA"]
+    ranks, rises, order, seeds = paired(ela, svd[svd["seed"] != 3])
     assert seeds == [s for s in SEEDS if s != 3] and ranks.shape == rises.shape == (8, len(modules()))
     run = ela[ela["seed"] == 5].iloc[0]
     stored = json.loads((Path(svd[svd["seed"] == 5].iloc[0]["folder"]) / "contributions.json").read_text())["rises"]
@@ -267,7 +265,7 @@ def test_contributions_are_paired_by_seed(runs: pd.DataFrame):
 def test_a_damaged_contribution_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "contributions.json").write_text(text)
     with pytest.raises(UserError, match=r"experiments\.contribution"):
-        contribution.load_contributions(tmp_path)
+        load_contributions(tmp_path)
 
 
 def test_the_transplant_reads_layout_and_dynamics_apart(runs: pd.DataFrame):
@@ -386,15 +384,14 @@ def test_a_run_stands_in_its_cell_or_in_none(method: dict, cell: tuple | None):
 
 
 def test_transplants_of_all_seeds_are_one_arm(runs: pd.DataFrame):
-    shown = pd.Series(shown_names(runs)).value_counts().to_dict()
+    shown = runs["shown"].value_counts().to_dict()
     assert shown["SVD-LoRA transplant"] == shown["SVD-LoRA transplant shuffled"] == len(SEEDS)
     assert shown["ElaLoRA, random moves + D1 + D2 (paper)"] == len(SEEDS)
     assert len(shown) == 15
 
 
 def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
-    study = runs.assign(shown=shown_names(runs))
-    arms = {name: arm for name, arm in study.groupby("shown") if " + " not in str(name)}
+    arms = {name: arm for name, arm in runs.groupby("shown") if " + " not in str(name)}
     stable = rank_study.stability(arms, "here").frame.set_index("arm")
     assert stable.loc["ElaLoRA (paper)", "w"] > 0.8 and stable.loc["ElaLoRA (paper)", "p"] < 0.01
     assert stable.loc["ElaLoRA, random moves (paper)", "w"] < 0.4
