@@ -1,8 +1,7 @@
-"""From words on the command line to one run's configuration, and to the run that the same command would make.
+"""Composes configurations from words on the command line.
 
-What is unusual: a configuration keeps the overrides it was composed from (outside its identity). So "the same
-run of another method" or "of another task" is composed again from the same words with some of them changed, and
-gets its own recipe, not this run's values under another name.
+A configuration keeps the overrides it was composed from, outside its identity. So "the same run with another method"
+is composed again from these words, some of them changed, and takes that method's recipe instead of this run's values.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
 RECIPE_FILE = "recipe@_global_"
-# numbers that are set last in any case, so that the thousands of runs of a study share few compositions
+# set after composing: the thousands of runs of a study, which differ in these only, share few compositions
 LATE = re.compile(r"seed=\d+|trainer\.lr=[\d.]+(e-?\d+)?")
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that `run.py` with these overrides would make, for instance ["task=rte", "seed=3"].
+    """The configuration that `run.py` composes from these overrides, for instance ["task=rte", "seed=3"].
 
     Raises:
-        UserError, HydraException, OmegaConfBaseException: a mistake; `experiments.config.explain.explain` makes one
-        line
-            of it.
+        UserError, HydraException, OmegaConfBaseException: for a mistake; `experiments.config.explain.explain` turns it
+            into one line.
     """
     late = [word for word in overrides if LATE.fullmatch(word)]
     config, choices = _composed(tuple(word for word in overrides if word not in late))
@@ -61,37 +59,38 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
 
 
 def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
-    """Writes into what `run.py` composed the words of its command, the user's own config folders among them."""
+    """Stores the words of a `run.py` command in what it composed, including the user's own config folders.
+
+    Raises:
+        UserError: for launcher.kind, which only hydra/launcher=NAME sets.
+    """
     folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
     more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    if given := next((word for word in hydra.overrides.task if key_of(word) == "launcher.kind"), None):
-        raise UserError(
-            f"'{given}' does nothing: a launcher is chosen by hydra/launcher=NAME; type hydra/launcher=slurm"
-        )
+    if word := next((word for word in hydra.overrides.task if key_of(word) == "launcher.kind"), None):
+        raise UserError(f"'{word}' does nothing; type hydra/launcher=NAME, such as hydra/launcher=slurm")
     config.launcher.kind = hydra.runtime.choices["hydra/launcher"]
     alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
     if alone and config.launcher.kind == "local":
         config.launcher.kind = "basic"  # one run needs no workers
-    if config.launcher.kind == "slurm":  # so that a command that goes on with the run submits it again
+    if config.launcher.kind == "slurm":  # so that the command that resumes this run submits it again
         more.append("hydra/launcher=slurm")
     return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
 
 
 def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
-    """Writes into a composed configuration what it was composed from, and which of its recipe's values were changed."""
+    """Stores in a composed configuration its overrides, and the recipe's settings among them."""
     config.overrides = list(overrides)
     recipe = CONF / "recipe" / f"{choices.get(RECIPE_FILE)}.yaml"
     if config.recipe.source is not None and recipe.is_file():
-        given = {key_of(word) for word in overrides}
-        config.recipe.changed = sorted(given & set(_settings(recipe)))
+        config.recipe.changed = sorted({key_of(word) for word in overrides} & set(_settings(recipe)))
     return config
 
 
 def _settings(path: Path) -> list[str]:
-    """Dotted names of everything a recipe file sets, those of the files it builds on as well."""
+    """Dotted names of all settings in a recipe file and in the files of its defaults list."""
     node = OmegaConf.load(path)
-    below = [CONF / f"{entry.strip('/')}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
-    names = [name for file in below for name in _settings(file)]
+    defaults = [CONF / f"{entry.strip('/')}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
+    names = [name for file in defaults for name in _settings(file)]
 
     def walk(value: Any, prefix: str) -> None:
         if OmegaConf.is_dict(value):
@@ -105,21 +104,21 @@ def _settings(path: Path) -> list[str]:
 
 
 def same_command(config: DictConfig, words: str) -> tuple[str, ...]:
-    """This run's command with other words.
+    """This run's overrides with some of them replaced.
 
     Args:
         config: a run, composed here or by `run.py`.
-        words: overrides. A bare word is a method, and a name without a dot that is no group is a knob of it:
-            "elalora variant=official trainer.lr=1e-3" is method=elalora method.variant=official trainer.lr=1e-3.
-            Choosing a method drops every method.* of this run.
+        words: overrides in short form. A bare word is a method; a name without a dot that is not a group is a setting
+            of the method: "elalora variant=official trainer.lr=1e-3" means method=elalora method.variant=official
+            trainer.lr=1e-3. Choosing a method drops every method.* of this run.
     """
     assert config.overrides is not None, "only a composed configuration knows its command"
     changed = [_override(word) for word in words.split()]
     keys = {key_of(word) for word in changed}
-    kept = [word for word in config.overrides if key_of(word) not in keys]
+    rest = [word for word in config.overrides if key_of(word) not in keys]
     if "method" in keys:
-        kept = [word for word in kept if not re.match(r"method\.", key_of(word))]
-    return (*kept, *changed)
+        rest = [word for word in rest if not key_of(word).startswith("method.")]
+    return (*rest, *changed)
 
 
 def _override(word: str) -> str:

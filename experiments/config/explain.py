@@ -1,4 +1,4 @@
-"""Turns what Hydra and OmegaConf say about a mistake into one line with the allowed values."""
+"""Turns an error of Hydra or OmegaConf into one line with the allowed values."""
 
 from __future__ import annotations
 
@@ -6,104 +6,101 @@ import difflib
 import re
 import sys
 
+from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.config.compose import compose_run
-from experiments.config.mistakes import MISTAKES, STUDY_FIRST, _first, _studies
+from experiments.config.mistakes import MISTAKES, study_needs_plus
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.signals import EXIT_RESUMABLE, Preempted
 
+REASONS = {"trainer.precision=fp16": " (fp16 skips steps, and an allocator must not advance on a skipped step)"}
 
-def answer(error: BaseException) -> tuple[str, int]:
-    """The line and the exit code of a command that ends with an error of MISTAKES, `Preempted` or ctrl-C."""
+
+def answer(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
+    """The line to print and the exit code for an error of MISTAKES, `Preempted` or Ctrl-C."""
     if isinstance(error, KeyboardInterrupt):
-        return "stopped at once; the same command goes on from the last checkpoint", 130
+        return "stopped at once; run the same command again to resume from the last checkpoint", 130
     return (str(error), EXIT_RESUMABLE) if isinstance(error, Preempted) else (explain(error), 2)
 
 
-def explain(error: BaseException) -> str:
-    """One line for a person: what was given, what is allowed, what to type."""
+def explain(error: Exception) -> str:
+    """One line: what was given, what is allowed, what to type."""
     return str(UserError(_line(error)))
 
 
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    if override := getattr(error, "override", None):
-        return f"'{override}' cannot be read as an override ({_first(error)}); type NAME=VALUE, in quotes"
-    cause = str(error.__cause__ or "").strip()
+def _line(error: Exception) -> str:
     if isinstance(error, UserError):
-        return text
-    for maker in (_unknown_choice, _unknown_key, _wrong_type, _several):
-        line = maker(text, cause)
-        if line:
+        return str(error)
+    reason = first_line(error)
+    if override := getattr(error, "override", None):
+        return f"'{override}' cannot be read as an override ({reason}); type NAME=VALUE, in quotes"
+    text, cause = str(error).strip(), str(error.__cause__ or "").strip()
+    for line_for in (_unknown_choice, _unknown_key, _wrong_type, _several):
+        if line := line_for(text, f"{text}\n{cause}"):
             return line
-    if isinstance(error, InterpolationResolutionError):  # it does not say where
-        place = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
-        return place + _first(error)
-    return _first(error)
+    if isinstance(error, InterpolationResolutionError):  # OmegaConf does not name the word
+        word = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
+        return word + reason
+    return reason
 
 
-def _unknown_choice(text: str, cause: str) -> str | None:
-    found = re.search(r"[Cc]ould not find '([\w/]+)/([^'/]+)'", text)
-    if not found:
+def _unknown_choice(text: str, both: str) -> str | None:
+    match = re.search(r"[Cc]ould not find '([\w/]+)/([^'/]+)'", text)
+    if not match:
         return None
-    group, given = found.groups()
-    names = [n for n in re.findall(r"^\s+(\S+)$", text, re.M)]
+    group, name = match.groups()
     if group == "budget":
-        return f"budget={given} is unknown; type budget=r1 .. budget=r64, budget=r4 budget.rank=N, or budget=params"
-    return f"{group}={given} is unknown; allowed: {', '.join(names)}{_near(given, names)}"
+        return f"budget={name} is unknown; type budget=r1 .. budget=r64, budget=r4 budget.rank=N, or budget=params"
+    return _unknown(f"{group}={name}", name, re.findall(r"^\s+(\S+)$", text, re.M))
 
 
-def _unknown_key(text: str, cause: str) -> str | None:
+def _unknown_key(text: str, both: str) -> str | None:
     if "Could not override 'study'" in text:
-        return STUDY_FIRST.format(", ".join(_studies()))
-    found = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
-    if not found or "not in" not in text + cause:
+        return study_needs_plus()
+    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"full_key: (\S+)", text)
+    if not match or "not in" not in both:
         return None
-    given = found.group(1)
-    if given in GROUPS:
-        return f"{given} is a group and takes a name: type {given}=NAME"
-    parent, _, leaf = given.rpartition(".")
+    key = match[1]
+    if key in GROUPS:
+        return f"{key} is a group and takes a name: type {key}=NAME"
+    parent, _, leaf = key.rpartition(".")
     names = _keys(parent)
-    where = f" of {parent}" if parent else ""
-    return f"'{given}' is no setting; allowed{where}: {', '.join(names)}{_near(leaf, names, parent)}"
+    of_parent = f" of {parent}" if parent else ""
+    return f"unknown setting '{key}'; available{of_parent}: {', '.join(names)}{_near(leaf, names, parent)}"
 
 
-def _wrong_type(text: str, cause: str) -> str | None:
-    both = f"{text}\n{cause}"
-    key = re.search(r"full_key: (\S+)", both)
-    if choices := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", both):
-        given, names = choices[1], choices[2].split(", ")
-        return f"{key[1] if key else 'a value'}={given} is unknown; allowed: {', '.join(names)}{_near(given, names)}"
-    found = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both)
-    if not found:
-        found = re.search(r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both)
-    if not found:
-        return None
-    name = key.group(1) if key else "a value"
-    return f"{name}={found.group(1)} is not a {found.group(2).lower()}"
+def _wrong_type(text: str, both: str) -> str | None:
+    match = re.search(r"full_key: (\S+)", both)
+    key = match[1] if match else "a value"
+    if match := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", both):
+        return _unknown(f"{key}={match[1]}", match[1], match[2].split(", "))
+    match = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both) or re.search(
+        r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both
+    )
+    return match and f"{key}={match[1]} is not a {match[2].lower()}"
 
 
-def _several(text: str, cause: str) -> str | None:
-    found = re.match(r"Ambiguous value for argument '(.+)'", text)
-    if not found:
-        return None
-    return f"'{found[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
+def _several(text: str, both: str) -> str | None:
+    match = re.match(r"Ambiguous value for argument '(.+)'", text)
+    return match and f"'{match[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
 
 
-def _near(given: str, names: list[str], parent: str = "") -> str:
-    close = difflib.get_close_matches(given, names, n=1)
+def _unknown(word: str, value: str, names: list[str]) -> str:
+    return f"{word} is unknown; allowed: {', '.join(names)}{REASONS.get(word) or _near(value, names)}"
+
+
+def _near(value: str, names: list[str], parent: str = "") -> str:
+    close = difflib.get_close_matches(value, names, n=1)
     return f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
 
 
 def _keys(parent: str) -> list[str]:
     """Settings below `parent` with the groups chosen on the command line."""
-    from omegaconf import OmegaConf
-
     try:
         config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
-    except MISTAKES:  # one of them is the mistake
+    except MISTAKES:  # the mistake may be in one of the groups
         config = compose_run([])
     node = OmegaConf.select(config, parent) if parent else config
-    return sorted(str(k) for k in node) if OmegaConf.is_dict(node) else sorted(str(k) for k in config)
+    return sorted(str(k) for k in (node if OmegaConf.is_dict(node) else config))

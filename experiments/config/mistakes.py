@@ -1,4 +1,4 @@
-"""Errors in the words of a command."""
+"""Turns whatever Hydra raises for unusual words into a UserError about these words."""
 
 from __future__ import annotations
 
@@ -9,46 +9,40 @@ from contextlib import contextmanager
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.config.words import GROUPS
 from experiments.runtime.places import CONF
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # in what was asked for
-
-
-STUDY_FIRST = "a study is added to the command: type +study=NAME; there is {}"
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)  # errors that the words of a command cause
 
 
 @contextmanager
 def mistakes(words: Sequence[str]) -> Iterator[None]:
-    """Composing: what Hydra raises for odd words beside its own exceptions is a mistake in these words as well.
+    """Wraps composing: any other exception than MISTAKES becomes a UserError about the words.
 
     Raises:
-        UserError: in place of any other exception than Hydra's and OmegaConf's own.
+        UserError: for a ValueError (budget=4), an AssertionError (study.name=x), and others that Hydra lets through.
     """
     try:
         yield
     except MISTAKES:
         raise
-    except Exception as error:  # ValueError for budget=4, AssertionError for study.name=x, and more
-        raise UserError(_odd(error, words)) from error
+    except Exception as error:
+        raise UserError(_explained(error, words)) from error
 
 
-def _odd(error: Exception, words: Sequence[str]) -> str:
-    """One line about words of which Hydra does not say what is wrong."""
+def study_needs_plus() -> str:
+    studies = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+    return f"to run a study, type +study=NAME; available: {', '.join(studies)}"
+
+
+def _explained(error: Exception, words: Sequence[str]) -> str:
+    """The message for the first word that Hydra cannot handle and does not name."""
     for word in words:
         key, _, value = word.partition("=")
         if re.match(r"\+*study\.", word) and not any(re.match(r"\+*study=", other) for other in words):
-            return STUDY_FIRST.format(", ".join(_studies()))
+            return study_needs_plus()
         if (not key or key in GROUPS) and not re.search(r"[a-z]", value):
             hint = f"; type budget=r{value}" if key == "budget" and value.isdigit() else ""
-            return f"'{word}' is no choice: a group takes a name{hint or ', NAME=VALUE'}"
-    return f"the words {' '.join(words)} cannot be composed ({type(error).__name__}: {_first(error)})"
-
-
-def _studies() -> list[str]:
-    return sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+            return f"'{word}' is not valid: expected GROUP=NAME{hint}"
+    return f"the words {' '.join(words)} cannot be composed ({type(error).__name__}: {first_line(error)})"

@@ -10,6 +10,7 @@ import atexit
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
@@ -17,12 +18,17 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from experiments.config.launcher import LauncherConfig
 from experiments.config.study import RecipeConfig, StudyConfig
 from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
-from experiments.config.tracking import TrackingConfig
 
 MAX_NAMED_BUDGET = 64
+
+# Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
+Precision = StrEnum("Precision", "fp32 bf16")
+LearningRateShape = StrEnum("LearningRateShape", "linear cosine constant")
+Launcher = StrEnum("Launcher", "basic local slurm")
+TrackerName = StrEnum("TrackerName", "none wandb")
+TrackingMode = StrEnum("TrackingMode", "offline online")
 
 
 @dataclass
@@ -90,9 +96,9 @@ class TrainerConfig:
     lr: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.06
-    schedule: str = "linear"
+    schedule: LearningRateShape = LearningRateShape.linear
     max_grad_norm: float | None = 1.0
-    precision: str = "fp32"
+    precision: Precision = Precision.fp32
     evaluations: int = 0
     log_every: int = 10
 
@@ -112,6 +118,55 @@ class StoreConfig:
     also: list[str] = field(default_factory=list)
     checkpoint_every: int = 200
     keep_checkpoint: bool = False
+
+
+@dataclass
+class LauncherConfig:
+    """How runs are started.
+
+    Attributes:
+        kind: set by hydra/launcher=NAME: "basic" (one after the other, here), "local" or "slurm".
+        workers: runs at once, each in a process: of hydra/launcher=local, or in one job of hydra/launcher=slurm.
+        runs_per_job: runs that one job does.
+        partition, account, qos, constraint, gres, gpus, cpus, mem_gb: what a job asks for; null asks for nothing.
+        minutes: time limit of a job. A job that meets it is requeued and goes on, so it may be shorter than its runs.
+        parallel: most jobs of an array at a time.
+        signal_seconds: how long before the limit a job is told to stop.
+        max_requeues: a job that was requeued this often stops.
+        wait: stay until all submitted jobs have ended.
+    """
+
+    kind: Launcher = Launcher.basic
+    workers: int = 1
+    runs_per_job: int = 1
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+    mem_gb: float | None = None
+    minutes: int = 240
+    parallel: int = 256
+    signal_seconds: int = 120
+    max_requeues: int = 50
+    wait: bool = False
+
+
+@dataclass
+class TrackingConfig:
+    """A mirror of the run store; no part of a run's identity.
+
+    Attributes:
+        name: none, or wandb.
+        project: the project in W&B.
+        mode: offline keeps the mirror in the run's folder (upload it with `wandb sync`); online sends it.
+    """
+
+    name: TrackerName = TrackerName.none
+    project: str = "elalora"
+    mode: TrackingMode = TrackingMode.offline
 
 
 @dataclass

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from omegaconf import MISSING
+
+PartKind = StrEnum("PartKind", "confirmatory exploratory ablation")
+Correction = StrEnum("Correction", "holm")
 
 
 @dataclass
@@ -55,7 +59,7 @@ class PartConfig:
         tuned: arms take the learning rate that won the study's tuning; false takes the one that is configured.
     """
 
-    kind: str = "exploratory"
+    kind: PartKind = PartKind.exploratory
     arms: list[str] = MISSING
     tasks: list[str] = MISSING
     budgets: list[str] = MISSING
@@ -101,7 +105,7 @@ class FamilyConfig:
     arms: list[str] = MISSING
     budgets: list[str] = MISSING
     alpha: float = 0.05
-    correction: str = "holm"
+    correction: Correction = Correction.holm
     m: int = MISSING
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from omegaconf import MISSING
 
@@ -19,10 +20,14 @@ METRICS = {
     "summarization": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
     "image": ("accuracy", "f1", "mcc"),
 }
-KINDS = tuple(METRICS)
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
-SUITES = ("glue", "summarization", "vtab", "vader", "own")
-GROUPS = ("natural", "specialized", "structured")
+
+# Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
+Kind = StrEnum("Kind", "classification regression summarization image")
+Suite = StrEnum("Suite", "glue summarization vtab vader own")
+Group = StrEnum("Group", "natural specialized structured")
+Normalise = StrEnum("Normalise", "checkpoint imagenet")
+Protocol = StrEnum("Protocol", "clean paper_last paper_best tune")
 
 
 @dataclass
@@ -64,9 +69,9 @@ class TaskConfig:
     name: str = MISSING
     source: str = MISSING
     subset: str = MISSING
-    suite: str = "own"
-    group: str | None = None
-    kind: str = "classification"
+    suite: Suite = Suite.own
+    group: Group | None = None
+    kind: Kind = Kind.classification
     num_labels: int = 2
     text: list[str] = field(default_factory=lambda: ["text"])
     label: str = "label"
@@ -77,7 +82,7 @@ class TaskConfig:
     target_length: int = 64
     generate_length: int = 62
     beams: int = 4
-    normalise: str = "checkpoint"
+    normalise: Normalise = Normalise.checkpoint
     citation: str = ""
     verify: bool = True
     fingerprint: str | None = None
@@ -94,12 +99,6 @@ def check_task(task: TaskConfig) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", task.name):
         raise UserError(f"task.name={task.name} names a folder; letters, digits, _ and - are allowed, at most 100")
-    one_of: dict[str, tuple[str, ...]] = {"kind": KINDS, "suite": SUITES, "normalise": ("checkpoint", "imagenet")}
-    if task.group is not None:
-        one_of["group"] = GROUPS
-    for name, allowed in one_of.items():
-        if (given := getattr(task, name)) not in allowed:
-            raise UserError(f"task.{name}={given} is unknown; allowed: {', '.join(allowed)}")
     for name in ("max_length", "target_length", "generate_length", "beams"):
         if getattr(task, name) < 1:
             raise UserError(f"task.{name}={getattr(task, name)} must be at least 1")
@@ -125,9 +124,7 @@ def _check_metrics(task: TaskConfig) -> None:
         if name not in KNOWN_METRICS:
             raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
         if name not in METRICS[task.kind]:
-            raise UserError(
-                f"task.metrics: {name} is none of kind {task.kind}; allowed: {', '.join(METRICS[task.kind])}"
-            )
+            raise UserError(f"task.metrics: kind {task.kind} has no {name}; allowed: {', '.join(METRICS[task.kind])}")
         if name == "f1" and task.num_labels != 2:
             raise UserError(f"task.metrics: f1 is of class 1 of two; task.num_labels={task.num_labels}")
 
@@ -157,5 +154,5 @@ class ProtocolConfig:
         split_seed: draws the held-out part of train under "clean"; the same for all run seeds.
     """
 
-    name: str = "clean"
+    name: Protocol = Protocol.clean
     split_seed: int = 0

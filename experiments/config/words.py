@@ -6,5 +6,5 @@ GROUPS = ("method", "task", "model", "budget", "protocol", "trainer", "recipe", 
 
 
 def key_of(word: str) -> str:
-    """What an override changes: "trainer.lr" of "++trainer.lr=1"."""
+    """The setting that an override changes: "trainer.lr" of "++trainer.lr=1"."""
     return word.partition("=")[0].lstrip("+~")

@@ -35,7 +35,6 @@ from experiments.data.content import TaskData
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PROTOCOLS = ("clean", "paper_last", "paper_best", "tune")
 HELD_OUT_SHARE = 0.1
 HELD_OUT_MOST = 1000
 
@@ -65,10 +64,8 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
         seed: the run's seed, which draws the subset: the same for all arms with that seed.
 
     Raises:
-        UserError: unknown protocol, or a subset larger than train.
+        UserError: a subset larger than train.
     """
-    if protocol.name not in PROTOCOLS:
-        raise UserError(f"protocol={protocol.name} is unknown; type one of {', '.join(PROTOCOLS)}")
     splits = _by_splits(data, protocol)
     if train_items is None:
         return splits

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.config.launcher import LauncherConfig
+from experiments.config.schema import LauncherConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.display import clock, stderr_console
 from experiments.runtime.manifest import code_now, say_if_changed

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
-from experiments.config.launcher import LauncherConfig
+from experiments.config.schema import LauncherConfig
 from experiments.launch.local import Sweep
 from experiments.runs.plan import Plan, in_order, make_plan
 from experiments.runtime.manifest import code_now, say_if_changed

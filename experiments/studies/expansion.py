@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.config.compose import compose_run
-from experiments.config.study import StudyConfig, TuningConfig
+from experiments.config.study import PartKind, StudyConfig, TuningConfig
 from experiments.config.words import key_of
 from experiments.runs.plan import Plan, plan_of
 from experiments.studies.rules import TUNING, check, seeds_of
@@ -309,7 +309,7 @@ def _small(study: StudyConfig) -> StudyConfig:
     first = {
         name: replace(
             part,
-            kind="exploratory" if part.kind == "confirmatory" else part.kind,
+            kind=PartKind.exploratory if part.kind == "confirmatory" else part.kind,
             tasks=small.tasks or part.tasks,
             seeds=str(seeds_of(part.seeds)[0]),
         )

@@ -10,7 +10,6 @@ from experiments.config.study import StudyConfig, TuningConfig
 from experiments.config.words import key_of
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
-KINDS = ("confirmatory", "exploratory", "ablation")
 TUNING = "tuning"  # the stage before the parts, and the name of its cells' part
 MOST_SEEDS = 1_000  # of one part
 
@@ -39,8 +38,6 @@ def check(study: StudyConfig) -> None:
             level.
     """
     for name, part in study.parts.items():
-        if part.kind not in KINDS:
-            raise UserError(f"study.parts.{name}.kind={part.kind} is unknown; allowed: {', '.join(KINDS)}")
         if name == TUNING:
             raise UserError("study.parts.tuning: the name belongs to the tuning stage; choose another")
         for arm in part.arms:
@@ -100,8 +97,6 @@ def _check_family(study: StudyConfig) -> None:
     ):
         if set(declared) != set(there):
             raise UserError(f"study.family.{name} and baseline are not those of the part {family.part}: {there}")
-    if family.correction != "holm":
-        raise UserError(f"study.family.correction={family.correction} is not offered; allowed: holm")
     if not 0 < family.alpha < 1:
         raise UserError(f"study.family.alpha={family.alpha} must lie between 0 and 1")
     comparisons = len(family.arms) * len(family.budgets)

@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from experiments.config.tracking import TrackerName, TrackingConfig, TrackingMode
+from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
 
 INIT_SECONDS = 8.0  # how long a run waits for the server before it goes on offline
 COSTS = ("train_seconds", "peak_memory_mib", "adapter_bytes")

@@ -74,7 +74,7 @@ IN_WORDS = {
     "task={a:1}": "task is a group and takes a name: type task=NAME",
     "study.name=x": "type +study=NAME",
     f"+task.files.train={LONG}": "can name no file or folder here (File name too long)",
-    "init_from='budget=4'": "'budget=4' is no choice",
+    "init_from='budget=4'": "'budget=4' is not valid: expected GROUP=NAME",
 }
 
 

@@ -295,10 +295,6 @@ def test_bad_image_folders_are_one_line(tmp_path: Path) -> None:
 
 
 BAD_SETTINGS = {
-    "kind": ({"kind": "ranking"}, "task.kind=ranking is unknown; allowed: classification, regression, summarization"),
-    "suite": ({"suite": "superglue"}, "task.suite=superglue is unknown; allowed: glue"),
-    "group": ({"group": "nature"}, "task.group=nature is unknown; allowed: natural, specialized, structured"),
-    "normalise": ({"normalise": "mine"}, "task.normalise=mine is unknown; allowed: checkpoint, imagenet"),
     "one class": ({"num_labels": 1}, "task.num_labels=1, but kind classification needs at least 2"),
     "classes of a number": ({"kind": "regression"}, "task.num_labels=2, but kind regression needs 1"),
     "three texts": ({"text": ["a", "b", "c"]}, "kind classification takes one or two input columns"),
@@ -308,7 +304,7 @@ BAD_SETTINGS = {
     "split": ({"files": {"dev": "x"}}, "task.files.dev is no split; allowed: train, validation, test"),
     "no metric": ({"metrics": []}, "task.metrics is empty; kind classification has accuracy, f1, mcc"),
     "unknown metric": ({"metrics": ["bleu"]}, "task.metrics: bleu is unknown; allowed: accuracy"),
-    "metric of another kind": ({"metrics": ["rouge1"]}, "rouge1 is none of kind classification; allowed: accuracy, f1"),
+    "metric of another kind": ({"metrics": ["rouge1"]}, "kind classification has no rouge1; allowed: accuracy, f1"),
     "f1 of three": ({"metrics": ["f1"], "num_labels": 3}, "f1 is of class 1 of two; task.num_labels=3"),
     "beams": ({"beams": 0}, "task.beams=0 must be at least 1"),
     "length": ({"max_length": 0}, "task.max_length=0 must be at least 1"),

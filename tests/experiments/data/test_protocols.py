@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
-from experiments.config.task import ProtocolConfig, TaskConfig
+from experiments.config.task import Kind, Protocol, ProtocolConfig, Suite, TaskConfig
 from experiments.data import TaskData
 from experiments.data.content import make_split
-from experiments.data.protocols import PROTOCOLS, Splits, apply_protocol, draw
+from experiments.data.protocols import Splits, apply_protocol, draw
 from experiments.runtime.places import CHECKOUT
 
 CONF = CHECKOUT / "conf" / "protocol"
@@ -21,7 +21,7 @@ CONF = CHECKOUT / "conf" / "protocol"
 
 def task_data(sizes: dict[str, int], kind: str = "classification", suite: str = "own") -> TaskData:
     """Splits of the given sizes; idx differ over all of them and a third of the labels is 1."""
-    task = TaskConfig(name="toy", source="vader", subset="toy", suite=suite, kind=kind, text=["text"])
+    task = TaskConfig(name="toy", source="vader", subset="toy", suite=Suite(suite), kind=Kind(kind), text=["text"])
     splits, start = {}, 0
     for name, size in sizes.items():
         idx = list(range(start, start + size))
@@ -87,7 +87,7 @@ def test_paper_protocols_on_two_splits_train_on_all_of_train_and_report_validati
     assert last.report_name == best.select_name == "validation"
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", Protocol)
 @pytest.mark.parametrize("sizes", [THREE, TWO])
 def test_no_training_row_is_ever_reported_or_selected_on(name: str, sizes: dict[str, int]) -> None:
     splits = apply(sizes, name)
@@ -121,13 +121,8 @@ def test_a_subset_that_train_cannot_give_is_refused_with_the_largest_size(size: 
         apply(TWO, "clean", train_items=size)
 
 
-def test_an_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="protocol=dirty is unknown; type one of clean, paper_last, paper_best"):
-        apply(TWO, "dirty")
-
-
 def test_every_protocol_has_a_config_of_its_name() -> None:
-    for name in PROTOCOLS:
+    for name in Protocol:
         config = OmegaConf.merge(OmegaConf.structured(ProtocolConfig), OmegaConf.load(CONF / f"{name}.yaml"))
         assert OmegaConf.to_object(config) == ProtocolConfig(name)
 

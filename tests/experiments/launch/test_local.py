@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import pytest
 from tiny_runs import MOVES, QUICK, ROOT, command, config, quick
 
-from experiments.config.launcher import LauncherConfig
+from experiments.config.schema import LauncherConfig
 from experiments.launch import local
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run

@@ -18,7 +18,7 @@ from slurm_cluster import cluster, kill_node, missing
 from tiny_runs import MOVES, QUICK, ROOT, command, quick
 
 from elalora.errors import UserError
-from experiments.config.launcher import LauncherConfig
+from experiments.config.schema import LauncherConfig
 from experiments.launch import slurm as slurm_launcher
 from experiments.launch.slurm import chunks, describe, levels, run_plans
 from experiments.runs.plan import make_plan

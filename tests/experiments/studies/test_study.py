@@ -10,6 +10,8 @@ from tiny_runs import ROOT, config
 
 from elalora import UserError
 from experiments.config.compose import compose_run
+from experiments.config.explain import explain
+from experiments.config.mistakes import MISTAKES
 from experiments.runs.plan import make_plan
 from experiments.studies import expansion as module
 from experiments.studies.expansion import Choice, cells_of, choose, expand, extended, study_of
@@ -280,7 +282,7 @@ WRONG = {
     "study.family.arms=[b]": "study.family.arms and baseline are not those of the part main",
     "study.family.budgets=[r2]": "study.family.budgets and baseline are not those of the part main",
     "study.family.part=more": "the confirmatory part of small (main) must be study.family.part",
-    "study.family.correction=none": "study.family.correction=none is not offered; allowed: holm",
+    "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm",
     "study.parts.main.seeds='10,11,12,13,14,15'": "small cannot reach its level: 6 seeds give p = 0.0312 at best",
     "study.overrides=[]": "study.overrides must choose recipe=matched",
     "study.only=[rest]": "study.only: there is no part rest; allowed: main, more",
@@ -291,9 +293,9 @@ WRONG = {
 
 @pytest.mark.parametrize("word", WRONG)
 def test_an_inconsistent_study_is_refused_before_anything_runs(word, small):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(MISTAKES) as error:
         expand("small", [*small, word])
-    assert WRONG[word] in str(error.value)
+    assert WRONG[word] in explain(error.value)
 
 
 @pytest.mark.parametrize(("m", "seeds"), [(3, 7), (8, 9), (16, 10)])

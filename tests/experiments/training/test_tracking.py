@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config.tracking import TrackerName, TrackingConfig, TrackingMode
+from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
 from experiments.runtime.places import CHECKOUT
 from experiments.training.tracking import NullTracker, WandbTracker, make_tracker, rank_map, rank_table
 
@@ -248,7 +248,7 @@ def test_no_secret_code_command_line_or_machine_is_in_the_mirror(tmp_path: Path)
         "import platform, socket\n"
         "socket.gethostname = platform.node = lambda: 'host-marker'\n"
         "from pathlib import Path\n"
-        "from experiments.config.tracking import TrackerName, TrackingConfig\n"
+        "from experiments.config.schema import TrackerName, TrackingConfig\n"
         "from experiments.training.tracking import make_tracker\n"
         "print('printed-marker')\n"
         "tracker = make_tracker(TrackingConfig(name=TrackerName.wandb))\n"
