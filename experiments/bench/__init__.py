@@ -1,6 +1,5 @@
-"""What adaptivity costs, measured: `python -m experiments.bench --help`.
+"""What adaptive ranks cost, measured: `python -m experiments.bench --help`.
 
-Everything that is compared runs in one process, block by block in turn, so that a noisy machine disturbs all arms
-alike. Quote ratios and their intervals; absolute times are those of one machine at one moment. No test asserts on
-seconds.
+All arms run in one process, one block of each in turn, so that a noisy machine disturbs them alike. Quote ratios and
+their intervals: absolute times belong to one machine at one moment, and no test asserts on seconds.
 """

@@ -1,8 +1,8 @@
-"""One training step of every arm, as its own users would run it.
+"""One training step of every arm, run the way its users would run it.
 
-Ours is the loop of `elalora.method`; stock PEFT gets torch's foreach AdamW, and its AdaLoRA the call of its allocator
-at every step that its documentation asks for. The floor is a step that updates the head while gradients flow to the
-first layer's input, plus the bare matrix products of an adapter of that rank.
+Methods of this project use the loop described in `elalora.method`. Stock PEFT uses torch's foreach AdamW, and its
+AdaLoRA calls the allocator after every step, as PEFT's documentation requires. The floor is a step that updates the
+head while gradients flow to the first layer's input, plus the bare matrix products of an adapter of that rank.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.bench.shapes import Shape, twin
 
-TOTAL = 100_000  # steps of the pretended run; every arm stays in its middle phase
-INTERVAL = 20
+TOTAL = 100_000  # nominal run length, so that every arm stays in its middle phase
+INTERVAL = 20  # steps between two rounds
 
 
 @dataclass
 class Setting:
-    """What all arms share."""
+    """Model, batch, rank and precision, which all arms share."""
 
     shape: Shape
     model: nn.Module
@@ -39,23 +39,24 @@ class Setting:
     compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 autocast, or nothing."""
+        """bf16 autocast if enabled, else a context that does nothing."""
         device = self.batch["labels"].device.type
         return torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext()
 
     def call(self, model: nn.Module) -> Callable[..., Any]:
-        """The model as it is called."""
+        """The forward pass of a model, compiled if enabled."""
         return torch.compile(model, dynamic=False) if self.compiled else model
 
 
 @dataclass
 class Loop:
-    """The loop of `elalora.method`.
+    """The training loop described in `elalora.method`.
 
     Attributes:
-        method: attached; call: the model as it is called, for instance compiled.
-        clip: largest norm of the gradients, None leaves them.
-        at: the next step.
+        method: already attached.
+        call: the forward pass, possibly compiled.
+        clip: maximum gradient norm; None disables clipping.
+        at: index of the next step.
     """
 
     method: Method
@@ -86,12 +87,12 @@ class Loop:
 
 @dataclass
 class Arm:
-    """A step to call, and what holds its memory.
+    """A training step and the objects that hold its memory.
 
     Attributes:
-        step: one training step.
-        model: with everything attached.
-        tensors: optimizer and method state beside parameters.
+        step: runs one training step.
+        model: with all adapters attached.
+        tensors: returns the tensors of optimizer and method state.
     """
 
     step: Callable[[], None]
@@ -104,9 +105,10 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
 
     Args:
         setting: see `Setting`.
-        name: of the method; knobs: of its config.
-        rank: of its budget, where it is not the setting's.
-        final: whether the method is in its last phase; the third step sets its final ranks, from the scores of two.
+        name: of the method.
+        rank: budget, if not the setting's.
+        final: start in the last phase; the third step then sets the final ranks, from the scores of two steps.
+        knobs: settings of the method.
     """
     from baselines.registry import method_class
 
@@ -159,28 +161,25 @@ def peft(setting: Setting, adalora: bool = False) -> Arm:
 
 
 def full(setting: Setting) -> Arm:
-    """Full fine-tuning with torch's foreach AdamW, on weights of its own."""
+    """Full fine-tuning with torch's foreach AdamW, on a copy of the weights."""
     import copy
 
     return _plain(setting, copy.deepcopy(setting.model).requires_grad_(True))
 
 
-def head_only(setting: Setting, to_input: bool) -> Arm:
-    """The head trains; with `to_input` gradients flow through the whole frozen backbone as well."""
+def frozen_backbone(setting: Setting) -> Arm:
+    """Only the head trains, while gradients flow through the whole frozen backbone."""
     model = twin(setting.model, setting.shape)
+    head = tuple(f"{name}." for name in setting.shape.head)  # empty for BART: then nothing trains
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(tuple(f"{h}." for h in setting.shape.head)) or not setting.shape.head)
-    if not setting.shape.head:  # an encoder-decoder model has no head of its own: one scalar stands for it
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-    if to_input:
-        for inputs in _inputs(model, setting.shape.name):
-            inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
+        parameter.requires_grad_(name.startswith(head))
+    for inputs in _inputs(model, setting.shape.name):
+        inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
     return _plain(setting, model)
 
 
 def _inputs(model: Any, name: str) -> list[nn.Module]:
-    """The modules that make the first layers' inputs; an encoder-decoder has several, behind its shared one."""
+    """The modules whose outputs the first layers read; an encoder-decoder has several embeddings."""
     if name == "bart-base":
         return [module for module in model.modules() if isinstance(module, nn.Embedding)]
     return [model.get_submodule("vit.embeddings") if name == "vit-b16" else model.get_input_embeddings()]
@@ -211,7 +210,7 @@ def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None 
 
 
 def bare_products(setting: Setting) -> Callable[[], None]:
-    """The six thin products of every adapter, forward and backward, at the shapes of the batch and nothing else."""
+    """The six thin matrix products of every adapter, forward and backward, at the shapes of the batch."""
     sizes: list[tuple[int, int, int]] = []  # (tokens, d_in, d_out)
     hooks = []
     for linear in find_linears(setting.model, setting.shape.targets, outside=setting.shape.head).values():

@@ -11,12 +11,12 @@ from experiments.bench.arms import Arm
 
 
 def _in_place(added: Any, left: Any, right: Any, **rest: Any) -> int:
-    """Of `addmm_`, which torch's own table leaves out; the arguments are shapes."""
+    """Operations of `addmm_`, which torch's table lacks; the arguments are shapes."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def counted_flops(arm: Arm) -> int:
-    """Multiplications and additions of one step's matrix products, attention and convolutions."""
+    """Multiplications and additions in the matrix products, attention and convolutions of one step."""
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _in_place}) as counter:
         arm.step()
     return counter.get_total_flops()

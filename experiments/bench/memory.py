@@ -1,4 +1,4 @@
-"""Peak bytes of a training step, counted from its allocations: they depend on no other process and on no clock."""
+"""Peak bytes of a training step, counted from its allocations, so that other processes do not matter."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 from experiments.bench.arms import Arm
 
 
-def counted(arm: Arm) -> dict[str, int]:
+def peak_bytes(arm: Arm) -> dict[str, int]:
     """Bytes that a step holds at its peak.
 
     Args:
-        arm: has made a step before, so that its state is there.
+        arm: must have run a step before, so that its state exists.
 
     Returns:
-        parameters: of the whole model; state: optimizer and method, after a step; step: the most that a step holds at
-        one time beside these (what is saved for the backward pass, gradients, temporary results); total: their sum.
+        parameters (of the whole model), state (optimizer and method), step (the most held at one time on top of these:
+        gradients, temporary results, what is saved for the backward pass) and total, their sum.
     """
     parts = {
         "parameters": _size(arm.model.parameters()),
@@ -32,7 +32,7 @@ def counted(arm: Arm) -> dict[str, int]:
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of distinct storages."""
+    """Bytes of the distinct storages."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -42,10 +42,10 @@ def _peak(arm: Arm) -> int:
         torch.cuda.reset_peak_memory_stats()
         arm.step()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else the profiler writes two lines to stderr every time
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # silences two lines on stderr per profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         arm.step()
-    # the events of `seen` that are public leave out what is allocated within an operation
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    # the profiler's public events leave out allocations within an operation
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate(event.nbytes() for event in events), default=0)

@@ -1,6 +1,6 @@
-"""Models and batches at the papers' shapes: MiniLM-L6 with its real weights, the others with random ones.
+"""Models and batches at the papers' shapes: MiniLM-L6 with its real weights, the others with random weights.
 
-Random weights cost what trained ones cost; their scores mean nothing and are never read.
+A step takes as long with random weights as with trained ones.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ class Shape:
     """One architecture.
 
     Attributes:
-        targets: patterns of the adapted layers; matrices: how many they match.
-        head: modules trained whole.
-        batch: items, as far as nothing else is asked for; length: tokens, or pixels of an image's side.
+        targets: patterns of the adapted layers.
+        matrices: number of layers they match.
+        head: modules that train whole.
+        batch: default number of items.
+        length: default number of tokens, or pixels per side of an image.
     """
 
     name: str
@@ -52,7 +54,7 @@ def build(name: str) -> nn.Module:
     """The model of a shape, in float32 and training mode."""
     import transformers
 
-    tf: Any = transformers  # its config classes take more than their stubs know
+    tf: Any = transformers  # its config classes accept more than their stubs declare
     tf.utils.logging.set_verbosity_error()
     tf.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -97,9 +99,7 @@ def make_batch(shape: Shape, batch: int, length: int, device: str) -> dict[str, 
 
 
 def twin(model: nn.Module, shape: Shape) -> nn.Module:
-    """A copy that shares the frozen weights and has a head of its own."""
-    own = tuple(f"{head}." for head in shape.head)
-    memo = {id(p): p for name, p in model.named_parameters() if not name.startswith(own)} if own else {}
-    if not own:
-        memo = {id(p): p for p in model.parameters()}
+    """A copy that shares the frozen weights but not the head."""
+    head = tuple(f"{name}." for name in shape.head)
+    memo = {id(p): p for name, p in model.named_parameters() if not name.startswith(head)}
     return copy.deepcopy(model, memo)

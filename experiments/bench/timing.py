@@ -1,4 +1,4 @@
-"""Arms in turn, and ratios of paired blocks."""
+"""Times arms in turn and computes ratios of paired blocks."""
 
 from __future__ import annotations
 
@@ -20,41 +20,43 @@ class Ratio(NamedTuple):
 def interleaved(
     arms: dict[str, Callable[[], Any]], blocks: int, repeats: int = 1, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds per call of every arm in every block; the order of the arms turns with the block.
-
-    On a CPU with one thread they are seconds of the process and not of the clock: other processes then disturb little.
+    """Seconds per call of every arm in every block; the order of the arms rotates with the block.
 
     Args:
-        arms: by name.
-        blocks: how many times every arm is timed.
-        repeats: calls in a block.
+        arms: what to call, by name.
+        blocks: how often every arm is timed.
+        repeats: calls per block.
         warmup: calls of every arm before the first block.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
-    clock = time.process_time if one_thread() else time.perf_counter
     for name in names:
         for _ in range(warmup):
             arms[name]()
     for block in range(blocks):
         turn = block % len(names)
         for name in names[turn:] + names[:turn]:
-            synchronise()
-            began = clock()
-            for _ in range(repeats):
-                arms[name]()
-            synchronise()
-            seconds[name].append((clock() - began) / repeats)
+            seconds[name].append(seconds_of(arms[name], repeats))
     return seconds
 
 
-def one_thread() -> bool:
-    """Whether all the work is done by one thread of this process."""
-    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
+def seconds_of(work: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds per call.
+
+    With one CPU thread they are seconds of the process and not of the clock, so that other processes disturb little.
+    """
+    one_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if one_thread else time.perf_counter
+    synchronise()
+    began = clock()
+    for _ in range(repeats):
+        work()
+    synchronise()
+    return (clock() - began) / repeats
 
 
 def synchronise() -> None:
-    """Waits for a GPU, where there is one."""
+    """Waits for the GPU, if any."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -69,6 +71,6 @@ def ratio(first: list[float], second: list[float], seed: int = 0, draws: int = 2
     return Ratio(pairs.quantile(0.5).item(), low, high)
 
 
-def verdict(found: Ratio, target: float) -> str:
-    """met, missed, or unresolved where the interval holds the target."""
-    return "met" if found.high <= target else "missed" if found.low > target else "unresolved"
+def verdict(measured: Ratio, target: float) -> str:
+    """met, missed, or unresolved if the target lies within the interval."""
+    return "met" if measured.high <= target else "missed" if measured.low > target else "unresolved"

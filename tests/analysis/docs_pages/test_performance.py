@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from analysis.docs_pages.performance import COLUMNS, MARK, MEASURED, PAGE, draw_scaling, filled
-from experiments.bench.scaling import AXES
+from analysis.docs_pages.performance import COLUMNS, MARK, MEASURED, PAGE, filled
 
 FILES = sorted(MEASURED.glob("*.json"))
 
@@ -26,10 +25,3 @@ def test_a_measurement_names_its_machine_and_no_place_on_it(file):
     found = json.loads(text)
     assert found["machine"]["host"]["cpu"] and found["machine"]["versions"]["torch"]
     assert not re.search(r'"[^"]*=?(\.\.)?/\w+/', text)
-
-
-def test_growth_is_drawn_for_every_size(tmp_path):
-    found = json.loads((MEASURED / "scaling.json").read_text(encoding="utf-8"))
-    assert list(found["axes"]) == list(AXES)
-    png, svg = draw_scaling(found, tmp_path / "scaling")
-    assert png.stat().st_size > 10_000 and all(label in svg.read_text() for label in ("rank", "ElaLoRA", "MiB"))

@@ -12,11 +12,10 @@ from baselines.registry import method_class
 from elalora.budget import Budget
 from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
-from experiments.bench.epoch import EPOCH, _filled, _plan, _Run, batching, end_to_end
+from experiments.bench.epoch import end_to_end
 from experiments.bench.flops import counted_flops
-from experiments.bench.memory import counted
+from experiments.bench.memory import peak_bytes
 from experiments.bench.report import table
-from experiments.bench.scaling import BASE, planning, point
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
@@ -80,7 +79,7 @@ def test_a_step_of_stock_peft_adapts_the_same_matrices(setting, adalora):
 
 
 def test_the_floor_sends_gradients_through_the_frozen_backbone_and_multiplies_as_an_adapter_does(setting):
-    arm = arms.head_only(setting, to_input=True)
+    arm = arms.frozen_backbone(setting)
     seen = []
     arm.model.bert.encoder.layer[0].register_full_backward_hook(lambda m, given, out: seen.append(given[0].shape))
     arm.step()
@@ -91,10 +90,10 @@ def test_the_floor_sends_gradients_through_the_frozen_backbone_and_multiplies_as
 def test_bytes_are_counted_and_a_shorter_batch_needs_less(setting):
     arm = arms.ours(setting, "lora")
     arm.step()
-    long = counted(arm)
-    assert counted(arm) == long
+    long = peak_bytes(arm)
+    assert peak_bytes(arm) == long
     setting.batch = {k: v[:, :3] if v.ndim == 2 else v for k, v in setting.batch.items()}
-    short = counted(arm)
+    short = peak_bytes(arm)
     trained = sum(p.numel() for p in arm.model.parameters() if p.requires_grad)
     assert long["step"] >= 4 * trained and long["state"] >= 8 * trained
     assert long["total"] == sum(v for k, v in long.items() if k != "total")
@@ -110,7 +109,7 @@ def test_the_peak_of_a_step_is_the_most_that_it_holds_at_one_time():
         del both
         torch.zeros(count)
 
-    found = counted(arms.Arm(step, layer, lambda: [layer.weight.detach()]))
+    found = peak_bytes(arms.Arm(step, layer, lambda: [layer.weight.detach()]))
     assert found == {"parameters": 8, "state": 4, "step": 8 * count, "total": 8 * count + 12}
 
 
@@ -118,7 +117,7 @@ def test_a_free_slot_costs_its_weights_and_gradients_and_nothing_else(setting):
     made = [arms.ours(setting, "elalora", capacity=slots) for slots in (3, 9)]
     for arm in made:
         arm.step()
-    few, many = (counted(arm) for arm in made)
+    few, many = (peak_bytes(arm) for arm in made)
     factors = [p for name, p in made[1].model.named_parameters() if name.endswith((".A", ".B", ".E"))]
     free = sum(6 * p[0].numel() * p.element_size() for p in factors)
     assert many["parameters"] - few["parameters"] == free and many["state"] == few["state"]
@@ -195,49 +194,11 @@ def test_the_gradients_of_the_regulariser_are_added_in_place_where_it_comes_firs
 SMALL = ["task=vader_movies", "method=lora", "data.train_items=40", "task.max_length=16", "trainer.batch_size=8"]
 
 
-@pytest.fixture
-def words(tiny_model_dir, tmp_path):
-    return [
-        *EPOCH,
-        "trainer.epochs=1",
-        *SMALL,
-        "model=local",
-        f"model.path={tiny_model_dir}",
-        f"store.root={tmp_path / 'store'}",
-    ]
-
-
-def test_a_whole_run_is_paired_with_the_steps_it_took(words):
-    found = end_to_end(words, blocks=2)
-    assert len(found["seconds"]["run"]) == len(found["seconds"]["bare steps"]) == 2
-    assert found["median"] > 1  # the steps are a part of the run
-    loop = _Run(_plan(words))
-    assert len(loop.order(shuffled=False)) == loop.method.total_steps == 5
-
-
-def test_padded_batches_hold_the_same_items_and_give_the_same_scores(words):
-    found = batching([*words, "trainer.epochs=2"], length=24, seeds=2)
-    assert len(found["scores"]["ours"]) == len(found["scores"]["padded"]) == 2
-    ours, padded = (found["scores"][arm] for arm in ("ours", "padded"))
-    assert found["difference of scores"]["mean"] == pytest.approx(sum(ours) / 2 - sum(padded) / 2)
-    loop = _Run(_plan(words))
-    assert loop.order(shuffled=True) != loop.order(shuffled=True, epoch=1)
-    for shuffled in (False, True):
-        assert sorted(i for part in loop.order(shuffled) for i in part) == list(range(40))
-    batch = loop.train.data.batch([0, 1, 2])
-    loop.model.eval()
-    with torch.no_grad():
-        plain, same, filled = (loop.model(**one).logits for one in (batch, _filled(batch, 0), _filled(batch, 24)))
-    assert torch.equal(plain, same)
-    torch.testing.assert_close(plain, filled)
-
-
-def test_a_point_of_growth_has_every_arm_and_more_bytes_with_more_rank():
-    small = BASE | {"width": 128, "batch": 1, "matrices": 6}
-    few, many = (point(small | {"rank": rank}, blocks=1) for rank in (2, 16))
-    assert set(few["milliseconds"]) == set(few["bytes"]) == {"LoRA", "ElaLoRA", "frozen backbone"}
-    assert few["bytes"]["LoRA"] < many["bytes"]["LoRA"] and few["bytes"]["frozen backbone"] < few["bytes"]["LoRA"]
-    assert planning(2)["seconds"] > 0
+def test_a_whole_run_is_paired_with_the_steps_it_took(tiny_model_dir):
+    model = ["model=local", f"model.path={tiny_model_dir}"]
+    measured = end_to_end(["trainer=standard", "trainer.epochs=1", *SMALL, *model], blocks=2)
+    assert len(measured["seconds"]["run"]) == len(measured["seconds"]["bare steps"]) == 2
+    assert measured["median"] > 1  # the steps are a part of the run
 
 
 def test_the_start_of_a_run_is_its_first_line_and_a_run_that_ends_before_says_why(tiny_model_dir):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -180,28 +179,3 @@ def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_eac
     local._work(pipe, 1, handed[0])
     assert pipe.answers == [(0, "done")] * 2
     assert capsys.readouterr().err.splitlines() == ([] if said is None else [f"elalora: {said}"] * 3)
-
-
-def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import sweep_overhead
-
-    for name, pid, first, end in (("a", 1, 110, 120), ("b", 2, 111, 131), ("c", 1, 121.5, 130), ("d", 1, 133, 140)):
-        folder = tmp_path / "task" / name
-        folder.mkdir(parents=True)
-        (folder / "status.json").write_text(f'{{"pid": {pid}}}')
-        for file, when in (("manifest.json", first), ("result.json", end)):
-            (folder / file).touch()
-            os.utime(folder / file, (when, when))
-    said = sweep_overhead.report(sweep_overhead.spans(tmp_path), 100, 145)
-    assert "4 runs in 2 processes" in said and "sweep 45.0 s, sum of its runs 45.5 s, ratio 0.99" in said
-    assert "first step of a process: 10.0 s" in said and "median 2.25 s, most 3.00 s, n = 2" in said
-
-
-def test_the_cost_of_a_real_sweep_is_told(tiny_model_dir):
-    words = [*QUICK, f"model.path={tiny_model_dir}", "threads=1", "method=lora", "seed=0,1"]
-    done = subprocess.run(
-        [sys.executable, "scripts/sweep_overhead.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 runs in 1 processes" in done.stdout and re.search(r"next one's first step: median .* n = 1", done.stdout)

@@ -1,0 +1,77 @@
+"""What a sweep costs beside its runs: runs one in a temporary store and prints its times.
+
+    python -m experiments.bench.sweep 'seed=range(8)' method=lora launcher.workers=2
+    python tests/support/slurm_cluster.py python -m experiments.bench.sweep 'seed=range(8)' hydra/launcher=slurm
+
+WORDS are those of run.py. A run lasts from its first step, before which manifest.json is written, to its result.json.
+The time between two runs of one process is spent on launching, loading and attaching.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+from experiments.runtime.places import CHECKOUT
+
+Span = tuple[float, float]  # first step and end of a run, in seconds since the epoch
+
+
+def spans(store: Path) -> list[list[Span]]:
+    """The finished runs of each process, in order."""
+    by_process: dict[int, list[Span]] = defaultdict(list)
+    for result in store.glob("*/*/result.json"):
+        process = json.loads((result.parent / "status.json").read_text())["pid"]
+        by_process[process].append(((result.parent / "manifest.json").stat().st_mtime, result.stat().st_mtime))
+    return [sorted(runs) for runs in by_process.values()]
+
+
+def report(processes: list[list[Span]], began: float, ended: float) -> str:
+    """The times of a sweep that took from `began` to `ended`."""
+    if not processes:
+        return "no run finished"
+    alone = sum(end - start for runs in processes for start, end in runs)
+    gaps = [after[0] - before[1] for runs in processes for before, after in pairwise(runs)]
+    first = min(runs[0][0] for runs in processes) - began
+    lines = [
+        f"{sum(map(len, processes))} runs in {len(processes)} processes, "
+        f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
+        f"sweep {ended - began:.1f} s, sum of its runs {alone:.1f} s, ratio {(ended - began) / alone:.2f}",
+        f"from the command to the first step of a process: {first:.1f} s at the earliest",
+    ]
+    if gaps:
+        lines.append(
+            f"from a run's end to the next one's first step: median {statistics.median(gaps):.2f} s, "
+            f"most {max(gaps):.2f} s, n = {len(gaps)}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Returns the exit code of the sweep."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench.sweep",
+        description="Runs a sweep in a temporary store and prints what it cost beside its runs.",
+    )
+    parser.add_argument("words", nargs="+", help="as for run.py -m, for instance 'seed=range(8)'")
+    words = parser.parse_args().words
+    with tempfile.TemporaryDirectory() as store:
+        began = time.time()
+        wait = ["launcher.wait=true"] if "hydra/launcher=slurm" in words else []
+        command = [sys.executable, "run.py", "-m", *words, f'store.root="{store}"', *wait]
+        code = subprocess.call(command, cwd=CHECKOUT)
+        print(report(spans(Path(store)), began, time.time()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What a sweep costs beside its runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tiny_runs import QUICK, ROOT
+
+from experiments.bench.sweep import report, spans
+
+
+def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_path):
+    for name, pid, first, end in (("a", 1, 110, 120), ("b", 2, 111, 131), ("c", 1, 121.5, 130), ("d", 1, 133, 140)):
+        folder = tmp_path / "task" / name
+        folder.mkdir(parents=True)
+        (folder / "status.json").write_text(f'{{"pid": {pid}}}')
+        for file, when in (("manifest.json", first), ("result.json", end)):
+            (folder / file).touch()
+            os.utime(folder / file, (when, when))
+    text = report(spans(tmp_path), 100, 145)
+    assert "4 runs in 2 processes" in text and "sweep 45.0 s, sum of its runs 45.5 s, ratio 0.99" in text
+    assert "first step of a process: 10.0 s" in text and "median 2.25 s, most 3.00 s, n = 2" in text
+
+
+def test_a_real_sweep_reports_its_cost(tiny_model_dir):
+    words = [*QUICK, f"model.path={tiny_model_dir}", "threads=1", "method=lora", "seed=0,1"]
+    command = [sys.executable, "-m", "experiments.bench.sweep", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs in 1 processes" in done.stdout and re.search(r"next one's first step: median .* n = 1", done.stdout)
