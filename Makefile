@@ -21,7 +21,7 @@ help: ## this list
 	@printf '\nOne run: %s/bin/python run.py --help\n\n' "$(VENV)"
 
 setup: ## make .venv from requirements.lock (about 2 minutes, once)
-	@"$(PYTHON)" scripts/setup_env.py --venv "$(VENV)"
+	@"$(PYTHON)" experiments/tools/setup_env.py --venv "$(VENV)"
 
 demo: setup ## ElaLoRA against LoRA on real text, 2 seeds, with a table and figures (about 6 minutes)
 	@$(run) run.py -m $(DEMO) 'store.root="$(STORE)"'
@@ -40,7 +40,7 @@ reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ra
 	@$(run) -m experiments.reproduce_check $(WORDS)
 
 notebooks: setup ## the notebooks of analysis/notebooks, executed on a small made-up store
-	@$(run) tests/support/stored_study.py "$(TABLES)/made_up_store"
+	@$(run) -m experiments.standins.study "$(TABLES)/made_up_store"
 	@$(run) -m analysis.notebooks "$(TABLES)/made_up_store" --out "$(TABLES)/notebooks"
 
 docs: setup ## the pages of docs/ as a site, every link checked: SITE=site

@@ -11,11 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from stored_study import build
 from tiny_runs import QUICK, ROOT
 
 from analysis.notebooks.__main__ import HERE, available, execute, main
 from elalora.errors import UserError
+from experiments.standins.study import build
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from stored_runs import VADER, moved_run, result, three_seeds, write_run
 
 from analysis.__main__ import main
 from analysis.report import report
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
+from experiments.standins.stored_runs import VADER, moved_run, result, three_seeds, write_run
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from golden_trajectories import METHODS, make
 
 from experiments.runtime.places import CHECKOUT
+from experiments.tools.golden_trajectories import METHODS, make
 
 FOLDER = CHECKOUT / "tests" / "golden"
-AGAIN = "raise the numerics revision and run: python tests/support/golden_trajectories.py"
+AGAIN = "raise the numerics revision and run: python -m experiments.tools.golden_trajectories"
 
 
 @pytest.mark.parametrize("name", [*METHODS, "trainer"])

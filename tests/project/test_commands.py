@@ -41,8 +41,8 @@ EXECUTED = {
     "python -m experiments.bench.epoch": "test_bench.py",
     "python -m experiments.bench.startup": "test_bench.py",
     "python -m experiments.bench.sweep": "test_sweep.py",
-    "python tests/support/kill_harness.py": "test_kill.py",
-    "python tests/support/golden_trajectories.py": "test_golden.py",
+    "python -m experiments.tools.kill_harness": "test_kill.py",
+    "python -m experiments.tools.golden_trajectories": "test_golden.py",
     "make setup": ".ci/run",
     "make lint": ".ci/run",
     "make docs": ".ci/run",
@@ -57,9 +57,9 @@ NOT_EXECUTED = {
     "python -m analysis.docs_pages.study": "writes docs/study.md and README's table; its test makes both again",
     "python -m analysis.docs_pages.performance": "writes docs/performance.md; test_performance_page.py makes it again",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",
-    "make notebooks": "python -m analysis.notebooks on a store that tests/support/stored_study.py makes",
+    "make notebooks": "python -m analysis.notebooks on a store that experiments.standins.study makes",
     "make bench": "python -m experiments.bench under another name",
-    "python tests/support/slurm_cluster.py": "the fixture of test_slurm.py, around any command",
+    "python -m experiments.tools.slurm_cluster": "the fixture of test_slurm.py, around any command",
     "python run.py --help": "test_config.py",
     "python run.py --hydra-help": "Hydra's own page",
     "eval": "test_completion.py types it into bash and zsh",
@@ -193,8 +193,9 @@ def test_every_command_is_executed_somewhere_or_the_table_says_why_not():
     assert not missing, f"add to EXECUTED or NOT_EXECUTED: {missing}"
     assert not set(table) - used, set(table) - used
     for command, where in EXECUTED.items():
-        text = (ROOT / where if where.startswith(".") else ROOT / "tests" / where).read_text(encoding="utf-8")
-        name = command.split()[-1].removeprefix("tests/").removesuffix(".py").rpartition(".")[2]
+        [path] = [ROOT / where] if where.startswith(".") else (ROOT / "tests").rglob(where)
+        text = path.read_text(encoding="utf-8")
+        name = command.split()[-1].removesuffix(".py").rpartition(".")[2]
         assert name in text, f"{where} does not execute {command}"
 
 

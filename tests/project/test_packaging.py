@@ -242,6 +242,7 @@ def test_every_import_of_the_project_is_asked_for():
     known |= {*PACKAGES, *sys.stdlib_module_names}
     # parts of transformers, rouge-score, omegaconf and ipykernel: whatever version those bring
     known |= {"huggingface_hub", "absl", "yaml", "IPython"}
+    known |= {"nets", "encoders"}  # tests/support, which experiments/tools/golden_trajectories.py adds to the path
     for path in [path for package in PACKAGES for path in sources(package)] + [ROOT / "run.py"]:
         extra = imports(path, everywhere=True) - known
         assert not extra, f"{path.relative_to(ROOT)} imports {', '.join(sorted(extra))}"
@@ -261,7 +262,7 @@ def test_the_version_and_the_licence_are_the_same_everywhere():
 
 @pytest.fixture
 def setup_env(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "tools"))
     import setup_env
 
     return setup_env

@@ -16,7 +16,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import pandas as pd  # noqa: E402
-from stored_runs import moved_run, result, write_run  # noqa: E402
 
 from analysis.output.writers import write  # noqa: E402
 from analysis.reading.runs import load_runs  # noqa: E402
@@ -24,6 +23,7 @@ from analysis.reading.study import Study  # noqa: E402
 from analysis.report import report  # noqa: E402
 from analysis.sections.confirmatory import confirm  # noqa: E402
 from experiments.config.study import FamilyConfig  # noqa: E402
+from experiments.standins.stored_runs import moved_run, result, write_run  # noqa: E402
 
 TABLES = HERE.parent / "golden" / "tables"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}

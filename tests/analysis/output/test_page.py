@@ -13,7 +13,6 @@ import pytest
 from browser import Browser, installed
 from drawn import catch, cut_off
 from PIL import Image
-from stored_runs import moved_run, result, write_run
 
 from analysis.reading.runs import load_runs
 from analysis.report import report
@@ -21,6 +20,7 @@ from analysis.sections import cost_figures
 from analysis.sections.comparison import comparison
 from analysis.sections.cost import cost_table, points_of, suite_points
 from analysis.sections.cost_figures import draw_pareto, pareto_front
+from experiments.standins.stored_runs import moved_run, result, write_run
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
 

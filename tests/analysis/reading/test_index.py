@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow
 import pytest
 from pyarrow import parquet
-from stored_runs import moved_run, result, write_run
 
 from analysis.reading import index
 from analysis.reading.index import INDEX
 from analysis.reading.runs import load_runs
+from experiments.standins.stored_runs import moved_run, result, write_run
 
 
 @pytest.fixture

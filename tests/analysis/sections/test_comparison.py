@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from stored_runs import VADER, modules, moved_run, result, three_seeds, write_run
 
 from analysis.output.figure import names
 from analysis.output.writers import latex, print_table, to_csv, to_latex, to_markdown
@@ -22,6 +21,7 @@ from analysis.sections.papers import paper_tables
 from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map, trajectory
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
+from experiments.standins.stored_runs import VADER, modules, moved_run, result, three_seeds, write_run
 
 T_2 = 4.302652729911275  # 97.5 % point of Student's t with 2 degrees of freedom, from a printed table
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from stored_runs import result, write_run
 
 from analysis.output.writers import to_latex, to_markdown
 from analysis.reading.runs import load_runs
@@ -17,6 +16,7 @@ from analysis.sections.confirmatory import Confirmation, confirm, sentence
 from analysis.sections.endings import failures
 from elalora.errors import UserError
 from experiments.config.study import FamilyConfig
+from experiments.standins.stored_runs import result, write_run
 
 FAMILY = FamilyConfig("part", "lora", ["elalora", "adalora"], ["r4"], m=2)
 SEEDS = range(8)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from stored_runs import result, write_run
 
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
 from analysis.report import report
 from analysis.sections import items as module
 from analysis.sections.items import item_tests
+from experiments.standins.stored_runs import result, write_run
 
 ITEMS = 40
 

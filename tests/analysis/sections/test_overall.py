@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored_runs import result, write_run
 
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.overall import overall
 from analysis.sections.shared_tasks import places
+from experiments.standins.stored_runs import result, write_run
 
 
 def run(root: Path, method: str, seed: int, task: str, score: float, **changes: Any) -> None:

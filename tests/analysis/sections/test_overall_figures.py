@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from drawn import catch, cut_off
 from scipy import stats
-from stored_runs import result, write_run
 
 from analysis.reading.runs import load_runs
 from analysis.report import report
 from analysis.sections import overall_figures
 from analysis.sections.shared_tasks import Place, mean_ranks, places
 from analysis.stats.tasks import critical_difference, performance_profile, profile_band
+from experiments.standins.stored_runs import result, write_run
 
 
 def place(arms: int, tasks: int, seeds: int = 3, name: str = "arm {}") -> Place:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stored_runs import result, write_run
 
 from analysis.output.writers import to_latex, to_markdown
 from analysis.reading.runs import load_runs
@@ -19,6 +18,7 @@ from analysis.sections.paper_layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
 from analysis.sections.papers import against_published, paper_tables, points
 from analysis.sections.published_numbers import FOLDER, Published, published, table
 from experiments.runtime.places import CHECKOUT
+from experiments.standins.stored_runs import result, write_run
 
 T_2 = 4.302652729911275  # 97.5 % point of Student's t with 2 degrees of freedom
 MODEL = {"model": "deberta_v3_base", "identity__model": {"name": "deberta_v3_base"}}

@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from stored_runs import modules, moved_run, result, write_run
-from stored_study import EFFECTS, LIKED, SEEDS, build
 
 from analysis.reading.rounds import events, load_contributions, load_rounds, paired, patterns, scores, shares_of_types
 from analysis.reading.runs import load_runs
@@ -19,6 +17,8 @@ from analysis.sections import attribution, rank_study
 from analysis.stats import relation as contribution
 from analysis.stats.rank_agreement import agreement_p, concordance, kendalls_w, mean_tau, mean_tau_between, tau_matrix
 from elalora.errors import UserError
+from experiments.standins.stored_runs import modules, moved_run, result, write_run
+from experiments.standins.study import EFFECTS, LIKED, SEEDS, build
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from stored_runs import result, write_run
 
 from analysis.reading.runs import load_runs
 from analysis.reading.study import load_study
 from analysis.report import report
 from elalora.errors import UserError
 from experiments.config import compose
+from experiments.standins.stored_runs import result, write_run
 from experiments.studies import expansion as study
 
 ARMS = ("lora", "elalora")

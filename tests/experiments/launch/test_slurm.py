@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from slurm_cluster import cluster, kill_node, missing
 from tiny_runs import MOVES, QUICK, ROOT, command, quick
 
 from elalora.errors import UserError
@@ -22,6 +21,7 @@ from experiments.config.schema import LauncherConfig
 from experiments.launch import slurm as slurm_launcher
 from experiments.launch.slurm import chunks, describe, levels, run_plans
 from experiments.runs.plan import make_plan
+from experiments.tools.slurm_cluster import cluster, kill_node, missing
 
 needs_slurm = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 LINES = ("metrics.jsonl", "ranks.jsonl")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from stored_runs import result, write_run
 from tiny_runs import ROOT
+
+from experiments.standins.stored_runs import result, write_run
 
 STORE, OUT = "{store}", "{out}"
 COMMANDS = {

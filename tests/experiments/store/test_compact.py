@@ -15,7 +15,6 @@ import pytest
 import yaml
 from golden_tables import build
 from pyarrow import parquet
-from stored_runs import moved_run, result, write_run
 from tiny_runs import quick
 
 from analysis.reading.rounds import load_predictions, load_rounds
@@ -25,6 +24,7 @@ from elalora.errors import UserError
 from experiments.__main__ import main
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
+from experiments.standins.stored_runs import moved_run, result, write_run
 from experiments.store.compact import TEXTS, compact, opened
 from experiments.store.find import find
 from experiments.store.status import read_store

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from kill_harness import ARMS, BASE, STEPS, files, write_data
 from tiny_runs import ROOT
 
 from elalora import UserError
@@ -23,6 +22,7 @@ from experiments.runs.run import Preempted, RunFailed, run, run_plans
 from experiments.runtime.manifest import manifest
 from experiments.runtime.signals import SIGNALS, listening
 from experiments.store.folder import RunFolder
+from experiments.tools.kill_harness import ARMS, BASE, STEPS, files, write_data
 from experiments.training import checkpoint
 from experiments.training.trainer import Trainer
 

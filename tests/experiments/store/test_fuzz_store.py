@@ -19,10 +19,10 @@ from fuzzing import DEEP, WORDS, as_json, damaged, fuzzed, outcome, spoiled
 from hypothesis import example
 from hypothesis import strategies as st
 from safetensors.torch import save
-from stored_runs import result, write_run
 
 from analysis.reading.rounds import load_predictions, load_rounds
 from analysis.reading.runs import load_runs
+from experiments.standins.stored_runs import result, write_run
 from experiments.store.compact import compact
 from experiments.store.find import find
 from experiments.store.folder import RunFolder

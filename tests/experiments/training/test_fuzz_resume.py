@@ -20,7 +20,6 @@ import torch
 from fuzzing import fuzzed, outcome, spoiled
 from hypothesis import note
 from hypothesis import strategies as st
-from kill_harness import ARMS, BASE, write_data
 from tiny_model import make_tiny_model
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from experiments.config.compose import compose_run
 from experiments.runs.plan import Plan, make_plan
 from experiments.runs.prepare import prepare
 from experiments.runs.run import RunFailed, run
+from experiments.tools.kill_harness import ARMS, BASE, write_data
 from experiments.training import checkpoint
 from experiments.training.readout import NotFinite
 from experiments.training.trainer import Trainer

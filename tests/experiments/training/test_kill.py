@@ -12,8 +12,8 @@ from tiny_runs import ROOT
 
 def harness(*words: str) -> dict:
     """The harness in a process of its own, which forks: its figures, after every comparison held."""
-    command = [sys.executable, str(ROOT / "tests" / "kill_harness.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "experiments.tools.kill_harness", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -27,11 +27,10 @@ BREAKS = {
 @pytest.mark.full
 @pytest.mark.parametrize("name", BREAKS)
 def test_the_harness_reports_a_resume_that_is_broken_on_purpose(name):
-    support = str(ROOT / "tests" / "support")
-    start = f"import sys; sys.path.insert(0, {support!r}); import kill_harness; {BREAKS[name]}; "
+    start = f"import sys; from experiments.tools import kill_harness; {BREAKS[name]}; "
     words = ["--kills", "12", "--arms", "elalora", "--seed", "3"]
     command = [sys.executable, "-c", f"{start}sys.argv[1:] = {words}; sys.exit(kill_harness.main())"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "differs in [" in done.stderr, done.stderr
 
 

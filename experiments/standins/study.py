@@ -1,18 +1,19 @@
-"""A made-up store of runs with known effects: `python tests/support/stored_study.py FOLDER`.
+"""A made-up study with known effects: `python -m experiments.standins.study FOLDER` writes its run store.
 
-Scores, ranks and contributions are drawn from a seeded generator, no model takes part, and every run says so in
-its source. The tests and the notebooks read it.
+Scores, ranks and contributions are drawn from a seeded generator, no model is trained, and the source of every run
+says so. The tests and the notebooks read it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stored_runs import TYPES, modules, result, write_run
+
+from experiments.standins.stored_runs import TYPES, modules, result, write_run
 
 SEEDS = range(9)  # 11 effects with Holm's correction reach a level of 0.05 from 9 seeds on
 SOURCE = "made-up numbers for tests, no model was trained"
@@ -125,4 +126,6 @@ def _contributions(folder: Path, rng: np.random.Generator) -> None:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description="Writes the run store of a made-up study; no model is trained.")
+    parser.add_argument("folder", type=Path, help="where the store goes")
+    print(build(parser.parse_args().folder))

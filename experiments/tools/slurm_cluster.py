@@ -1,14 +1,15 @@
-"""A real SLURM with accounting on this machine, in one folder, without systemd and cgroups.
+"""A SLURM cluster with accounting on this machine, in one folder, without systemd and cgroups.
 
-Accounting (slurmdbd on MariaDB) is needed: without it a killed job is never reported. A cluster's folder holds its
-controller's state and its accounting data, so both are new together: job ids that start again at 1 over old
-accounting data would be answered with old jobs.
+Accounting (slurmdbd on MariaDB) is needed: without it a killed job is never reported. The controller's state and the
+accounting data lie in one folder, so that both are new together: job ids start again at 1, and old accounting data
+would answer for them with old jobs.
 
-    python tests/support/slurm_cluster.py COMMAND ...      # does a command in a new cluster, which then goes
+    python -m experiments.tools.slurm_cluster COMMAND ...      # runs COMMAND in a new cluster and stops the cluster
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = ("munged", "mariadb-install-db", "mariadbd", "mariadb", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -89,7 +91,7 @@ def missing() -> str | None:
     absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if absent:
         return f"no SLURM here ({', '.join(absent)} not installed; .ci/run shows the packages)"
-    return None if os.geteuid() == 0 else "a SLURM of its own needs root"
+    return None if os.geteuid() == 0 else "starting a SLURM cluster needs root"
 
 
 @contextmanager
@@ -120,7 +122,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         with suppress(Exception):
             _output(env, "scancel", "--user=root")
-            _output(env, "scontrol", "shutdown")  # a slurmd that a test started anew as well
+            _output(env, "scontrol", "shutdown")  # also stops a slurmd that a test restarted
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -143,7 +145,7 @@ def kill_node(env: dict[str, str]) -> None:
             process.kill()
 
 
-def _is_of_a_job(process, conf: str) -> bool:
+def _is_of_a_job(process: Any, conf: str) -> bool:
     import psutil
 
     try:
@@ -153,7 +155,7 @@ def _is_of_a_job(process, conf: str) -> bool:
     return around.get("SLURM_CONF") == conf and "SLURM_JOB_ID" in around
 
 
-def _start_munge(folder: Path, start) -> None:
+def _start_munge(folder: Path, start: Callable[..., None]) -> None:
     key = folder / "munge" / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o600)
@@ -162,7 +164,7 @@ def _start_munge(folder: Path, start) -> None:
     _wait((folder / "munge" / "sock").exists, "munged")
 
 
-def _start_accounting(folder: Path, env: dict[str, str], db_port: int, start) -> None:
+def _start_accounting(folder: Path, env: dict[str, str], db_port: int, start: Callable[..., None]) -> None:
     subprocess.run(
         ["mariadb-install-db", "--no-defaults", f"--datadir={folder}/db", "--skip-test-db", "--user=root",
          "--auth-root-authentication-method=normal"],
@@ -193,7 +195,7 @@ def _output(env: dict[str, str], *words: str, ok: bool = False) -> bytes:
     return b"" if done.returncode else b"yes" if ok else done.stdout
 
 
-def _wait(ready, what: str, seconds: float = 30) -> None:
+def _wait(ready: Callable[[], object], what: str, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
@@ -211,8 +213,18 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def main() -> int:
+    """Runs a command in a new cluster and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="slurm_cluster", description="Runs a command in a SLURM cluster on this machine.")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the command with its words")
+    command = parser.parse_args().command
+    if not command:
+        parser.error("no command: type, for example, python -m experiments.tools.slurm_cluster sinfo")
+    if reason := missing():
+        sys.exit(reason)
+    with tempfile.TemporaryDirectory(prefix="s") as folder, cluster(Path(folder) / "c") as environment:
+        return subprocess.call(command, env=environment)
+
+
 if __name__ == "__main__":
-    if why_not := missing():
-        sys.exit(why_not)
-    with tempfile.TemporaryDirectory(prefix="s") as place, cluster(Path(place) / "c") as environment:
-        sys.exit(subprocess.call(sys.argv[1:], env=environment))
+    sys.exit(main())

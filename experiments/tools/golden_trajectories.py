@@ -1,27 +1,31 @@
-"""Makes and compares golden trajectories: 20 steps in float64 of every method, and of the common trainer.
+"""Golden trajectories: 20 steps in float64 of every method, and of the common trainer, written to tests/golden.
 
-Results are skipped by the identity of their configuration, so numbers must not change behind it. When they change on
-purpose, raise `numerics` of the method (or TRAINER_NUMERICS of experiments/runs/plan.py) and write the new
-trajectories:
+A finished run is found by the identity of its configuration, so its numbers must not change while the identity stays.
+When they change on purpose, raise `numerics` of the method (or TRAINER_NUMERICS in experiments/runs/plan.py) and write
+the new trajectories:
 
-    python tests/support/golden_trajectories.py
+    python -m experiments.tools.golden_trajectories
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+from experiments.runtime.places import CHECKOUT
+
+GOLDEN = CHECKOUT / "tests" / "golden"
+sys.path.append(str(CHECKOUT / "tests" / "support"))  # nets and encoders: the small networks of the tests
 
 STEPS = 20
-PHASES = {"t_initial": 2, "t_final": 4, "interval": 3}
-METHODS = {
+PHASES: dict[str, Any] = {"t_initial": 2, "t_final": 4, "interval": 3}
+METHODS: dict[str, dict[str, Any]] = {
     "elalora": {**PHASES, "b": 3},
     "elalora-official": {**PHASES, "b": 3, "variant": "official"},
     "lora": {},
@@ -39,7 +43,7 @@ METHODS = {
 }
 
 
-def trajectory(name: str) -> dict:
+def trajectory(name: str) -> dict[str, Any]:
     """Numerics revision, the loss of each step before it, and the ranks after it."""
     from nets import Net, batch, train
     from torch import nn
@@ -63,7 +67,7 @@ def trajectory(name: str) -> dict:
     return {"numerics": cls.numerics, "losses": losses, "ranks": ranks}
 
 
-def trainer_trajectory() -> dict:
+def trainer_trajectory() -> dict[str, Any]:
     """The common trainer on random tokens: accumulation, clipping, dropout, evaluation and its batches."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -100,11 +104,11 @@ def trainer_trajectory() -> dict:
 
 
 class _Silent:
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return lambda *words, **more: None
 
 
-def _tokens(seed: int):
+def _tokens(seed: int) -> Any:
     from experiments.data.text_items import Padding, Ragged, TextItems
 
     g = torch.Generator().manual_seed(seed)
@@ -116,13 +120,19 @@ def _tokens(seed: int):
     return TextItems(Ragged(tokens, offsets), torch.arange(60), labels, 0, 0, cached=False, padding=padding)
 
 
-def make(name: str) -> dict:
+def make(name: str) -> dict[str, Any]:
     """One trajectory by its file's name."""
     return trainer_trajectory() if name == "trainer" else trajectory(name)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes every trajectory to tests/golden."""
+    argparse.ArgumentParser(description="Writes the golden trajectories to tests/golden.").parse_args()
     for name in [*METHODS, "trainer"]:
-        path = HERE.parent / "golden" / f"{name}.json"
+        path = GOLDEN / f"{name}.json"
         path.write_text(json.dumps(make(name)) + "\n", encoding="utf-8")
         print(path.name)
+
+
+if __name__ == "__main__":
+    main()

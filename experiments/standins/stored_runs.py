@@ -1,4 +1,7 @@
-"""A run store written as literal JSON, for tests that read one; nothing of the package takes part."""
+"""Writes run folders as literal JSON, without training: for tests of what reads a run store.
+
+A test holds that keys and types are those of real runs (tests/experiments/standins/test_stored_runs.py).
+"""
 
 from __future__ import annotations
 

