@@ -215,7 +215,7 @@ def _free_ports(count: int) -> list[int]:
 
 def main() -> int:
     """Runs a command in a new cluster and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="slurm_cluster", description="Runs a command in a SLURM cluster on this machine.")
+    parser = argparse.ArgumentParser(prog="slurm_cluster", description="Runs a command in a SLURM cluster here.")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command with its words")
     command = parser.parse_args().command
     if not command:

@@ -7,33 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from analysis.docs_pages.study import IMAGES, PAGE, ROOT, STORE, TEMPLATE, Material, fill, main, with_table
+from analysis.docs_pages.study import IMAGES, PAGE, STORE, TEMPLATE, Material, fill, main, with_table
 from elalora.errors import UserError
+from experiments.runtime.places import CHECKOUT
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return Material([ROOT / STORE], None)
+    return Material([CHECKOUT / STORE], None)
 
 
 def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> None:
-    made = fill((ROOT / TEMPLATE).read_text(encoding="utf-8"), material)
-    assert made == (ROOT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
+    made = fill((CHECKOUT / TEMPLATE).read_text(encoding="utf-8"), material)
+    assert made == (CHECKOUT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
 
 
 def test_every_figure_of_the_page_is_there(material: Material) -> None:
-    named = re.findall(rf"\({IMAGES}/([\w.-]+)\)", (ROOT / PAGE).read_text(encoding="utf-8"))
-    assert named and {path.name for path in (ROOT / "docs" / IMAGES).iterdir()} == set(named)
+    named = re.findall(rf"\({IMAGES}/([\w.-]+)\)", (CHECKOUT / PAGE).read_text(encoding="utf-8"))
+    assert named and {path.name for path in (CHECKOUT / "docs" / IMAGES).iterdir()} == set(named)
 
 
 def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert "<!-- from the study: offline_main comparison -->" in readme
     assert with_table(readme, material) == readme, "type python -m analysis.docs_pages.study"
 
 
 def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
-    page, readme = (" ".join((ROOT / path).read_text(encoding="utf-8").split()) for path in (PAGE, "README.md"))
+    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (PAGE, "README.md"))
     found = re.search(
         r"Holding the learning rate at its peak lowered the score by ([\d.]+) points "
         r"\(95 % interval −([\d.]+) to −([\d.]+), corrected p ([\d.]+)\)",
@@ -46,7 +47,7 @@ def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
 
 def test_the_template_has_no_number_of_a_result() -> None:
     """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
-    prose = [line for line in (ROOT / TEMPLATE).read_text(encoding="utf-8").splitlines() if not line.startswith("{")]
+    prose = [line for line in (CHECKOUT / TEMPLATE).read_text(encoding="utf-8").splitlines() if not line.startswith("{")]
     decimals = re.findall(r"(?<![\w.])\d+\.\d+", "\n".join(prose))
     assert set(decimals) <= {"0.05", "0.5"}, decimals
 
