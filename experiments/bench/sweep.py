@@ -1,7 +1,7 @@
 """What a sweep costs beside its runs: runs one in a temporary store and prints its times.
 
     python -m experiments.bench.sweep 'seed=range(8)' method=lora launcher.workers=2
-    python tests/support/slurm_cluster.py python -m experiments.bench.sweep 'seed=range(8)' hydra/launcher=slurm
+    python -m experiments.tools.slurm_cluster python -m experiments.bench.sweep 'seed=range(8)' hydra/launcher=slurm
 
 WORDS are those of run.py. A run lasts from its first step, before which manifest.json is written, to its result.json.
 The time between two runs of one process is spent on launching, loading and attaching.

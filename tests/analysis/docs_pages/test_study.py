@@ -47,7 +47,8 @@ def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
 
 def test_the_template_has_no_number_of_a_result() -> None:
     """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
-    prose = [line for line in (CHECKOUT / TEMPLATE).read_text(encoding="utf-8").splitlines() if not line.startswith("{")]
+    lines = (CHECKOUT / TEMPLATE).read_text(encoding="utf-8").splitlines()
+    prose = [line for line in lines if not line.startswith("{")]
     decimals = re.findall(r"(?<![\w.])\d+\.\d+", "\n".join(prose))
     assert set(decimals) <= {"0.05", "0.5"}, decimals
 
