@@ -1,4 +1,4 @@
-"""The shape of the house: which way imports point, what an installation needs, and a lock that says what is there."""
+"""What the packages may import of others, what an installation needs, and the lock. Wings: test_wings.py."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from analysis.docs_pages.wings import PACKAGES, sources
 from experiments.runtime.places import CHECKOUT
 
 ROOT = CHECKOUT
-PACKAGES = ("elalora", "baselines", "experiments", "analysis")  # each may import those before it
 LOCK = ROOT / "requirements.lock"
 
 
@@ -45,10 +45,6 @@ def _type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
 def requirements() -> list[Requirement]:
     lines = LOCK.read_text(encoding="utf-8").splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -66,14 +62,6 @@ def tracked_files() -> list[Path]:
     if listed.returncode:
         pytest.skip(f"git does not list this checkout: {listed.stderr.strip()}")
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_imports_point_one_way(package: str):
-    later = set(PACKAGES[PACKAGES.index(package) + 1 :]) | {"run", "tests"}
-    for path in sources(package):
-        wrong = imports(path, everywhere=True) & later
-        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 
 def test_the_library_starts_with_torch_and_the_standard_library_only():
