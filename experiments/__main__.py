@@ -1,4 +1,4 @@
-"""`python -m experiments`: what to do with a run store beside filling it."""
+"""Commands on a run store: list its runs, show items of a run, pack the runs into small files."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import sys
 from elalora.errors import UserError
 from experiments import examples
 from experiments.runtime.pipes import as_command
-from experiments.store import compact, status
+from experiments.store import compaction, status
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; each command adds its own part."""
-    given = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    commands = given.add_subparsers(required=True, metavar="COMMAND")
-    status.add_to(commands)
-    examples.add_to(commands)
-    compact.add_to(commands)
-    return given
+    """The command line; each command adds its own options."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (status, examples, compaction):
+        command.add_to(commands)
+    return parser
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 a mistake in what was asked for."""
-    asked = parser().parse_args(words)
+    """Returns the exit code: 0 for success, 2 for a user's mistake."""
+    args = parser().parse_args(words)
     try:
-        return asked.do(asked)
+        return args.command(args)
     except UserError as error:
         print(f"elalora: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # how a watch ends
+    except KeyboardInterrupt:  # ends `status --watch`
         return 0
 
 

@@ -1,8 +1,8 @@
-"""One folder per run: the files are the truth, everything else mirrors them.
+"""The folder of one run: its files are the record, everything else mirrors them.
 
-A run is done when its result.json is there; that file is written last and moved into place whole. Lines are
-appended to metrics, timing and ranks as they come, and cut back to the length they had at the checkpoint when a run
-resumes, so that a resumed run leaves the same files as an undisturbed one.
+A run is done when result.json exists; that file is written last and moved into place whole. Lines are appended to
+metrics, timing and ranks during training, and truncated to their length at the checkpoint when a run resumes, so that
+a resumed run leaves the same files as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
 
 
 class Busy(RuntimeError):
-    """Another process works on this run."""
+    """Another process is working on this run."""
 
 
 def dump(value: Any, indent: int | None = 1) -> str:
-    """JSON with sorted keys; refuses NaN and infinity, which are no numbers in a result."""
+    """JSON with sorted keys; raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + ("\n" if indent else "")
 
 
 def _wrong(result: dict[str, Any]) -> str | None:
-    """What is not as it was written, of all that other runs and commands take from a result."""
+    """The first value that is missing or of a wrong type, among those that other runs and commands read."""
     kinds = {
         "id": str, "metric": str, "commit": str | None, "identity.method.name": str, "identity.model.name": str | None,
         "identity.budget": str | None, "readings.last.report.split": str, "readings.last.report.metrics": dict,
         "ranks.final": dict,
     }  # fmt: skip
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, kind in kinds.items():
         value: Any = result
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None if value is None else ...
         if not isinstance(value, kind):
             return f"{name} is"
-        found[name] = value
-    score = found["readings.last.report.metrics"].get(result["metric"])
+        values[name] = value
+    score = values["readings.last.report.metrics"].get(result["metric"])
     if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e15:
         return f"the score {result['metric']} is"
-    ranks = found["ranks.final"].values()
+    ranks = values["ranks.final"].values()
     return None if all(type(rank) is int for rank in ranks) else "a rank is"
 
 
@@ -62,7 +62,7 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: created when the run starts.
+        path: the folder, created when the run starts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,14 +72,14 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        """Whether a result is there."""
+        """Whether the run has a result."""
         return (self.path / "result.json").is_file()
 
     def result(self) -> dict[str, Any]:
         """The stored result.
 
         Raises:
-            UserError: it was written by a newer version, or is damaged.
+            UserError: the file is damaged, or was written by another version.
         """
         path = self.path / "result.json"
         try:
@@ -87,19 +87,21 @@ class RunFolder:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}); move the folder away and run again") from error
         if not isinstance(result, dict):
-            raise UserError(f"{path} is damaged (no JSON object); move the folder away and run again")
+            raise UserError(f"{path} is damaged (not a JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
-            raise UserError(f"{path} has schema {result.get('schema')}, this version reads {SCHEMA}")
+            raise UserError(f"{path} has schema {result.get('schema')}; this version reads schema {SCHEMA}")
         if (wrong := _wrong(result)) is not None:
-            raise UserError(f"{path} is damaged ({wrong} missing or of another type); move the folder away, run again")
+            raise UserError(
+                f"{path} is damaged ({wrong} missing or of a wrong type); move the folder away and run again"
+            )
         return result
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Holds the run for this process and keeps status.json true, whatever happens inside.
+        """Locks the run for this process and keeps status.json up to date, also when the block raises.
 
         Raises:
-            Busy: another process holds it.
+            Busy: another process holds the lock.
             UserError: the folder cannot be written.
         """
         with self._held() as before:
@@ -116,14 +118,15 @@ class RunFolder:
             self.beat("done")
 
     def refuse(self, line: str, config: str) -> None:
-        """Notes that the run was refused before its first step, which is no attempt; a result stays as it is.
+        """Records that the run was refused before its first step, without counting an attempt; a finished run stays.
 
         Args:
-            line: why; config: the text of config.yaml.
+            line: the reason.
+            config: the text of config.yaml.
 
         Raises:
             Busy, UserError: as in `working`.
-            OSError: a full disk.
+            OSError: the disk is full.
         """
         with self._held():
             if not self.done:
@@ -132,7 +135,7 @@ class RunFolder:
 
     @contextmanager
     def _held(self) -> Iterator[dict[str, Any]]:
-        """The lock of the run's folder, which is made; gives the status that was there."""
+        """Creates and locks the folder; yields the previous status."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -150,7 +153,7 @@ class RunFolder:
             yield before
 
     def _failed(self, error: BaseException) -> None:
-        line = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
         kind = "preempted" if isinstance(error, KeyboardInterrupt) else getattr(error, "failure", "crash")
         state = "preempted" if kind == "preempted" else "failed"
         trace = "".join(traceback.format_exception(error))
@@ -161,30 +164,30 @@ class RunFolder:
             print(f"elalora: {self.path}/status.json cannot be written ({full.strerror})", file=sys.stderr)
 
     def _as_before(self, status: dict[str, Any]) -> None:
-        """A user's mistake is no attempt."""
+        """Restores the status: a user's mistake does not count as an attempt."""
         if status:
             self.write("status.json", status)
         else:
             (self.path / "status.json").unlink(missing_ok=True)
 
     def _drop_parts(self) -> None:
-        """Removes what a killed process left half written; the lock is held, so none of it is in use."""
+        """Removes half-written files of a killed process; the lock is held, so none of them is in use."""
         for path in self.path.glob(".*"):
             if re.fullmatch(r"\..+\.\d+", path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def beat(self, state: str, **more: Any) -> None:
-        """Writes status.json with the time of this heartbeat."""
+        """Writes status.json with the current time as heartbeat."""
         status = {"state": state, "attempts": self._attempts, "heartbeat": time.time(), "pid": os.getpid()}
         write_whole(self.path / "status.json", dump(status | more))
 
     def progress(self, step: int, total: int) -> None:
-        """A heartbeat that says how far the run is."""
+        """Writes a heartbeat with the current step."""
         self._progress = (step, total)
         self.beat("running", step=step, total=total)
 
     def status(self) -> dict[str, Any]:
-        """The last written status, empty when there is none or it is unreadable."""
+        """The last written status; empty if missing or unreadable."""
         try:
             status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -197,13 +200,13 @@ class RunFolder:
             file.write(json.dumps(line, sort_keys=True) + "\n")
 
     def lines(self, name: str, size: int | None = None) -> list[dict[str, Any]]:
-        """The whole lines of a .jsonl file, or those in its first `size` bytes."""
+        """The lines of a .jsonl file, or those in its first `size` bytes."""
         path = self.path / name
         content = path.read_bytes()[:size] if path.is_file() else b""
         return [json.loads(line) for line in content.splitlines()]
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every .jsonl file, made to last: a checkpoint must not outlive the lines before it."""
+        """Bytes of every .jsonl file, after fsync: a checkpoint must not outlive the lines before it."""
         return {name: self._synced(self.path / name) for name in LINES}
 
     def _synced(self, path: Path) -> int:
@@ -214,18 +217,18 @@ class RunFolder:
         return path.stat().st_size
 
     def has(self, sizes: dict[str, int]) -> bool:
-        """Whether every .jsonl file is at least as long as it was, and a line ends there."""
+        """Whether every .jsonl file has at least the given size and a line ends there."""
         return all(_line_ends(self.path / name, size) for name, size in sizes.items())
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Cuts every .jsonl file to the size it had; what follows, a half-written line too, is written again."""
+        """Truncates every .jsonl file to the given size; the rest, half-written lines included, is written again."""
         for name in LINES:
             path = self.path / name
             if path.is_file():
                 os.truncate(path, sizes.get(name, 0))
 
     def sync(self) -> None:
-        """Makes everything last that a result vouches for, before the result is written."""
+        """Calls fsync on every file of the run, before the result is written."""
         for path in (self.path, self.path / "adapter"):
             for file in path.iterdir():
                 if file.is_file():

@@ -12,11 +12,11 @@ PATTERN = re.compile(rf"(?P<arm>.+)-s(?P<seed>\d+)-(?P<id>[0-9a-f]{{{ID_DIGITS}}
 
 @dataclass(frozen=True)
 class RunName:
-    """The parts of a folder's name; `str(name)` is the name.
+    """The parts of a run folder's name; `str(name)` is the name.
 
     Attributes:
         arm: method, variant unless it is the default, and budget, joined by "-".
-        seed: of the run.
+        seed: the run's seed.
         id: the first `ID_DIGITS` hex digits of the run's id.
     """
 
@@ -39,11 +39,11 @@ class RunName:
 
     @classmethod
     def parse(cls, folder: str | Path) -> RunName | None:
-        """The parts of a folder's name; None for a folder that is not named as a run."""
+        """The parts of a folder's name, or None if it is not the name of a run."""
         match = PATTERN.fullmatch(Path(folder).name)
         return None if match is None else cls(match["arm"], int(match["seed"]), match["id"])
 
 
 def short_id(run_id: str) -> str:
-    """The digits of a run's id that its folder shows."""
+    """The digits of a run's id that its folder's name contains."""
     return run_id[:ID_DIGITS]

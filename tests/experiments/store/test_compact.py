@@ -25,7 +25,8 @@ from experiments.__main__ import main
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.standins.stored_runs import moved_run, result, write_run
-from experiments.store.compact import TEXTS, compact, opened
+from experiments.store.compact import TEXTS, opened
+from experiments.store.compaction import compact
 from experiments.store.find import find
 from experiments.store.status import read_store
 
@@ -184,7 +185,7 @@ def test_a_run_with_another_result_does_not_replace_the_stored_one(tmp_path: Pat
     changed = json.loads(path.read_text())
     changed["readings"]["last"]["report"]["metrics"]["accuracy"] += 1
     path.write_text(json.dumps(changed))
-    assert "the same run with another result" in compact([tmp_path / "runs"], tmp_path / "small")[0]
+    assert "another result of this run" in compact([tmp_path / "runs"], tmp_path / "small")[0]
     assert files_of(tmp_path / "small") == before
 
 
@@ -221,7 +222,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
     table = parquet.read_table(file)
     names = pa.array([name, *table["folder"].to_pylist()[1:]], pa.string())
     parquet.write_table(table.set_column(table.schema.get_field_index("folder"), "folder", names), file)
-    with pytest.raises(UserError, match="no name of a run: refused"):
+    with pytest.raises(UserError, match="invalid run name"):
         opened(tmp_path / "small")
     assert not [path for path in tmp_path.rglob("*") if "0123456789" in path.name]
 
@@ -231,9 +232,9 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, content: bytes, capsys: pyte
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "rte.runs.parquet").write_bytes(content)
     assert main(["status", str(tmp_path / "small")]) == 2
-    assert "is no compact store of this version" in capsys.readouterr().err
+    assert "compact the runs again" in capsys.readouterr().err
     parquet.write_table(pa.table({"id": ["a"]}), tmp_path / "small" / "rte.runs.parquet")
-    with pytest.raises(UserError, match="no compact store of this version"):
+    with pytest.raises(UserError, match="compact the runs again"):
         load_runs(tmp_path / "small")
 
 
@@ -242,7 +243,7 @@ def test_the_command_adds_and_says_what_it_did(tmp_path: Path, capsys: pytest.Ca
     words = ["compact", str(tmp_path / "runs"), "--out", str(tmp_path / "small")]
     assert main(words) == 0 and "vader_movies.runs.parquet: 2 runs" in capsys.readouterr().out
     assert main(["compact", str(tmp_path / "none"), "--out", str(tmp_path / "small")]) == 2
-    assert "is no folder of runs" in capsys.readouterr().err
+    assert "folder of runs" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["compact", str(tmp_path / "empty"), "--out", str(tmp_path / "other")]) == 2
     assert "no finished run" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from analysis.reading.rounds import load_predictions, load_rounds
 from analysis.reading.runs import load_runs
 from experiments.standins.stored_runs import result, write_run
-from experiments.store.compact import compact
+from experiments.store.compaction import compact
 from experiments.store.find import find
 from experiments.store.folder import RunFolder
 from experiments.store.status import overview, read_store

@@ -1,0 +1,191 @@
+"""Writes compact stores (`python -m experiments compact`); `experiments.store.compact` describes and reads them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from elalora.errors import UserError
+from experiments.runtime.files import replacing
+from experiments.store.compact import DAMAGE, PREDICTIONS, SUFFIX, TEXTS, opened, read_rows
+from experiments.store.folder import RunFolder
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DEFAULT_FOLDERS: dict[str, dict[str, Any]] = {
+    "data": {"root": None, "cache": None},
+    "store": {"root": "runs", "also": []},
+}  # replace the folders of this machine in config.yaml
+FOLDER_WORD = re.compile(r"\+*(data\.(root|cache)|store\.(root|also))=")
+
+
+def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
+    """Adds the finished and failed runs of stores to a compact store; the same runs always give the same bytes.
+
+    A result that `out` already holds stays, and takes over contributions that were measured since, also from a
+    repetition with the same scores and ranks. A failed run is replaced by its result.
+
+    Args:
+        stores: run stores, compact ones included.
+        out: folder of the compact store, created if missing.
+
+    Returns:
+        A line for each run that was left out and for each file, and a summary.
+
+    Raises:
+        UserError: no finished run, or a folder that cannot be read or written.
+    """
+    import pyarrow as pa
+
+    out = Path(out)
+    rows = {(row["task"], row["folder"]): row for file in sorted(out.glob(f"*{SUFFIX}")) for row in read_rows(file)}
+    before, left_out = len(rows), []
+    for folder in _ended(stores):
+        try:
+            row = _row(folder)
+        except (*DAMAGE, pa.ArrowException) as error:
+            left_out.append(f"{folder}: left out, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            continue
+        key = (row["task"], row["folder"])
+        present = rows.get(key)
+        if present is None or present["result.json"] is None:
+            rows[key] = row
+        elif row["result.json"] is not None:
+            if not _same(present["result.json"], row["result.json"]):
+                left_out.append(f"{folder}: left out, {out} has another result of this run")
+            elif row["contributions.json"]:
+                present["contributions.json"] = row["contributions.json"]
+    if not rows:
+        raise UserError(f"no finished run in {', '.join(map(str, stores))}; `python run.py` makes one")
+    tasks: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows.values():
+        tasks[row["task"]].append(row)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [_write(out / f"{task}{SUFFIX}", members) for task, members in sorted(tasks.items())]
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); type --out FOLDER") from error
+    return [*left_out, *lines, f"{len(rows)} runs, {len(rows) - before} of them new"]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two results agree in all but time, commit and speed."""
+    first, second = json.loads(one), json.loads(other)
+    return all(first[key] == second[key] for key in ("id", "readings", "ranks", "counts"))
+
+
+def _ended(stores: Iterable[str | Path]) -> list[Path]:
+    """Folders of runs that have a result or failed; running and preempted ones are neither."""
+    folders = []
+    for store in stores:
+        if not Path(store).is_dir():
+            raise UserError(f"{store} is not a folder of runs; `python run.py` makes one")
+        root = opened(store)
+        done = {path.parent for path in root.glob("*/*/result.json")}
+        started = {path.parent for path in root.glob("*/*/status.json")}
+        failed = {folder for folder in started if RunFolder(folder).status().get("state") == "failed"}
+        folders += sorted(done | failed)
+    return folders
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = {name: _text(folder / name) for name in TEXTS}
+    if texts["config.yaml"] is not None:
+        texts["config.yaml"] = _without_folders(texts["config.yaml"])
+    if texts["result.json"] is not None:
+        json.loads(texts["result.json"])
+        texts["status.json"] = None
+        predictions = parquet.read_table(folder / "predictions.parquet", columns=list(PREDICTIONS))
+    else:
+        status = RunFolder(folder).status()
+        public = {name: status[name] for name in ("state", "failure", "attempts", "step", "total") if name in status}
+        error = re.sub(r"(?:~|/|[A-Za-z]:\\)\S*[/\\](\S+)", r"\1", str(status.get("error") or ""))
+        texts["status.json"] = json.dumps(public | {"error": error}, sort_keys=True)
+        predictions = pa.table({name: pa.array([], pa.int64()) for name in PREDICTIONS})
+    return {"folder": folder.name, "task": folder.parent.name, **texts, "predictions": predictions}
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _without_folders(text: str) -> str:
+    """config.yaml without the folders of the machine it was written on."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config.yaml cannot be read ({type(error).__name__})") from error
+    for part, values in DEFAULT_FOLDERS.items():
+        if isinstance(config.get(part), dict):
+            config[part] |= {name: value for name, value in values.items() if name in config[part]}
+    config["overrides"] = [word for word in config.get("overrides") or [] if not FOLDER_WORD.match(word)]
+    return yaml.safe_dump(_shortened(config), sort_keys=False, allow_unicode=True)
+
+
+def _shortened(value: Any) -> Any:
+    """A value with every absolute path, also one behind an equals sign, cut to its last part."""
+    if isinstance(value, dict):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, quoted = value.rpartition("=")
+    path = quoted.strip("'\"")
+    if not re.match(r"/|~|[A-Za-z]:[\\/]", path):
+        return value
+    return key + equals + PurePosixPath(path.replace("\\", "/")).name
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes one file; its pages are large because runs resemble each other more than their parts do."""
+    from pyarrow import parquet
+
+    table = _table(sorted(rows, key=lambda row: row["folder"]))
+    with replacing(file) as part:
+        parquet.write_table(
+            table, part, compression="zstd", compression_level=19, use_dictionary=False, write_statistics=False,
+            data_page_size=1 << 28, row_group_size=1 << 20,
+        )  # fmt: skip
+    return f"{file}: {len(rows)} runs, {file.stat().st_size / 1e6:.1f} MB"
+
+
+def _table(rows: list[dict[str, Any]]) -> pyarrow.Table:
+    import pyarrow as pa
+
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("folder", *TEXTS)}
+    for name in PREDICTIONS:
+        types = [row["predictions"].schema.field(name).type for row in rows if row["result.json"] is not None]
+        element = types[0] if types else pa.int64()
+        columns[name] = pa.array([row["predictions"][name].to_pylist() for row in rows], pa.list_(element))
+    return pa.table(columns)
+
+
+def add_to(commands: Any) -> None:
+    """Adds `compact` to the command line."""
+    parser = commands.add_parser(
+        "compact",
+        help="pack finished runs into a few small files to commit or send",
+        description="Adds the finished and failed runs of STORE to a compact store: results, ranks, predictions and "
+        "manifests, one file per task, without adapters and without folders of this machine.",
+        epilog="example: python -m experiments compact runs --out analysis/measured",
+    )
+    parser.add_argument("stores", nargs="+", metavar="STORE", help="run stores")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="the compact store")
+    parser.set_defaults(command=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    print("\n".join(compact(args.stores, args.out)))
+    return 0
