@@ -19,8 +19,8 @@ from experiments.runtime.distributed import (
     connect,
     gather,
     is_main,
-    is_shared,
     print_once,
+    raised_everywhere,
     run_everywhere,
     run_on_main,
 )
@@ -57,7 +57,7 @@ def run_plans(given: list[Plan]) -> int:
         except (UserError, RunFailed) as error:
             print_once(f"elalora: {error}", error=True)
             problems.append(error)
-            if not is_shared(error):
+            if not raised_everywhere(error):
                 print("elalora: this process failed alone, and no further run can start in it", file=sys.stderr)
                 return 1
     if problems and len(plans) > 1:
@@ -117,7 +117,7 @@ def _note_refusal(plan: Plan, error: UserError) -> None:
 
 def _failed(line: str, cause: Exception) -> RunFailed:
     error = RunFailed(line)
-    error.shared = is_shared(cause)
+    error.shared = raised_everywhere(cause)
     return error
 
 

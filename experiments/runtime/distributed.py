@@ -1,8 +1,11 @@
-"""Several processes that do one run together, as torchrun and accelerate launch start them.
+"""Several processes that do one run together, started by torchrun or accelerate launch.
 
-What is unusual: the first process alone reads and writes the store. What it finds and decides is handed to the others,
-and so is an error, so that all of them always take the same way. An error in one process alone cannot be told while
-the others wait for its numbers: that process leaves, and the launcher ends the rest.
+Only the main process reads and writes the store. What it finds and decides is sent to the others, and errors are
+exchanged, so that every rank takes the same branch. An error on one rank while the others wait for its gradients cannot
+be exchanged: that process exits, and the launcher ends the rest.
+
+Objects go through torch.distributed. accelerate's gather_object and broadcast_object_list depend on a global state that
+every run resets, and without it they silently stay in one process.
 """
 
 from __future__ import annotations
@@ -22,11 +25,11 @@ Value = TypeVar("Value")
 
 
 class OtherProcessFailed(RuntimeError):
-    """Another process of this run failed and told so."""
+    """Raised here because another rank failed."""
 
 
 def world_size() -> int:
-    """How many processes do a run together."""
+    """Number of processes that do a run together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -44,72 +47,62 @@ def connect() -> None:
 
     if not distributed.is_initialized():
         PartialState(cpu=on_cpu())
-        atexit.register(_leave)
+        atexit.register(distributed.destroy_process_group)
 
 
 def on_cpu() -> bool:
-    """Whether accelerate must be told that the processes work on the CPU; alone it would take each for the only one."""
+    """The `cpu` argument for accelerate, which otherwise takes each of several CPU processes for the only one."""
     import torch
 
     return world_size() > 1 and not torch.cuda.is_available()
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process; where there are several, without the interpreter's own end.
+    """Ends this process; as one of several, without finalising the interpreter.
 
-    That takes the interpreter away from threads of torch that still want it, and now and then one of them aborts the
+    Finalising takes the interpreter away from running threads of torch, and sometimes one of them then aborts the
     process after all work is done.
     """
     if world_size() > 1:
-        atexit._run_exitfuncs()  # what the interpreter would still do
+        atexit._run_exitfuncs()  # os._exit skips them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _leave() -> None:
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def run_on_main(action: Callable[[], Value]) -> Value:
-    """What `action` gives in the first process, in every process; it runs nowhere else.
+    """Runs `action` in the main process only and returns its value in every process.
 
     Raises:
-        Exception: what it raised there; UserError and others as themselves in the first process, in the others
-            UserError or Together.
+        Exception: what `action` raised; in the other processes as UserError or OtherProcessFailed.
     """
     if world_size() == 1:
         return action()
     from torch import distributed
 
-    value, error = None, None
-    if is_main():
-        value, error = _tried(action)
-    box = [(value, _told(error))]
-    distributed.broadcast_object_list(box, src=0)
-    _raise(error, [box[0][1]])
-    return box[0][0]  # type: ignore[return-value]
+    value, error = _attempt(action) if is_main() else (None, None)
+    message = [value, _described(error)]
+    distributed.broadcast_object_list(message, src=0)
+    _raise_first(error, message[1:])
+    return message[0]  # type: ignore[return-value]
 
 
 def run_everywhere(action: Callable[[], Value]) -> Value:
-    """What `action` gives in this process; where it fails in one process, it fails in all.
+    """Runs `action` in every process and returns this process's value; if it fails in one, it fails in all.
 
     Raises:
-        Exception: what it raised here; what it raised in another process, as UserError or Together.
+        Exception: what `action` raised here; what it raised in another process, as UserError or OtherProcessFailed.
     """
     if world_size() == 1:
         return action()
-    value, error = _tried(action)
-    _raise(error, gather(_told(error)))
+    value, error = _attempt(action)
+    _raise_first(error, gather(_described(error)))
     return value  # type: ignore[return-value]
 
 
 def gather(value: Value) -> list[Value]:
-    """The value of every process, in their order."""
+    """The value of every process, in the order of their ranks."""
     if world_size() == 1:
         return [value]
     from torch import distributed
@@ -119,59 +112,62 @@ def gather(value: Value) -> list[Value]:
     return values
 
 
-def averaged(grads: Sequence[Tensor], loss: Tensor, wish: bool) -> tuple[Tensor, Tensor]:
-    """Means over the processes, in one message.
+def average_gradients(grads: Sequence[Tensor], loss: Tensor, stop_requested: bool) -> tuple[Tensor, Tensor]:
+    """Averages gradients and loss over the processes, in one message.
 
     Args:
-        grads: replaced by their means, in place; as many and as large in every process.
-        loss: (); wish: whether this process was asked to stop.
+        grads: overwritten by their means; same number and shapes in every process.
+        loss: ().
+        stop_requested: whether this process was asked to stop.
 
     Returns:
-        The mean loss (), and a tensor (1,) above 0 where a process was asked to stop.
+        The mean loss (), and a tensor (1,) above 0 if any process was asked to stop.
     """
     import torch
     from torch import distributed
 
-    asked = torch.full((1,), float(wish), device=loss.device)
-    message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), asked])
+    stop = torch.full((1,), float(stop_requested), device=loss.device)
+    message = torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1), stop])
     distributed.all_reduce(message)
     message /= world_size()
-    *means, mean_loss, wished = message.split([*(grad.numel() for grad in grads), 1, 1])
+    *means, mean_loss, any_stop = message.split([*(grad.numel() for grad in grads), 1, 1])
     for grad, mean in zip(grads, means, strict=True):
         grad.copy_(mean.view_as(grad))
-    return mean_loss[0].clone(), wished
+    return mean_loss[0].clone(), any_stop
 
 
 def print_once(line: str, error: bool = False) -> None:
-    """Prints a line once for all processes."""
+    """Prints a line in the main process only."""
     if is_main():
         print(line, file=sys.stderr if error else sys.stdout)
 
 
-def is_shared(error: BaseException) -> bool:
-    """Whether all processes raised together, so that they can go on together."""
+def raised_everywhere(error: BaseException) -> bool:
+    """Whether all processes raised this error together, so that they can start another run together."""
     return world_size() == 1 or getattr(error, "shared", False) or hasattr(error, "failure")
 
 
-def _tried(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+def _attempt(action: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
     try:
         return action(), None
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other processes must hear of it
+    except Exception as error:  # noqa: BLE001 - every error must reach the other processes
         return None, error
 
 
-def _told(error: Exception | None) -> tuple[bool, str] | None:
+def _described(error: Exception | None) -> tuple[bool, str] | None:
+    """Whether an error is the user's, and its text; a plain pair, because not every error can be pickled."""
     if error is None:
         return None
     user = isinstance(error, UserError)
     return user, str(error) if user else f"{type(error).__name__}: {error}"
 
 
-def _raise(own: Exception | None, told: list[Any]) -> None:
-    heard = [entry for entry in told if entry is not None]
-    if not heard:
+def _raise_first(own: Exception | None, described: list[Any]) -> None:
+    """Raises this process's error, or else the first one of the others, if there is any."""
+    errors = [entry for entry in described if entry is not None]
+    if not errors:
         return
-    user, line = heard[0]
+    user, line = errors[0]
     raised = own if own is not None else UserError(line) if user else OtherProcessFailed(line)
     raised.shared = True  # type: ignore[attr-defined]
     raise raised

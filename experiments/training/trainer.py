@@ -27,7 +27,7 @@ from elalora.schedules import Schedule, steps_of
 from experiments.config.schema import TrainerConfig
 from experiments.data.batches import eval_batches, train_batches
 from experiments.data.text_items import IGNORED
-from experiments.runtime.distributed import averaged, gather, run_everywhere, run_on_main
+from experiments.runtime.distributed import average_gradients, gather, run_everywhere, run_on_main
 from experiments.runtime.seeds import stream
 from experiments.runtime.signals import Preempted, Stop
 from experiments.store.folder import RunFolder
@@ -203,7 +203,7 @@ class Trainer:
         """Gradients and loss as means over the processes, which also hear whether one was asked to stop."""
         if self.accelerator.num_processes > 1:
             grads = [p.grad for p in self.parameters if p.grad is not None]
-            loss, self._wished = averaged(grads, loss, self.stop.signal is not None)
+            loss, self._wished = average_gradients(grads, loss, self.stop.signal is not None)
         return loss
 
     def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:

@@ -427,5 +427,5 @@ def test_the_cache_folder_is_given_or_from_the_environment(tmp_path: Path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_dir(None) == tmp_path / "home" / ".cache" / "elalora"
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written; name another with data.cache=FOLDER"):
+    with pytest.raises(UserError, match="cannot be written; choose another with data.cache=FOLDER"):
         cache_dir(str(tmp_path / "file" / "below"))
