@@ -11,7 +11,7 @@ from analysis.docs_pages.wings import COMMANDS, WINGS
 from experiments.runtime.places import CHECKOUT
 
 TEXT = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PLACE = re.compile(r"`([\w/]+\.py)`, `([\w.]+)`")  # a file and what to look at in it
+PLACE = re.compile(r"`([\w/]+\.py)`,\s+`([\w.]+)`")  # a file and what to look at in it
 WALK = re.findall(r"^\d+\. `([\w/.]+)`", TEXT, re.M)
 LONGEST = 30
 
