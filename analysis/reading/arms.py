@@ -6,7 +6,7 @@ of one cell would have the same name, the settings that differ follow it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.reading.settings import arm_suffix, changed_knobs, differing, told_apart
@@ -21,6 +21,7 @@ NAMES = {
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
     "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
+Row = dict[str, Any]  # of the frame of `load_runs`
 IN_LABEL = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already tells
 
 
@@ -28,59 +29,67 @@ def with_names(runs: pd.DataFrame) -> pd.DataFrame:
     """Adds an arm's name to every run.
 
     Args:
-        runs: rows of `load_runs`, with a plain index.
+        runs: rows of `load_runs`.
 
     Returns:
         The frame with two more columns: `shown`, the name within the run's cell (`CELL`), followed by all settings
         that differ where several arms share it; and `row_name`, the same on every task of a method with the same
         knobs, for tables whose rows go over tasks.
     """
-    return runs.assign(shown=_shown(runs, _cell_names(runs)), row_name=_shown(runs, _row_names(runs)))
+    needed = [*CELL, "label", "method", "variant", "reconstructed", "settings", "arm", "fingerprint"]
+    rows = runs[needed].to_dict("records")
+    cell_names = [name_of(row | {"label": row["label"] + arm_suffix(row["settings"])[0]}) for row in rows]
+    return runs.assign(shown=_distinct(rows, cell_names), row_name=_distinct(rows, _with_knobs(rows)))
 
 
-def _cell_names(runs: pd.DataFrame) -> list[str]:
-    return [name_of(row | {"label": row["label"] + arm_suffix(row["settings"])[0]}) for row in _rows(runs)]
-
-
-def _row_names(runs: pd.DataFrame) -> list[str]:
-    """Method and variant; knobs follow where several arms stand in one cell."""
-    names = [name_of(row) for row in _rows(runs)]
-    for _, group in runs.assign(name=names).groupby([*CELL, "name"], sort=False):
-        arms = group.drop_duplicates("arm")
-        knobs = [[k for k in changed_knobs(s) if k.partition("=")[0] not in IN_LABEL] for s in arms["settings"]]
-        turned = dict(zip(arms["arm"], told_apart(knobs), strict=True))
-        for index, arm in zip(group.index, group["arm"], strict=True):
-            names[int(index)] += f" [{', '.join(turned[arm])}]" if turned[arm] else ""
+def _with_knobs(rows: Sequence[Row]) -> list[str]:
+    """Method and variant of every row; the method's knobs follow where several arms of a cell share them."""
+    names = [name_of(row) for row in rows]
+    for members, arms in _sharing(rows, names):
+        knobs = [
+            [k for k in changed_knobs(r["settings"]) if k.partition("=")[0] not in IN_LABEL] for r in arms.values()
+        ]
+        turned = dict(zip(arms, told_apart(knobs), strict=True))
+        for i in members:
+            names[i] += f" [{', '.join(turned[rows[i]['arm']])}]" if turned[rows[i]["arm"]] else ""
     return names
 
 
-def _rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    return runs[["label", "method", "variant", "reconstructed", "settings"]].to_dict("records")
+def _distinct(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The names, followed by the settings that differ where several arms of a cell share one."""
+    distinct = list(names)
+    for members, arms in _sharing(rows, names):
+        told = _told(arms)
+        for i in members:
+            distinct[i] += f" [{told[rows[i]['arm']]}]"
+    return distinct
 
 
-def _shown(runs: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """The names, followed by the settings that differ where one name covers several arms of a cell."""
-    names = list(names)
-    for _, group in runs.assign(name=names).groupby([*CELL, "name"], sort=False):
-        if group["arm"].nunique() < 2:
-            continue
-        told = _told(group.drop_duplicates("arm").set_index("arm"))
-        for index, arm in zip(group.index, group["arm"], strict=True):
-            names[int(index)] += f" [{told[arm]}]"
-    return names
+def _sharing(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[list[int], dict[str, Row]]]:
+    """For every name that several arms of a cell share: positions of the rows, and the first row of each arm."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, (row, name) in enumerate(zip(rows, names, strict=True)):
+        groups.setdefault((*(row[key] for key in CELL), name), []).append(i)
+    shared = []
+    for members in groups.values():
+        arms: dict[str, Row] = {}
+        for i in members:
+            arms.setdefault(rows[i]["arm"], rows[i])
+        if len(arms) > 1:
+            shared.append((members, arms))
+    return shared
 
 
-def _told(arms: pd.DataFrame) -> dict[str, str]:
-    """What tells arms of one name apart: their settings that differ, and more of them until no two are alike."""
-    rows = arms.to_dict("index")
-    whole = {arm: _labelled(row) for arm, row in rows.items()}
-    plain = {arm: _labelled({**row, "settings": _without_told(row["settings"])}) for arm, row in rows.items()}
+def _told(arms: Mapping[str, Row]) -> dict[str, str]:
+    """The settings that tell arms of one name apart; more of them are named until no two texts are alike."""
+    whole = {arm: _with_data(row) for arm, row in arms.items()}
+    plain = {arm: _with_data({**row, "settings": _without_told(row["settings"])}) for arm, row in arms.items()}
     texts: dict[str, str] = {}
     for trees, most in ((plain, MOST_TOLD), (plain, None), (whole, None)):
-        found = list(differing(trees.values()))
-        keys = [key for key in found if not key.endswith("_arm")] or found  # a source is told by its words if it can be
-        flats = {arm: differing([tree, {}]) for arm, tree in trees.items()}
-        for arm, flat in flats.items():
+        unlike = list(differing(trees.values()))
+        keys = [key for key in unlike if not key.endswith("_arm")] or unlike  # a source's words, where they suffice
+        for arm, tree in trees.items():
+            flat = differing([tree, {}])
             listed = [f"{k.removeprefix('method.')}={flat[k][0] if k in flat else 'null'}" for k in keys[:most]]
             texts[arm] = ", ".join(listed + (["..."] if len(keys) > len(listed) else []))
         if len(set(texts.values())) == len(texts):
@@ -94,11 +103,12 @@ def _without_told(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "method": {k: v for k, v in settings["method"].items() if k not in told}} if told else settings
 
 
-def _labelled(row: dict[str, Any]) -> dict[str, Any]:
+def _with_data(row: Row) -> dict[str, Any]:
+    """The settings, with the fingerprint of the data among them."""
     return {**row["settings"], "data": {**row["settings"].get("data", {}), "fingerprint": row["fingerprint"][:12]}}
 
 
-def name_of(row: dict[str, Any]) -> str:
+def name_of(row: Row) -> str:
     """ElaLoRA (official)†: label, variant, and a dagger when the method is a reconstruction."""
     label, method = row["label"], row["method"]
     if label.startswith(method) and method in NAMES:

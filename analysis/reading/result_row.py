@@ -1,7 +1,7 @@
 """One stored result as a flat row of checked values.
 
 A store may come from a stranger: only JSON is read (never pickle), and any value of a wrong type raises here, so that
-nothing behind this file meets a string where it needs a number.
+later code can rely on the types.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from elalora.errors import first_line
 from experiments.store.folder import SCHEMA
 
 NO_BUDGET = "none"
@@ -20,18 +20,22 @@ READINGS = ("last", "best")
 WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of damaged files
 
 
-def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of one run by reading; a reading that the run does not have is left out.
+def row_of(folder: Path, reading: str) -> dict[str, Any]:
+    """The row of one run.
+
+    Args:
+        folder: of the run.
+        reading: "last" or "best", the checkpoint whose score is taken.
 
     Raises:
-        Any of WRONG: the result is damaged, foreign or of another schema.
+        Any of WRONG: the result is damaged, foreign, of another schema, or has no such reading.
     """
     result = _json(folder / "result.json")
     if result["schema"] != SCHEMA:
         raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
-    manifest = _manifest(folder)
-    known = [reading for reading in READINGS if result["readings"][reading] is not None]
-    return {reading: _row(result, manifest, reading) for reading in known}
+    if result["readings"][reading] is None:
+        raise ValueError(f"it has no reading '{reading}'")
+    return _row(result, _manifest(folder), reading)
 
 
 def _json(path: Path) -> Any:
@@ -42,11 +46,11 @@ def _json(path: Path) -> Any:
     return value
 
 
-def reason(error: BaseException) -> str:
+def reason(error: Exception) -> str:
     """One line that says what is wrong, whatever the exception prints."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]
 
 
 def digest(value: Any) -> str:
@@ -129,19 +133,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.60} stands where a name should be")
+        raise TypeError(f"expected text, got {value!r:.60}")
     return value
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or abs(value) >= 2**63:
-        raise TypeError(f"{value!r:.60} stands where a whole number should be")
+        raise TypeError(f"expected a whole number, got {value!r:.60}")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r:.60} stands where a finite number should be")
+        raise TypeError(f"expected a finite number, got {value!r:.60}")
     return float(value)
 
 
@@ -166,13 +170,16 @@ def _places(value: Any) -> dict[str, tuple[int, str]]:
 
 
 def _settings(value: Any) -> dict[str, Any]:
+    _check_depth(value)
     for name in ("method", "task", "model", "protocol", "trainer", "data"):
-        if not isinstance(value.get(name) or {}, dict):
-            raise TypeError(f"{value[name]!r:.60} stands where the settings of {name} should be")
+        if not isinstance(value.get(name, {}), dict):
+            raise TypeError(f"expected the settings of {name}, got {value[name]!r:.60}")
     return {_string(k): v for k, v in value.items()}
 
 
-NESTED: dict[str, Callable[[Any], Any]] = {  # columns that hold more than one value, and how each is checked
-    "metrics": _metrics, "flags": _flags, "ranks_initial": _ranks, "ranks_final": _ranks, "places": _places,
-    "settings": _settings, "manifest": _settings,
-}  # fmt: skip
+def _check_depth(value: Any, depth: int = 20) -> None:
+    """Refuses what would exceed the recursion limit when it is printed."""
+    if not depth:
+        raise ValueError("its settings are nested too deeply")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(part, depth - 1)

@@ -1,37 +1,30 @@
-"""What one run wrote round by round and item by item."""
+"""What one run wrote beside its result: ranks by round, predictions by item, contributions by matrix."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.reading.result_row import WRONG, reason
 from elalora.errors import UserError
+from experiments.contribution import FILE, SCHEMA
 
 if TYPE_CHECKING:
     import pandas as pd
-import math
-from typing import TYPE_CHECKING
 
-import numpy as np
+    from analysis.stats.seeds import Array
 
-from analysis.stats.seeds import Array
-
-if TYPE_CHECKING:
-    import pandas as pd
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
+RUN_AGAIN = "delete its folder and run it again"
 
 
 def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
     """The rounds of one run, from ranks.jsonl; the first has step -1 and holds the ranks at the start.
 
     Returns:
-        Dicts with step, ranks, pruned, grown, scores and notes; empty for a method without ranks. A last line
+        Dicts with step, ranks, pruned, grown, scores and notes; no dict for a method without ranks. A last line
         that was only half written is dropped.
 
     Raises:
@@ -43,7 +36,7 @@ def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -53,7 +46,7 @@ def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
         except WRONG as error:
             if number == len(lines):
                 break
-            raise UserError(f"{path} line {number} is damaged ({reason(error)}); run the member again") from error
+            raise UserError(f"{path} line {number} is damaged ({reason(error)}); {RUN_AGAIN}") from error
         empty: dict[str, Any] = {"pruned": [], "grown": [], "scores": {}, "notes": {}}
         rounds.append(empty | entry | {"step": step, "ranks": ranks})
     return rounds
@@ -72,7 +65,7 @@ def load_predictions(run_dir: str | Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, columns=["idx", "label", "prediction", "score"]).sort_values("idx")
     except (*WRONG, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}); run the member again") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
 
 
 def patterns(runs: pd.DataFrame, which: str = "final") -> tuple[Array, list[str]]:
@@ -85,6 +78,8 @@ def patterns(runs: pd.DataFrame, which: str = "final") -> tuple[Array, list[str]
     Raises:
         ValueError: the runs adapt different matrices.
     """
+    import numpy as np
+
     columns = list(runs[f"ranks_{which}"])
     order = sorted(columns[0], key=lambda name: tuple(runs["places"].iloc[0][name]))
     if any(set(ranks) != set(order) for ranks in columns):
@@ -108,22 +103,22 @@ def events(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         rounds: of one run, from `load_rounds`.
 
     Returns:
-        One row per round and matrix that lost or gained: step, matrix, pruned, grown, and net = grown - pruned.
-        A matrix that was pruned and grown in one round has a direction replaced and may have a net of 0.
+        One row per round and matrix that lost or gained directions: step, matrix, pruned, grown, and
+        net = grown - pruned. A net of 0 is a matrix whose directions were replaced.
     """
     import pandas as pd
 
     rows = []
     for line in rounds:
         lost: dict[str, int] = {}
-        won: dict[str, int] = {}
+        gained: dict[str, int] = {}
         for name, _ in line["pruned"]:
             lost[name] = lost.get(name, 0) + 1
         for name in line["grown"]:
-            won[name] = won.get(name, 0) + 1
-        for name in dict.fromkeys([*lost, *won]):
-            gained, gone = won.get(name, 0), lost.get(name, 0)
-            rows.append((int(line["step"]), name, gone, gained, gained - gone))
+            gained[name] = gained.get(name, 0) + 1
+        for name in dict.fromkeys([*lost, *gained]):
+            pruned, grown = lost.get(name, 0), gained.get(name, 0)
+            rows.append((int(line["step"]), name, pruned, grown, grown - pruned))
     return pd.DataFrame(rows, columns=["step", "matrix", "pruned", "grown", "net"])
 
 
@@ -140,12 +135,6 @@ def scores(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "matrix", "slot", "score"])
 
 
-SCHEMA = 1
-
-
-FILE = "contributions.json"
-
-
 def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
     """Contribution of every matrix of a run, None where it was not measured.
 
@@ -160,10 +149,9 @@ def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
         rises = {str(name): float(rise) for name, rise in stored["rises"].items()}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
+    except WRONG as error:
         raise UserError(
-            f"{path} cannot be read ({line}); type: python -m experiments.contribution {run_dir}"
+            f"{path} cannot be read ({reason(error)}); type: python -m experiments.contribution {run_dir}"
         ) from error
     if not all(math.isfinite(rise) for rise in rises.values()):
         raise UserError(f"{path} holds a number that is not finite; delete it and measure again")
@@ -180,6 +168,8 @@ def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, li
     Returns:
         Ranks and contributions (seeds, matrices), matrices, seeds; no rows where no seed has both.
     """
+    import numpy as np
+
     rises = {int(run["seed"]): load_contributions(run["folder"]) for run in measured.to_dict("records")}
     rows = [
         (run, rise)
@@ -190,5 +180,5 @@ def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, li
         return np.empty((0, 0)), np.empty((0, 0)), [], []
     matrices = sorted(rows[0][1], key=lambda name: tuple(rows[0][0]["places"][name]))
     ranks = np.array([[run["ranks_final"][name] for name in matrices] for run, _ in rows], dtype=np.float64)
-    found = np.array([[rise[name] for name in matrices] for _, rise in rows], dtype=np.float64)
-    return ranks, found, matrices, [int(run["seed"]) for run, _ in rows]
+    contributions = np.array([[rise[name] for name in matrices] for _, rise in rows], dtype=np.float64)
+    return ranks, contributions, matrices, [int(run["seed"]) for run, _ in rows]

@@ -1,21 +1,19 @@
 """Reads run stores into one data frame, a row per finished run.
 
 A store may come from a stranger: only JSON and parquet are read (never pickle), every value is checked for its type,
-and a damaged or foreign result becomes a line in `frame.attrs["problems"]`; it never stops the others from being
-read and never passes in silence. Runs that began and have no result stand in `frame.attrs["unfinished"]`.
+and a damaged or foreign result becomes a line in `frame.attrs["problems"]`, so it neither hides the other runs nor
+passes in silence. Runs that started and have no result are in `frame.attrs["unfinished"]`.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from analysis.reading.arms import with_names
-from analysis.reading.index import read, scan
-from analysis.reading.result_row import READINGS, WRONG, digest
+from analysis.reading.folders import read_status, scan
+from analysis.reading.result_row import READINGS, WRONG, digest, reason, row_of
 from analysis.reading.settings import words_of_source
 from elalora.errors import UserError
 from experiments.store.compact import opened
@@ -25,48 +23,6 @@ if TYPE_CHECKING:
 
 SOURCES = ("ranks_from", "init_from")  # settings that hold the id of another run
 FILTERS = ("method", "task", "budget", "protocol")
-NAME = re.compile(r"(.+)-s(\d+)-([0-9a-f]{10})")  # of a run's folder: arm, seed, start of its id
-# what tables call the kinds of failure of status.json; a kind that is not here is a crash
-ENDINGS = {"nan": "NaN", "budget": "over budget", "never_acted": "method failed"}
-
-
-class Unfinished(NamedTuple):
-    """A run without a result.
-
-    Attributes:
-        folder: of the run.
-        state: running, failed, refused (before its first step), preempted, or "unreadable status".
-        error: in one line, empty where there is none.
-        failure: the kind that status.json names (nan, budget, never_acted, crash, refused, preempted), empty where
-            the run did not stop.
-    """
-
-    folder: str
-    state: str
-    error: str
-    failure: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}"
-
-    @property
-    def arm(self) -> str:
-        """The run's name without seed and id, empty for a folder that is named otherwise."""
-        match = NAME.fullmatch(Path(self.folder).name)
-        return match[1] if match else ""
-
-    @property
-    def id_start(self) -> str:
-        """The first ten digits of the run's id, or empty."""
-        match = NAME.fullmatch(Path(self.folder).name)
-        return match[3] if match else ""
-
-    @property
-    def ending(self) -> str:
-        """How it failed: "NaN", "over budget", "method failed" or "crash"; empty for a run that did not fail."""
-        if self.state != "failed":
-            return ""
-        return ENDINGS.get(self.failure, "crash")
 
 
 def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
@@ -88,23 +44,32 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
 
     if reading not in READINGS:
         raise UserError(f"reading={reading} is unknown; allowed: {', '.join(READINGS)}")
-    found = {root: scan(root) for root in map(opened, roots)}
-    read_all = [read(root, runs, reading) for root, runs in found.items()]
-    problems = [line for _, lines in read_all for line in lines]
-    frame = pd.concat([rows for rows, _ in read_all], ignore_index=True)
+    stores = [scan(root) for root in dict.fromkeys(map(opened, roots))]
+    rows, problems = _read([folder for store in stores for folder in store.finished], reading)
+    frame = pd.DataFrame(rows)
     if len(frame):
-        frame, twice = _once(frame)
-        problems += twice
+        frame, repeated = _without_repeats(frame)
+        problems += repeated
         frame = _with_sources(frame)
         frame = frame.sort_values(["task", "method", "variant", "budget", "seed", "id"], ignore_index=True)
         frame = with_names(frame)
-    open_folders = dict.fromkeys(folder for runs in found.values() for folder in runs.unfinished)
     frame.attrs["problems"] = list(dict.fromkeys(problems))
-    frame.attrs["unfinished"] = [_unfinished(folder) for folder in open_folders]
+    frame.attrs["unfinished"] = [*map(read_status, dict.fromkeys(f for store in stores for f in store.unfinished))]
     return frame
 
 
-def _once(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _read(folders: Sequence[Path], reading: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row for every result that can be read, and a line for every other."""
+    rows, problems = [], []
+    for folder in folders:
+        try:
+            rows.append({"folder": str(folder), "reading": reading, **row_of(folder, reading)})
+        except WRONG as error:
+            problems.append(f"{folder}: left out, {reason(error)}")
+    return rows, problems
+
+
+def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Keeps the first of the rows that share an id; a line for each that scored otherwise."""
     again = frame.duplicated("id")
     first = frame[~again].set_index("id")
@@ -146,16 +111,6 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
         outside = {} if method.get(key) else {key: words}
         tree = {**tree, **outside, "method": {**inside, f"{key}_arm": arm}}
     return tree
-
-
-def _unfinished(folder: Path) -> Unfinished:
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        failure = str(status.get("failure") or "")
-        state = "refused" if failure == "refused" else str(status["state"])
-        return Unfinished(str(folder), state, str(status.get("error") or ""), failure)
-    except WRONG:
-        return Unfinished(str(folder), "unreadable status", "")
 
 
 def select(runs: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from analysis.output.table import summarise
 from analysis.reading.arms import with_names
-from analysis.reading.runs import Unfinished, load_runs, select
+from analysis.reading.folders import Unfinished
+from analysis.reading.runs import load_runs, select
 from elalora.errors import UserError
 
 if TYPE_CHECKING:

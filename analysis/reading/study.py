@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.reading.runs import Unfinished
+from analysis.reading.folders import Unfinished
+from experiments.store.name import short_id
 from experiments.studies.rules import TUNING
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Study:
     def only(self, runs: pd.DataFrame, unfinished: Sequence[Unfinished]) -> tuple[pd.DataFrame, list[Unfinished]]:
         """The study's own of the given runs."""
         ids = set(self.cells["id"]) - {""}
-        starts = {run[:10] for run in ids}
-        return runs[runs["id"].isin(ids)].reset_index(drop=True), [r for r in unfinished if r.id_start in starts]
+        short_ids = {short_id(run) for run in ids}
+        return runs[runs["id"].isin(ids)].reset_index(drop=True), [r for r in unfinished if r.short_id in short_ids]
 
     def open_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
         """How many runs of every part and arm have no result yet: part, arm, missing, planned."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table, signed, signed_range
-from analysis.reading.runs import Unfinished
+from analysis.reading.folders import Unfinished
 from analysis.sections.arms import PARAMETER_TOLERANCE, TUNED, note_manifests, place_of, trained_unlike
 from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
 from elalora.errors import UserError
@@ -67,7 +67,7 @@ def confirm(
     if absent := {family.baseline, *family.arms} - set(part["arm"]):
         raise UserError(f"study {study.name}: the part {family.part} has no arm {', '.join(sorted(absent))}")
     done = {row["id"]: row for row in runs[runs["id"].isin(list(part["id"]))].to_dict("records")}
-    failed = {run.id_start: run.ending for run in unfinished if run.ending}
+    failed = {run.short_id: run.ending for run in unfinished if run.ending}
     records = [
         _comparison(part, done, failed, family, arm, budget, level) for budget in family.budgets for arm in family.arms
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis.output.section import Section
 from analysis.output.table import Table
-from analysis.reading.runs import Unfinished
+from analysis.reading.folders import CRASH, FAILURES, Unfinished
 from analysis.reading.stored import Stored
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def _endings(stored: Stored) -> list[Section]:
     return [Section("How the runs ended", {"failures": ended} if ended is not None else {}, lines=lines)]
 
 
-ENDINGS = ("crash", "NaN", "over budget", "method failed")
+ENDINGS = (CRASH, *FAILURES.values())
 
 
 def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.DataFrame | None = None) -> Table | None:
@@ -51,7 +51,7 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
 
     def of(folder: str) -> dict[str, int] | None:
         run = Unfinished(folder, "", "")
-        name = run.arm if cells is None else arms.get(run.id_start, "")
+        name = run.arm if cells is None else arms.get(run.short_id, "")
         return counts.setdefault(name, dict.fromkeys(("done", "open", "collapsed", *ENDINGS), 0)) if name else None
 
     for folder, flags in zip(runs["folder"], runs["flags"], strict=True):

@@ -77,7 +77,7 @@ def test_the_notebooks_are_text_without_outputs():
 def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path / "none"), "--only", "attribution", "--out", str(tmp_path)]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notebooks:")]
-    assert "attribution" in line and "is no folder of runs" in line
+    assert "attribution" in line and "is not a folder of runs" in line
     with pytest.raises(UserError, match="there is no notebook nothing"):
         execute("nothing", [tmp_path], tmp_path)
 

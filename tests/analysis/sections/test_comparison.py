@@ -267,8 +267,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (DEEP, "recursion"),
         (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads 1"),
         (json.dumps({"schema": 1}), "'readings' is missing"),
-        (json.dumps(result("lora", 9, float("nan"))), "nan stands where a finite number should be"),
-        (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "3 stands where a name should be"),
+        (json.dumps(result("lora", 9, float("nan"))), "finite number, got nan"),
+        (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "text, got 3"),
     ],
 )
 def test_a_damaged_result_is_reported_and_the_others_are_read(store: Path, content: str, reason: str) -> None:
@@ -313,7 +313,7 @@ def test_one_run_folder_and_one_task_folder_are_stores_too(store: Path) -> None:
 
 
 def test_a_missing_store_and_an_unknown_filter_are_one_clear_line(store: Path) -> None:
-    with pytest.raises(UserError, match="is no folder of runs"):
+    with pytest.raises(UserError, match="folder of runs"):
         load_runs(store / "nowhere")
     with pytest.raises(UserError, match="--method loar is in no finished run; stored: elalora, lora"):
         select(load_runs(store), {"method": ["loar"]})

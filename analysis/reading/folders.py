@@ -1,0 +1,100 @@
+"""Finds the runs below a store: folders with a result, and runs that stopped or are still open."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from analysis.reading.result_row import WRONG
+from elalora.errors import UserError
+from experiments.store.name import RunName
+
+DEPTH = 2  # a store holds folders of tasks, which hold folders of runs
+CRASH = "crash"
+FAILURES = {"nan": "NaN", "budget": "over budget", "never_acted": "method failed"}  # anything else is a crash
+
+
+class Unfinished(NamedTuple):
+    """A run without a result.
+
+    Attributes:
+        folder: of the run.
+        state: running, failed, refused (before its first step), preempted, or "unreadable status".
+        error: in one line, empty where there is none.
+        failure: the kind that status.json names (nan, budget, never_acted, crash, refused, preempted), empty where
+            the run did not stop.
+    """
+
+    folder: str
+    state: str
+    error: str
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}"
+
+    @property
+    def arm(self) -> str:
+        """The folder's name without seed and id; empty for a folder that is not named as a run."""
+        name = RunName.parse(self.folder)
+        return name.arm if name else ""
+
+    @property
+    def short_id(self) -> str:
+        """The digits of the run's id in its folder's name; empty for a folder that is not named as a run."""
+        name = RunName.parse(self.folder)
+        return name.id if name else ""
+
+    @property
+    def ending(self) -> str:
+        """How it failed: "NaN", "over budget", "method failed" or "crash"; empty for a run that did not fail."""
+        return FAILURES.get(self.failure, CRASH) if self.state == "failed" else ""
+
+
+@dataclass
+class StoreFolders:
+    """The runs below one root."""
+
+    finished: list[Path] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+
+
+def scan(root: Path) -> StoreFolders:
+    """Looks for runs in a folder, its subfolders and theirs; skips hidden folders.
+
+    Raises:
+        UserError: the root is not a folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder of runs; `python run.py` makes one, or name another store")
+    runs = StoreFolders()
+    for folder in _subfolders(root, DEPTH):
+        if (folder / "result.json").exists():
+            runs.finished.append(folder)
+        elif (folder / "status.json").is_file():
+            runs.unfinished.append(folder)
+    return runs
+
+
+def _subfolders(folder: Path, depth: int) -> Iterator[Path]:
+    yield folder
+    if depth:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        for name in names:
+            yield from _subfolders(folder / name, depth - 1)
+
+
+def read_status(folder: Path) -> Unfinished:
+    """The state of a run that has no result."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+        failure = str(status.get("failure") or "")
+        state = "refused" if failure == "refused" else str(status["state"])
+        return Unfinished(str(folder), state, str(status.get("error") or ""), failure)
+    except WRONG:
+        return Unfinished(str(folder), "unreadable status", "")
