@@ -3,19 +3,17 @@
     W = W0 + (alpha / r_init) B diag(E) A          A, B ~ N(0, 0.02), E = 0                            (eq. 3)
     b(t) = b_T + (b_0 - b_T) (1 - (t - t_i) / (T - t_f - t_i))^3        for t_i < t < T - t_f        (App. A)
 
-What is unusual: a mask is not a death. Masking sets a singular value to 0 and nothing else; its row of A and B,
-its moments and its gradient stay, so until the budget is final it grows again from the next step on and may
-be back at the next masking. Only the final pattern lasts, and `finish` (or `compact`, earlier) removes what
-it masks.
+Masking does not remove a direction. It sets a singular value to 0 and nothing else: the row of A and B, the moments and
+the gradient stay, so the value grows again from the next step on and the direction may return at the next masking. Only
+the final pattern lasts, and `finish` (or `compact`, earlier) removes the directions that it masks.
 
-Three variants. `peft` equals stock PEFT, with what is peculiar to it: the scale is alpha / (r_init + 1e-5);
-importance reads the weight after the step and the gradient from before it; a masking is due where t itself, not
-t - t_i, is a multiple of the interval; one more is forced at T - t_f; everything *at or below* the threshold
-goes, so ties leave less than the budget. `official`, the authors' code, is the same without the forced masking:
-when T - t_f is no multiple of the interval, the final pattern comes one step later. It masks anew at every
-step from there on, by an importance that no longer changes, hence always the same directions. `paper` follows
-algorithm 1: |w g| at one point, before the step; exactly the b(t) highest are kept; the scale is alpha / r_init.
-The numerator that the paper prints, t - t_i - t_f, would start above b_0; no variant has it.
+Three variants. `peft` equals stock PEFT: the scale is alpha / (r_init + 1e-5); importance reads the weight after the
+step and the gradient from before it; a masking is due if t itself, not t - t_i, is a multiple of the interval; one more
+is forced at T - t_f; everything *at or below* the threshold is masked, so ties leave less than the budget. `official`,
+the authors' code, is the same without the forced masking: if T - t_f is not a multiple of the interval, the final
+pattern comes one step later. It masks again at every later step, by an importance that no longer changes, hence always
+the same directions. `paper` follows algorithm 1: |w g| is read before the step; exactly the b(t) highest are kept; the
+scale is alpha / r_init. The numerator that the paper prints, t - t_i - t_f, would start above b_0; no variant uses it.
 """
 
 from __future__ import annotations
@@ -29,12 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
+from elalora.checks import check_choices, check_fractions
 from elalora.errors import UserError
 from elalora.importance import Importance
-from elalora.method import BudgetExceeded, Capabilities, LowRankMethod, NeverActed, Round
+from elalora.low_rank import SVDMethod
+from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
 from elalora.optim import RowwiseAdamW
-from elalora.regulariser import FORMS, orthogonality
-from elalora.schedules import Schedule, steps_of
+from elalora.patterns import changes, dropped, select, split
+from elalora.regulariser import FORMS
+from elalora.schedules import Schedule, ThreePhases, steps_of
 
 VARIANTS = ("peft", "official", "paper")
 PUBLISHED_START = {2: 4, 4: 6, 8: 12}  # section 4: initial rank for a mean target rank
@@ -42,7 +43,7 @@ PUBLISHED_START = {2: 4, 4: 6, 8: 12}  # section 4: initial rank for a mean targ
 
 @dataclass
 class AdaLoRAConfig:
-    """Choices of AdaLoRA; None means the default that scales with budget or run.
+    """Settings of AdaLoRA; None means a default that scales with budget or run.
 
     Attributes:
         variant: "peft", "official" or "paper", see the module's docstring.
@@ -53,7 +54,7 @@ class AdaLoRAConfig:
         interval: steps between maskings; None is max(1, T / 600), the median of the same rows.
         beta1, beta2: decay of sensitivity and uncertainty.
         orth_weight: gamma; orth_form: "norm" or "squared" (`elalora.regulariser`).
-        compact: removes masked directions as soon as the pattern is final, and not at the end of the run.
+        compact: removes masked directions as soon as the pattern is final instead of at the end of the run.
     """
 
     variant: str = "peft"
@@ -69,31 +70,18 @@ class AdaLoRAConfig:
     compact: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("variant", VARIANTS), ("orth_form", FORMS)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"method.{name}={getattr(self, name)} is unknown; allowed: {', '.join(allowed)}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1)")
+        check_choices(self, variant=VARIANTS, orth_form=FORMS)
+        check_fractions(self, "beta1", "beta2")
 
 
 @dataclass(frozen=True)
-class Masking:
-    """When singular values are masked, and how much is kept; `forced` adds the masking at T - t_f."""
+class Masking(ThreePhases):
+    """When singular values are masked, and how many stay; `forced` adds a masking at T - t_f."""
 
-    total: int
-    start: int
-    final: int
-    interval: int
     forced: bool = True
 
-    @property
-    def end(self) -> int:
-        """First step of the final phase, T - t_f."""
-        return self.total - self.final
-
     def budget(self, t: int, first: int, last: int) -> int:
-        """b(t), rounded down, between `first` (at t_i and before) and `last` (from T - t_f on)."""
+        """b(t), rounded down: `first` until t_i, `last` from T - t_f on."""
         if t <= self.start:
             return first
         if t >= self.end:
@@ -102,25 +90,21 @@ class Masking:
         return int((first - last) * left**3 + last)
 
     def due(self, t: int) -> bool:
-        """Whether a new pattern is made after step t."""
+        """Whether a new pattern is due after step t."""
         regular = t % self.interval == 0
         if t <= self.end:
             return t > self.start and (regular or (self.forced and t == self.end))
         return t == self.end + 1 and not self.due(self.end)
 
     def rounds(self) -> list[int]:
-        """The steps after which a new pattern is made; the last one makes the final pattern."""
+        """The steps after which a new pattern is due; the last one sets the final pattern."""
         return [t for t in range(self.total) if self.due(t)]
-
-    def name(self, t: int) -> str:
-        """warm-up, adjust or stabilise."""
-        return "warm-up" if t <= self.start else "adjust" if t < self.end else "stabilise"
 
 
 def plan_masking(
     total: int, start: float | None, final: float | None, interval: int | None, forced: bool = True
 ) -> Masking:
-    """The schedule of a run of `total` steps, each part given or by default.
+    """The maskings of a run of `total` steps; None stands for a default that scales with it.
 
     Raises:
         UserError: no step is left for adjustment or for the final pattern, or no masking falls in between.
@@ -132,7 +116,7 @@ def plan_masking(
         raise UserError(f"method.interval={every} must be at least 1")
     if t_i + t_f >= total:
         raise UserError(
-            f"phases of {t_i} steps before and {t_f} steps after leave no step for masking in a run of {total}: "
+            f"a warm-up of {t_i} steps and a final phase of {t_f} leave no step for masking in a run of {total}: "
             "lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
         )
     plan = Masking(total, t_i, t_f, every, forced)
@@ -151,19 +135,19 @@ def plan_masking(
     return plan
 
 
-class AdaLoRA(LowRankMethod):
+class AdaLoRA(SVDMethod):
     """See the module's docstring.
 
     Attributes:
         phases: when maskings happen.
-        kept: whether each slot of each matrix was kept by the last masking.
-        threshold: score at or below which that masking took place; None before the first.
+        kept: whether the last masking kept each slot of each matrix.
+        threshold: score at or below which it masked; None before the first masking.
         fixed: whether the pattern is final.
     """
 
     name: ClassVar[str] = "adalora"
     title: ClassVar[str] = "AdaLoRA"
-    singular: ClassVar[bool] = True
+    saved: ClassVar[Sequence[str]] = ("kept", "threshold", "fixed")
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="final")
     Config: ClassVar[type] = AdaLoRAConfig
     config: AdaLoRAConfig
@@ -195,36 +179,23 @@ class AdaLoRA(LowRankMethod):
     def scale(self, rank: int) -> float:
         return self.config.alpha / (rank if self.config.variant == "paper" else rank + 1e-5)
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
-        model = super().attach(model, targets, total_steps, keep, seed)
+    def after_attach(self) -> None:
         self.importance = Importance(self.adapters, self.config.beta1, self.config.beta2)
+        self.trackers = [self.importance]
         self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
         self.threshold: float | None = None
         self.fixed = False
         self._factors: list[Tensor] = []
         self._first, self._last = self._limits()
-        return model
 
     def _limits(self) -> tuple[int, int]:
-        """b_0 and b_T: sums of ranks, or adapter parameters where those are the budget."""
+        """b_0 and b_T: rank sums, or adapter parameters if the budget counts those."""
         assert self.budget is not None
         if self.budget.params is not None:
             return self.count().params, self.budget.params
         return self.count().rank_sum, self.mean_rank * len(self.adapters)
 
     # -- training --------------------------------------------------------------------------------------
-
-    def penalty(self) -> Tensor | None:
-        if not self.config.orth_weight:
-            return None
-        return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
 
     def gradients_ready(self, step: int) -> None:
         if step < self.phases.end and self.config.variant == "paper":
@@ -242,7 +213,7 @@ class AdaLoRA(LowRankMethod):
         return None
 
     def _round(self, step: int) -> Round:
-        """A new pattern: the highest scores that b(t) pays for stay, the others' singular values become 0."""
+        """Sets a new pattern: the highest scores that b(t) allows stay, the other singular values become 0."""
         scores = self.importance.scores()
         before = self.kept
         allowed = self.phases.budget(step, self._first, self._last)
@@ -250,15 +221,15 @@ class AdaLoRA(LowRankMethod):
         self.fixed = step >= self.phases.end
         self._factors = []
         self._mask()
-        lost, back = _changes(before, self.kept)
+        lost, back = changes(before, self.kept)
         if self.fixed and self.config.compact:
             self._remove()
         notes = {"budget": allowed, "tied": tied}
-        # scores of every masking would make a run's record some megabytes; the ones that decide are kept
+        # the scores of all maskings would take megabytes per run, so only those of the final one are recorded
         return Round(step, self.ranks(), lost, back, scores if self.fixed else {}, notes)
 
     def _choose(self, scores: Mapping[str, list[float]], allowed: int) -> int:
-        """Sets `kept` and `threshold`; returns how many directions ties cost beyond the budget."""
+        """Sets `kept` and `threshold`; returns how many directions within the budget were lost to ties."""
         assert self.budget is not None
         flat = [score for row in scores.values() for score in row]
         by_rank = self.budget.params is None
@@ -268,13 +239,12 @@ class AdaLoRA(LowRankMethod):
         if self.config.variant != "paper" and threshold is not None:
             kept = [score > threshold for score in flat]
         self.threshold = threshold
-        rest = iter(kept)
-        self.kept = {name: [next(rest) for _ in row] for name, row in scores.items()}
+        self.kept = split(kept, {name: len(row) for name, row in scores.items()})
         return sum(chosen) - sum(kept)
 
     @torch.no_grad()
     def _mask(self) -> None:
-        """Sets the singular values that are not kept to 0; moments, A and B stay."""
+        """Sets the singular values that are not kept to 0; A, B and all moments stay."""
         values = [self._value(adapter) for adapter in self.adapters.values()]
         if not self._factors:
             pairs = zip(self.kept.values(), values, strict=True)
@@ -288,13 +258,9 @@ class AdaLoRA(LowRankMethod):
         return adapter.E.detach()[: adapter.rank]
 
     def _remove(self) -> None:
-        """Masked directions die; outputs stay as they are, because their singular values are 0."""
-        for name, adapter in self.adapters.items():
-            # from the highest slot down, so that a row that moves into a gap is one that stays
-            for slot in reversed(range(adapter.rank)):
-                if not self.kept[name][slot]:
-                    adapter.directions.die(slot)
-            self.kept[name] = [True] * adapter.rank
+        """Removes masked directions; outputs are unchanged, because their singular values are 0."""
+        self.prune(dropped(self.kept))
+        self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
         self._factors = []
 
     def finish(self) -> None:
@@ -308,57 +274,41 @@ class AdaLoRA(LowRankMethod):
         self.check_budget()
 
     def check_budget(self) -> None:
-        """As in the base class; before the final pattern masked directions come back, so no rank counts yet."""
+        """As in the base class; fails before the final pattern, because masked directions can still return."""
         if not self.fixed:
-            raise BudgetExceeded("the final pattern is not set: directions that are masked still come back")
+            raise BudgetExceeded("the final pattern is not set: masked directions can still return")
         super().check_budget()
 
     # -- reading ---------------------------------------------------------------------------------------
 
-    def phase(self, step: int) -> str:
-        return self.phases.name(step)
-
     def ranks(self) -> dict[str, int]:
-        """Directions that the last masking kept; between maskings the others are nonzero all the same."""
+        """Directions that the last masking kept; between maskings the others are not 0 either."""
         return {name: sum(kept) for name, kept in self.kept.items()}
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """As in the base class; once the pattern is final, without the directions it masks."""
         factors = super().lora_factors()
-        if not self.fixed:
-            return factors
-        rows = {name: [i for i, kept in enumerate(self.kept[name]) if kept] for name in factors}
-        return {name: (a[rows[name]], b[:, rows[name]]) for name, (a, b) in factors.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        slots = {name: adapter.rank for name, adapter in self.adapters.items()}
-        own = {"ranks": slots, "kept": self.kept, "threshold": self.threshold, "fixed": self.fixed}
-        tensors = {f"importance.{name}": t for name, t in self.importance.state_dict().items()}
-        return super().state_dict() | own | tensors
+        return select(factors, self.kept) if self.fixed else factors
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.kept = {name: list(kept) for name, kept in state["kept"].items()}
         if any(len(self.kept[name]) != rank for name, rank in state["ranks"].items()):
-            raise ValueError("the pattern has other slots than the ranks say")
-        self.threshold, self.fixed = state["threshold"], state["fixed"]
+            raise ValueError("the pattern does not fit the ranks")
         self._factors = []
-        prefix = "importance."
-        self.importance.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
 
 
 def initial_rank(target: int) -> int:
-    """Rank at the start for a final mean rank: as published, else ceil(1.5 N), always above N."""
+    """Rank at the start for a final mean rank N: as published, else ceil(1.5 N); always above N."""
     return PUBLISHED_START.get(target, math.ceil(1.5 * target))
 
 
 def highest(scores: Sequence[float], costs: Sequence[int], allowed: int) -> tuple[list[bool], float | None]:
-    """The highest scores whose costs sum to no more than `allowed`; of equal ones the later.
+    """Keeps the highest scores whose costs sum to at most `allowed`; of equal scores the later entry.
 
-    With unit costs the threshold is the (n - allowed)-th smallest score, as torch.kthvalue gives it.
+    With unit costs the threshold is the (n - allowed)-th smallest score, as torch.kthvalue returns it.
 
     Returns:
-        Which entries stay, and the highest score among those that do not (None when all stay).
+        Which entries stay, and the highest score among the others (None if all stay).
     """
     order = sorted(range(len(scores)), key=lambda i: (scores[i], i), reverse=True)
     kept = [False] * len(scores)
@@ -368,17 +318,3 @@ def highest(scores: Sequence[float], costs: Sequence[int], allowed: int) -> tupl
             return kept, scores[i]
         kept[i] = True
     return kept, None
-
-
-def _changes(
-    before: Mapping[str, list[bool]], after: Mapping[str, list[bool]]
-) -> tuple[list[tuple[str, int]], list[str]]:
-    """(matrix, slot) of each direction newly masked, and the matrix of each that came back."""
-    lost, back = [], []
-    for name, new in after.items():
-        for slot, (was, is_) in enumerate(zip(before[name], new, strict=True)):
-            if was and not is_:
-                lost.append((name, slot))
-            elif is_ and not was:
-                back.append(name)
-    return lost, back

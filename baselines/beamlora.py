@@ -3,19 +3,19 @@
     y   = W0 x + (alpha / r) B ((A x) w(s))     w(s) = r softmax(s / tau), s = 0 at the start: LoRA exactly
     A Kaiming-uniform, B = 0, alpha = 2r
 
-Every `interval` steps, all w of all matrices are sorted. The smallest set whose sum exceeds p(t) of the whole is
-kept (eq. of p below), the rest is pruned, at most half of a matrix. In a matrix that loses K ranks, its K strongest
-are paired with them at random: row of A, column of B and their moments become those the strong one had half an
-interval ago, both get the mean of their two s, and the moments of both s start again.
+Every `interval` steps, all w of all matrices are sorted. The smallest set whose sum exceeds p(t) of the total is kept,
+the rest is pruned, at most half of a matrix. In a matrix that loses K ranks, these are paired at random with its K
+strongest: row of A, column of B and their moments become those that the strong rank had half an interval ago, both get
+the mean of their two s, and the moments of both s are reset.
 
     p(t) = 1 - (1 - p0) (1 + cos(pi t / t_end)) / 2         from p0 = 0.95 to 1: many moves early, none from t_end on
 
-Ranks never change; what moves is which directions a matrix spends them on. `variant=official` has the accident of
-the authors' code, where the copy of the moments of A and B acts on a temporary: they stay those of the pruned one.
+Ranks never change, only the directions that a matrix spends them on. `variant=official` has an accident of the authors'
+code, which copies the moments of A and B into a temporary: they stay those of the pruned rank.
 
-Marked as reconstructed: the formulas are those of the authors' code, but what "the gate value" of the pair's mean
-is (here s), how the cap of one half picks (here the weakest go first) and the moments' step counters were not
-checked against it.
+Marked as reconstructed: the formulas are those of the authors' code, but three details were not checked against it:
+which "gate value" the pair averages (here s), which ranks the cap of one half spares (here the strongest), and the
+step counters of the moments.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from elalora.adapters import LowRankLinear
+from elalora.checks import check_above_0, check_choices
 from elalora.directions import Directions
 from elalora.errors import UserError
-from elalora.method import Capabilities, LowRankMethod, NeverActed, Round, draw_kaiming
+from elalora.low_rank import LowRankMethod, draw_kaiming
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
+from elalora.trackers import NamedTensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
 class BeamLoRAConfig:
-    """Choices of BeamLoRA; None means the default that scales with the run.
+    """Settings of BeamLoRA; None means a default that scales with the run.
 
     Attributes:
-        variant: "paper" (moments of A and B are copied along) or "official" (they are not).
+        variant: "paper" (the moments of A and B are copied too) or "official" (they are not).
         alpha: numerator of the scale alpha / r; None is 2r.
-        tau: temperature of the softmax; the authors take 0.03 for learning rates below 1e-4.
+        tau: temperature of the softmax; the authors use 0.03 for learning rates below 1e-4.
         interval: steps between rounds; None is max(2, 0.081 T), the authors' 3,000 of 37,031.
-        keep: p0, the share of the importance that the first round would keep.
+        keep: p0, the share of the importance that is kept at step 0.
         end: when p reaches 1, as a fraction of the run or in steps; None is two thirds, their 24,688 of 37,031.
-        historical: copy the strong direction as it was half an interval ago; false copies it as it is.
+        historical: copies the strong direction as it was half an interval ago; false copies its current state.
     """
 
     variant: str = "paper"
@@ -62,42 +64,36 @@ class BeamLoRAConfig:
     historical: bool = True
 
     def __post_init__(self) -> None:
-        if self.variant not in ("paper", "official"):
-            raise UserError(f"method.variant={self.variant} is unknown; allowed: paper, official")
-        if self.tau <= 0:
-            raise UserError(f"method.tau={self.tau} must be above 0")
+        check_choices(self, variant=("paper", "official"))
+        check_above_0(self, "tau")
         if not 0 < self.keep <= 1:
             raise UserError(f"method.keep={self.keep} must lie in (0, 1]")
 
 
 class BeamLinear(LowRankLinear):
-    """An adapted matrix whose directions are weighted by r softmax(s / tau); E holds s."""
+    """An adapted matrix whose directions are weighted by r softmax(s / tau); s is stored in E."""
+
+    fused: ClassVar[bool] = False
 
     def __init__(self, base: nn.Linear, directions: Directions, scale: float, tau: float) -> None:
         super().__init__(base, directions, scale, singular=True)
         self.tau = tau
 
     def weights(self) -> Tensor:
-        """w (r,): positive, their mean is 1."""
+        """w (r,): positive, with mean 1."""
         assert self.E is not None
         return self.rank * torch.softmax(self.E[: self.rank] / self.tau, dim=0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-        frozen = self.base(rows)  # (tokens, d_out)
-        down = F.linear(rows, self.A[: self.rank].to(rows.dtype))  # (tokens, r)
-        up = self.B[: self.rank] * (self.weights()[:, None] * self.scale)  # (r, d_out)
-        return torch.addmm(frozen, down.to(frozen.dtype), up.to(frozen.dtype)).view(*x.shape[:-1], -1)
+    def scaled_b(self) -> Tensor:
+        return self.B[: self.rank] * (self.weights()[:, None] * self.scale)
 
     @torch.no_grad()
     def take(self, a: Tensor, b: Tensor) -> None:
-        n = a.shape[0]  # s is 0 at the start, so all weights are 1
-        self.A[:n], self.B[:n] = a.to(self.A), (b.T / self.scale).to(self.B)
+        self._take_unchanged(a, b)  # s is 0 at the start, so all weights are 1
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:
-        up = self.B[: self.rank] * (self.weights()[:, None] * self.scale)
-        return self.A[: self.rank].clone(), up.T.contiguous()
+        return self.A[: self.rank].clone(), self.scaled_b().T.contiguous()
 
 
 class BeamLoRA(LowRankMethod):
@@ -105,6 +101,7 @@ class BeamLoRA(LowRankMethod):
 
     Attributes:
         interval, end: in steps.
+        past: A, B and their moments half an interval before the next round, by "matrix.factor.what".
     """
 
     name: ClassVar[str] = "beamlora"
@@ -120,7 +117,7 @@ class BeamLoRA(LowRankMethod):
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
         if self.mean_rank < 2:
-            raise UserError("method=beamlora pairs a weak rank with a strong one and needs two: type budget=r2 or more")
+            raise UserError("method=beamlora pairs a weak rank with a strong one: type budget=r2 or more")
         self.interval = max(2, round(total_steps * 3000 / 37031)) if c.interval is None else c.interval
         self.end = steps_of(2 / 3 if c.end is None else c.end, total_steps, "method.end")
         if not 2 <= self.interval <= total_steps // 2 or not 1 <= self.end <= total_steps:
@@ -128,7 +125,12 @@ class BeamLoRA(LowRankMethod):
                 f"method.interval={self.interval} must lie between 2 and half of the run's {total_steps} steps, and "
                 f"method.end={self.end} between 1 and {total_steps}; or train longer (trainer.max_steps)"
             )
-        self.past: dict[str, Tensor] = {}
+
+    def after_attach(self) -> None:
+        factors = [(f"{n}.{f}", p) for n, a in self.adapters.items() for f, p in (("A", a.A), ("B", a.B))]
+        shapes = {f"{key}.{what}": tuple(p.shape) for key, p in factors for what in ("value", *MOMENTS[:2])}
+        self.past = NamedTensors("past", shapes | {f"{key}.step": (len(p),) for key, p in factors})
+        self.trackers = [self.past]
 
     def scale(self, rank: int) -> float:
         return 2.0 if self.config.alpha is None else self.config.alpha / rank
@@ -140,13 +142,13 @@ class BeamLoRA(LowRankMethod):
         draw_kaiming(adapter.A, adapter.rank, self.generator)
 
     def decays(self, parameter: nn.Parameter) -> bool:
-        """Not s: decay on it would pull every matrix back to plain LoRA."""
+        """As in the base class, except s: decay would pull every matrix back to plain LoRA."""
         return parameter.ndim > 1
 
     # -- training --------------------------------------------------------------------------------------
 
     def due(self, done: int) -> bool:
-        """Whether a round follows when `done` steps are done: a full interval must be left to recover."""
+        """Whether a round follows after `done` steps: a full interval must be left to recover."""
         return done % self.interval == 0 and 0 < done <= self.total_steps - self.interval
 
     def share(self, done: int) -> float:
@@ -158,7 +160,7 @@ class BeamLoRA(LowRankMethod):
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         done = step + 1
         if done % self.interval == self.interval // 2:
-            self.past = {key: row.clone() for key, row in self._copied(optimizer).items()}
+            self.past.update({key: row.clone() for key, row in self._copied(optimizer).items()})
         if not self.due(done):
             return None
         scores = {name: adapter.weights().tolist() for name, adapter in self.adapters.items()}
@@ -180,7 +182,7 @@ class BeamLoRA(LowRankMethod):
         return self.rounds_seen[-1]
 
     def _copied(self, optimizer: RowwiseAdamW) -> dict[str, Tensor]:
-        """A, B and their moments as they are, by "matrix.factor.what"."""
+        """The current A, B and their moments, by "matrix.factor.what"."""
         tensors: dict[str, Tensor] = {}
         for name, adapter in self.adapters.items():
             for factor, parameter in (("A", adapter.A), ("B", adapter.B)):
@@ -197,16 +199,16 @@ class BeamLoRA(LowRankMethod):
     def _overwrite(
         self, name: str, slots: list[int], partners: list[int], now: Mapping[str, Tensor], source: Mapping[str, Tensor]
     ) -> None:
-        """Each weak slot of A and B becomes what its partner was in `source`."""
+        """Replaces each weak slot of A and B by its partner in `source`."""
         for factor in "AB":
             for what in ("value", *MOMENTS) if self.config.variant == "paper" else ("value",):
                 key = f"{name}.{factor}.{what}"
                 now[key][slots] = source[key][partners].to(now[key])
 
     def _share_gate(self, adapter: BeamLinear, slots: list[int], partners: list[int], optimizer: RowwiseAdamW) -> None:
-        """Both of a pair get the mean of their s, and their moments start again.
+        """Gives both of a pair the mean of their s and resets its moments.
 
-        In "official" the step counter goes on: there it belongs to the whole tensor.
+        In "official" the step counter is not reset, because there it belongs to the whole tensor.
         """
         assert adapter.E is not None
         mean = (adapter.E[slots] + adapter.E[partners]) / 2
@@ -219,39 +221,21 @@ class BeamLoRA(LowRankMethod):
     def finish(self) -> None:
         super().finish()
         due = sum(self.due(done) and self.share(done) < 1 for done in range(1, self.total_steps + 1))
-        if due and not any(r.grown for r in self.rounds_seen):
-            raise NeverActed(
-                f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): after_step was not "
-                "called, or the importances are so even that nothing lies outside p: lower method.keep"
-            )
-
-    # -- reading ---------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {f"past.{key}": tensor for key, tensor in self.past.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.past = {key.removeprefix("past."): t.clone() for key, t in state.items() if key.startswith("past.")}
-        if self.past and {key: t.shape for key, t in self.past.items()} != self._copied_shapes():
-            raise ValueError("the rows kept for copies are those of other matrices")
-
-    def _copied_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what `_copied` gives."""
-        factors = [(f"{n}.{f}", p) for n, a in self.adapters.items() for f, p in (("A", a.A), ("B", a.B))]
-        whole = {f"{key}.{what}": tuple(p.shape) for key, p in factors for what in ("value", *MOMENTS[:2])}
-        return whole | {f"{key}.step": (len(p),) for key, p in factors}
+        self.check_acted(
+            due,
+            "after_step was not called, or the importances are so even that no rank lies outside p: lower method.keep",
+        )
 
 
 def weakest(scores: Mapping[str, list[float]], share: float) -> dict[str, list[int]]:
-    """The slots to prune by matrix: all outside the smallest set whose sum exceeds `share` of the whole.
+    """The slots to prune, by matrix: all outside the smallest set whose sum exceeds `share` of the total.
 
-    At most half of a matrix goes, the weakest first, because each needs a partner that stays.
+    At most half of a matrix is pruned, the weakest first, because each needs a partner that stays.
     """
     everything = [(w, name, i) for name, row in scores.items() for i, w in enumerate(row)]
-    everything.sort(key=lambda entry: -entry[0])  # stable: among equals the later slot is the weaker
+    everything.sort(key=lambda entry: -entry[0])  # stable: of equal slots the later is the weaker
     limit = share * sum(w for w, _, _ in everything)
-    out: dict[str, list[int]] = {name: [] for name in scores}  # in the model's order, which the draws follow
+    out: dict[str, list[int]] = {name: [] for name in scores}  # in the model's order, which random draws follow
     total = 0.0
     for w, name, slot in everything:
         if total > limit:

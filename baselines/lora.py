@@ -2,7 +2,7 @@
 
     W = W0 + (alpha / r) B A        A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)), B = 0       (section 4.1)
 
-The start is that of the authors' library (Kaiming-uniform with a = sqrt 5); the paper's text says Gaussian.
+The initialisation is that of the authors' library (Kaiming-uniform with a = sqrt 5); the paper's text says Gaussian.
 `rslora` scales by alpha / sqrt(r) instead (Kalajdzievski, arXiv 2312.03732, theorem 3.2).
 """
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elalora.adapters import LowRankLinear
-from elalora.errors import UserError
-from elalora.method import LowRankMethod, draw_kaiming
+from elalora.checks import check_fractions
+from elalora.low_rank import LowRankMethod, draw_kaiming
 
 
 @dataclass
 class LoRAConfig:
-    """Choices of LoRA.
+    """Settings of LoRA.
 
     Attributes:
         alpha: numerator of the scale.
         rslora: scale alpha / sqrt(r) instead of alpha / r.
-        dropout: on the input of the update.
+        dropout: probability of dropping an input of the update.
     """
 
     alpha: float = 16.0
@@ -32,8 +32,7 @@ class LoRAConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"method.dropout={self.dropout} must lie in [0, 1)")
+        check_fractions(self, "dropout")
 
 
 class LoRA(LowRankMethod):

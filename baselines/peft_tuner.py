@@ -27,6 +27,7 @@ from elalora.budget import Budget, Count, check_rank
 from elalora.errors import UserError
 from elalora.method import BudgetExceeded, Capabilities, Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
+from elalora.patterns import changes
 from elalora.schedules import Schedule
 
 ADAPTER = "default"
@@ -280,12 +281,8 @@ class PeftTuner(Method):
         allocate(step)
         if not self.capabilities.adaptive or config.rank_pattern is pattern:
             return None
-        after = self._kept()
-        lost = [(n, i) for n, row in after.items() for i, kept in enumerate(row) if before[n][i] and not kept]
-        back = [n for n, row in after.items() for i, kept in enumerate(row) if kept and not before[n][i]]
-        moved = Round(step, self.ranks(), lost, back)
-        self.rounds_seen.append(moved)
-        return moved
+        self.rounds_seen.append(Round(step, self.ranks(), *changes(before, self._kept())))
+        return self.rounds_seen[-1]
 
     def finish(self) -> None:
         if self.capabilities.adaptive and not self.peft_model.peft_config[ADAPTER].rank_pattern:

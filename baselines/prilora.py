@@ -4,9 +4,9 @@
     n_j  <- 0.9 n_j + 0.1 ||X_j||_2           after every step, X_j the feature j of the input over all tokens
     S_ij  = |A_ij| n_j                        every 40 steps the lowest half of each row of A becomes 0
 
-This is a *reconstruction*: the abstract was read (a rank that rises linearly, pruning by magnitude and input
-statistics throughout training); the authors' code was not, and every constant marked unverified below is free.
-There is no persistent mask: a zeroed entry keeps its gradient and its moments and may grow again.
+This is a *reconstruction* from the abstract (a rank that rises linearly, pruning by magnitude and input statistics
+throughout training). The authors' code was not read, and the constants marked unverified are guesses. There is no
+persistent mask: a zeroed entry keeps its gradient and its moments and can grow again.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from elalora.adapters import InputNorm, LowRankLinear
+from elalora.checks import check_above_0, check_at_least_1, check_fractions
 from elalora.errors import UserError
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, NeverActed, Round, draw_kaiming
+from elalora.low_rank import LowRankMethod, draw_kaiming
+from elalora.method import Capabilities, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
+from elalora.trackers import NamedTensors
 
 
 @dataclass
 class PRILoRAConfig:
-    """Choices of PRILoRA, all unverified.
+    """Settings of PRILoRA, all unverified.
 
     Attributes:
         alpha: numerator of the scale alpha / r_l.
-        start, end: ranks of the first and the last layer; only their ratio counts, the ramp is scaled to the
-            budget (4 to 12 means N / 2 to 3N / 2).
+        start, end: ranks of the first and the last layer; only their ratio matters, because the ramp is scaled to
+            the budget (4 to 12 means N / 2 to 3N / 2).
         every: steps between two prunings.
-        share: of each row of A that a pruning sets to 0, rounded down to whole entries.
+        share: share of each row of A that a pruning sets to 0, rounded down to whole entries.
         beta: decay of the input norms.
     """
 
@@ -49,21 +52,16 @@ class PRILoRAConfig:
     beta: float = 0.9  # unverified
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"method.{name}={getattr(self, name)} must be above 0")
-        for name in ("share", "beta"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.every < 1:
-            raise UserError(f"method.every={self.every} must be at least 1")
+        check_above_0(self, "start", "end")
+        check_fractions(self, "share", "beta")
+        check_at_least_1(self, "every")
 
 
 class PRILoRA(LowRankMethod):
     """See the module's docstring.
 
     Attributes:
-        norms: n_j (d_in,) of every matrix by name, from its first step on.
+        norms: n_j (d_in,) of every matrix by name, from the first step on.
         prunings: how often A was pruned.
     """
 
@@ -72,7 +70,7 @@ class PRILoRA(LowRankMethod):
     capabilities: ClassVar[Capabilities] = Capabilities(reconstructed=True)
     Config: ClassVar[type] = PRILoRAConfig
     config: PRILoRAConfig
-    norms: dict[str, Tensor]
+    saved: ClassVar[Sequence[str]] = ("prunings",)
 
     # -- set-up ----------------------------------------------------------------------------------------
 
@@ -83,7 +81,7 @@ class PRILoRA(LowRankMethod):
         total, cap = self.mean_rank * len(linears), self.budget.params
         while True:
             ranks = dict(zip(linears, ramp(layers, total, self.config.start, self.config.end), strict=True))
-            # wide matrices in high layers can cost more than the budget's uniform rank: then the ramp gets less
+            # wide matrices in upper layers can cost more than the budget's uniform rank: then the ramp is lowered
             if cap is None or sum(rank * sum(shapes[name]) for name, rank in ranks.items()) <= cap:
                 break
             total -= 1
@@ -101,7 +99,11 @@ class PRILoRA(LowRankMethod):
                 f"method.every={self.config.every} is longer than the run of {total_steps} steps, A would never "
                 f"be pruned: type method.every={max(1, total_steps // 10)} or train longer (trainer.max_steps)"
             )
-        self.norms = {}
+
+    def after_attach(self) -> None:
+        widths = {name: (adapter.in_features,) for name, adapter in self.adapters.items()}
+        self.norms = NamedTensors("norm", widths)
+        self.trackers = [self.norms]
         self.prunings = 0
 
     def initialise(self, adapter: LowRankLinear) -> None:
@@ -111,7 +113,7 @@ class PRILoRA(LowRankMethod):
 
     @contextmanager
     def watching(self, mask: Tensor | None, target_mask: Tensor | None = None) -> Iterator[None]:
-        """Collects ||X_j||^2 of every adapted layer over the tokens that are no padding."""
+        """Collects ||X_j||^2 of every adapted layer over the tokens that are not padding."""
         for name, adapter in self.adapters.items():
             _inputs(adapter).watch(target_mask if sees_target(name) else mask)
         try:
@@ -127,23 +129,23 @@ class PRILoRA(LowRankMethod):
         if (step + 1) % self.config.every == 0:
             for name, adapter in self.adapters.items():
                 if not self.norms[name].any():
-                    raise MethodFailure(f"'{name}' saw no input up to step {step}: no mask fits what it is given")
+                    raise MethodFailure(f"'{name}' has seen no input up to step {step}: its inputs do not fit the mask")
                 prune_rows(adapter.A[: adapter.rank], self.norms[name], self.config.share)
             self.prunings += 1
         return None
 
     def _take_norms(self, step: int) -> None:
-        if dist.is_available() and dist.is_initialized():  # the share of this process may have been empty so far
+        if _distributed():  # the batches of this process may all have been empty so far
             for adapter in self.adapters.values():
                 _inputs(adapter)
-        seen = {name: adapter.inputs for name, adapter in self.adapters.items() if adapter.inputs is not None}
-        if len(seen) != len(self.adapters):
+        collected = {name: adapter.inputs for name, adapter in self.adapters.items() if adapter.inputs is not None}
+        if len(collected) != len(self.adapters):
             raise MethodFailure(f"no input statistics at step {step}: the forward pass ran outside watching()")
-        _sum_over_processes(list(seen.values()))
-        for name, inputs in seen.items():
+        _sum_over_processes(list(collected.values()))
+        for name, inputs in collected.items():
             now = inputs.take()
             before = self.norms.get(name, torch.zeros_like(now)).to(now)
-            # from 0 without bias correction: a factor common to all features changes no comparison
+            # no bias correction: a factor common to all features changes no comparison
             self.norms[name] = before.mul_(self.config.beta).add_(now, alpha=1 - self.config.beta)
 
     def finish(self) -> None:
@@ -151,35 +153,21 @@ class PRILoRA(LowRankMethod):
         if not self.prunings:
             raise NeverActed("A was never pruned: after_step was not called")
 
-    # -- reading ---------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        norms = {f"norm.{name}": tensor for name, tensor in self.norms.items()}
-        return super().state_dict() | norms | {"prunings": self.prunings}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.prunings = int(state["prunings"])
-        self.norms = {k.removeprefix("norm."): v.clone() for k, v in state.items() if k.startswith("norm.")}
-        widths = {name: (adapter.in_features,) for name, adapter in self.adapters.items()}
-        if self.norms and {name: tuple(norm.shape) for name, norm in self.norms.items()} != widths:
-            raise ValueError("the input norms are those of other matrices")
-
 
 def _inputs(adapter: LowRankLinear) -> InputNorm:
-    """What looks at a layer's input; made here and not in `attach`, because by now the model is on its device."""
+    """The statistics of a layer's input; created here and not in `attach`, because now the model is on its device."""
     if adapter.inputs is None:
         adapter.inputs = InputNorm(adapter.A.shape[1], adapter.A)
     return adapter.inputs
 
 
 def prune_rows(rows: Tensor, norms: Tensor, share: float) -> None:
-    """Sets the entries of lowest |A_ij| n_j in each row to 0, in place; ties fall to the first features.
+    """Sets the entries of lowest |A_ij| n_j in each row to 0, in place; of equal entries the first features.
 
     Args:
         rows: A (r, d_in).
         norms: n (d_in,).
-        share: of d_in, rounded down.
+        share: share of each row, rounded down to whole entries.
     """
     score = rows.abs() * norms.to(rows)  # (r, d_in)
     lowest = score.argsort(dim=1, stable=True)[:, : int(share * rows.shape[1])]
@@ -188,7 +176,7 @@ def prune_rows(rows: Tensor, norms: Tensor, share: float) -> None:
 
 def _sum_over_processes(inputs: list[InputNorm]) -> None:
     """Adds the sums of squares of all processes, in one message, so that n_j is that of the global batch."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _distributed():
         return
     flat = torch.cat([i.total for i in inputs])
     dist.all_reduce(flat)
@@ -196,15 +184,19 @@ def _sum_over_processes(inputs: list[InputNorm]) -> None:
         i.total.copy_(total)
 
 
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def sees_target(name: str) -> bool:
-    """Whether a layer reads the decoder's tokens; keys and values of the cross-attention read the encoder's."""
+    """Whether a layer reads the decoder's tokens; keys and values of cross-attention read the encoder's."""
     *parents, leaf = name.split(".")
     crossing = bool({"encoder_attn", "EncDecAttention"} & set(parents))
     return "decoder" in parents and not (crossing and leaf in ("k_proj", "v_proj", "k", "v"))
 
 
 def depths(names: Sequence[str]) -> list[int]:
-    """Layer 0..L-1 of every matrix: names that agree up to their first number are one layer, in order.
+    """Layer 0..L-1 of every matrix, in order; names that agree up to their first number belong to one layer.
 
     In an encoder-decoder model the decoder's layers follow the encoder's.
     """
@@ -220,19 +212,20 @@ def depths(names: Sequence[str]) -> list[int]:
 def ramp(layers: Sequence[int], total: int, start: float, end: float) -> list[int]:
     """Ranks that rise linearly with the layer and sum to `total` exactly, at least 1 each.
 
-    Quotas start + (end - start) l / (L - 1) are scaled to the total; a matrix whose quota is below 1 gets 1 and
-    the others share the rest. Then largest remainders: everyone gets the whole part of the quota, and what is
-    left goes to the largest fractions, upper layers first. The arithmetic is exact, so matrices of one layer
-    get the same rank whenever the layers are equally large and no quota is below 1.
+    Quotas start + (end - start) l / (L - 1) are scaled to the total; a matrix whose quota is below 1 gets 1 and the
+    others share the rest. Then largest remainders: every matrix gets the whole part of its quota, and the remaining
+    ranks go to the largest fractions, upper layers first. The arithmetic is exact, so matrices of one layer get the
+    same rank if all layers have equally many matrices and no quota is below 1.
 
     Args:
-        layers: of every matrix, 0..L-1.
-        total: at least the number of matrices.
+        layers: layer of every matrix, 0..L-1.
+        total: sum of the ranks, at least the number of matrices.
+        start: quota of the first layer.
+        end: quota of the last layer.
     """
     steps = max(1, max(layers))
     low, rise = Fraction(start), Fraction(end) - Fraction(start)
-    # one layer alone has no ramp: its quota is scaled to the total whatever it is
-    wish = [low + rise * layer / steps for layer in layers]
+    wish = [low + rise * layer / steps for layer in layers]  # a single layer has no ramp: its quota becomes the total
     free = list(range(len(layers)))
     while True:
         scale = Fraction(total - (len(layers) - len(free))) / (sum(wish[i] for i in free) or 1)

@@ -1,12 +1,12 @@
-"""Full fine-tuning, head only and BitFit: what every budget is compared with.
+"""Full fine-tuning, head only and BitFit: the reference points of every comparison.
 
-None of them has a budget, so one run of each serves all budgets, and none has a low-rank form: the adapter they
-leave is every parameter that trained.
+They have no budget, so one run of each serves all budgets. Their result is not a low-rank update: what they export is
+every parameter that trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,17 +18,17 @@ from elalora.method import Method
 
 @dataclass
 class FullConfig:
-    """Full fine-tuning has no choices of its own."""
+    """Full fine-tuning has no settings."""
 
 
 @dataclass
 class HeadConfig:
-    """Training the head has no choices of its own."""
+    """Training the head has no settings."""
 
 
 @dataclass
 class BitFitConfig:
-    """BitFit has no choices of its own."""
+    """BitFit has no settings."""
 
 
 class FullFineTuning(Method):
@@ -38,17 +38,8 @@ class FullFineTuning(Method):
     title: ClassVar[str] = "Full fine-tuning"
     Config: ClassVar[type] = FullConfig
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
-        model = super().attach(model, targets, total_steps, keep, seed)
-        model.requires_grad_(True)
-        return model
+    def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
+        return model.parameters()
 
 
 class HeadOnly(Method):
@@ -58,17 +49,10 @@ class HeadOnly(Method):
     title: ClassVar[str] = "Head only"
     Config: ClassVar[type] = HeadConfig
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
+    def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
         if not keep:
-            raise UserError("method=head trains the modules in model.head, and this model has none: type method=lora")
-        return super().attach(model, targets, total_steps, keep, seed)
+            raise UserError("method=head trains the modules in model.head=[...], but none is named: type method=lora")
+        return ()
 
 
 class BitFit(Method):
@@ -78,18 +62,8 @@ class BitFit(Method):
     title: ClassVar[str] = "BitFit"
     Config: ClassVar[type] = BitFitConfig
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
+    def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
         biases = [p for name, p in model.named_parameters() if name.endswith("bias")]  # also q_bias, in_proj_bias
         if not biases:
-            raise UserError("method=bitfit trains biases, and the model has none: type method=head or method=lora")
-        model = super().attach(model, targets, total_steps, keep, seed)
-        for bias in biases:
-            bias.requires_grad_(True)
-        return model
+            raise UserError("method=bitfit trains biases, but the model has none: type method=head or method=lora")
+        return biases

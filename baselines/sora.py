@@ -4,22 +4,22 @@
     g <- T_xi(AdamW step on g)                T_xi(g) = sign(g) max(|g| - xi, 0), after every step
     loss + lambda1 * sum|g| / (number of gates)
 
-A direction counts while its gate is not 0, and at the end the others are removed, outputs unchanged. A gate at
-exactly 0 keeps its moments and its gradient, so it may come back: the next AdamW step moves it, and it stays
-alive where that step is longer than the shrinkage. Slots are therefore never freed before `finish`.
+A direction counts while its gate is not 0; at the end the others are removed, which leaves the outputs unchanged. A
+gate at exactly 0 keeps its moments and its gradient, so it can return: the next AdamW step moves it, and it stays
+nonzero if that step is longer than the shrinkage. Slots are therefore never freed before `finish`.
 
-The default xi follows from the length T of the run. A gate without a gradient loses xi a step, so after T steps
+The default xi follows from the length T of the run. A gate without a gradient loses xi per step, so after T steps
 the gates with |g| < T xi at the start are 0. To keep N of r_max, P(|g| < c) = 1 - N / r_max for g ~ N(0, 1), that
 is c = Phi^-1(1 - N / (2 r_max)); for r_max = 2N it is Phi^-1(3/4) = 0.674, and xi = c / T.
 
-The paper's text was not at hand: formulas and constants are those of the authors' code, and `variant=paper`
-is the same with its accidents taken out: S1 (dead zone), S2 (L1 twice), S3 (learning rate 0 in later stages).
+The paper's text was not available: formulas and constants are those of the authors' code, and `variant=paper` is that
+code without its accidents S1 (dead zone), S2 (L1 twice) and S3 (learning rate 0 in later stages).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, ClassVar
@@ -28,9 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
+from elalora.checks import check_at_least_1, check_choices
 from elalora.errors import UserError
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, Round, draw_kaiming, draw_normal
+from elalora.low_rank import LowRankMethod, draw_kaiming, draw_normal
+from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
+from elalora.patterns import changes, dropped, select, split
 from elalora.schedules import Schedule
 
 VARIANTS = ("paper", "official")
@@ -39,24 +42,25 @@ SPACINGS = ("linear", "log_linear", "exp_linear")
 
 @dataclass
 class SoRAConfig:
-    """Choices of SoRA; None means the default that scales with the run, or the variant's value.
+    """Settings of SoRA; None means a default that scales with the run, or the variant's value.
 
     Attributes:
         variant: "paper" or "official".
         alpha: numerator of the scale alpha / r_max.
-        r_max: gates of a matrix; None is 2N, at most min(d_in, d_out).
+        r_max: gates per matrix; None is 2N, at most min(d_in, d_out).
         xi: shrinkage of every gate per step; None is c / T, see the module's docstring.
-        multiply_lr: xi times the learning rate over its peak (the paper's eta_t * lambda); the default xi is
-            then c over the sum of these factors.
+        multiply_lr: multiplies xi by the learning rate over its peak (the paper's eta_t * lambda); the default xi is
+            then c divided by the sum of these factors.
         lambda1: weight of the L1 term in the loss; None is 0 in "paper", because the proximal step *is* the
             L1 term (S2), and 10 in "official".
-        gate_lr: learning rate of the gates; None is that of the rest.
-        lambda_num: stages of the sparsifying schedule, each with a xi of its own; 1 is no schedule.
+        gate_lr: learning rate of the gates; None is the learning rate of the rest.
+        lambda_num: stages of the sparsifying schedule, each with its own xi; 1 is no schedule.
         max_lambda: xi of the last stage.
-        lambda_schedule: spacing of the xi between: "linear", "log_linear" or "exp_linear".
-        stage_share: length of each later stage over the first; 15 epochs after 50 in the authors' script.
-        S1: zero every gate below 2 xi; S3: the learning rate stays 0 after the first stage.
-        train_layernorms: train the LayerNorms too, as the authors do; false for matched comparisons.
+        lambda_schedule: spacing of xi between the stages: "linear", "log_linear" or "exp_linear".
+        stage_share: length of each later stage divided by the first; the authors' script has 15 epochs after 50.
+        S1: sets every gate below 2 xi to 0; S3: the learning rate stays 0 after the first stage. None takes the
+            variant's value.
+        train_layernorms: trains the LayerNorms too, as the authors do; false for matched comparisons.
         report_every: steps between two entries of the rank record; None is max(1, T // 20).
     """
 
@@ -77,29 +81,30 @@ class SoRAConfig:
     report_every: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("variant", VARIANTS), ("lambda_schedule", SPACINGS)):
-            if getattr(self, name) not in allowed:
-                raise UserError(f"method.{name}={getattr(self, name)} is unknown; allowed: {', '.join(allowed)}")
+        check_choices(self, variant=VARIANTS, lambda_schedule=SPACINGS)
         for name in ("xi", "lambda1", "gate_lr", "max_lambda", "stage_share"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"method.{name}={value} must not be negative")
-        for name in ("lambda_num", "report_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"method.{name}={value} must be at least 1")
+        check_at_least_1(self, "lambda_num", "report_every")
         if self.lambda_num > 1 and self.max_lambda is None:
             raise UserError(f"method.lambda_num={self.lambda_num} stages need a last xi: type method.max_lambda=7e-4")
         if self.lambda_num > 1 and self.lambda_schedule == "exp_linear" and 0 in (self.xi, self.max_lambda):
             raise UserError("method.lambda_schedule=exp_linear needs method.xi and max_lambda above 0")
 
-    def effect(self, name: str) -> bool:
-        """Whether an accident of the authors' code is on: as given, else by the variant."""
-        given = getattr(self, name)
-        return self.variant == "official" if given is None else bool(given)
+    @property
+    def dead_zone(self) -> bool:
+        """S1: gates below 2 xi become 0."""
+        return self.variant == "official" if self.S1 is None else self.S1
 
-    def loss_weight(self) -> float:
-        """lambda1: as given, else by the variant."""
+    @property
+    def stops_lr(self) -> bool:
+        """S3: the learning rate stays 0 after the first stage."""
+        return self.variant == "official" if self.S3 is None else self.S3
+
+    @property
+    def l1_weight(self) -> float:
+        """lambda1: as set, or else the variant's value."""
         if self.lambda1 is not None:
             return self.lambda1
         return 10.0 if self.variant == "official" else 0.0
@@ -110,11 +115,14 @@ class SoRA(LowRankMethod):
 
     Attributes:
         lengths: steps of each stage.
+        alive: whether the gate of each slot was nonzero at the last report.
+        last_step: the last step after which the gates were shrunk; -1 before the first.
     """
 
     name: ClassVar[str] = "sora"
     title: ClassVar[str] = "SoRA"
     singular: ClassVar[bool] = True
+    saved: ClassVar[Sequence[str]] = ("alive", "last_step")
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="soft")
     Config: ClassVar[type] = SoRAConfig
     config: SoRAConfig
@@ -123,15 +131,16 @@ class SoRA(LowRankMethod):
 
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         limits = {name: min(linear.in_features, linear.out_features) for name, linear in linears.items()}
-        given, n = self.config.r_max, self.mean_rank
-        if given is None:
+        r_max, n = self.config.r_max, self.mean_rank
+        if r_max is None:
             return {name: max(n, min(2 * n, limit)) for name, limit in limits.items()}
         smallest = min(limits.values())
-        if not n <= given <= smallest:
+        if not n <= r_max <= smallest:
             raise UserError(
-                f"method.r_max={given} must lie between the budget's rank {n} and the smallest matrix's {smallest}"
+                f"method.r_max={r_max} must lie between the budget's rank {n} and {smallest}, the largest rank of the "
+                "smallest matrix"
             )
-        return dict.fromkeys(linears, given)
+        return dict.fromkeys(linears, r_max)
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
         self.gates = rank_sum
@@ -140,24 +149,15 @@ class SoRA(LowRankMethod):
         self.last_step = -1
         self._values: list[float] = []
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
-        model = super().attach(model, targets, total_steps, keep, seed)
-        self._modules = layernorms(model, keep) if self.config.train_layernorms else []
-        for name in self._modules:
-            model.get_submodule(name).requires_grad_(True)
-        self._alive = self._pattern()
-        return model
+    def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
+        self._layernorms = layernorms(model, keep) if self.config.train_layernorms else []
+        return [p for name in self._layernorms for p in model.get_submodule(name).parameters()]
+
+    def after_attach(self) -> None:
+        self.alive = self._pattern()
 
     def trained_modules(self) -> list[str]:
-        """Names of the modules trained whole beside head and adapters: the LayerNorms."""
-        return list(self._modules)
+        return list(self._layernorms)
 
     def initialise(self, adapter: LowRankLinear) -> None:
         assert adapter.E is not None
@@ -165,16 +165,16 @@ class SoRA(LowRankMethod):
         draw_normal(adapter.E, adapter.rank, 1.0, self.generator)
 
     def stages(self) -> tuple[int, ...]:
-        """With S3 only the first stage has a learning rate; it stays where its schedule ended."""
-        return self.lengths[:1] if self.config.effect("S3") else self.lengths
+        """With S3 only the first stage has a schedule; the learning rate stays where it ended."""
+        return self.lengths[:1] if self.config.stops_lr else self.lengths
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The gates are a group of their own: no decay, eps 1e-6."""
+        """As in the base class, with the gates in a separate group: no decay, eps 1e-6."""
         gates = [adapter.E for adapter in self.adapters.values()]
-        own = {id(gate) for gate in gates}
+        ids = {id(gate) for gate in gates}
         groups = super().groups(model, lr, weight_decay)
         for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in own]
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
         rate = lr if self.config.gate_lr is None else self.config.gate_lr
         groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-6})
         return [group for group in groups if group["params"]]
@@ -182,13 +182,13 @@ class SoRA(LowRankMethod):
     # -- training --------------------------------------------------------------------------------------
 
     def penalty(self) -> Tensor | None:
-        weight = self.config.loss_weight()
+        weight = self.config.l1_weight
         return weight * torch.cat(list(self._gates(detached=False))).abs().mean() if weight else None
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         gates = list(self._gates())
-        shrunk = shrink(torch.cat(gates), self.threshold(step, schedule), self.config.effect("S1"))
+        shrunk = shrink(torch.cat(gates), self.threshold(step, schedule), self.config.dead_zone)
         torch._foreach_copy_(gates, list(shrunk.split([len(gate) for gate in gates])))
         self.last_step = step
         if (step + 1) % self.every and step + 1 != self.total_steps:
@@ -196,7 +196,7 @@ class SoRA(LowRankMethod):
         return self._report(step)
 
     def threshold(self, step: int, schedule: Schedule) -> float:
-        """xi of a step: its stage's, times the learning-rate factor where that is chosen."""
+        """xi of a step: the value of its stage, times the learning-rate factor if multiply_lr is set."""
         if not self._values:
             self._values = self._stage_values(schedule)
         xi = self._values[self._stage(step)]
@@ -215,24 +215,18 @@ class SoRA(LowRankMethod):
         return next((i for i, end in enumerate(ends) if step < end), len(ends) - 1)
 
     def _report(self, step: int) -> Round:
-        """What went to zero and what came back since the last report."""
-        before, now = self._alive, self._pattern()
-        self._alive = now
-        changes = [(m, i, alive) for m in now for i, alive in enumerate(now[m]) if alive != before[m][i]]
+        """Records which directions went to 0 and which returned since the last report."""
+        before, self.alive = self.alive, self._pattern()
+        lost, back = changes(before, self.alive)
         sizes = {name: a.E.detach()[: a.rank].abs().tolist() for name, a in self.adapters.items() if a.E is not None}
-        gone = [(m, i) for m, i, alive in changes if not alive]
-        returned = [m for m, _, alive in changes if alive]
-        self.rounds_seen.append(Round(step, self.ranks(), gone, returned, sizes))
+        self.rounds_seen.append(Round(step, self.ranks(), lost, back, sizes))
         return self.rounds_seen[-1]
 
     def finish(self) -> None:
-        """Removes every direction whose gate is 0; the budget is soft and never fails here."""
+        """Removes every direction whose gate is 0; a soft budget never fails."""
         if self.last_step < 0:
             raise MethodFailure("the gates were never shrunk: after_step was not called")
-        for name, alive in self._pattern().items():
-            for slot in reversed(range(len(alive))):  # from the end, so the row that moves in is a live one
-                if not alive[slot]:
-                    self.adapters[name].directions.die(slot)
+        self.prune(dropped(self._pattern()))
 
     def phase(self, step: int) -> str:
         return f"stage {self._stage(step) + 1} of {len(self.lengths)}" if len(self.lengths) > 1 else "train"
@@ -245,21 +239,17 @@ class SoRA(LowRankMethod):
             yield (adapter.E.detach() if detached else adapter.E)[: adapter.rank]
 
     def _pattern(self) -> dict[str, list[bool]]:
-        """Which active slots have a gate that is not 0, by matrix (one transfer)."""
-        flat = (torch.cat(list(self._gates())) != 0).tolist()
-        out, at = {}, 0
-        for name, adapter in self.adapters.items():
-            out[name] = flat[at : at + adapter.rank]
-            at += adapter.rank
-        return out
+        """Whether the gate of each active slot is nonzero, by matrix (one transfer)."""
+        nonzero = (torch.cat(list(self._gates())) != 0).tolist()
+        return split(nonzero, {name: adapter.rank for name, adapter in self.adapters.items()})
 
     def ranks(self) -> dict[str, int]:
-        """Gates of each matrix that are not 0."""
+        """Nonzero gates of each matrix."""
         return {name: sum(alive) for name, alive in self._pattern().items()}
 
     @property
     def budget_distance(self) -> float:
-        """How far the adapter is from its budget, relative to it: 0.1 is ten per cent above."""
+        """Relative distance of the adapter to its budget: 0.1 is ten per cent above."""
         assert self.budget is not None
         if self.budget.params is not None:
             return self.count().params / self.budget.params - 1
@@ -267,28 +257,19 @@ class SoRA(LowRankMethod):
 
     @property
     def reconstructed(self) -> bool:
-        """The paper's text was not at hand: its variant is the authors' code without the code's accidents."""
         return self.config.variant == "paper"
 
     def remarks(self) -> list[str]:
-        """Further than 10 % from the budget it stands outside the matched table."""
+        """Flags a result that is more than 10 % from the budget."""
         return ["off budget"] if abs(self.budget_distance) > 0.1 else []
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        factors = super().lora_factors()
-        keep = {name: [i for i, alive in enumerate(row) if alive] for name, row in self._pattern().items()}
-        return {name: (a[keep[name]], b[:, keep[name]]) for name, (a, b) in factors.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        # slots, not ranks: a gate at 0 still owns its slot
-        slots = {name: adapter.rank for name, adapter in self.adapters.items()}
-        return super().state_dict() | {"ranks": slots, "alive": self._alive, "last_step": self.last_step}
+        return select(super().lora_factors(), self._pattern())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._alive, self.last_step = dict(state["alive"]), int(state["last_step"])
-        if any(len(self._alive[name]) != rank for name, rank in state["ranks"].items()):
-            raise ValueError("the pattern has other slots than the ranks say")
+        if any(len(self.alive[name]) != rank for name, rank in state["ranks"].items()):
+            raise ValueError("the pattern does not fit the ranks")
 
 
 def shrink(gates: Tensor, xi: float, dead_zone: bool = False) -> Tensor:
@@ -297,8 +278,8 @@ def shrink(gates: Tensor, xi: float, dead_zone: bool = False) -> Tensor:
     Args:
         gates: any shape.
         xi: threshold, not negative.
-        dead_zone: the authors' three in-place lines (S1): |g| > xi loses xi, and then every |g| < xi becomes 0,
-            which is 0 below 2 xi, g -/+ xi from there on, and leaves |g| = xi as it is.
+        dead_zone: the authors' three in-place lines (S1): |g| > xi loses xi, and then every |g| < xi becomes 0. The
+            result is 0 below 2 xi and g -/+ xi from there on; |g| = xi is unchanged.
     """
     if not dead_zone:
         return gates - gates.clamp(-xi, xi)
@@ -306,15 +287,18 @@ def shrink(gates: Tensor, xi: float, dead_zone: bool = False) -> Tensor:
     return torch.where(moved.abs() < xi, torch.zeros_like(moved), moved)
 
 
-def quantile(kept: float) -> float:
-    """c with P(|g| > c) = `kept` for a standard normal g; 0.674 for one half."""
-    return NormalDist().inv_cdf(1 - min(1.0, kept) / 2)
+def quantile(share: float) -> float:
+    """c with P(|g| > c) = `share` for a standard normal g; 0.674 for one half."""
+    return NormalDist().inv_cdf(1 - min(1.0, share) / 2)
 
 
 def spaced(first: float, last: float, count: int, spacing: str) -> list[float]:
     """`count` values of xi from `first` to `last` (Algorithm 1 as the authors coded it).
 
     Args:
+        first: xi of the first stage.
+        last: xi of the last stage.
+        count: number of stages.
         spacing: "linear"; "log_linear", the log of evenly spaced exponentials; or "exp_linear", the exponential
             of evenly spaced logs.
     """
@@ -325,13 +309,13 @@ def spaced(first: float, last: float, count: int, spacing: str) -> list[float]:
         "log_linear": (math.exp, math.log),
         "exp_linear": (math.log, math.exp),
     }
-    there, back = maps[spacing]
-    low, high = there(first), there(last)
-    return [back(low + (high - low) * i / (count - 1)) for i in range(count)]
+    forward, inverse = maps[spacing]
+    low, high = forward(first), forward(last)
+    return [inverse(low + (high - low) * i / (count - 1)) for i in range(count)]
 
 
 def stage_lengths(total: int, count: int, share: float) -> tuple[int, ...]:
-    """Steps of the first stage and of `count` - 1 later ones of `share` times its length; they sum to `total`.
+    """Steps of the first stage and of `count` - 1 later stages of `share` times its length; they sum to `total`.
 
     Raises:
         UserError: a stage would have no step.
@@ -346,7 +330,7 @@ def stage_lengths(total: int, count: int, share: float) -> tuple[int, ...]:
 
 
 def layernorms(model: nn.Module, keep: Sequence[str] = ()) -> list[str]:
-    """Names of all LayerNorms (also a model's own class of that name) outside the modules in `keep`."""
+    """Names of all LayerNorms outside the modules in `keep`, by the name of their class."""
     return [
         name
         for name, module in model.named_modules()

@@ -1,44 +1,46 @@
-"""SVD-LoRA: ElaLoRA's adapter with ranks that never move. The control for everything but the moves.
+"""SVD-LoRA: ElaLoRA's adapter with fixed ranks, the control for everything except the moves.
 
     W = W0 + (alpha / N) B diag(E) A        A, B ~ N(0, 0.02), E = 0, the same regulariser as ElaLoRA
 
-Two uses. With D1, D2 or D4 it takes the side effects of the official ElaLoRA code at the steps at which
-ElaLoRA would have had its rounds. With `ranks_from` it is the *transplant*: trained from scratch with the final
-rank pattern of another run, so that it matches that run's parameters exactly and separates the layout of the
-ranks from the way they got there; `shuffle` permutes the pattern within each matrix type.
+With D1, D2 or D4 it has the side effects of the official ElaLoRA code at the steps of ElaLoRA's rounds. With
+`ranks_from` it is the *transplant*: trained from scratch with the final ranks of another run. It has as many parameters
+as that run, which separates the layout of the ranks from the way they developed; `shuffle` permutes the ranks within
+each matrix type.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from elalora.attach import place
+from elalora.checks import check_choices
 from elalora.errors import UserError
-from elalora.method import LowRankMethod, Round
+from elalora.low_rank import SVDMethod
+from elalora.method import Round
 from elalora.optim import RowwiseAdamW
-from elalora.regulariser import FORMS, orthogonality
+from elalora.regulariser import FORMS
 from elalora.schedules import Phases, Schedule, plan_phases
 from elalora.side_effects import SideEffects
 
 
 @dataclass
 class SVDLoRAConfig:
-    """Choices of SVD-LoRA; phases as in ElaLoRA, and only to time the side effects.
+    """Settings of SVD-LoRA; the phases are those of ElaLoRA and only time the side effects.
 
     Attributes:
-        alpha: numerator of the scale alpha / N, N the budget's rank also where the pattern differs from it.
+        alpha: numerator of the scale alpha / N, N being the budget's rank, also with `ranks_from`.
         orth_weight, orth_form: the regulariser.
         D1, D2, D4: side effects, see `elalora.side_effects`.
-        b, t_initial, t_final, interval, scheduler: give the steps of the rounds that never move anything.
-        ranks_from: a run whose final ranks are used: its folder, its id, or a method's name, which means the
-            run of that method that is equal in everything else.
-        shuffle: permutes the pattern within each matrix type.
+        b, t_initial, t_final, interval, scheduler: set the steps at which the side effects happen.
+        ranks_from: the run whose final ranks are used: its folder, its id, or the name of a method, for the run of
+            that method that is equal in everything else.
+        shuffle: permutes these ranks within each matrix type.
     """
 
     alpha: float = 16.0
@@ -56,19 +58,17 @@ class SVDLoRAConfig:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        if self.orth_form not in FORMS:
-            raise UserError(f"method.orth_form={self.orth_form} is unknown; allowed: {', '.join(FORMS)}")
+        check_choices(self, orth_form=FORMS)
         if self.shuffle and self.ranks_from is None:
-            raise UserError("method.shuffle=true needs a pattern to shuffle: type method.ranks_from=elalora")
+            raise UserError("method.shuffle=true needs ranks to shuffle: type method.ranks_from=elalora")
         SideEffects(self.D1, self.D2, self.D4)
 
 
-class SVDLoRA(LowRankMethod):
+class SVDLoRA(SVDMethod):
     """Fixed ranks, uniform or transplanted."""
 
     name: ClassVar[str] = "svd_lora"
     title: ClassVar[str] = "SVD-LoRA"
-    singular: ClassVar[bool] = True
     Config: ClassVar[type] = SVDLoRAConfig
     config: SVDLoRAConfig
     phases: Phases
@@ -84,8 +84,8 @@ class SVDLoRA(LowRankMethod):
             return super().initial_ranks(linears)
         if self.pattern is None or set(self.pattern) != set(linears):
             raise UserError(
-                f"method.ranks_from={self.config.ranks_from}: the pattern does not name the same matrices as this "
-                "run adapts; use a run of the same model and targets"
+                f"method.ranks_from={self.config.ranks_from}: that run does not name the same matrices as this one "
+                "adapts: use a run of the same model and targets"
             )
         ranks = {name: self.pattern[name] for name in linears}
         return shuffled(ranks, self.generator) if self.config.shuffle else ranks
@@ -96,28 +96,12 @@ class SVDLoRA(LowRankMethod):
         if self.effects != SideEffects():
             self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
-        self.generator.manual_seed(seed)  # before the ranks are drawn: the shuffle is a random choice too
-        return super().attach(model, targets, total_steps, keep, seed)
-
     def scale(self, rank: int) -> float:
         return self.config.alpha / self.mean_rank
 
-    def penalty(self) -> Tensor | None:
-        if not self.config.orth_weight:
-            return None
-        return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
-
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         if self.effects != SideEffects() and self.phases.due(step):
-            self.effects.happen(optimizer, schedule)
+            self.effects.apply(optimizer, schedule)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters whose ranks adapt during training. Importing this needs torch only, and that when used.
+"""Low-rank adapters whose ranks adapt during training. Needs torch only, and imports it when a name is used.
 
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, RowwiseAdamW, Schedule
 """
@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     from elalora.budget import Budget
     from elalora.ela import ElaLoRA, ElaLoRAConfig
     from elalora.errors import UserError
-    from elalora.method import Capabilities, LowRankMethod, Method, MethodFailure, Round
+    from elalora.low_rank import LowRankMethod
+    from elalora.method import Capabilities, Method, MethodFailure, Round
     from elalora.optim import RowwiseAdamW
     from elalora.schedules import Phases, Schedule
 
 __version__ = "0.1.0"
 
-# where each public name lives; loaded on first use, so that a command line starts without loading torch
+# module of each public name, imported on first use: a command line starts without torch
 _HOMES = {
     "Budget": "budget",
     "Capabilities": "method",
     "ElaLoRA": "ela",
     "ElaLoRAConfig": "ela",
-    "LowRankMethod": "method",
+    "LowRankMethod": "low_rank",
     "Method": "method",
     "MethodFailure": "method",
     "Phases": "schedules",

@@ -2,16 +2,16 @@
 
     y = W0 x + b0 + scale * B diag(E) A x        (E is absent where a method has no singular values or gates)
 
-What is unusual: A and B are both stored with one *row* per direction, A (capacity, d_in) and B transposed
-(capacity, d_out), so that a direction is row i of every tensor. Only the first `rank` rows enter the
-products, so cost follows the rank and not the capacity; rows beyond it are 0 and get no gradient.
+A and B are both stored with one *row* per direction, A as (capacity, d_in) and B transposed as (capacity, d_out), so
+that direction i is row i of every tensor. Only the first `rank` rows enter the products, so the cost follows the rank
+and not the capacity; the other rows are 0 and get no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,18 @@ class LowRankLinear(nn.Module):
     Args:
         base: the frozen layer, weight (d_out, d_in).
         directions: capacity and rank of the update.
-        scale: factor on the update, for instance alpha / r.
-        singular: whether directions carry a value E of their own (SVD form, SoRA's gate).
+        scale: factor on the update, for example alpha / r.
+        singular: whether every direction has a value E (singular value or gate).
         dropout: probability of dropping an input of the update (not of the frozen layer).
+
+    Attributes:
+        fused: whether training uses `LowRankProduct`, which knows the update of this class only; False in
+            subclasses with another `scaled_b`.
+        inputs: collects input statistics, for methods that need them.
     """
 
     E: nn.Parameter | None
+    fused: ClassVar[bool] = True
 
     def __init__(
         self, base: nn.Linear, directions: Directions, scale: float, singular: bool, dropout: float = 0.0
@@ -41,7 +47,7 @@ class LowRankLinear(nn.Module):
         self.directions = directions
         self.scale = scale
         self.dropout = dropout
-        # factors are at least float32: a model loaded in bfloat16 would round most of AdamW's updates away
+        # factors are at least float32: bfloat16 would round most of AdamW's updates away
         kind = torch.promote_types(base.weight.dtype, torch.float32)
         zeros, capacity = partial(base.weight.new_zeros, dtype=kind), directions.capacity
         self.A = nn.Parameter(zeros((capacity, base.in_features)))
@@ -55,7 +61,7 @@ class LowRankLinear(nn.Module):
             yield parameter.detach()
 
     def factors(self) -> Iterator[nn.Parameter]:
-        """A, B and, where there is one, E: every tensor with one row per direction."""
+        """A, B and, if it exists, E: the tensors with one row per direction."""
         yield self.A
         yield self.B
         if self.E is not None:
@@ -68,12 +74,12 @@ class LowRankLinear(nn.Module):
 
     @property
     def cost(self) -> int:
-        """Numbers that one direction stores: d_in + d_out, and one more with singular values."""
+        """Number of parameters per direction: d_in + d_out, and one more with E."""
         return self.A.shape[1] + self.B.shape[1] + (self.E is not None)
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, for models that look at it (T5 reads its dtype)."""
+        """The frozen weight, for models that read it (T5 reads its dtype)."""
         return self.base.weight
 
     @property
@@ -96,21 +102,25 @@ class LowRankLinear(nn.Module):
         if self.inputs is not None:
             self.inputs.see(x)
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-        r, dropping = self.rank, self.dropout and self.training
-        if _is_plain(self.base) and not dropping:
+        dropping = self.dropout and self.training
+        if self.fused and _is_plain(self.base) and not dropping:
             weight, bias = self.base.weight, self.base.bias
-            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, r, self.scale)
+            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, self.rank, self.scale)
         else:
             frozen = self.base(rows)  # (tokens, d_out)
-            kept, kind = F.dropout(rows, self.dropout) if dropping else rows, frozen.dtype
-            down = F.linear(kept, self.A[:r].to(rows.dtype))  # (tokens, r)
-            up = self.B[:r] * self.scale if self.E is None else self.B[:r] * (self.E[:r, None] * self.scale)
-            out = torch.addmm(frozen, down.to(kind), up.to(kind))
+            if dropping:
+                rows = F.dropout(rows, self.dropout)
+            down = F.linear(rows, self.A[: self.rank].to(rows.dtype))  # (tokens, r)
+            out = torch.addmm(frozen, down.to(frozen.dtype), self.scaled_b().to(frozen.dtype))
         return out.view(*x.shape[:-1], -1)
+
+    def scaled_b(self) -> Tensor:
+        """scale diag(E) B of the active directions, (r, d_out)."""
+        return self.B[: self.rank] * _factor(self.E, self.rank, self.scale)
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:
-        """The update as LoRA factors A (r, d_in) and B (d_out, r) with W = W0 + B A: scale and E lie in B."""
+        """The update as LoRA factors A (r, d_in) and B (d_out, r) with W = W0 + B A; B includes scale and E."""
         r = self.rank
         up = self.B[:r] * self.scale
         if self.E is not None:
@@ -119,24 +129,29 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def take(self, a: Tensor, b: Tensor) -> None:
-        """Makes the update equal b a, before training, when it is still 0.
+        """Sets the update to b a; only before training, while it is 0.
 
-        With singular values the first n directions become the singular vectors of b a, with S / scale in E; else A is
-        a and B is b / scale. The directions beyond n stay as they were drawn and still add nothing.
+        With E, the first n directions become the singular vectors of b a, and E their singular values over the scale.
+        Without it, A becomes a and B becomes b / scale. The directions beyond n are unchanged and still add nothing.
 
         Args:
-            a: (n, d_in), n at most the rank; b: (d_out, n).
+            a: (n, d_in), n at most the rank.
+            b: (d_out, n).
         """
-        n = a.shape[0]
         if self.E is None:
-            self.A[:n], self.B[:n] = a.to(self.A), (b.T / self.scale).to(self.B)
+            self._take_unchanged(a, b)
             return
+        n = a.shape[0]
         rows, upper_a = torch.linalg.qr(a.double().T)  # (d_in, n), (n, n)
         columns, upper_b = torch.linalg.qr(b.double())  # (d_out, n), (n, n)
         left, values, right = torch.linalg.svd(upper_b @ upper_a.T)  # b a = columns left S right rows^T
         self.A[:n] = (right @ rows.T).to(self.A)
         self.B[:n] = (columns @ left).T.to(self.B)
         self.E[:n] = (values / self.scale).to(self.E)
+
+    def _take_unchanged(self, a: Tensor, b: Tensor) -> None:
+        n = a.shape[0]
+        self.A[:n], self.B[:n] = a.to(self.A), (b.T / self.scale).to(self.B)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -146,7 +161,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A new linear layer that computes the same; the frozen layer is left as it was."""
+        """A new linear layer that computes the same; the frozen layer is unchanged."""
         layer = nn.Linear(
             self.base.in_features,
             self.base.out_features,
@@ -161,7 +176,7 @@ class LowRankLinear(nn.Module):
 
 
 def _is_plain(base: nn.Module) -> bool:
-    """Whether the frozen layer is x W^T + b and nothing else: no subclass, nothing that trains, nobody's hooks."""
+    """Whether the frozen layer computes x W^T + b and nothing else: no subclass, no trained parameter, no hook."""
     hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
     return type(base) is nn.Linear and not any(p.requires_grad for p in base.parameters()) and not any(hooks)
 
@@ -169,10 +184,10 @@ def _is_plain(base: nn.Module) -> bool:
 class LowRankProduct(torch.autograd.Function):
     """x W0^T + b0 + (x A^T) (scale diag(E) B), with a backward pass written out.
 
-    Autograd's own would add the update's input gradient to the frozen layer's in a pass of its own, copy the factors'
-    gradients into their slots, and under autocast keep a cast copy of every frozen weight. Here the update's part is
-    accumulated by the matrix product, factor gradients are written where they belong, and the frozen weight is cast
-    again when it is needed. Gradients of gradients are not offered.
+    Autograd would add the input gradients of update and frozen layer in a separate pass, copy the factors' gradients
+    into their slots, and keep a cast copy of every frozen weight under autocast. Here the matrix product accumulates
+    the update's part, factor gradients are written in place, and the frozen weight is cast again when it is needed.
+    Second derivatives are not supported.
     """
 
     @staticmethod
@@ -190,12 +205,12 @@ class LowRankProduct(torch.autograd.Function):
         """Maps x (tokens, d_in) to (tokens, d_out).
 
         Args:
-            ctx: of autograd.
+            ctx: autograd's context.
             x: the input.
-            weight: frozen, (d_out, d_in), with its bias (d_out,).
-            bias: see weight.
-            a: A (capacity, d_in), of which r rows count.
-            b: B (capacity, d_out), likewise.
+            weight: of the frozen layer, (d_out, d_in).
+            bias: of the frozen layer, (d_out,), or None.
+            a: A (capacity, d_in), of which the first r rows are used.
+            b: B (capacity, d_out), of which the first r rows are used.
             e: E (capacity,), or None.
             r: the rank.
             scale: factor on the update.
@@ -213,7 +228,7 @@ class LowRankProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, A, B and E from that of the output (tokens, d_out)."""
+        """Gradients of x, A, B and E, from the gradient of the output (tokens, d_out)."""
         x, weight, a, b, e, down = ctx.saved_tensors
         r, kind, factor = ctx.r, x.dtype, _factor(e, ctx.r, ctx.scale)
         back = grad @ (b[:r] * factor).to(kind).T  # (tokens, r)
@@ -232,12 +247,12 @@ class LowRankProduct(torch.autograd.Function):
 
 
 def _factor(e: Tensor | None, r: int, scale: float) -> Tensor | float:
-    """What row i of B is multiplied by: scale, times E_i where there is one, (r, 1)."""
+    """Factor on row i of B: scale, or scale * E_i (r, 1)."""
     return scale if e is None else e[:r, None] * scale
 
 
 def _in_slots(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
-    """left @ right in the first slots of a tensor that is 0 in all others: written there, not copied."""
+    """left @ right, written in place into the first slots of a tensor that is 0 in all other slots."""
     r = len(left)
     if left.dtype != like.dtype or r == len(like):
         return _padded((left @ right).to(like.dtype), like)
@@ -257,8 +272,12 @@ def _padded(rows: Tensor, like: Tensor) -> Tensor:
 class InputNorm:
     """Sum of squares of a layer's input per feature, over the tokens of one optimizer step.
 
-    It looks only between `watch` and `unwatch`, which the method's `watching` context calls around the
-    forward pass: a recomputation under gradient checkpointing happens later and is not counted twice.
+    It collects only between `watch` and `unwatch`, which the method's `watching` context calls around the forward
+    pass: gradient checkpointing recomputes later, so nothing is counted twice.
+
+    Args:
+        width: number of features, d_in.
+        like: a tensor of the layer, for device and type.
     """
 
     def __init__(self, width: int, like: Tensor) -> None:
@@ -267,27 +286,27 @@ class InputNorm:
         self._watching = False
 
     def watch(self, mask: Tensor | None) -> None:
-        """Starts to look; `mask` (batch, tokens) is 0 at padding, None where there is none."""
+        """Starts collecting; `mask` (batch, tokens) is 0 at padding, or None without padding."""
         self._mask, self._watching = mask, True
 
     def unwatch(self) -> None:
-        """Stops to look."""
+        """Stops collecting."""
         self._mask, self._watching = None, False
 
     @torch.no_grad()
     def see(self, x: Tensor) -> None:
-        """Adds the squares of x (..., d_in); masked where x has a row for each token, also in one flat dimension."""
+        """Adds the squares of x (..., d_in), masked if x has one row per token (also in one flat dimension)."""
         if not self._watching:
             return
         mask, rows = self._mask, x.detach().to(self.total.dtype)
         if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
             rows = rows * mask.reshape(x.shape[:-1]).to(rows.dtype)[..., None]
         elif mask is not None and (x.ndim > 2 and len(x) == 1 or len(x) != len(mask)):
-            return  # DeBERTa's relative positions (1, 2k, d) also go through query and key: they are no tokens
+            return  # DeBERTa also passes its relative positions (1, 2k, d) through query and key; they are not tokens
         self.total += rows.reshape(-1, rows.shape[-1]).square().sum(0)
 
     def take(self) -> Tensor:
-        """The feature norms ||X_j||_2 since the last call, (d_in,); starts again from 0."""
+        """The feature norms ||X_j||_2 since the last call, (d_in,); resets them to 0."""
         norms = self.total.sqrt()
         self.total = torch.zeros_like(self.total)
         return norms

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+EXPANSIONS = ("pool", "mean", "random")
 Scores = Mapping[str, Sequence[float]]
 Draw = Callable[[int], int]
 

@@ -2,69 +2,61 @@
 
     W = W0 + (alpha / r_init) B diag(E) A          A, B ~ N(0, 0.02), E = 0
 
-Three phases over T steps. Warm-up (t <= t_i): train, gather importance. Adjustment: every `interval` steps b
-directions of least importance die, and the matrices whose *least* directions score highest gain b new ones.
+Three phases over T steps. Warm-up (t <= t_i): train and gather importance. Adjustment: every `interval` steps the b
+directions of least importance die, and the matrices whose *least* important directions score highest gain b new ones.
 Stabilisation (t >= T - t_f): ranks stay.
 
-`variant=paper` is a reconstruction: the paper's text is known through its abstract and a digest, and where
-they are silent the value of the authors' code is taken. `variant=official` adds that code's side effects,
-each a switch of its own: D1, D2, D4 (what its optimizer rebuild does), D8 (new E), D12 (ties), D15 (the weight
-in |w g| is read after the step). The numbers are those of docs/methods.md.
+`variant=paper` is a reconstruction: the paper's text was available as an abstract and a summary, and where they are
+silent the value of the authors' code is taken. `variant=official` adds the side effects of that code, each with its own
+switch D1 to D15 (`elalora.side_effects`; docs/methods/elalora.md explains the numbers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elalora.adapters import LowRankLinear
-from elalora.allocation import Decision, decide, widen_ties
-from elalora.errors import UserError
+from elalora.allocation import EXPANSIONS, Decision, decide, widen_ties
+from elalora.checks import check_at_least_1, check_choices, check_fractions
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
-from elalora.method import Capabilities, LowRankMethod, MethodFailure, NeverActed, Round
+from elalora.low_rank import SVDMethod
+from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS as ORTHOGONALITY
-from elalora.regulariser import orthogonality
 from elalora.schedules import Phases, Schedule, plan_phases
-from elalora.side_effects import SideEffects
-
-CHOICES = {
-    "variant": ("paper", "official"),
-    "importance": IMPORTANCE,
-    "expansion": ("pool", "mean", "random"),
-    "new_direction": ("projection", "qr", "random"),
-    "orth_form": ORTHOGONALITY,
-    "D4": (None, "off", "text", "image"),
-}
+from elalora.side_effects import DECAY, SideEffects
 
 
 @dataclass
 class ElaLoRAConfig:
-    """Every choice of ElaLoRA; None means the default that scales with the run, or the variant's value.
+    """Settings of ElaLoRA; None means a default that scales with the run, or the variant's value.
 
     Attributes:
         variant: "paper" or "official".
         alpha: numerator of the scale alpha / r_init.
-        k: most candidates of one matrix per round.
-        b: moves of the first round; None is ceil(0.05 R) of the rank sum R.
-        t_initial, t_final: length of warm-up and stabilisation, as a fraction of the run or in steps.
+        k: maximum number of candidates per matrix and round.
+        b: moves of the first round; None is ceil(0.05 R), R being the rank sum.
+        t_initial, t_final: length of warm-up and stabilisation, as a fraction of the run or in steps; None is 0.1
+            and 0.25.
         interval: steps between rounds; None is max(20, 0.65 T / 8).
         scheduler: whether b falls as round(b (1 - p^3)) over the adjustment phase.
         beta1, beta2: decay of sensitivity and uncertainty.
         importance: "sensitivity_uncertainty", "sensitivity", "magnitude" or "random".
         expansion: "pool" (as published), "mean" (highest mean score) or "random".
-        new_direction: "projection" (one pass against the rows that are there, as published), "qr" (exactly
+        new_direction: "projection" (one projection against the existing rows, as published), "qr" (exactly
             orthogonal to them) or "random" (a random unit vector).
         rank1_growth: lets a matrix of rank 1 grow, which the published pool never does (D10a).
         orth_weight: gamma; orth_form: "norm" or "squared" (`elalora.regulariser`).
-        capacity: slots of a matrix; None is max(2N, N + 8), and never binding in "official".
-        D1, D2, D4, D8, D12, D15: side effects of the official code; None takes the variant's value.
-        D4_form: which fork's collapse "official" takes, "text" or "image".
+        capacity: slots of a matrix; None is max(2N, N + 8), or unlimited in "official".
+        D1, D2, D4, D8, D12, D15: side effects of the official code (`elalora.side_effects`); None takes the
+            variant's value.
+        D4_form: which of the two forms of D4 "official" takes, "text" or "image".
     """
 
     variant: str = "paper"
@@ -93,34 +85,40 @@ class ElaLoRAConfig:
     D15: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                shown = ", ".join(str(a) for a in allowed if a is not None)
-                raise UserError(f"method.{name}={getattr(self, name)} is unknown; allowed: {shown}")
-        if self.k < 1:
-            raise UserError(f"method.k={self.k} must be at least 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"method.{name}={getattr(self, name)} must lie in [0, 1)")
+        check_choices(
+            self,
+            variant=("paper", "official"),
+            importance=IMPORTANCE,
+            expansion=EXPANSIONS,
+            new_direction=("projection", "qr", "random"),
+            orth_form=ORTHOGONALITY,
+            D4=(None, "off", *DECAY),
+        )
+        check_at_least_1(self, "k")
+        check_fractions(self, "beta1", "beta2")
 
-    def effect(self, name: str) -> bool:
-        """Whether a side effect is on: as given, else by the variant."""
-        given = getattr(self, name)
-        return self.variant == "official" if given is None else bool(given)
+    def side_effects(self) -> SideEffects:
+        """The side effects that are on: as set, or else as the variant has them."""
+        official = self.variant == "official"
 
-    def collapse(self) -> str:
-        """Form of D4: as given, else by the variant."""
-        if self.D4 is not None:
-            return self.D4
-        return self.D4_form if self.variant == "official" else "off"
+        def on(knob: bool | None) -> bool:
+            return official if knob is None else knob
+
+        return SideEffects(
+            drops_moments=on(self.D1),
+            holds_peak_lr=on(self.D2),
+            collapses_groups=self.D4 if self.D4 is not None else self.D4_form if official else "off",
+            tiny_new_values=on(self.D8),
+            prunes_ties=on(self.D12),
+            weight_after_step=on(self.D15),
+        )
 
 
-class ElaLoRA(LowRankMethod):
-    """See the module's docstring; `phases`, `importance` and `effects` are its working parts."""
+class ElaLoRA(SVDMethod):
+    """See the module's docstring; its parts are `phases`, `importance` and `effects`."""
 
     name: ClassVar[str] = "elalora"
     title: ClassVar[str] = "ElaLoRA"
-    singular: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True)
     Config: ClassVar[type] = ElaLoRAConfig
     config: ElaLoRAConfig
@@ -139,42 +137,29 @@ class ElaLoRA(LowRankMethod):
     def capacity(self, rank: int) -> int:
         if self.config.capacity is not None:
             return max(rank, self.config.capacity)
-        if self.config.variant == "official":  # out of reach: no matrix gains more than k directions a round
+        if self.config.variant == "official":  # never reached: a matrix gains at most k directions per round
             return rank + self.config.k * len(self.phases.rounds())
         return max(2 * rank, rank + 8)
 
-    def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
-    ) -> nn.Module:
-        model = super().attach(model, targets, total_steps, keep, seed)
+    def after_attach(self) -> None:
         c = self.config
-        self.effects = SideEffects(c.effect("D1"), c.effect("D2"), c.collapse())
+        self.effects = c.side_effects()
         self.importance = Importance(self.adapters, c.beta1, c.beta2, c.importance)
-        return model
+        self.trackers = [self.importance]
 
     # -- training --------------------------------------------------------------------------------------
 
-    def penalty(self) -> Tensor | None:
-        if not self.config.orth_weight:
-            return None
-        return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
-
     def gradients_ready(self, step: int) -> None:
-        if step < self.phases.end and not self.config.effect("D15"):
+        if step < self.phases.end and not self.effects.weight_after_step:
             self.importance.update()
 
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
-        if step < self.phases.end and self.config.effect("D15"):
+        if step < self.phases.end and self.effects.weight_after_step:
             self.importance.update()
         if not self.phases.due(step):
             return None
         round_ = self._round(step)
-        self.effects.happen(optimizer, schedule)
+        self.effects.apply(optimizer, schedule)
         self.rounds_seen.append(round_)
         self.check_budget()
         return round_
@@ -182,19 +167,17 @@ class ElaLoRA(LowRankMethod):
     def _round(self, step: int) -> Round:
         """Points 7 to 10 of the algorithm: pool, choose, prune, expand."""
         scores = self.importance.scores(self.generator)
-        decision = self._decide(scores, self.phases.budget(step))
+        decision = self._decide(scores, self.phases.moves_at(step))
         pruned = decision.prune
-        if self.config.effect("D12"):
+        if self.effects.prunes_ties:
             pruned = widen_ties(pruned, scores, self.config.k)
-        # from the highest slot down, so that a row that moves into a gap was not itself to be removed
-        for name, slot in sorted(pruned, key=lambda entry: -entry[1]):
-            self.adapters[name].directions.die(slot)
+        self.prune(pruned)
         for name in decision.grow:
             self._expand(self.adapters[name])
-        if len(pruned) != len(decision.grow) and not self.config.effect("D12"):
+        if len(pruned) != len(decision.grow) and not self.effects.prunes_ties:
             raise MethodFailure(f"round {step} pruned {len(pruned)} directions and grew {len(decision.grow)}")
         notes = {
-            "asked": self.phases.budget(step),
+            "asked": self.phases.moves_at(step),
             "pool": decision.pool,
             "blocked": decision.blocked,
             "replaced_in_place": decision.replaced,
@@ -219,13 +202,13 @@ class ElaLoRA(LowRankMethod):
 
     @torch.no_grad()
     def _expand(self, adapter: LowRankLinear) -> None:
-        """A newborn direction: unit rows in A and B, and an E that leaves the output as it was."""
+        """Adds a direction: unit rows in A and B, and an E that leaves the output unchanged."""
         rank = adapter.rank
         assert adapter.E is not None
         fresh_a = self._new_row(adapter.A[:rank])
         fresh_b = self._new_row(adapter.B[:rank])
         value = torch.zeros((), dtype=adapter.E.dtype)
-        if self.config.effect("D8") and rank:
+        if self.effects.tiny_new_values and rank:
             value = adapter.E[:rank].abs().min().clamp(max=1e-13)
         slot = adapter.directions.be_born()
         adapter.A[slot] = fresh_a
@@ -233,29 +216,24 @@ class ElaLoRA(LowRankMethod):
         adapter.E[slot] = value
 
     def _new_row(self, rows: Tensor) -> Tensor:
-        """A unit vector (d,) from a normal draw, made orthogonal to rows (r, d) by the chosen rule.
+        """A unit vector (d,) from a normal draw, orthogonalised against rows (r, d) by the chosen rule.
 
-        "projection" subtracts rows^T rows z once, which is a projection only while the rows are orthonormal;
-        the regulariser keeps them near it, and without it the result is not orthogonal (D7).
+        "projection" subtracts rows^T rows z once. That is a projection only if the rows are orthonormal, which the
+        regulariser ensures approximately; without it the result is not orthogonal (D7).
         """
         z = torch.randn(rows.shape[1], generator=self.generator).to(rows)
         if self.config.new_direction == "projection":
             z = z - rows.T @ (rows @ z)
         elif self.config.new_direction == "qr" and len(rows):
-            basis = torch.linalg.qr(rows.T.cpu().double()).Q  # (d, r); on the CPU, some GPUs have no float64
+            basis = torch.linalg.qr(rows.T.cpu().double()).Q  # (d, r); on the CPU because some GPUs have no float64
             exact = z.cpu().double()
-            for _ in range(2):  # the second pass removes what rounding left of the first
+            for _ in range(2):  # the second pass removes rounding errors of the first
                 exact = exact - basis @ (basis.T @ exact)
             z = exact.to(z)
         return z / (z.norm() + 1e-6)
 
     def finish(self) -> None:
-        due = len(self.phases.rounds())
-        if due and not any(r.grown for r in self.rounds_seen):
-            raise NeverActed(
-                f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): "
-                "after_step was not called, or the pool was empty at every round"
-            )
+        self.check_acted(len(self.phases.rounds()), "after_step was not called, or the pool was empty at every round")
         self.check_budget()
 
     # -- reading ---------------------------------------------------------------------------------------
@@ -263,15 +241,3 @@ class ElaLoRA(LowRankMethod):
     @property
     def reconstructed(self) -> bool:
         return self.config.variant == "paper"
-
-    def phase(self, step: int) -> str:
-        return self.phases.name(step)
-
-    def state_dict(self) -> dict[str, Any]:
-        tensors = {f"importance.{name}": t for name, t in self.importance.state_dict().items()}
-        return super().state_dict() | tensors
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        prefix = "importance."
-        self.importance.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})

@@ -6,9 +6,9 @@
     s(w) = Ibar * U
     S_i  = s(E_i) + mean_j s(A_ij) + mean_j s(B_ij)    score of direction i
 
-AdaLoRA (arXiv 2303.10512, eqs. 8 to 10), used unchanged by ElaLoRA (arXiv 2504.00254). What is unusual: all
-matrices are updated by the same few foreach calls, nothing is read back to the host before a round, and the
-averages are rows that follow their directions, so they move, die and start at 0 with them.
+AdaLoRA (arXiv 2303.10512, eqs. 8 to 10), used unchanged by ElaLoRA (arXiv 2504.00254). All matrices are updated by the
+same few foreach calls, and nothing is read back to the host before a round. The averages have one row per active
+direction and follow it: they move, die and start at 0 with it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
+from elalora.patterns import split
 
 FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "random")
 
@@ -41,11 +42,14 @@ class Importance:
         beta1: decay of the smoothed sensitivity.
         beta2: decay of the uncertainty.
         form: "sensitivity_uncertainty" (as published), "sensitivity" (Ibar alone), "magnitude" (|w|, no
-            gradient), or "random" (drawn anew at every call of `scores`).
+            gradient), or "random" (drawn at every call of `scores`).
 
     Attributes:
         smooth, uncertainty: Ibar and U of every factor, (rank, d) or (rank,).
+        prefix: of their names in the method's saved state (`elalora.trackers`).
     """
+
+    prefix = "importance"
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class Importance:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the parameters' values and gradients as they are now, active rows only."""
+        """Updates the averages from the current values and gradients of the active rows."""
         if not self.smooth:
             return
         rows = [(row, p.grad[: row.rank]) for p, row in self._active().items() if p.grad is not None]
@@ -87,8 +91,8 @@ class Importance:
         torch._foreach_lerp_(uncertainty, now, 1 - self.beta2)
 
     def _active(self) -> dict[nn.Parameter, _Rows]:
-        """Views of the active rows; kept until a rank or a factor's place in memory changes, because making them
-        costs as much as the arithmetic."""
+        """Views of the active rows, cached until a rank or a factor's memory changes: creating them costs as much
+        as the arithmetic."""
         key = [(adapter.directions.changes, adapter.A.data_ptr()) for adapter in self.adapters.values()]
         if key != self._key:
             self._key = key
@@ -111,12 +115,7 @@ class Importance:
                 name: torch.rand(adapter.rank, generator=generator).tolist() for name, adapter in self.adapters.items()
             }
         rows = [self._score(adapter) for adapter in self.adapters.values()]
-        flat = torch.cat(rows).tolist()
-        out, at = {}, 0
-        for name, adapter in self.adapters.items():
-            out[name] = flat[at : at + adapter.rank]
-            at += adapter.rank
-        return out
+        return split(torch.cat(rows).tolist(), {name: adapter.rank for name, adapter in self.adapters.items()})
 
     def _score(self, adapter: LowRankLinear) -> Tensor:
         """(rank,): the sum over A, B and E of the mean element score of a direction's row."""
@@ -134,19 +133,19 @@ class Importance:
         return {name: table[p] for name, (table, p, _) in self._named().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` gave; the ranks of the adapters must be restored first.
+        """Restores what `state_dict` returned; the ranks of the adapters must be restored first.
 
         Raises:
-            ValueError: averages of another shape.
+            ValueError: the averages have other shapes.
         """
         for name, (table, p, rank) in self._named().items():
             if state[name].shape != (rank, *p.shape[1:]):
-                raise ValueError(f"the importance {name} has shape {tuple(state[name].shape)}, not that of {rank} rows")
+                raise ValueError(f"the importance {name} has shape {tuple(state[name].shape)}, expected {rank} rows")
             table[p] = state[name].to(table[p], copy=True)
         self._key = []
 
     def _named(self) -> dict[str, tuple[dict[nn.Parameter, Tensor], nn.Parameter, int]]:
-        """Table, factor and rank of every average."""
+        """Table, factor and rank of every average, by its name."""
         return {
             f"{matrix}.{number}.{what}": (table, p, adapter.rank)
             for matrix, adapter in self.adapters.items()

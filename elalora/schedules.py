@@ -1,11 +1,11 @@
-"""When things happen: the learning rate, the three phases of a run and the number of moves per round."""
+"""Schedules: the learning rate, the three phases of a run and the number of moves per round."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from elalora.errors import UserError
 
@@ -13,21 +13,20 @@ SHAPES = ("linear", "cosine", "constant")
 
 
 class Schedule:
-    """Learning-rate factor by step: linear warm-up, then linear decay to 0, cosine, or constant.
+    """Learning-rate schedule: linear warm-up, then linear decay to 0, cosine decay, or a constant rate.
 
-    What is unusual: the factor is a pure function of the step, so nothing but the step needs saving, and
-    `hold_peak` reproduces a side effect of the official ElaLoRA code (D2).
+    The rate is a function of the step alone, so a checkpoint needs nothing but the step and `held`.
 
     Args:
-        optimizer: its groups' rates at construction are the peak rates.
+        optimizer: the learning rates of its groups are taken as the peak rates.
         total: number of optimizer steps of the run (of all its stages).
         warmup: number of warm-up steps in each stage.
         shape: "linear", "cosine" or "constant".
-        stages: lengths of consecutive stages, each with a warm-up and decay of its own; where they end before
-            total, the last one's end value holds.
+        stages: lengths of consecutive stages, each with its own warm-up and decay; after the last one its final
+            rate holds.
 
     Raises:
-        UserError: for a warm-up that is negative or leaves no step, or an unknown shape.
+        UserError: the warm-up is negative or leaves no step, or the shape is unknown.
     """
 
     def __init__(
@@ -44,13 +43,13 @@ class Schedule:
         self.at(0)
 
     def at(self, step: int) -> None:
-        """Sets the rates for the step that comes next, 0-based."""
+        """Sets the learning rates for the next step, 0-based."""
         factor = self.factor(step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 
     def factor(self, step: int) -> float:
-        """Learning rate over its peak at a step, 0-based."""
+        """Learning rate divided by its peak at a step, 0-based."""
         if self.held:
             return 1.0
         *earlier, length = self.stages
@@ -65,7 +64,7 @@ class Schedule:
         return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[self.shape]
 
     def hold_peak(self) -> None:
-        """From now on the rate is the peak: no rest of the warm-up, no decay (D2)."""
+        """Holds the rate at its peak from now on, without warm-up or decay, as the official ElaLoRA code does (D2)."""
         self.held = True
         self.at(0)
 
@@ -74,74 +73,85 @@ class Schedule:
         return {"held": self.held}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.held = bool(state["held"])
 
 
-class RoundTimes(Protocol):
-    """When a method changes its ranks; `Phases` is the plan of ElaLoRA."""
-
-    @property
-    def end(self) -> int:
-        """First step of the final phase, in which ranks stay."""
-        ...
-
-    def rounds(self) -> list[int]:
-        """The steps after which a round is due."""
-        ...
-
-
 @dataclass(frozen=True)
-class Phases:
-    """Warm-up, adjustment and stabilisation of a run of `total` steps (ElaLoRA, section 3; AdaLoRA, App. A).
+class ThreePhases:
+    """Warm-up, adjustment and final phase of a run of `total` steps (ElaLoRA, section 3; AdaLoRA, App. A).
 
-    A round is due after step t (0-based) when `start` < t < `total - final` and t - start is a multiple of
-    `interval`.
+    Attributes:
+        total: steps of the run.
+        start: t_i, the last step of the warm-up.
+        final: t_f, steps of the final phase, in which ranks stay.
+        interval: steps between rounds.
     """
 
     total: int
     start: int
     final: int
     interval: int
-    moves: int
-    cubic: bool = True
-
-    def rounds(self) -> list[int]:
-        """The steps after which a round with at least one move is due."""
-        steps = range(self.start + self.interval, self.total - self.final, self.interval)
-        return [t for t in steps if self.budget(t) > 0]
-
-    def due(self, t: int) -> bool:
-        """Whether a round with at least one move follows step t."""
-        return self.start < t < self.end and (t - self.start) % self.interval == 0 and self.budget(t) > 0
 
     @property
     def end(self) -> int:
         """First step of the final phase, T - t_f."""
         return self.total - self.final
 
-    def budget(self, t: int) -> int:
-        """Moves of a round at step t: b = round(b0 (1 - p^3)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
-        if not self.cubic:
-            return self.moves
-        progress = min(1.0, max(0.0, (t - self.start) / (self.end - self.start)))
-        return round(self.moves * (1 - progress**3))
+    def rounds(self) -> list[int]:
+        """The steps after which a round is due."""
+        raise NotImplementedError
+
+    def due(self, t: int) -> bool:
+        """Whether a round is due after step t, 0-based."""
+        raise NotImplementedError
 
     def name(self, t: int) -> str:
         """warm-up, adjust or stabilise."""
         return "warm-up" if t <= self.start else "adjust" if t < self.end else "stabilise"
 
 
+@dataclass(frozen=True)
+class Phases(ThreePhases):
+    """The rounds of ElaLoRA: after step t if t_i < t < T - t_f and t - t_i is a multiple of the interval.
+
+    Attributes:
+        moves: b, moves of the first round.
+        cubic: whether the moves fall to 0 over the adjustment phase.
+    """
+
+    moves: int
+    cubic: bool = True
+
+    def rounds(self) -> list[int]:
+        """The steps after which a round with at least one move is due."""
+        return [t for t in self._regular() if self.moves_at(t) > 0]
+
+    def due(self, t: int) -> bool:
+        """Whether a round with at least one move is due after step t."""
+        return t in self._regular() and self.moves_at(t) > 0
+
+    def _regular(self) -> range:
+        return range(self.start + self.interval, self.end, self.interval)
+
+    def moves_at(self, t: int) -> int:
+        """Moves of a round after step t: round(b (1 - p^3)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
+        if not self.cubic:
+            return self.moves
+        progress = min(1.0, max(0.0, (t - self.start) / (self.end - self.start)))
+        return round(self.moves * (1 - progress**3))
+
+
 def steps_of(value: float, total: int, name: str) -> int:
-    """A length in steps from a fraction of the run (0 < value < 1) or a number of steps (0, 1, 2, ...).
+    """A length in steps, from a fraction of the run (0 < value < 1) or a number of steps (0, 1, 2, ...).
 
     Raises:
-        UserError: when it is negative, or 1 or more and not whole.
+        UserError: the value is negative, or is 1 or more and not whole.
     """
     if 0 < value < 1:
         return round(value * total)
     if not 0 <= value < math.inf or value != int(value):
-        raise UserError(f"{name}={value} is neither a fraction of the run (0..1) nor a number of steps")
+        raise UserError(f"{name}={value} is neither a fraction of the run (between 0 and 1) nor a number of steps")
     return int(value)
 
 
@@ -154,12 +164,12 @@ def plan_phases(
     moves: int | None,
     cubic: bool,
 ) -> Phases:
-    """The phases of a run, each part given or by default.
+    """The phases of a run; None stands for a default that scales with it.
 
-    Defaults scale with the run: t_i = 0.1 T, t_f = 0.25 T, interval = max(20, 0.65 T / 8), b = ceil(0.05 R).
+    Defaults: t_i = 0.1 T, t_f = 0.25 T, interval = max(20, 0.65 T / 8), b = ceil(0.05 R).
 
     Raises:
-        UserError: when no step is left for adjustment, or the interval is longer than the adjustment phase.
+        UserError: no step is left for the adjustment phase, or no round fits into it.
     """
     t_i = steps_of(0.1 if start is None else start, total, "method.t_initial")
     t_f = steps_of(0.25 if final is None else final, total, "method.t_final")
@@ -169,7 +179,7 @@ def plan_phases(
         raise UserError(f"method.interval={every} must be at least 1 and method.b={b} at least 0")
     if t_i + t_f >= total:
         raise UserError(
-            f"phases of {t_i} steps before and {t_f} steps after leave no step for adjustment in a run of {total}: "
+            f"a warm-up of {t_i} steps and a final phase of {t_f} leave no step for adjustment in a run of {total}: "
             "lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
         )
     if b and t_i + every >= total - t_f:

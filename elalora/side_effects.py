@@ -1,8 +1,8 @@
-"""What the official ElaLoRA code does to training beside moving ranks, each as a switch of its own.
+"""What the official ElaLoRA code does to training beside moving ranks, each effect with its own switch.
 
-Its optimizer is rebuilt at every round, and by accident (defects D1, D2 and D4 of docs/methods.md) the rebuild
-drops every moment, pins the learning rate at its peak and collapses the parameter groups. Here the same
-effects are resets and overrides, so that each can be turned on alone, also on a fixed-rank adapter.
+That code rebuilds its optimizer at every round, which by accident drops all moments, holds the learning rate at its
+peak and collapses the parameter groups (defects D1, D2 and D4 of docs/methods/elalora.md). Here these are explicit
+operations, so each can be turned on alone, also for an adapter of fixed rank. D8, D12 and D15 concern the round itself.
 """
 
 from __future__ import annotations
@@ -18,29 +18,35 @@ DECAY = {"text": 0.0, "image": 0.01}
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Which accidents of the official rebuild happen at every round.
+    """Which side effects are on.
 
     Attributes:
-        D1: drop all moments and step counters of all parameters, also of the head.
-        D2: hold the learning rate at its peak from the first round to the end.
-        D4: collapse the parameter groups: "text" sets weight decay to 0, "image" to 0.01, on everything;
-            "off" leaves the groups alone.
+        drops_moments: D1: every round drops all moments and step counters of all parameters, the head's too.
+        holds_peak_lr: D2: the learning rate stays at its peak from the first round to the end.
+        collapses_groups: D4: after the first round weight decay is 0 ("text") or 0.01 ("image") on everything;
+            "off" leaves the parameter groups alone.
+        tiny_new_values: D8: a new singular value is min(|E|, 1e-13) instead of 0.
+        prunes_ties: D12: all directions at or below the threshold go, so a round may prune more than it grows.
+        weight_after_step: D15: |w g| reads the weight after the optimizer step.
     """
 
-    D1: bool = False
-    D2: bool = False
-    D4: str = "off"
+    drops_moments: bool = False
+    holds_peak_lr: bool = False
+    collapses_groups: str = "off"
+    tiny_new_values: bool = False
+    prunes_ties: bool = False
+    weight_after_step: bool = False
 
     def __post_init__(self) -> None:
-        if self.D4 not in ("off", *DECAY):
-            raise UserError(f"method.D4={self.D4} is unknown; allowed: off, {', '.join(DECAY)}")
+        if self.collapses_groups not in ("off", *DECAY):
+            raise UserError(f"method.D4={self.collapses_groups} is unknown; allowed: off, {', '.join(DECAY)}")
 
-    def happen(self, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
-        """Applies the chosen effects; called once per round, after the ranks moved."""
-        if self.D1:
+    def apply(self, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
+        """Applies the effects on optimizer and schedule; call it once per round, after the ranks moved."""
+        if self.drops_moments:
             optimizer.forget()
-        if self.D2:
+        if self.holds_peak_lr:
             schedule.hold_peak()
-        if self.D4 != "off":
+        if self.collapses_groups != "off":
             for group in optimizer.param_groups:
-                group["weight_decay"] = DECAY[self.D4]
+                group["weight_decay"] = DECAY[self.collapses_groups]

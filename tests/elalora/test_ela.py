@@ -14,6 +14,7 @@ from torch import nn
 
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, MethodFailure, Schedule, UserError
 from elalora.optim import RowwiseAdamW
+from elalora.side_effects import SideEffects
 from experiments.training import checkpoint
 
 SWITCHES = ("D1", "D2", "D8", "D15")
@@ -191,13 +192,14 @@ def test_an_allocator_that_is_never_called_fails_the_run():
 
 
 def test_official_turns_every_side_effect_on_and_paper_none():
-    paper, official = ElaLoRAConfig(), ElaLoRAConfig(variant="official")
-    names = ("D1", "D2", "D8", "D12", "D15")
-    assert [paper.effect(n) for n in names] == [False] * 5 and paper.collapse() == "off"
-    assert [official.effect(n) for n in names] == [True] * 5 and official.collapse() == "text"
-    assert ElaLoRAConfig(variant="official", D4_form="image").collapse() == "image"
-    assert not ElaLoRAConfig(variant="official", D1=False).effect("D1")
-    assert ElaLoRAConfig(D4="image").collapse() == "image"
+    def on(**knobs):
+        return ElaLoRAConfig(**knobs).side_effects()
+
+    assert on() == SideEffects()
+    assert on(variant="official") == SideEffects(True, True, "text", True, True, True)
+    assert on(variant="official", D4_form="image").collapses_groups == "image"
+    assert not on(variant="official", D1=False).drops_moments
+    assert on(D4="image") == SideEffects(collapses_groups="image")
 
 
 @pytest.mark.parametrize(("form", "decay"), [("text", 0.0), ("image", 0.01)])

@@ -69,7 +69,7 @@ def test_rounds_of_the_official_scripts_are_those_counted_by_hand(name):
     phases = Phases(total, t_i, t_f, interval, b)
     rounds = phases.rounds()
     assert (len(rounds), rounds[0], rounds[-1]) == (count, first, last)
-    assert sum(phases.budget(t) for t in rounds) == moves
+    assert sum(phases.moves_at(t) for t in rounds) == moves
     assert rounds == [t for t in range(total) if phases.due(t)]
 
 
@@ -77,7 +77,7 @@ def test_default_phases_follow_the_length_of_the_run():
     phases = plan_phases(100, 144, None, None, None, None, True)
     assert (phases.start, phases.final, phases.interval, phases.moves) == (10, 25, 20, 8)
     assert phases.rounds() == [30, 50, 70]
-    assert [phases.budget(t) for t in phases.rounds()] == [8, 6, 2]  # round(8 (1 - p^3)), p = 20/65, 40/65, 60/65
+    assert [phases.moves_at(t) for t in phases.rounds()] == [8, 6, 2]  # round(8 (1 - p^3)), p = 20/65, 40/65, 60/65
     long = plan_phases(1000, 144, None, None, None, None, True)
     assert (long.start, long.final, long.interval) == (100, 250, 81)
 

@@ -1,0 +1,216 @@
+"""Methods with one low-rank adapter on each chosen linear layer: set-up, budget, counts, saved state and export.
+
+`LowRankMethod` as it stands is LoRA with A ~ N(0, 0.02); a method overrides what it does differently.
+docs/add-a-method.md lists the hooks. `SVDMethod` is the base of ElaLoRA, AdaLoRA and SVD-LoRA.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elalora.adapters import LowRankLinear
+from elalora.attach import attach, find_linears
+from elalora.budget import Count, check_rank
+from elalora.directions import Directions
+from elalora.errors import UserError
+from elalora.method import BudgetExceeded, Capabilities, Method, NeverActed
+from elalora.regulariser import orthogonality
+from elalora.trackers import Tracker
+
+MANY = 10_000  # more matrices, or ranks, than any model has
+
+
+class LowRankMethod(Method):
+    """A method with one low-rank adapter on each chosen linear layer.
+
+    Attributes:
+        singular: whether adapters have E, one number per direction (singular values or gates).
+        saved: names of attributes with JSON values that are saved with the method.
+        adapters: by module name, in the model's order; set by `attach`.
+        trackers: what else is saved and restored with the method; filled in `after_attach`.
+    """
+
+    singular: ClassVar[bool] = False
+    saved: ClassVar[Sequence[str]] = ()
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    adapters: dict[str, LowRankLinear]
+    trackers: list[Tracker]
+
+    def attach(
+        self,
+        model: nn.Module,
+        targets: Sequence[str],
+        total_steps: int,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> nn.Module:
+        linears = find_linears(model, targets, outside=keep)
+        costs = [linear.in_features + linear.out_features + self.singular for linear in linears.values()]
+        assert self.budget is not None
+        self.mean_rank = self.budget.mean_rank(costs)
+        self.generator.manual_seed(seed)  # initial ranks may be random
+        ranks = self.initial_ranks(linears)
+        for name, linear in linears.items():
+            check_rank(ranks[name], name, linear.in_features, linear.out_features)
+        self.plan(total_steps, sum(ranks.values()))
+        super().attach(model, targets, total_steps, keep, seed)
+        self.adapters = attach(model, linears, lambda name, linear: self._adapter(linear, ranks[name]))
+        for adapter in self.adapters.values():
+            self.initialise(adapter)
+        self.trackers = []
+        self.after_attach()
+        return model
+
+    def after_attach(self) -> None:
+        """Creates the method's state and its `trackers`; called at the end of `attach`."""
+
+    def check_length(self, total_steps: int) -> None:
+        super().check_length(total_steps)
+        assert self.budget is not None
+        self.mean_rank = self.budget.rank or MANY
+        self.plan(total_steps, self.mean_rank * MANY)
+
+    def plan(self, total_steps: int, rank_sum: int) -> None:
+        """Fixes the method's schedule before the model is changed; raises UserError if it does not fit.
+
+        `check_length` calls it too, before a model is loaded, with a rank sum larger than that of any model.
+        """
+
+    def _adapter(self, linear: nn.Linear, rank: int) -> LowRankLinear:
+        limit = min(linear.in_features, linear.out_features)
+        slots = Directions(min(limit, self.capacity(rank)), rank)
+        return LowRankLinear(linear, slots, self.scale(rank), self.singular, getattr(self.config, "dropout", 0.0))
+
+    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
+        """Rank of each matrix at the start; the budget's mean rank by default."""
+        return dict.fromkeys(linears, self.mean_rank)
+
+    def capacity(self, rank: int) -> int:
+        """Slots of a matrix that starts at `rank`, the most directions it can have; by default ranks never grow."""
+        return rank
+
+    def scale(self, rank: int) -> float:
+        """Factor on the update of a matrix: alpha / r, with the rank at the start."""
+        return self.config.alpha / max(1, rank)
+
+    def initialise(self, adapter: LowRankLinear) -> None:
+        """Draws A ~ N(0, 0.02), and B too if E exists; E, or else B, stays 0, so the output is unchanged."""
+        draw_normal(adapter.A, adapter.rank, 0.02, self.generator)
+        if adapter.E is not None:
+            draw_normal(adapter.B, adapter.rank, 0.02, self.generator)
+
+    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (a, b) in factors.items():
+            adapter = self.adapters.get(name)
+            if adapter is None:
+                raise UserError(f"the adapter to start from has a matrix '{name}', which this run does not adapt")
+            if (a.shape[1], b.shape[0]) != (adapter.in_features, adapter.out_features):
+                raise UserError(f"the adapter to start from has another shape at '{name}': use a run of the same model")
+            if a.shape[0] > adapter.rank:
+                raise UserError(
+                    f"the adapter to start from has rank {a.shape[0]} at '{name}', but this run starts there with "
+                    f"{adapter.rank}: start from a run of a smaller budget or with fixed ranks"
+                )
+        for name, (a, b) in factors.items():
+            self.adapters[name].take(a, b)
+
+    def directions(self) -> dict[Tensor, Directions]:
+        return {p: adapter.directions for adapter in self.adapters.values() for p in adapter.factors()}
+
+    def decays(self, parameter: nn.Parameter) -> bool:
+        # E decays with A and B, as in the authors' codes
+        return parameter.ndim > 1 or any(parameter is adapter.E for adapter in self.adapters.values())
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self.adapters.values() for p in adapter.factors()]
+
+    def ranks(self) -> dict[str, int]:
+        return {name: adapter.rank for name, adapter in self.adapters.items()}
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {n: (a.base.out_features, a.base.in_features) for n, a in self.adapters.items()}
+
+    def count(self) -> Count:
+        return Count.of(self.ranks(), {name: adapter.cost for name, adapter in self.adapters.items()})
+
+    def prune(self, directions: Iterable[tuple[str, int]]) -> None:
+        """Removes directions, given as (matrix, slot)."""
+        # from the highest slot down, because the last row moves into the gap
+        for name, slot in sorted(directions, key=lambda entry: -entry[1]):
+            self.adapters[name].directions.die(slot)
+
+    def finish(self) -> None:
+        self.check_budget()
+
+    def check_acted(self, due: int, cause: str) -> None:
+        """Raises NeverActed if rounds were due and none of them moved a rank.
+
+        Args:
+            due: number of rounds that the run should have had.
+            cause: what can have gone wrong, for the message.
+        """
+        if due and not any(r.grown for r in self.rounds_seen):
+            raise NeverActed(f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): {cause}")
+
+    def check_budget(self) -> None:
+        assert self.budget is not None
+        now = self.count()
+        allowed = self.mean_rank * len(self.adapters)
+        if self.budget.rank is not None and now.rank_sum > allowed:
+            raise BudgetExceeded(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
+        if self.budget.params is not None and now.params > self.budget.params:
+            raise BudgetExceeded(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
+
+    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        slots = {name: adapter.rank for name, adapter in self.adapters.items()}
+        state = super().state_dict() | {"ranks": slots} | {name: getattr(self, name) for name in self.saved}
+        for tracker in self.trackers:
+            state |= {f"{tracker.prefix}.{key}": value for key, value in tracker.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        for name, rank in state["ranks"].items():
+            self.adapters[name].directions.restore(rank)
+        for name in self.saved:
+            setattr(self, name, copy.deepcopy(state[name]))
+        for tracker in self.trackers:
+            start = f"{tracker.prefix}."
+            tracker.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+
+
+class SVDMethod(LowRankMethod):
+    """A method with W = W0 + scale * B diag(E) A whose A and B are kept near orthonormal.
+
+    Its config has orth_weight (gamma) and orth_form (`elalora.regulariser`).
+    """
+
+    singular: ClassVar[bool] = True
+
+    def penalty(self) -> Tensor | None:
+        if not self.config.orth_weight:
+            return None
+        return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
+
+
+@torch.no_grad()
+def draw_normal(tensor: Tensor, rows: int, std: float, generator: torch.Generator) -> None:
+    """Fills the first rows with draws from N(0, std), made on the CPU so that every device gets the same numbers."""
+    shape = (rows, *tensor.shape[1:])
+    tensor[:rows].copy_(torch.randn(shape, generator=generator) * std)
+
+
+@torch.no_grad()
+def draw_kaiming(tensor: Tensor, rows: int, generator: torch.Generator) -> None:
+    """Fills the first rows with draws from U(-1/sqrt(d), 1/sqrt(d)): Kaiming-uniform with a = sqrt(5)."""
+    bound = tensor.shape[1] ** -0.5
+    shape = (rows, *tensor.shape[1:])
+    tensor[:rows].copy_((torch.rand(shape, generator=generator) * 2 - 1) * bound)
