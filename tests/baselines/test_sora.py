@@ -319,7 +319,7 @@ def test_a_parameter_budget_is_approached_too():
         ({"lambda_num": 0}, "method.lambda_num=0 must be at least 1"),
         ({"lambda_num": 3, "max_lambda": 1e-3, "xi": 0.0, "lambda_schedule": "exp_linear"}, "exp_linear"),
         ({"r_max": 2}, "method.r_max=2 must lie between"),
-        ({"r_max": 11}, "r_max=11 must lie between the budget's rank 4 and 10"),
+        ({"r_max": 11}, "r_max=11 must lie between the budget's rank 3 and 10"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(knobs, message):

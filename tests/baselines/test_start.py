@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed():
     good = source(Net(), 1)
     a, b = good["layers.1.up"]
     wrong = {
-        "has rank 4 at 'layers.1.up', this run starts there with 3": ("layers.1.up", a.repeat(4, 1), b.repeat(1, 4)),
+        "rank 4 at 'layers.1.up', .* starts there with 3": ("layers.1.up", a.repeat(4, 1), b.repeat(1, 4)),
         "has another shape at 'layers.1.up'": ("layers.1.up", a[:, :-1], b),
         "has a matrix 'layers.9.up', which this run does not adapt": ("layers.9.up", a, b),
     }
