@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -14,6 +16,7 @@ TEXT = (CHECKOUT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PLACE = re.compile(r"`([\w/]+\.py)`,\s+`([\w.]+)`")  # a file and what to look at in it
 WALK = re.findall(r"^\d+\. `([\w/.]+)`", TEXT, re.M)
 LONGEST = 30
+PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 
 
 def defined(path: str) -> set[str]:
@@ -49,3 +52,18 @@ def test_every_file_of_the_page_exists_and_every_step_names_a_function():
 def test_the_page_says_what_each_wing_is_for(package: str):
     names = {name for names in WINGS[package] for name in names if name and name != COMMANDS}
     assert names == set(re.findall(rf"^- `{package}/(\w+)/`", TEXT, re.M))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_files_and_modules_that_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    packages = "elalora|baselines|experiments|analysis"
+    paths = set(re.findall(rf"(?<![\w/.])(?:{packages}|tests)/[\w/]+\.py", text))
+    missing = [path for path in paths if not (CHECKOUT / path).exists()]
+    for name in set(re.findall(rf"(?<![\w/.-])(?:{packages})(?:\.\w+)+", text)):
+        try:
+            resolve_name(name)
+        except (ImportError, AttributeError):
+            if name.rpartition(".")[2] not in ("md", "json", "safetensors"):
+                missing.append(name)
+    assert not missing, missing
