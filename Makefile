@@ -7,13 +7,13 @@ STORE  ?= runs
 TABLES ?= tables
 SITE   ?= site
 DEMO   ?= method=elalora,lora budget=r4 seed=0,1
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist loadgroup --durations=15
 BENCH  ?= --quick
 
 run := HF_HUB_OFFLINE=1 "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full smoke reproduce-check notebooks docs lint tables bench clean
+.PHONY: help setup demo test test-slow test-full smoke reproduce-check notebooks docs lint tables bench clean
 
 help: ## this list
 	@printf '\nelalora: ElaLoRA and other adaptive-rank methods against LoRA, at the same budget\n\n'
@@ -27,14 +27,17 @@ demo: setup ## ElaLoRA against LoRA on real text, 2 seeds, with a table and figu
 	@$(run) run.py -m $(DEMO) 'store.root="$(STORE)"'
 	@$(run) -m analysis "$(STORE)" --out "$(TABLES)"
 
-test: setup ## the quick tests (at most 15 minutes on 2 cores)
+test: setup ## the quick tests (at most 6 minutes on 2 cores)
 	@$(run) -m pytest $(PYTEST)
 
-test-full: setup ## all tests, the long ones too
-	@$(run) -m pytest $(PYTEST) -m "full or not full"
+test-slow: setup ## the tests that take seconds each: pairs of processes, sweeps, kills, notebooks, wheels, the site
+	@$(run) -m pytest $(PYTEST) -m "slow and not full"
+
+test-full: setup ## all tests, those of minutes to hours too
+	@$(run) -m pytest $(PYTEST) -m "slow or not slow"
 
 smoke: setup ## every benchmark at hand with every method, 60 steps each (needs ../shared/data; about 18 minutes)
-	@$(run) -m pytest $(PYTEST) -m "full or not full" tests/experiments/standins/test_smoke.py
+	@$(run) -m pytest $(PYTEST) -m "slow or not slow" tests/experiments/standins/test_smoke.py
 
 reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
 	@$(run) -m experiments.reproduce_check $(WORDS)

@@ -6,19 +6,14 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in commands too: threads of tests side by side wait for each other
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-import torch
 from tiny_model import make_tiny_model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """One thread in each parallel worker, two in a run of its own."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

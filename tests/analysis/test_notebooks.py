@@ -29,6 +29,7 @@ def page(name: str, root: Path, out: Path) -> str:
     return re.sub(r"<[^>]+>", "", files[0].read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_attribution_notebook_reads_out_the_effects(root: Path, tmp_path: Path):
     text = page("attribution", root, tmp_path)
     assert "135 finished runs" in text and "no gaps" in text
@@ -54,6 +55,7 @@ def few(root: Path, tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
+@pytest.mark.slow
 def test_the_rank_study_runs(few: Path, tmp_path: Path):
     text = page("rank_study", few, tmp_path)
     assert "6 finished runs" in text
@@ -96,6 +98,7 @@ run(make_plan(compose_run([*{words}, "seed=0"])))
 """
 
 
+@pytest.mark.slow
 def test_progress_in_a_notebook_and_in_its_log_file_is_a_few_plain_lines(tiny_model_dir: Path, tmp_path: Path):
     """A `!` command has a terminal there, and FORCE_COLOR is set: a redrawn line would fill the notebook."""
     words = [*QUICK, "method=lora", f"model.path={tiny_model_dir}", f"store.root={tmp_path}/runs"]

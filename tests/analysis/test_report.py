@@ -50,6 +50,7 @@ def test_the_report_writes_what_it_names(pair: Path, tmp_path: Path) -> None:
             assert all(word in file.read_text() for word in VADER.split())  # it may be broken into lines
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(pair: Path, tmp_path: Path) -> None:
     first, second = (report([pair], tmp_path / name, quiet=True) for name in ("a", "b"))
     for one, other in zip(first, second, strict=True):

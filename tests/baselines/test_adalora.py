@@ -150,6 +150,7 @@ def train_ours(method: AdaLoRA, net: Transformer) -> SimpleNamespace:
     return seen
 
 
+@pytest.mark.slow
 def test_variant_peft_is_stock_peft_over_a_whole_schedule(monkeypatch):
     net = Transformer()
     method = AdaLoRA(AdaLoRAConfig(**PHASES), Budget(rank=4))

@@ -90,6 +90,7 @@ def test_a_trainer_that_divides_the_loss_itself_counts_the_penalty_once_too(tmp_
     assert_same(trained[1], trained[0])
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     for name in ("elalora", "prilora"):
         plain, checkpointed = make(name), make(name)
@@ -263,6 +264,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
         stock(other, ela()).train(resume_from_checkpoint=str(other / "checkpoint-7"))
 
 
+@pytest.mark.slow
 def test_two_processes_decide_alike_and_equal_one_with_the_same_global_batch(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     environment = os.environ | {"PYTHONPATH": f"{SUPPORT}{os.pathsep}{CHECKOUT}", "OMP_NUM_THREADS": "1"}

@@ -24,13 +24,16 @@ MISTAKES = {
     "a damaged model": ([*OWN, "model.path=damaged"], "damaged"),
     "a store that is a file": (["store.root=file"], "store.root=file is a file; name a folder"),
 }
+SLOW = ("no folder of data", "a damaged model", "a store that is a file")  # found after the imports of a run
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in MISTAKES]
+)
 def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_no_trace(
     mistake: str, tiny_model_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

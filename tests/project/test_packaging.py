@@ -130,6 +130,7 @@ def test_the_library_imports_where_only_torch_is_installed(tmp_path: Path):
     assert str(tmp_path) in done.stdout
 
 
+@pytest.mark.slow
 def test_a_wheel_installs_and_carries_its_licence(tmp_path: Path):
     source = tmp_path / "source"
     source.mkdir()
@@ -158,6 +159,7 @@ print(Budget.__module__)
 """
 
 
+@pytest.mark.slow
 def test_a_script_beside_the_clone_imports_the_library_that_was_installed_with_e(tmp_path: Path):
     """A clone is a folder named elalora without an __init__.py: Python would take it for a namespace package."""
     source = tmp_path / "elalora"
@@ -271,6 +273,7 @@ def test_the_environment_is_made_once(tmp_path: Path, setup_env):
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in setup_env.pins())
 
 
+@pytest.mark.slow
 def test_an_environment_that_was_left_without_pip_is_made_again(tmp_path: Path, setup_env, monkeypatch):
     """What Debian's venv leaves where ensurepip is not installed: a Python that starts, and no pip."""
     venv = tmp_path / "half"

@@ -52,6 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_every_link_and_anchor_of_the_site_is_there_and_nothing_comes_from_another_host(site: Path):
     pages = {path: Page(path) for path in sorted(site.rglob("*.html"))}
     assert len(pages) > 30
@@ -76,6 +77,7 @@ def test_every_link_and_anchor_of_the_site_is_there_and_nothing_comes_from_anoth
     assert checked > 1000
 
 
+@pytest.mark.slow
 def test_every_link_of_the_readme_leads_somewhere(site: Path):
     for name in ("README.md", "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text(encoding="utf-8")):
@@ -88,6 +90,7 @@ def test_every_link_of_the_readme_leads_somewhere(site: Path):
                 assert parts.fragment in Page(page).anchors, f"{name}: {link}"
 
 
+@pytest.mark.slow
 def test_the_reference_shows_the_public_names_with_their_arguments(site: Path):
     import elalora
 

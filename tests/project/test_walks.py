@@ -50,6 +50,7 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
         return {row["method"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_two_files_and_a_model_folder_become_a_compared_table(tiny_model_dir: Path, tmp_path: Path):
     (tmp_path / "my_model").symlink_to(tiny_model_dir)
     (tmp_path / "my_data").mkdir()
@@ -87,6 +88,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_method_of_the_guide_passes_the_contract(guide: Path):
     line = re.search(r'`("my_package\S+ \{\}),`', page("add-a-method.md"))
     assert line is not None

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from elalora.errors import UserError
 
+QUICK = 0.25
 TIMES = int(os.environ.get("FUZZ_TIMES", "25"))
 NASTY = (
     "", " ", "\0", "\ud800", "\x85", "\u2028", "\x1b[2J", "é", "٣", "²", "-0", "--1", "1e999", "nan", "inf", "true",
@@ -100,16 +101,18 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
 
 
 def fuzzed(examples: int, **drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Turns a check of drawn values into a quick test of so many examples and a long one."""
+    """Turns a check of drawn values into a quick test of a few examples, a slow one of `examples`, and a long one."""
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
-        @pytest.mark.parametrize("times", [1, pytest.param(TIMES, marks=pytest.mark.full)])
-        def test(times: int) -> None:
+        tiers = [QUICK, pytest.param(1, marks=pytest.mark.slow), pytest.param(TIMES, marks=pytest.mark.full)]
+
+        @pytest.mark.parametrize("times", tiers)
+        def test(times: float) -> None:
             chosen = settings(
-                max_examples=examples * times,
+                max_examples=max(2, round(examples * times)),
                 deadline=None,
                 database=None,
-                derandomize=times == 1,
+                derandomize=times <= 1,
                 print_blob=True,
                 suppress_health_check=list(HealthCheck),
             )

@@ -17,6 +17,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     return Material([CHECKOUT / STORE], None)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> None:
     made = fill((CHECKOUT / TEMPLATE).read_text(encoding="utf-8"), material)
     assert made == (CHECKOUT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
@@ -27,6 +28,7 @@ def test_every_figure_of_the_page_is_there(material: Material) -> None:
     assert named and {path.name for path in (CHECKOUT / "docs" / IMAGES).iterdir()} == set(named)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert "<!-- from the study: offline_main comparison -->" in readme

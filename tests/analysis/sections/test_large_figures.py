@@ -53,6 +53,7 @@ def test_the_matrices_of_an_encoder_and_decoder_have_short_names_in_the_order_of
 
 
 @pytest.mark.parametrize("names", [BART, DEBERTA], ids=["bart", "deberta"])
+@pytest.mark.slow
 def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
     names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +75,9 @@ def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
     assert len(bars) == 2 and all(axis.get_ylim()[0] == 0 for axis in bars)  # no colour for a rank below 0
 
 
-@pytest.mark.parametrize(("layers", "rounds"), [(12, 8), (12, 300), (6, 40), (1, 64)])
+@pytest.mark.parametrize(
+    ("layers", "rounds"), [(12, 8), pytest.param(12, 300, marks=pytest.mark.slow), (6, 40), (1, 64)]
+)
 def test_moves_of_many_matrices_and_rounds_fit_a_screen(
     layers: int, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

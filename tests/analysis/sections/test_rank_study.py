@@ -235,6 +235,7 @@ def test_ten_copies_of_one_seed_are_no_more_evidence_than_one():
     assert (ten.rho, ten.low, ten.high, ten.p) == pytest.approx((one.rho, one.low, one.high, one.p))
 
 
+@pytest.mark.slow
 def test_unrelated_ranks_are_found_related_as_often_as_the_level_says():
     rng = np.random.default_rng(7)
     found = []
@@ -390,6 +391,7 @@ def test_transplants_of_all_seeds_are_one_arm(runs: pd.DataFrame):
     assert len(shown) == 15
 
 
+@pytest.mark.slow
 def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
     arms = {name: arm for name, arm in runs.groupby("shown") if " + " not in str(name)}
     stable = rank_study.stability(arms, "here").frame.set_index("arm")
@@ -404,6 +406,7 @@ def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
     assert share["ffn in"] > 1.3 and share["ffn out"] < 0.7 and LIKED["intermediate.dense"] > LIKED["output.dense"]
 
 
+@pytest.mark.slow
 def test_ranks_that_were_given_are_no_agreement_of_seeds(runs: pd.DataFrame):
     [section] = rank_study.sections(runs[runs["seed"] < 3], None)
     for kind in ("stability", "shares"):

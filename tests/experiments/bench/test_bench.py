@@ -194,6 +194,7 @@ def test_the_gradients_of_the_regulariser_are_added_in_place_where_it_comes_firs
 SMALL = ["task=vader_movies", "method=lora", "data.train_items=40", "task.max_length=16", "trainer.batch_size=8"]
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_paired_with_the_steps_it_took(tiny_model_dir):
     model = ["model=local", f"model.path={tiny_model_dir}"]
     measured = end_to_end(["trainer=standard", "trainer.epochs=1", *SMALL, *model], blocks=2)
@@ -201,6 +202,7 @@ def test_a_whole_run_is_paired_with_the_steps_it_took(tiny_model_dir):
     assert measured["median"] > 1  # the steps are a part of the run
 
 
+@pytest.mark.slow
 def test_the_start_of_a_run_is_its_first_line_and_a_run_that_ends_before_says_why(tiny_model_dir):
     assert until_first_step([*SMALL, "model=local", f"model.path={tiny_model_dir}"]) > 0
     with pytest.raises(RuntimeError, match="no_such_task is unknown"):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from tiny_runs import QUICK, ROOT
 
 from experiments.bench.sweep import report, spans
@@ -25,6 +26,7 @@ def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_pat
     assert "first step of a process: 10.0 s" in text and "median 2.25 s, most 3.00 s, n = 2" in text
 
 
+@pytest.mark.slow
 def test_a_real_sweep_reports_its_cost(tiny_model_dir):
     words = [*QUICK, f"model.path={tiny_model_dir}", "threads=1", "method=lora", "seed=0,1"]
     command = [sys.executable, "-m", "experiments.bench.sweep", *words]

@@ -53,6 +53,7 @@ def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path)
             assert (there / name).read_bytes() == (alone.folder.path / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_the_third_run_of_a_worker_equals_that_run_in_a_process_of_its_own(tiny_model_dir, tmp_path):
     """After full fine-tuning, which changes every weight, and after another task."""
     wanted = [*MOVES, "seed=5", "threads=1"]
@@ -66,6 +67,7 @@ def test_the_third_run_of_a_worker_equals_that_run_in_a_process_of_its_own(tiny_
         assert (there / name).read_bytes() == (own / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(tiny_model_dir, tmp_path):
     given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=range(3)")
     victim = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=300", "seed=1", "threads=1"))
@@ -77,6 +79,7 @@ def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(t
     assert again.returncode == 0 and "1 done, 0 failed, 2 done before" in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_goes_on(tiny_model_dir, tmp_path):
     more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=2")
     plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
@@ -85,6 +88,7 @@ def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_go
     assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_sweep_in_one_process_which_is_refused_leave_nothing(tmp_path):
     planned = command("-m", "method=lora,head", f"store.root={tmp_path / 'runs'}", "--plan")
     assert planned.returncode == 0 and "0 of 2 done" in planned.stdout and not list(tmp_path.iterdir())
@@ -104,6 +108,7 @@ def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
     assert sweep._steps() == f"{plan.label} 40/100"
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny_model_dir, tmp_path):
     more = ("method=lora", "trainer.max_grad_norm=null", "trainer.lr=1e30,1e-3,2e-3", "launcher.workers=2")
     swept = command(*words(tiny_model_dir, tmp_path, *more))
@@ -113,6 +118,7 @@ def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny
     assert ("1e+30" in again or "1e30" in again) and "trainer.lr=1e-3" not in again
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, capsys):
     source = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1"))
     after = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS}'", "threads=1"))

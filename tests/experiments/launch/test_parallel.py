@@ -57,17 +57,21 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Folders of every method's run in one process and in two."""
+    return run_pairs(fresh(tmp_path_factory, "parallel"), list(METHODS))
+
+
+def run_pairs(folder: Path, names: list[str]) -> dict[str, tuple[Path, Path]]:
+    """Does the run of each method in one process and in two; returns both folders of each."""
     from experiments.models import load as models
     from experiments.runs.run import run
 
-    folder = fresh(tmp_path_factory, "parallel")
-    words = [words_of(name) for name in METHODS]
+    words = [words_of(name) for name in names]
     done = two(folder, ";".join(words))
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     there = {
         json.loads((p.parent / "result.json").read_text())["id"]: p.parent for p in folder.glob("runs/*/*/result.json")
     }
-    assert len(there) == len(METHODS)
+    assert len(there) == len(names)
     load = models.load_model
     in_float64()
     try:
@@ -77,7 +81,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     finally:
         models.load_model = load
     found = {}
-    for name, plan in zip(METHODS, plans, strict=True):
+    for name, plan in zip(names, plans, strict=True):
         twin = next(
             path for run_id, path in there.items()
             if json.loads((path / "result.json").read_text())["identity"] == {**plan.identity, "world_size": 2}
@@ -86,11 +90,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_decides_and_computes_what_one_process_does(
     pairs: dict[str, tuple[Path, Path]], name: str
 ) -> None:
-    one, two_ = pairs[name]
+    assert_equal_runs(name, *pairs[name])
+
+
+def test_two_processes_decide_and_compute_what_one_does(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model")
+    assert_equal_runs("elalora", *run_pairs(tmp_path, ["elalora"])["elalora"])
+
+
+def assert_equal_runs(name: str, one: Path, two_: Path) -> None:
+    """The same decisions, and the same numbers up to rounding."""
     rounds, again = lines(one, "ranks.jsonl"), lines(two_, "ranks.jsonl")
     for first, second in zip(rounds, again, strict=True):
         for part in ("step", "ranks", "pruned", "grown"):
@@ -123,6 +138,8 @@ def same_run(one: Path, other: Path) -> None:
         assert file.read_bytes() == (other / "adapter" / file.name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_two_processes_that_are_killed_go_on_and_end_alike_bit_for_bit(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -137,6 +154,8 @@ def test_two_processes_that_are_killed_go_on_and_end_alike_bit_for_bit(
     same_run(only_run(tmp_path), pairs["elalora"][1])
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_accelerate_launch_does_what_torchrun_does_bit_for_bit(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -147,6 +166,8 @@ def test_accelerate_launch_does_what_torchrun_does_bit_for_bit(
     assert json.loads((only_run(tmp_path) / "result.json").read_text())["identity"]["world_size"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_an_error_in_one_process_alone_ends_the_command_and_is_told(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     words = f"{words_of('lora')};{words_of('head')}"
@@ -160,6 +181,8 @@ def test_an_error_in_one_process_alone_ends_the_command_and_is_told(tmp_path: Pa
     assert done.stdout.count("done: ") == 2
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_an_error_of_all_processes_costs_its_run_only_and_each_line_is_said_once(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     wrong = "method=lora model.targets=[nothing]"
@@ -172,6 +195,8 @@ def test_an_error_of_all_processes_costs_its_run_only_and_each_line_is_said_once
     assert states == {"lora": "failed", "head": "done"}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_a_run_that_another_command_is_at_is_left_alone(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     words = words_of("head")
@@ -186,6 +211,8 @@ def test_a_run_that_another_command_is_at_is_left_alone(tmp_path: Path) -> None:
     assert busy.returncode != 0 and busy.stderr.count("is being worked on by another process") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_sigterm_stops_both_with_a_checkpoint_and_the_same_command_goes_on(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -208,6 +235,8 @@ def test_sigterm_stops_both_with_a_checkpoint_and_the_same_command_goes_on(
     same_run(only_run(tmp_path), pairs["adalora"][1])
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parallel")  # the pairs are made once
 def test_torchrun_starts_the_command_itself(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     words = [

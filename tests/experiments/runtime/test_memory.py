@@ -44,6 +44,7 @@ def pages(what: str, **more: str) -> int:
 @pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="the C library is not glibc: nothing is set"
 )
+@pytest.mark.slow
 def test_a_process_keeps_the_memory_it_freed_unless_the_environment_says_how_malloc_works():
     lost = pages("lose")
     assert lost > 10_000

@@ -52,7 +52,8 @@ STANDINS = {"scitldr": "bart", "own_images": "vit"}
 # Learning rates at which 60 steps lower the loss by a tenth, on MiniLM and on a random stand-in.
 RATES = {"full": (3e-4, 1e-3), "head": (2e-2, 2e-2), "bitfit": (2e-2, 5e-3)}
 OTHER_RATES = (5e-3, 2e-2)
-QUICK = {("cola", "elalora"), ("stsb", "adalora"), ("scitldr", "elalora"), ("own_images", "elalora")}
+QUICK = {("own_images", "elalora")}
+SLOW = {("cola", "elalora"), ("stsb", "adalora"), ("scitldr", "elalora")}
 COMMON = [
     "trainer.max_steps=60",
     "trainer.batch_size=16",
@@ -76,8 +77,9 @@ def cases():
         for method in METHODS:
             if task == "scitldr" and method == "head":
                 continue  # BART has no head of its own there
-            quick = (task, method) in QUICK
-            yield pytest.param(task, method, id=f"{task}-{method}", marks=[] if quick else [pytest.mark.full])
+            case = (task, method)
+            marks = [] if case in QUICK else pytest.mark.slow if case in SLOW else pytest.mark.full
+            yield pytest.param(task, method, id=f"{task}-{method}", marks=marks)
 
 
 @pytest.fixture(scope="module")

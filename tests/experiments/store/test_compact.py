@@ -68,6 +68,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_every_table_is_the_same_from_the_compact_store(tmp_path: Path) -> None:
     build(tmp_path / "runs")
     for path in (tmp_path / "runs").glob("*/*/status.json"):

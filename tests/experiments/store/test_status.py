@@ -149,6 +149,7 @@ def test_five_thousand_runs_take_seconds(tmp_path):
 SHORT = ("trainer.max_steps=null", "trainer.epochs=1")  # how many steps that is, only the data knows
 
 
+@pytest.mark.slow
 def test_what_only_a_worker_can_refuse_is_a_failed_run_with_its_reason(tiny_model_dir, tmp_path):
     """So that `status` and the tables know of it; the same words alone write nothing, and can be typed again."""
     words = [*QUICK, *SHORT, f"model.path={tiny_model_dir}", "threads=1"]

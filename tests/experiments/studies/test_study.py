@@ -84,7 +84,9 @@ def middle(method, lr, seed):
 # -- the files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "offline_main" else pytest.mark.slow) for name in STUDIES]
+)
 def test_every_study_is_consistent_and_every_arm_and_budget_composes(name, monkeypatch, tmp_path):
     whole = study_of(compose_run([f"+study={name}"]))
     assert whole.name == name and whole.about

@@ -179,6 +179,7 @@ def values_of(state: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("part", ["model/bert.encoder.layer.0", "optimizer/0/exp_avg_sq", "method/importance.bert"])
+@pytest.mark.slow
 def test_no_change_of_a_tensor_is_taken_up(part: str) -> None:
     state = state_of("elalora", best=False)
     name = next(name for name in state if name.startswith(part) and state[name].ndim == 2)

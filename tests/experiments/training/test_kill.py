@@ -34,6 +34,7 @@ def test_the_harness_reports_a_resume_that_is_broken_on_purpose(name):
     assert done.returncode == 1 and "differs in [" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_killed_runs_end_as_if_they_were_never_killed():
     figures = harness("--kills", "12", "--arms", "elalora,lora", "--seed", "3")
     assert figures["kills"] == 12 and figures["between"] >= 5 and figures["runs"] >= 3
