@@ -48,6 +48,7 @@ EXECUTED = {
     "make docs": ".ci/run",
     "make demo": ".ci/run",
     "make test": ".ci/run",
+    "make test-slow": ".ci/run",
 }
 NOT_EXECUTED = {
     "make help": "prints the Makefile's own comments",

@@ -1,7 +1,7 @@
-"""Tests of a property over generated input: a few hundred examples each time, many more in `make test-full`.
+"""Tests of a property over generated input: a few dozen examples in `make test`, four times as many in test-slow.
 
-The quick form takes the same examples on every machine. The long form draws new ones, FUZZ_TIMES (default 25) times as
-many: `FUZZ_TIMES=200 python -m pytest -m full tests/experiments/data/test_fuzz_data.py`.
+Both take the same examples on every machine. `make test-full` draws new ones, FUZZ_TIMES (default 25) times as many as
+the slow test has: `FUZZ_TIMES=200 python -m pytest -m full tests/experiments/data/test_fuzz_data.py`.
 """
 
 from __future__ import annotations
