@@ -28,7 +28,8 @@ from IPython.display import display
 
 from analysis.reading.runs import load_runs
 from analysis.reading.settings import differing
-from analysis.stats.seeds import least_pairs, seeds_needed, sign_flip, summary, win_tie_loss
+from analysis.stats.seeds import seeds_needed, sign_flip, summary, win_tie_loss
+from experiments.studies.smallest_p import least_pairs
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

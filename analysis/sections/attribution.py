@@ -23,7 +23,7 @@ from analysis.reading.settings import cell_of, flatten
 from analysis.sections.arms import TUNED
 from analysis.sections.attribution_figure import draw
 from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial, effects, tasks_of
-from analysis.stats.seeds import least_pairs, smallest_p
+from experiments.studies.smallest_p import least_pairs, smallest_p
 
 if TYPE_CHECKING:
     import pandas as pd
