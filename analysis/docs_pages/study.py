@@ -49,7 +49,7 @@ class Material:
         if study not in STUDIES:
             raise UserError(f"study {study} has no part in the page; allowed: {', '.join(STUDIES)}")
         if study not in self._stored:
-            self._stored[study] = read_stores(self._stores, study=study)
+            self._stored[study] = read_stores(self._stores, study=study, baseline=STUDIES[study])
         return self._stored[study]
 
     def sections(self, study: str) -> list[Section]:
@@ -58,7 +58,7 @@ class Material:
             place = None if self.folder is None else self.folder / study
             if place is not None:
                 place.mkdir()
-            self._sections[study] = sections_of(stored, place, STUDIES[study])
+            self._sections[study] = sections_of(stored, place)
         return self._sections[study]
 
     def table(self, study: str, name: str) -> Table:

@@ -26,7 +26,7 @@ from IPython.display import Image, Markdown, display
 
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
-from analysis.sections.attribution import factorials, paragraph, table
+from analysis.sections.attribution import effects_table, factorials, paragraph
 from analysis.sections.attribution_figure import draw
 from analysis.stats.seeds import sign_flip, t_interval
 
@@ -38,7 +38,7 @@ print(f"{len(runs)} finished runs")
 found, gaps = factorials(runs)
 pictures = Path(mkdtemp())
 for number, factorial in enumerate(found):
-    display(Markdown(paragraph(factorial)), Markdown(to_markdown(table(factorial))))
+    display(Markdown(paragraph(factorial)), Markdown(to_markdown(effects_table(factorial))))
     display(Image(draw(factorial, pictures / str(number))[0]))
 print(*gaps or ["no gaps"], sep="\n")
 

@@ -26,16 +26,16 @@ from tempfile import mkdtemp
 from IPython.display import Image, Markdown, display
 
 from analysis.output.writers import to_markdown
-from analysis.reading.runs import load_runs
+from analysis.reading.stored import read_stores
 from analysis.sections.rank_study import sections
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
-runs = load_runs(*stores)
-print(f"{len(runs)} finished runs")
+stored = read_stores(stores)
+print(f"{len(stored.runs)} finished runs")
 
 # %%
 pictures = Path(mkdtemp())
-for section in sections(runs, pictures):
+for section in sections(stored, pictures):
     display(Markdown(f"## {section.title}"))
     for table in section.tables.values():
         display(Markdown(to_markdown(table)))

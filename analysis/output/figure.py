@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from analysis.output.table import Table
-
-if TYPE_CHECKING:
-    pass
-
 
 WIDEST = 18.0  # inches, of panels side by side
-
-
 MOST_CITED = 3  # sources below one figure
 
 
@@ -70,7 +56,7 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text.replace("$", r"\$"), width, break_on_hyphens=False)) or text
 
 
-def names(parts: Sequence[str]) -> str:
+def file_name(parts: Iterable[str]) -> str:
     """A file name from free text: letters, digits, dot, plus and minus only."""
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("._-") or "x" for part in parts if part)[:150]
 
@@ -78,20 +64,6 @@ def names(parts: Sequence[str]) -> str:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
 
 
-def styles(names: Iterable[str]) -> dict[str, int]:
-    """A number for every arm of a report, so that it has the same colour and marker in all of its figures."""
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """A number for every arm of a report, so that it has one colour and marker in all figures."""
     return {name: number for number, name in enumerate(dict.fromkeys(names))}
-
-
-def _looks(compared: Table) -> dict[str, int]:
-    """Numbers of the arms in the order of the comparison table, for one look in all figures."""
-    from analysis.output.figure import styles
-
-    return styles(compared.frame["shown"][compared.frame["method"] != "majority"])
-
-
-def _file(parts: Iterable[str]) -> str:
-    """A file name from free text."""
-    from analysis.output.figure import names
-
-    return names(list(parts))

@@ -40,6 +40,23 @@ def signed_range(low: float, high: float) -> str:
     return "" if math.isnan(low) else f" [{signed(low)}, {signed(high)}]"
 
 
+def mean_sd(mean: float, sd: float) -> str:
+    """82.00 ± 2.00, or the mean alone where there is no spread."""
+    return f"{mean:.2f}" + ("" if math.isnan(sd) else f" ± {sd:.2f}")
+
+
+def p_value(p: float, exact: bool = False) -> str:
+    """0.031 or "< 0.001"; `exact` shows two significant digits below 0.01 instead."""
+    if exact:
+        return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_equation(p: float) -> str:
+    """p = 0.031, or p < 0.001."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
+
+
 def summarise(values: Sequence[str], most: int = 5) -> str:
     """The first few of a list of lines and how many more there are."""
     more = len(values) - most

@@ -64,6 +64,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
     metrics = _metrics(read["report"]["metrics"])
     places = _places(result["ranks"]["places"])
     settings = _settings({k: v for k, v in dict(result["identity"]).items() if k != "seed"})
+    flags = _flags(result["flags"])
     row: dict[str, Any] = {
         "id": _string(result["id"]),
         "method": _string(result["method"]),
@@ -98,7 +99,9 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "verified": bool(data.get("verified", True)),
         "train_items": _whole(data["train_items"]),
         "report_items": _whole(data["report_items"]),
-        "flags": _flags(result["flags"]),
+        "flags": flags,
+        "off_budget": "off budget" in flags,
+        "collapsed": "collapsed" in flags,
         "ranks_initial": _ranks({name: result["ranks"]["initial"][name] for name in places}),
         "ranks_final": _ranks({name: result["ranks"]["final"][name] for name in places}),
         "places": places,

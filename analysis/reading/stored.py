@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from analysis.reading.study import Study
 
 
+BASELINE = "lora"
 TUNING = "tune"  # the protocol of a study's tuning stage, which reads data that no table is about
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
-    """What a report is about.
+    """The runs of a report, and the choices that its sections share.
 
     Attributes:
         runs: the chosen runs; tuning: those of a study's tuning stage where they are not among them.
@@ -32,6 +33,8 @@ class Stored:
         facts: lines on what was chosen; left_out: results that could not be read.
         unfinished: runs without a result; declared: the study, None for none.
         reading: the checkpoint that is read.
+        baseline: the method that others are compared with.
+        spread: "sd" or "interval", shown after means.
     """
 
     runs: pd.DataFrame
@@ -42,6 +45,8 @@ class Stored:
     unfinished: list[Unfinished]
     declared: Study | None
     reading: str
+    baseline: str = BASELINE
+    spread: str = "sd"
 
 
 def read_stores(
@@ -49,6 +54,8 @@ def read_stores(
     filters: Mapping[str, Sequence[str]] | None = None,
     study: str = "",
     reading: str = "last",
+    baseline: str = "",
+    spread: str = "sd",
 ) -> Stored:
     """Reads and chooses runs; arguments and errors as in `report`."""
     filters = {key: list(values) for key, values in (filters or {}).items() if values}
@@ -89,7 +96,15 @@ def read_stores(
         facts.append(_spent(chosen[tuning]))
     chosen = with_names(chosen)  # of the arms that are left
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
-    return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading)
+    if baseline and baseline not in set(kept["method"]):
+        raise UserError(f"--baseline {baseline} is in {_elsewhere(baseline, kept, runs)}")
+    return Stored(kept, aside, runs, facts, left_out, unfinished, declared, reading, baseline or BASELINE, spread)
+
+
+def _elsewhere(method: str, chosen: pd.DataFrame, known: pd.DataFrame) -> str:
+    if method in set(known["method"]):
+        return f"none of the chosen runs; chosen: {', '.join(sorted(set(chosen['method'])))}"
+    return f"no finished run; stored: {', '.join(sorted(set(known['method'])))}"
 
 
 def _finished(roots: Sequence[str | Path], declared: Study | None) -> int:

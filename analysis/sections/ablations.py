@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from analysis.output.table import Table, signed, signed_range
+import pandas as pd
+
+from analysis.output.section import Section
+from analysis.output.table import Table, mean_sd, signed, signed_range
 from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import digest
 from analysis.reading.settings import changed_knobs, told_apart
-from analysis.sections.published_numbers import table as published_table
+from analysis.reading.stored import Stored
+from analysis.sections.published_numbers import published_file
 from analysis.stats.seeds import summary
 
-if TYPE_CHECKING:
-    import pandas as pd
+PUBLISHED_FILES = ("adalora_table4_ablation_importance", "adalora_table5_ablation_components")
 
-ADALORA = ("adalora_table4_ablation_importance", "adalora_table5_ablation_components")
+
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """The ablations among the runs and the published ones; empty if no method has an ablation."""
+    table = ablations(stored.runs)
+    return [] if table is None else [Section("Ablations", {"ablations": table} | published_ablations())]
 
 
 def ablations(runs: pd.DataFrame) -> Table | None:
-    """Arms of one method that differ in its knobs only, beside the one of them that has no knob turned.
+    """Arms that differ only in the knobs of their method, beside the arm with no knob turned.
 
     Args:
         runs: from `load_runs`.
 
     Returns:
-        None where no method has two such arms, alike in everything else.
+        None if no method has two arms that are otherwise alike.
     """
-    import pandas as pd
-
     rests = [digest({k: v for k, v in s.items() if k not in ("method", "numerics")}) for s in runs["settings"]]
     records: list[dict[str, Any]] = []
     for _, cell in runs.assign(rest=rests).groupby([*CELL, "method", "rest", "fingerprint"], sort=True):
@@ -47,7 +52,7 @@ def ablations(runs: pd.DataFrame) -> Table | None:
     columns = ["Method", "Task", "Protocol", "Budget", "Change", "n", "Score", "Difference"]
     rows = [
         [NAMES.get(r["method"], r["method"]), r["task"], r["protocol"], r["budget"], r["change"] or "as configured",
-         str(r["n"]), f"{r['mean']:.2f}" + ("" if math.isnan(r["sd"]) else f" ± {r['sd']:.2f}"), r["text"]]
+         str(r["n"]), mean_sd(r["mean"], r["sd"]), r["text"]]
         for r in records
     ]  # fmt: skip
     notes = [
@@ -72,13 +77,13 @@ def _record(change: str, arm: pd.DataFrame, base: dict[int, float]) -> dict[str,
 
 
 def published_ablations() -> dict[str, Table]:
-    """AdaLoRA's two tables as printed; ElaLoRA's were found in no source that could be read."""
+    """AdaLoRA's two tables as printed. No readable source has ElaLoRA's."""
     tables = {}
-    for name in ADALORA:
-        source, frame = published_table(name)
-        shown = frame.drop(columns="verified")
-        columns = ["Method", *(_title(column) for column in shown.columns[1:])]
-        rows = [["" if cell == "-" else cell for cell in row] for row in shown.to_numpy().tolist()]
+    for name in PUBLISHED_FILES:
+        source, frame = published_file(name)
+        printed = frame.drop(columns="verified")
+        columns = ["Method", *(_title(column) for column in printed.columns[1:])]
+        rows = [["" if cell == "-" else cell for cell in row] for row in printed.to_numpy().tolist()]
         notes = [
             f"Copied from {source}. Not measured here, and not comparable: its protocol is not stated.",
             "ElaLoRA's own ablation numbers were found in no source that could be read; none are shown.",

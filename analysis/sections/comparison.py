@@ -1,68 +1,95 @@
 """The comparison table: one row per method, budget, task, model, protocol and settings, never averaged across.
 
-What is unusual: a row stands for one exact configuration apart from its seed. Runs that share a name but differ
-in any setting get rows of their own that name the difference; arms that cannot be compared (other settings, more
-than 1 % apart in parameters, other versions or hardware) are still shown, with a note that says so. The table
-states differences and intervals; it never says which method wins.
+A row is one exact configuration apart from its seed. Runs that share a name but differ in a setting get separate rows
+that name the setting. Arms that cannot be compared (other settings, more than 1 % apart in parameters, other versions
+or hardware) are still shown, with a note that says why. The table states differences and intervals; it never says
+which method wins.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from analysis.output.section import Section
 from analysis.output.table import Table, signed, signed_range
 from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import NO_BUDGET
+from analysis.reading.stored import Stored
 from analysis.sections.arms import (
     LEAST_FOR_INTERVAL,
-    METRICS,
     PARAMETER_TOLERANCE,
-    _unlike,
-    fitting,
-    note_manifests,
-    place_of,
+    RECONSTRUCTED,
+    budget_order,
+    cell_label,
+    listed,
+    manifest_notes,
+    matching_baselines,
+    method_order,
     protocol_notes,
     start_to_end,
+    training_differences,
 )
+from analysis.stats.seeds import t_interval
 from elalora.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SPREADS = ("sd", "interval")
 MOST_NAMED = 5  # arms of one size in a note
+METRIC_TITLES = {
+    "accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
+    "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+}  # fmt: skip
+
+
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """The comparison table."""
+    return [Section("Comparison", {"comparison": compared(stored)})]
+
+
+@lru_cache(maxsize=1)
+def compared(stored: Stored) -> Table:
+    """The comparison table of a report, made once for the sections that read it."""
+    return comparison(stored.runs, stored.baseline, stored.spread)
+
+
+def arm_names(stored: Stored) -> list[str]:
+    """Names of the arms in the order of the comparison table, which fixes their colours in all figures."""
+    frame = compared(stored).frame
+    return list(dict.fromkeys(frame["shown"][frame["method"] != "majority"]))
 
 
 def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", level: float = 0.95) -> Table:
-    """Compares every method with `baseline` at the same task, model, budget and protocol.
+    """Compares every method with a baseline at the same task, model, budget and protocol.
 
     Args:
         runs: from `analysis.reading.runs.load_runs`.
-        baseline: name of the method that differences are taken to.
+        baseline: name of the method to compare against.
         spread: "sd" (standard deviation, ddof 1) or "interval" (t interval from 3 seeds on) after each mean.
         level: of all intervals.
 
     Raises:
         UserError: there is no run, or `spread` is unknown.
     """
-    import pandas as pd
-
     if spread not in SPREADS:
         raise UserError(f"spread={spread} is unknown; allowed: {', '.join(SPREADS)}")
     if not len(runs):
-        raise UserError("there is no finished run to compare; `python run.py` makes one")
+        raise UserError("no finished run to compare; make one with `python run.py`")
     records: list[dict[str, Any]] = []
     notes: list[str] = []
     for _, cell in runs.groupby(CELL, sort=False):
         records += _cell(cell, baseline, level, notes)
-    records += _majorities(runs)
+    records += _majority_rows(runs)
     frame = pd.DataFrame(sorted(records, key=_order))
     whole = [column for column in ("n", "diff_n", "collapsed") if column in frame]
     frame = frame.astype(dict.fromkeys(whole, "Int64"))
-    shown = _Shown(frame, baseline, spread)
-    return Table(_caption(runs), shown.columns(), shown.rows(), _notes(runs, baseline, spread, level, notes), frame)
+    text = _TextTable(frame, baseline, spread)
+    return Table(_caption(runs), text.columns(), text.rows(), _notes(runs, baseline, spread, level, notes), frame)
 
 
 # -- numbers -----------------------------------------------------------------------------------------------
@@ -70,24 +97,24 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
 
 def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> list[dict[str, Any]]:
     """The rows of all arms that share task, model, budget and protocol."""
-    arms = {key: arm.sort_values("seed") for key, arm in cell.groupby(["arm", "fingerprint"], sort=False)}
-    bases = [arm for arm in arms.values() if arm["method"].iloc[0] == baseline]
-    where = place_of(cell)
-    off = {key for key, arm in arms.items() if any("off budget" in flags for flags in arm["flags"])}
-    for key in off:
-        notes.append(f"{where}: {arms[key]['shown'].iloc[0]} is off the budget and stands outside the comparison.")
-    params = {arm["shown"].iloc[0]: arm["params_final"].mean() for key, arm in arms.items() if key not in off}
-    if mismatched := cell["budget"].iloc[0] != NO_BUDGET and _apart(params.values()):
-        notes.append(
-            f"‡ {where}: final adapter parameters differ by {100 * _gap(params.values()):.1f} % ({_sizes(params)})."
-        )
-    _note_settings(arms.values(), where, notes)
-    note_manifests(cell, where, notes)
+    arms = [arm.sort_values("seed") for _, arm in cell.groupby(["arm", "fingerprint"], sort=False)]
+    baselines = [arm for arm in arms if arm["method"].iloc[0] == baseline]
+    label = cell_label(cell)
+    within = [arm for arm in arms if not arm["off_budget"].any()]
+    for name in [arm["shown"].iloc[0] for arm in arms if arm["off_budget"].any()]:
+        notes.append(f"{label}: {name} is off the budget and stands outside the comparison.")
+    sizes = {arm["shown"].iloc[0]: arm["params_final"].mean() for arm in within}
+    gap = _relative_gap(sizes.values())
+    mismatch = bool(cell["budget"].iloc[0] != NO_BUDGET and gap > PARAMETER_TOLERANCE)
+    if mismatch:
+        notes.append(f"‡ {label}: final adapter parameters differ by {100 * gap:.1f} % ({_sizes(sizes)}).")
+    notes += [*_training_notes(arms, label), *manifest_notes(cell)]
     records = []
-    for key, arm in arms.items():
-        record = _arm(arm, level) | {"params_mismatch": bool(mismatched) and key not in off, "off_budget": key in off}
-        if arm["method"].iloc[0] != baseline and key not in off:
-            record |= _difference(arm, bases, level, where, notes)
+    for arm in arms:
+        off = bool(arm["off_budget"].any())
+        record = _arm(arm, level) | {"params_mismatch": mismatch and not off, "off_budget": off}
+        if arm["method"].iloc[0] != baseline and not off:
+            record |= _difference(arm, baselines, level, label, notes)
         records.append(record)
     return records
 
@@ -114,32 +141,28 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
         record[column] = arm[column].mean()
     record["step_seconds_median"] = arm["step_seconds"].median()
     record["train_seconds_median"] = arm["train_seconds"].median()
-    record["collapsed"] = sum("collapsed" in flags for flags in arm["flags"])
+    record["collapsed"] = int(arm["collapsed"].sum())
     record["flags"] = ", ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
     return record
 
 
 def _difference(
-    arm: pd.DataFrame, bases: list[pd.DataFrame], level: float, where: str, notes: list[str]
+    arm: pd.DataFrame, baselines: list[pd.DataFrame], level: float, label: str, notes: list[str]
 ) -> dict[str, Any]:
     """Paired differences in score to the baseline arm over the seeds that both have."""
-    import numpy as np
-
     name = arm["shown"].iloc[0]
-    fit = fitting(arm, bases)
-    if len(fit) != 1:
-        if bases:
-            reason = "several baseline arms fit" if fit else "no baseline arm has the same data and settings"
-            notes.append(f"{where}: no difference for {name}, {reason}.")
+    matches = matching_baselines(arm, baselines)
+    if len(matches) != 1:
+        if baselines:
+            reason = "several baseline arms fit" if matches else "no baseline arm has the same data and settings"
+            notes.append(f"{label}: no difference for {name}, {reason}.")
         return {}
-    base = dict(zip(fit[0]["seed"], fit[0]["score"], strict=True))
-    pairs = [(score, base[seed]) for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
-    alone = len(arm) + len(base) - 2 * len(pairs)
-    if alone:
-        notes.append(f"{where}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
-    if not pairs:
+    base = dict(zip(matches[0]["seed"], matches[0]["score"], strict=True))
+    gaps = np.array([score - base[s] for s, score in zip(arm["seed"], arm["score"], strict=True) if s in base])
+    if alone := len(arm) + len(base) - 2 * len(gaps):
+        notes.append(f"{label}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
+    if not len(gaps):
         return {"diff_n": 0}
-    gaps = np.array([score - other for score, other in pairs])
     low, high = _interval(gaps, level)
     return {
         "diff_n": len(gaps),
@@ -152,24 +175,22 @@ def _difference(
 
 
 def _interval(values: Any, level: float) -> tuple[float, float]:
-    from analysis.stats.seeds import t_interval
-
     return t_interval(values, level) if len(values) >= LEAST_FOR_INTERVAL else (math.nan, math.nan)
 
 
-def _majorities(runs: pd.DataFrame) -> list[dict[str, Any]]:
+def _majority_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for the best constant answer of every reported split."""
-    known = runs.dropna(subset="majority").drop_duplicates(["task", "protocol", "split", "metric", "majority"])
+    splits = runs.dropna(subset="majority").drop_duplicates(["task", "protocol", "split", "metric", "majority"])
     return [
         {key: row[key] for key in ("task", "protocol", "split", "metric", "citation")}
         | {"method": "majority", "shown": "Constant answer", "score_mean": row["majority"]}
-        for row in known.to_dict("records")
+        for row in splits.to_dict("records")
     ]
 
 
-def _gap(counts: Iterable[float]) -> float:
-    known = list(counts)
-    return (max(known) - min(known)) / min(known) if known and min(known) > 0 else 0.0
+def _relative_gap(counts: Iterable[float]) -> float:
+    sizes = list(counts)
+    return (max(sizes) - min(sizes)) / min(sizes) if sizes and min(sizes) > 0 else 0.0
 
 
 def _sizes(params: dict[str, float]) -> str:
@@ -184,32 +205,25 @@ def _sizes(params: dict[str, float]) -> str:
     )
 
 
-def _apart(counts: Iterable[float]) -> bool:
-    return _gap(counts) > PARAMETER_TOLERANCE
-
-
 def _order(record: dict[str, Any]) -> tuple[Any, ...]:
-    """Task, protocol, constant answer first, then model, recipe, budget by size, baseline-like names first."""
-    budget = str(record.get("budget", ""))
-    digits = "".join(filter(str.isdigit, budget))
-    rank = list(NAMES).index(record["method"]) if record["method"] in NAMES else len(NAMES)
-    first = {"majority": -2, "lora": -1}.get(record["method"], rank)
+    """Task, protocol, constant answer first, then model, recipe, budget by size, arms within their budget, method."""
+    majority = record["method"] == "majority"
     return (
-        record["task"], record["protocol"], record["method"] != "majority", record.get("model", ""),
-        record.get("recipe", ""), int(digits or 0), budget, record.get("off_budget", False), first, record["shown"],
+        record["task"], record["protocol"], not majority, record.get("model", ""), record.get("recipe", ""),
+        *budget_order(str(record.get("budget", ""))), record.get("off_budget", False),
+        method_order(record["method"]), record["shown"],
     )  # fmt: skip
 
 
 # -- notes -------------------------------------------------------------------------------------------------
 
 
-def _note_settings(arms: Iterable[pd.DataFrame], where: str, notes: list[str]) -> None:
-    if unlike := _unlike(arms):
-        listed = "; ".join(f"{key}: {', '.join(values)}" for key, values in unlike.items())
-        notes.append(f"{where}: the arms were not trained alike ({listed}).")
+def _training_notes(arms: Iterable[pd.DataFrame], label: str) -> Iterable[str]:
+    if unlike := training_differences(arm["settings"].iloc[0] for arm in arms):
+        yield f"{label}: the arms were not trained alike ({listed(unlike)})."
     prints = list(dict.fromkeys(p for arm in arms for p in arm["fingerprint"]))
     if len(prints) > 1:
-        notes.append(f"{where}: the arms saw different data (fingerprints {', '.join(p[:12] for p in prints)}).")
+        yield f"{label}: the arms saw different data (fingerprints {', '.join(p[:12] for p in prints)})."
 
 
 def _caption(runs: pd.DataFrame) -> str:
@@ -222,7 +236,7 @@ def _caption(runs: pd.DataFrame) -> str:
     return f"{tasks} with {models}, protocol {', '.join(sorted(set(runs['protocol'])))}.{cited}"
 
 
-def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: list[str]) -> list[str]:
+def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_notes: list[str]) -> list[str]:
     splits = ", ".join(sorted(set(runs["split"])))
     how = "standard deviation (ddof 1)" if spread == "sd" else f"{level:.0%} t interval (from 3 seeds on)"
     notes = [f"Scores are points on the {splits} split: mean over n seeds and {how}."]
@@ -241,17 +255,17 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, found: 
         "median over seeds; step times compare only on one machine without other work."
     )
     if runs["reconstructed"].any():
-        notes.append("† reconstructed, not checked against its authors' code or its paper in full (docs/methods.md).")
+        notes.append(RECONSTRUCTED)
     if runs["majority"].notna().any():
         notes.append("Constant answer: the commonest class (or mean) of the reported split.")
-    return notes + list(dict.fromkeys(found))
+    return notes + list(dict.fromkeys(cell_notes))
 
 
 # -- what is shown -----------------------------------------------------------------------------------------
 
 
-class _Shown:
-    """Turns the frame's numbers into the cells of a page; a column with one value throughout is left out."""
+class _TextTable:
+    """The frame's numbers as text; a key column with one value throughout is left out."""
 
     def __init__(self, frame: pd.DataFrame, baseline: str, spread: str) -> None:
         self.records = [{k: v for k, v in r.items() if not _missing(v)} for r in frame.to_dict("records")]
@@ -259,7 +273,7 @@ class _Shown:
         arms = [r for r in self.records if r["method"] != "majority"]
         self.keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
         metrics = {r["metric"] for r in arms}
-        self.score = METRICS.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"
+        self.score = METRIC_TITLES.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"
         if len(metrics) > 1:
             self.keys.append("metric")
         self.cells = {

@@ -1,9 +1,9 @@
 """Confirmatory tables: the comparisons that a study declared before it ran, and no others.
 
-What is unusual: the family is taken from the study and not from the runs that happen to be there. A comparison is
-tested once, when none of its runs is open; until then it counts in the correction with p = 1. Sentences are made
-from the tests: none says "better" or "worse" unless its corrected p is below the family's level, the settings were
-matched and the data is the official one.
+The family comes from the study, never from the runs that happen to be stored. A comparison is tested once, when none of
+its runs is open; until then it counts in the correction with p = 1. Sentences are made from the tests: none says
+"better" or "worse" unless its corrected p is below the family's level, the settings were matched and the data is the
+official one.
 """
 
 from __future__ import annotations
@@ -11,29 +11,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.output.table import Table, signed, signed_range
-from analysis.reading.folders import Unfinished
-from analysis.sections.arms import PARAMETER_TOLERANCE, TUNED, note_manifests, place_of, trained_unlike
-from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
-from elalora.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from experiments.config.study import FamilyConfig
-from typing import TYPE_CHECKING
+import numpy as np
+import pandas as pd
 
 from analysis.output.section import Section
+from analysis.output.table import Table, p_value, signed, signed_range
+from analysis.reading.folders import Unfinished
+from analysis.reading.stored import Stored
+from analysis.reading.study import Study
+from analysis.sections.arms import PARAMETER_TOLERANCE, TUNED, listed, manifest_notes, training_differences
+from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
+from elalora.errors import UserError
+from experiments.store.name import short_id
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from analysis.reading.study import Study
+    from experiments.config.study import FamilyConfig
 
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
 SAMPLED = 99_999  # sign patterns above 16 seeds, drawn by a fixed seed
+
+
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """The confirmatory table and its sentences; empty without a study that declares a family."""
+    study = stored.declared
+    if study is None or study.family is None:
+        return []
+    confirmation = confirm(stored.known, study, stored.unfinished)
+    tables = {"confirmatory": confirmation.table}
+    return [Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences)]
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,6 @@ def confirm(
     Raises:
         UserError: the study declares no family, or an arm of it has no run in the confirmatory part.
     """
-    import pandas as pd
-
     family, cells = study.family, study.cells
     if family is None:
         raise UserError(f"study {study.name} declares no confirmatory comparisons; add study.family to its file")
@@ -79,7 +85,7 @@ def confirm(
     notes = _notes(study.name, family, records, level)
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
-        note_manifests(cell, place_of(cell), notes)
+        notes += manifest_notes(cell)
     sentences = [sentence(record, family) for record in records]
     caption = f"Confirmatory: study {study.name}, part {family.part}, differences to {family.baseline} in points."
     return Confirmation(_table(caption, pd.DataFrame(records), records, notes), sentences)
@@ -89,38 +95,31 @@ def _comparison(
     part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], family: FamilyConfig, arm: str, budget: str,
     level: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything about one arm at one budget; "p" only when no run of it is open."""
-    import numpy as np
-
-    at = part[(part["budget"] == budget) & part["arm"].isin([arm, family.baseline])]
-    place = {(c["arm"], c["task"], int(c["seed"])): c["id"] for c in at.to_dict("records")}
+    """Everything about one arm at one budget; "p" only when none of its runs is open."""
+    base = family.baseline
+    at = part[(part["budget"] == budget) & part["arm"].isin([arm, base])]
+    ids = {(c["arm"], c["task"], int(c["seed"])): c["id"] for c in at.to_dict("records")}
     tasks, seeds = sorted(set(at["task"])), sorted({int(seed) for seed in at["seed"]})
-    lost = {key for key, run in place.items() if run not in done and run[:10] in failed and run}
-    open_runs = [key for key, run in place.items() if run not in done and key not in lost]
-    present = [done[run] for run in place.values() if run in done]
+    lost = {key for key, run in ids.items() if run not in done and run and short_id(run) in failed}
+    open_runs = [key for key, run in ids.items() if run not in done and key not in lost]
+    present = {key: done[run] for key, run in ids.items() if run in done}
     record: dict[str, Any] = {
-        "arm": arm, "baseline": family.baseline, "budget": budget, "tasks": len(tasks), "missing": len(open_runs),
-        "failed": len(lost), "collapsed": sum("collapsed" in run["flags"] for run in present),
-        "no_claim": _no_claim(present),
+        "arm": arm, "baseline": base, "budget": budget, "tasks": len(tasks), "missing": len(open_runs),
+        "failed": len(lost), "collapsed": sum(run["collapsed"] for run in present.values()),
+        "no_claim": _no_claim(list(present.values())),
     }  # fmt: skip
-    sizes = [
-        [run["params_final"] for key, i in place.items() if key[0] == name and (run := done.get(i))]
-        for name in (arm, family.baseline)
-    ]
+    sizes = [[run["params_final"] for key, run in present.items() if key[0] == name] for name in (arm, base)]
     if all(sizes):
-        mine, theirs = (sum(size) / len(size) for size in sizes)
-        record |= {"params": mine, "params_baseline": theirs}
-        record["params_apart"] = abs(mine - theirs) / min(mine, theirs) if min(mine, theirs) else math.nan
-    whole = [
-        s
-        for s in seeds
-        if all((a, t, s) in place and place[a, t, s] in done for a in (arm, family.baseline) for t in tasks)
-    ]
+        size, base_size = (sum(counts) / len(counts) for counts in sizes)
+        smaller = min(size, base_size)
+        record |= {"params": size, "params_baseline": base_size}
+        record["params_apart"] = abs(size - base_size) / smaller if smaller else math.nan
+    whole = [s for s in seeds if all((a, t, s) in present for a in (arm, base) for t in tasks)]
     record["n"] = len(whole)
     if not whole:
         return record
     gaps = np.array(
-        [[done[place[arm, t, s]]["score"] - done[place[family.baseline, t, s]]["score"] for t in tasks] for s in whole]
+        [[present[arm, t, s]["score"] - present[base, t, s]["score"] for t in tasks] for s in whole]
     )  # (seeds, tasks)
     means = gaps.mean(axis=1)
     s = summary(means, level)
@@ -138,25 +137,25 @@ def _comparison(
 
 
 def _no_claim(present: Sequence[Mapping[str, Any]]) -> str:
-    """Why nothing may be claimed from these runs, or empty."""
+    """The reasons why these runs support no claim, or ""."""
     reasons = []
     recipes = sorted({run["recipe"] or "none" for run in present if not run["recipe"].startswith("matched")})
     if recipes:
         reasons.append(f"recipe {', '.join(recipes)} is not matched")
     if any(not run["verified"] for run in present):
         reasons.append("the data is not the official one")
-    if any("off budget" in run["flags"] for run in present):
+    if any(run["off_budget"] for run in present):
         reasons.append("an arm is off its budget")
     by_task: dict[str, list[Mapping[str, Any]]] = {}
     for run in present:
         by_task.setdefault(run["task"], []).append(run)
     unlike: dict[str, dict[str, None]] = {}  # setting: its values, in order
-    for alike in by_task.values():
-        for key, values in trained_unlike(run["settings"] for run in alike).items():
+    for of_task in by_task.values():
+        for key, values in training_differences(run["settings"] for run in of_task).items():
             unlike.setdefault(key, {}).update(dict.fromkeys(values))
-    if listed := "; ".join(f"{key}: {', '.join(values)}" for key, values in unlike.items() if key not in TUNED):
-        reasons.append(f"the arms were not trained alike ({listed})")
-    if any(len({run["fingerprint"] for run in alike}) > 1 for alike in by_task.values()):
+    if untuned := {key: list(values) for key, values in unlike.items() if key not in TUNED}:
+        reasons.append(f"the arms were not trained alike ({listed(untuned)})")
+    if any(len({run["fingerprint"] for run in of_task}) > 1 for of_task in by_task.values()):
         reasons.append("the arms saw different data")
     return "; ".join(reasons)
 
@@ -172,8 +171,8 @@ def sentence(record: Mapping[str, Any], family: FamilyConfig) -> str:
     reach = "" if math.isnan(record["low"]) else f", 95 % t interval{signed_range(record['low'], record['high'])}"
     facts = (
         f"{signed(record['mean'])} points, mean over {over} of the paired difference{reach}, {record['n']} seeds, "
-        f"p = {shown_p(record['p'])}, with Holm's correction over {family.m} comparisons "
-        f"p = {shown_p(record['p_holm'])}"
+        f"p = {p_value(record['p'], exact=True)}, with Holm's correction over {family.m} comparisons "
+        f"p = {p_value(record['p_holm'], exact=True)}"
     )
     below = record["p_holm"] < family.alpha
     if record["claim"]:
@@ -190,34 +189,19 @@ def sentence(record: Mapping[str, Any], family: FamilyConfig) -> str:
     return text
 
 
-def shown_p(p: float) -> str:
-    """0.031, or 0.0020 where two digits would be lost."""
-    return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
-
-
 def _table(caption: str, frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], notes: list[str]) -> Table:
     tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_")]
     columns = [
-        "Arm",
-        "Budget",
-        "n",
-        "Mean difference",
-        "p",
-        "p (Holm)",
-        "W/T/L",
-        "d",
-        "Seeds to settle",
-        "Missing",
-        "Failed",
-    ]
+        "Arm", "Budget", "n", "Mean difference", "p", "p (Holm)", "W/T/L", "d", "Seeds to settle", "Missing", "Failed",
+    ]  # fmt: skip
     rows = []
     for r in records:
         interval = signed_range(r.get("low", math.nan), r.get("high", math.nan))
         needed = r.get("seeds_needed")
         row = [
             r["arm"], r["budget"], str(r["n"]), signed(r["mean"]) + interval if "mean" in r else "",
-            shown_p(r["p"]) if "p" in r else "not tested",
-            shown_p(r["p_holm"]) + ("*" if r["claim"] else "") if "p" in r else "",
+            p_value(r["p"], exact=True) if "p" in r else "not tested",
+            p_value(r["p_holm"], exact=True) + ("*" if r["claim"] else "") if "p" in r else "",
             f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", signed(r["d"]) if "d" in r else "",
             "" if needed is None else str(needed), str(r["missing"] or ""), str(r["failed"] or ""),
         ]  # fmt: skip
@@ -259,10 +243,3 @@ def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]
                 f"({100 * r['params_apart']:.1f} % apart)."
             )
     return notes
-
-
-def _confirmatory(runs: pd.DataFrame, unfinished: Sequence[Unfinished], declared: Study | None) -> list[Section]:
-    if declared is None or declared.family is None:
-        return []
-    found = confirm(runs, declared, unfinished)
-    return [Section(f"Study {declared.name}: confirmatory", {"confirmatory": found.table}, lines=found.sentences)]

@@ -1,63 +1,63 @@
-"""Score against cost, a panel per kind of cost, with the arms that no other arm beats joined by a line."""
+"""Score against cost, a panel per kind of cost; a line joins the arms on the Pareto front."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.output.figure import COLOURS, new_figure, save_figure, styles, wrapped
-from analysis.reading.result_row import NO_BUDGET
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    import pandas as pd
-if TYPE_CHECKING:
-    import pandas as pd
+from analysis.output.figure import COLOURS, new_figure, numbered, save_figure, wrapped
+from analysis.reading.result_row import NO_BUDGET
+from analysis.sections.arms import budget_order
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+COSTS = {  # column of the comparison -> what an axis says, and what one unit of it is
+    "params_final": ("adapter parameters (thousands)", 1e3),
+    "step_seconds_median": ("step time (ms)", 1e-3),
+    "peak_memory_mib": ("peak memory (MiB)", 1.0),
+    "adapter_bytes": ("adapter file (KiB)", 1024.0),
+}
 SIZE = 6.0  # of a marker; where there are several budgets they go from the smallest to the largest
 SIZES = (4.0, 9.5)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 def draw_pareto(
-    arms: pd.DataFrame, path: Path, title: str = "", data: str = "", known_arms: Mapping[str, int] | None = None
+    arms: pd.DataFrame, path: Path, title: str = "", data: str = "", report_arms: Sequence[str] = ()
 ) -> list[Path]:
-    """Draws score against every cost that is known.
+    """Draws score against every cost that was measured and differs between arms.
 
     Args:
-        arms: from `analysis.sections.cost.points_of`.
+        arms: from `analysis.sections.cost.task_costs` or `suite_costs`.
         path: without suffix; .png and .svg are written.
         title: above all panels.
         data: source of the data, below.
-        known_arms: from `styles`; None numbers the arms of this figure.
+        report_arms: all arms of the report, so that an arm looks the same in every figure.
     """
     from matplotlib.lines import Line2D
 
-    known = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]
-    if not known:
+    costs = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]
+    if not costs:
         return []
-    numbers = styles([*(known_arms or ()), *arms["shown"]])
+    numbers = numbered([*report_arms, *arms["shown"]])
     present = sorted(set(arms["shown"]), key=numbers.__getitem__)
     style = {m: (COLOURS[numbers[m] % len(COLOURS)], MARKERS[numbers[m] % len(MARKERS)]) for m in present}
     sizes = _sizes(arms)
-    columns = min(2, len(known))
-    rows = -(-len(known) // columns)
+    columns = min(2, len(costs))
+    rows = -(-len(costs) // columns)
     labels = {method: wrapped(method, 26 if len(style) < 9 else 40) for method in style}
     lines = sum(label.count("\n") + 1 for label in labels.values()) + len(sizes) + 1
     figure = new_figure(4.2 * columns + (2.4 if len(style) < 9 else 3.4), max(3.2 * rows, 0.19 * lines) + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, cost in zip(axes.flat, known, strict=False):
+    for axis, cost in zip(axes.flat, costs, strict=False):
         _panel(axis, arms[arms[cost].notna()], cost, style, sizes)
-    for axis in axes.flat[len(known) :]:
+    for axis in axes.flat[len(costs) :]:
         axis.set_visible(False)
     for row in axes:
         row[0].set_ylabel(f"{arms['metric'].iloc[0]} (points)")
@@ -76,12 +76,7 @@ def draw_pareto(
 
 def _sizes(arms: pd.DataFrame) -> dict[str, float]:
     """Marker size of every budget, larger for a larger one."""
-    import numpy as np
-
-    def amount(budget: str) -> tuple[int, str]:
-        return int("".join(filter(str.isdigit, budget)) or 0), budget
-
-    budgets = sorted(set(arms["budget"]) - {NO_BUDGET}, key=amount)
+    budgets = sorted(set(arms["budget"]) - {NO_BUDGET}, key=budget_order)
     sizes = np.linspace(*SIZES, len(budgets)) if len(budgets) > 1 else [SIZE] * len(budgets)
     return dict(zip(budgets, sizes, strict=True))
 
@@ -93,12 +88,12 @@ def _panel(
     x, y = arms[cost].to_numpy(float) / unit, arms["score_mean"].to_numpy(float)
     best = sorted(zip(x[pareto_front(x, y)], y[pareto_front(x, y)], strict=True))
     axis.plot(*zip(*best, strict=True), color="0.6", linewidth=1.2, zorder=1)
-    for place, value, row in zip(x, y, arms.to_dict("records"), strict=True):
+    for position, value, row in zip(x, y, arms.to_dict("records"), strict=True):
         colour, marker = style[row["shown"]]
         sd = row["score_sd"] if row["score_sd"] == row["score_sd"] else None
         size = sizes.get(row["budget"], SIZE)
         axis.errorbar(
-            place, value, yerr=sd, color=colour, marker=marker, markersize=size, linewidth=0.8, capsize=2, zorder=2,
+            position, value, yerr=sd, color=colour, marker=marker, markersize=size, linewidth=0.8, capsize=2, zorder=2,
             alpha=0.85,
         )  # fmt: skip
     if x.min() > 0 and x.max() > 20 * x.min():
@@ -110,16 +105,8 @@ def _panel(
     axis.grid(linewidth=0.3)
 
 
-COSTS = {  # column of the comparison -> what an axis says, and what one unit of it is
-    "params_final": ("adapter parameters (thousands)", 1e3),
-    "step_seconds_median": ("step time (ms)", 1e-3),
-    "peak_memory_mib": ("peak memory (MiB)", 1.0),
-    "adapter_bytes": ("adapter file (KiB)", 1024.0),
-}
-
-
 def pareto_front(cost: ArrayLike, score: ArrayLike) -> NDArray[np.bool_]:
-    """Which points no other point beats: none costs as little or less and scores as high or higher, one of both truly.
+    """Boolean mask of the Pareto front: points that no other point beats in cost or score without losing in the other.
 
     Args:
         cost: (points,), low is good.
@@ -129,6 +116,5 @@ def pareto_front(cost: ArrayLike, score: ArrayLike) -> NDArray[np.bool_]:
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"the same (points,) are needed twice, {x.shape} and {y.shape} were given")
     as_good = (x[None] <= x[:, None]) & (y[None] >= y[:, None])  # [i, j]: j is as good as i in both
-    truly = (x[None] < x[:, None]) | (y[None] > y[:, None])
-    beaten = np.asarray((as_good & truly).any(axis=1), dtype=np.bool_)
-    return ~beaten
+    better = (x[None] < x[:, None]) | (y[None] > y[:, None])  # in one of them
+    return np.asarray(~(as_good & better).any(axis=1), dtype=np.bool_)

@@ -1,52 +1,43 @@
-""""""
+"""How the runs of every arm ended: done, open, collapsed, or failed and in which way."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.folders import CRASH, FAILURES, Unfinished
 from analysis.reading.stored import Stored
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-import math
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-def _endings(stored: Stored) -> list[Section]:
-    from analysis.sections.endings import failures
-
-    declared = stored.declared
-    ended = failures(stored.runs, stored.unfinished, None if declared is None else declared.cells)
-    lines = [] if declared is None else declared.gaps(stored.known)
-    return [Section("How the runs ended", {"failures": ended} if ended is not None else {}, lines=lines)]
-
+from experiments.store.name import short_id
 
 ENDINGS = (CRASH, *FAILURES.values())
 
 
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """The table of endings, if a run failed, stopped or collapsed, and the runs that a study lacks."""
+    study = stored.declared
+    table = failures(stored.runs, stored.unfinished, None if study is None else study.cells)
+    lines = [] if study is None else study.gaps(stored.known)
+    return [Section("How the runs ended", {"failures": table} if table is not None else {}, lines=lines)]
+
+
 def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.DataFrame | None = None) -> Table | None:
-    """How many runs of every arm ended, and how.
+    """Counts how the runs of every arm ended.
 
     Args:
         runs, unfinished: from `load_runs`.
-        cells: a study's runs, whose arms are then counted; without, arms are named as their folders.
+        cells: a study's runs, to count by its arms; None counts by the arms that folders name.
 
     Returns:
-        None where no run failed, stopped or collapsed.
+        None if no run failed, stopped or collapsed.
     """
-    import pandas as pd
-
-    arms = {} if cells is None else {run[:10]: arm for run, arm in zip(cells["id"], cells["arm"], strict=True) if run}
+    named = [] if cells is None else zip(cells["id"], cells["arm"], strict=True)
+    arms = {short_id(run): arm for run, arm in named if run}
     counts: dict[str, dict[str, int]] = {}
 
     def of(folder: str) -> dict[str, int] | None:
@@ -54,10 +45,10 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
         name = run.arm if cells is None else arms.get(run.short_id, "")
         return counts.setdefault(name, dict.fromkeys(("done", "open", "collapsed", *ENDINGS), 0)) if name else None
 
-    for folder, flags in zip(runs["folder"], runs["flags"], strict=True):
+    for folder, collapsed in zip(runs["folder"], runs["collapsed"], strict=True):
         if (count := of(folder)) is not None:
             count["done"] += 1
-            count["collapsed"] += "collapsed" in flags
+            count["collapsed"] += bool(collapsed)
     for run in unfinished:
         if (count := of(run.folder)) is not None:
             count[run.ending or "open"] += 1

@@ -1,37 +1,48 @@
 """Item by item against the baseline: what two trained models get right, from the runs' stored predictions.
 
-What is unusual: this table supports no claim, and says so. A test over items asks whether two trained models differ on
-these items; many items make any p small, whatever the methods do. It shows where a difference comes from.
+This table supports no claim, and says so. A test over items asks whether two trained models differ on these items; many
+items make any p small, whatever the methods do. The table shows where a difference comes from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+
+from analysis.output.section import Section
 from analysis.output.table import Table, signed, signed_range, summarise
 from analysis.reading.arms import CELL, NAMES
 from analysis.reading.rounds import load_predictions
-from analysis.sections.arms import fitting, place_of
+from analysis.reading.stored import Stored
+from analysis.sections.arms import cell_label, matching_baselines
 from analysis.stats.items import mcnemar_by_seed, two_way_bootstrap
+from analysis.stats.seeds import Array
 from elalora.errors import UserError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from analysis.stats.seeds import Array
-from typing import TYPE_CHECKING
-
-from analysis.output.section import Section
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-KINDS = ("classification", "image")  # of tasks whose items are right or wrong
+KINDS_WITH_CLASSES = ("classification", "image")  # tasks whose items are right or wrong
 ALPHA = 0.05  # of one seed pair's McNemar test
 MOST_RUNS = 600  # whose predictions are read for one page: about 6 seconds at 1,000 items each
+
+
+class Pair(NamedTuple):
+    """An arm and its baseline, cut to their common seeds, and the label of their cell."""
+
+    label: str
+    arm: pd.DataFrame
+    base: pd.DataFrame
+
+
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """The table of single items; empty for the best checkpoint, whose predictions are not stored."""
+    if stored.reading != "last":
+        return []
+    table, lines = item_tests(stored.runs, stored.baseline)
+    return [Section("Single items", {"items": table} if table is not None else {}, lines=lines)]
 
 
 def item_tests(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) -> tuple[Table | None, list[str]]:
@@ -43,24 +54,22 @@ def item_tests(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) 
         level: of the intervals.
 
     Returns:
-        The table, None where there is nothing to compare; and what a reader must know where there is none.
+        The table, or None if nothing can be compared, and sentences that say why not.
     """
-    import pandas as pd
-
     pairs, skipped = _pairs(runs, baseline)
-    read = {folder for _, arm, base in pairs for side in (arm, base) for folder in side["folder"]}
-    if len(read) > MOST_RUNS:
+    folders = {folder for pair in pairs for side in (pair.arm, pair.base) for folder in side["folder"]}
+    if len(folders) > MOST_RUNS:
         return None, [
-            f"No table of single items: it would read the predictions of {len(read)} runs, more than {MOST_RUNS}; "
+            f"No table of single items: it would read the predictions of {len(folders)} runs, more than {MOST_RUNS}; "
             "choose with --task, --budget or --method."
         ]
-    known = {folder: rows for folder in sorted(read) if (rows := _right(folder)) is not None}
+    answers = {folder: rows for folder in sorted(folders) if (rows := _answers(folder)) is not None}
     problems: list[str] = []
     records = []
-    for where, arm, base in pairs:
-        found = _compared(arm, base, known, level, f"{where}, {arm['shown'].iloc[0]}", problems)
-        if found is not None:
-            records.append({key: arm[key].iloc[0] for key in (*CELL, "shown")} | found)
+    for pair in pairs:
+        tests = _tests(pair, answers, level, problems)
+        if tests is not None:
+            records.append({key: pair.arm[key].iloc[0] for key in (*CELL, "shown")} | tests)
     if not records:
         return None, [f"No table of single items: {problems[0]}"] if problems else []
     name = NAMES.get(baseline, baseline)
@@ -77,35 +86,36 @@ def item_tests(runs: pd.DataFrame, baseline: str = "lora", level: float = 0.95) 
     if problems:
         notes.append("Left out: " + " ".join(summarise(problems).splitlines()))
     frame = pd.DataFrame(records)
-    return Table(f"Single items: every arm against {name}.", _columns(frame, name), _rows(frame), notes, frame), []
+    columns, rows = _shown(frame, name)
+    return Table(f"Single items: every arm against {name}.", columns, rows, notes, frame), []
 
 
-def _pairs(runs: pd.DataFrame, baseline: str) -> tuple[list[tuple[str, pd.DataFrame, pd.DataFrame]], list[str]]:
-    """(where, arm, its baseline), both cut to their common seeds; and the tasks that are not about classes."""
-    found, skipped = [], set()
+def _pairs(runs: pd.DataFrame, baseline: str) -> tuple[list[Pair], list[str]]:
+    """Every arm with its one baseline, and the tasks without classes."""
+    pairs, skipped = [], set()
     for _, cell in runs.groupby(CELL, sort=True):
         arms = [arm.sort_values("seed") for _, arm in cell.groupby(["arm", "fingerprint"], sort=False)]
-        within = [arm for arm in arms if not any("off budget" in flags for flags in arm["flags"])]
-        bases = [arm for arm in within if arm["method"].iloc[0] == baseline]
+        within = [arm for arm in arms if not arm["off_budget"].any()]
+        baselines = [arm for arm in within if arm["method"].iloc[0] == baseline]
         for arm in within:
-            fit = fitting(arm, bases)
-            if arm["method"].iloc[0] == baseline or len(fit) != 1:
+            matches = matching_baselines(arm, baselines)
+            if arm["method"].iloc[0] == baseline or len(matches) != 1:
                 continue
-            both = set(arm["seed"]) & set(fit[0]["seed"])
-            if both and _kind(arm) not in KINDS:
+            seeds = set(arm["seed"]) & set(matches[0]["seed"])
+            if seeds and _kind(arm) not in KINDS_WITH_CLASSES:
                 skipped.add(str(arm["task"].iloc[0]))
-            elif both:
-                found.append((place_of(cell), *(side[side["seed"].isin(both)] for side in (arm, fit[0]))))
-    return found, sorted(skipped)
+            elif seeds:
+                pairs.append(Pair(cell_label(cell), *(side[side["seed"].isin(seeds)] for side in (arm, matches[0]))))
+    return pairs, sorted(skipped)
 
 
 def _kind(arm: pd.DataFrame) -> str:
     task = arm["settings"].iloc[0].get("task")
-    return str(task.get("kind", KINDS[0])) if isinstance(task, dict) else KINDS[0]
+    return str(task.get("kind", KINDS_WITH_CLASSES[0])) if isinstance(task, dict) else KINDS_WITH_CLASSES[0]
 
 
-def _right(folder: str) -> pd.DataFrame | None:
-    """label and right of every item of a run, by idx; None where the predictions cannot be read or are no classes."""
+def _answers(folder: str) -> pd.DataFrame | None:
+    """Columns label and right of every item of a run, by idx; None if the predictions are unreadable or no classes."""
     try:
         rows = load_predictions(folder).set_index("idx")
     except UserError:
@@ -115,31 +125,25 @@ def _right(folder: str) -> pd.DataFrame | None:
     return rows.assign(right=rows["label"] == rows["prediction"])[["label", "right"]]
 
 
-def _compared(
-    arm: pd.DataFrame,
-    base: pd.DataFrame,
-    known: Mapping[str, pd.DataFrame],
-    level: float,
-    where: str,
-    problems: list[str],
-) -> dict[str, Any] | None:
-    """What the tests say of the seeds whose predictions are of the same items; None where there is no such seed."""
-    import numpy as np
-
-    others = dict(zip(base["seed"], base["folder"], strict=True))
+def _tests(pair: Pair, answers: Mapping[str, pd.DataFrame], level: float, problems: list[str]) -> dict[str, Any] | None:
+    """The tests of a pair, over the seeds whose predictions are of the same items; None if no seed has them."""
+    base_folders = dict(zip(pair.base["seed"], pair.base["folder"], strict=True))
     sides: tuple[list[Array], list[Array]] = ([], [])
-    first = None
-    for seed, folder in zip(arm["seed"], arm["folder"], strict=True):
-        mine, other = known.get(folder), known.get(others[seed])
-        if mine is None or other is None or mine.empty or not mine["label"].equals(other["label"]):
+    labels = None
+    for seed, folder in zip(pair.arm["seed"], pair.arm["folder"], strict=True):
+        rows, base_rows = answers.get(folder), answers.get(base_folders[seed])
+        if rows is None or base_rows is None or rows.empty or not rows["label"].equals(base_rows["label"]):
             continue
-        first = mine["label"] if first is None else first
-        if not first.equals(mine["label"]):
+        labels = rows["label"] if labels is None else labels
+        if not labels.equals(rows["label"]):
             continue
-        sides[0].append(mine["right"].to_numpy(bool))
-        sides[1].append(other["right"].to_numpy(bool))
-    if lost := len(arm) - len(sides[0]):
-        problems.append(f"{where}, {lost} of {len(arm)} seeds: predictions are missing, unreadable or of other items.")
+        sides[0].append(rows["right"].to_numpy(bool))
+        sides[1].append(base_rows["right"].to_numpy(bool))
+    if lost := len(pair.arm) - len(sides[0]):
+        problems.append(
+            f"{pair.label}, {pair.arm['shown'].iloc[0]}, {lost} of {len(pair.arm)} seeds: predictions are missing, "
+            "unreadable or of other items."
+        )
     if not sides[0]:
         return None
     a, b = (np.stack(side) for side in sides)  # (seeds, items)
@@ -162,31 +166,14 @@ def _compared(
     }
 
 
-def _columns(frame: pd.DataFrame, name: str) -> list[str]:
-    measures = ["Seeds", "Items", "Δ accuracy", "Only it", f"Only {name}", "Higher", "Lower"]
-    return [*(key.capitalize() for key in _varying(frame)), "Method", *measures]
-
-
-def _rows(frame: pd.DataFrame) -> list[list[str]]:
-    keys = _varying(frame)
-    return [
-        [*(str(r[key]) for key in keys), r["shown"], str(r["seeds"]), str(r["items"]), _interval(r)]
-        + [f"{r['only_it']:g}", f"{r['only_base']:g}", *(f"{r[way]} of {r['seeds']}" for way in ("higher", "lower"))]
+def _shown(frame: pd.DataFrame, baseline: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows; of the cell, the task and whatever differs between rows."""
+    keys = [key for key in CELL if key == "task" or frame[key].nunique() > 1]
+    measures = ["Seeds", "Items", "Δ accuracy", "Only it", f"Only {baseline}", "Higher", "Lower"]
+    rows = [
+        [*(str(r[key]) for key in keys), r["shown"], str(r["seeds"]), str(r["items"]),
+         signed(r["diff"]) + signed_range(r["low"], r["high"]), f"{r['only_it']:g}", f"{r['only_base']:g}",
+         *(f"{r[way]} of {r['seeds']}" for way in ("higher", "lower"))]
         for r in frame.to_dict("records")
-    ]
-
-
-def _varying(frame: pd.DataFrame) -> Sequence[str]:
-    """Task always; the other parts of a place where there is more than one."""
-    return [key for key in CELL if key == "task" or frame[key].nunique() > 1]
-
-
-def _interval(record: Mapping[str, Any]) -> str:
-    return signed(record["diff"]) + signed_range(record["low"], record["high"])
-
-
-def _items(runs: pd.DataFrame, baseline: str) -> list[Section]:
-    from analysis.sections.items import item_tests
-
-    table, lines = item_tests(runs, baseline)
-    return [Section("Single items", {"items": table} if table is not None else {}, lines=lines)]
+    ]  # fmt: skip
+    return [*(key.capitalize() for key in keys), "Method", *measures], rows

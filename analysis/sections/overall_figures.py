@@ -1,64 +1,63 @@
 """Arms over all tasks that they share: mean ranks with their critical difference, and performance profiles.
 
-Each figure is drawn only where it can show something. A critical difference that no two mean ranks can reach tells
-nothing apart, and a band over seeds needs seeds; `why_not_` then holds the reason in a sentence.
+A figure is drawn only if it can show something: `why_not_ranks` and `why_not_profiles` hold the reason against it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.output.figure import COLOURS, new_figure, save_figure, source_of, styles, wrapped
-from analysis.sections.shared_tasks import Place, mean_ranks, p_text
+import numpy as np
+
+from analysis.output.figure import COLOURS, new_figure, numbered, save_figure, source_of, wrapped
+from analysis.output.table import p_equation
+from analysis.sections.shared_tasks import SharedTasks, mean_ranks
+from analysis.stats.seeds import Array
 from analysis.stats.tasks import cliques, performance_profile, profile_band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from analysis.stats.seeds import Array
-
-LEAST_SEEDS = 3  # of a profile
+LEAST_SEEDS_FOR_PROFILE = 3
 THRESHOLDS = 201
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
-def why_not_ranks(place: Place) -> str:
-    """Why there is no critical-difference diagram; empty where there is one."""
-    if len(place.arms) < 3:
-        return f"No critical-difference diagram of {place.where()}: it compares three arms or more."
-    _, bound = mean_ranks(place)
-    if bound > len(place.arms) - 1:
+def why_not_ranks(pool: SharedTasks) -> str:
+    """The reason why no critical-difference diagram is drawn, or ""."""
+    if len(pool.arms) < 3:
+        return f"No critical-difference diagram of {pool.label}: it compares three arms or more."
+    _, bound = mean_ranks(pool)
+    if bound > len(pool.arms) - 1:
         return (
-            f"No critical-difference diagram of {place.where()}: with {len(place.arms)} arms over "
-            f"{len(place.tasks())} tasks no two mean ranks can be {bound:.2f} apart, the critical difference."
+            f"No critical-difference diagram of {pool.label}: with {len(pool.arms)} arms over "
+            f"{len(pool.tasks)} tasks no two mean ranks can be {bound:.2f} apart, the critical difference."
         )
     return ""
 
 
-def why_not_profiles(place: Place) -> str:
-    """Why there is no performance profile; empty where there is one."""
-    if place.seeds() < LEAST_SEEDS:
-        return f"No performance profile of {place.where()}: its bands need {LEAST_SEEDS} common seeds."
+def why_not_profiles(pool: SharedTasks) -> str:
+    """The reason why no performance profile is drawn, or ""."""
+    if pool.seeds < LEAST_SEEDS_FOR_PROFILE:
+        return f"No performance profile of {pool.label}: its bands need {LEAST_SEEDS_FOR_PROFILE} common seeds."
     return ""
 
 
-def draw_ranks(place: Place, path: Path, title: str = "") -> list[Path]:
-    """Critical-difference diagram (Demsar, JMLR 2006): mean ranks on a line, arms not told apart joined by a bar.
+def draw_ranks(pool: SharedTasks, path: Path, title: str = "") -> list[Path]:
+    """Critical-difference diagram (Demsar, JMLR 2006): mean ranks on a line, a bar joins arms that are not separated.
 
     Args:
-        place: of three arms or more.
+        pool: of three arms or more.
         path: without suffix; .png and .svg are written.
         title: above.
     """
-    import numpy as np
-
-    found, bound = mean_ranks(place)
-    order = np.argsort(found.mean_ranks, kind="stable")
-    names = [wrapped(name, 34) for name in place.arms]
+    test, bound = mean_ranks(pool)
+    order = np.argsort(test.mean_ranks, kind="stable")
+    names = [wrapped(name, 34) for name in pool.arms]
     arms, half = len(names), -(-len(names) // 2)
-    bars = cliques(found.mean_ranks, bound)
+    bars = cliques(test.mean_ranks, bound)
     top = 0.5 + 0.32 * len(bars)  # where the first label stands, below the bars
     step = 0.42 * max(name.count("\n") + 1 for name in names)
     bottom = top + step * half
@@ -73,40 +72,38 @@ def draw_ranks(place: Place, path: Path, title: str = "") -> list[Path]:
     axis.plot([1, 1 + bound], [-1.05, -1.05], color="black", linewidth=1.6, marker="|", markersize=8)
     axis.text(1 + bound / 2, -1.15, f"critical difference {bound:.2f}", ha="center", va="bottom", fontsize=9)
     for number, bar in enumerate(bars):
-        ends = [found.mean_ranks[bar[0]] - 0.03, found.mean_ranks[bar[-1]] + 0.03]
+        ends = [test.mean_ranks[bar[0]] - 0.03, test.mean_ranks[bar[-1]] + 0.03]
         axis.plot(ends, [0.32 + 0.32 * number] * 2, color="#D55E00", linewidth=4, solid_capstyle="butt", clip_on=False)
     for position, arm in enumerate(order):
         left = position < half
         height = top + step * (position if left else arms - 1 - position) + 0.1
         edge, side = (1 - 0.012 * arms, "right") if left else (arms + 0.012 * arms, "left")
-        rank = found.mean_ranks[arm]
+        rank = test.mean_ranks[arm]
         axis.plot([rank, rank, edge], [0, height, height], color="0.25", linewidth=0.9, clip_on=False)
         label = f"{names[arm]}  {rank:.2f}" if left else f"{rank:.2f}  {names[arm]}"
         axis.text(edge + (-0.008 if left else 0.008) * arms, height, label, ha=side, va="center", fontsize=9)
     joined = "Bars join arms whose mean ranks are less than that apart. " if bars else ""
     remark = (
-        f"Mean rank over {len(place.tasks())} tasks, 1 is the highest score. {joined}"
-        f"Friedman {p_text(found.p)}; Nemenyi at 0.05. "
+        f"Mean rank over {len(pool.tasks)} tasks, 1 is the highest score. {joined}"
+        f"Friedman {p_equation(test.p)}; Nemenyi at 0.05. "
     )
-    return save_figure(figure, path, title, source_of(place.citations), remark)
+    return save_figure(figure, path, title, source_of(pool.citations), remark)
 
 
 def draw_profiles(
-    place: Place, baseline: str, path: Path, title: str = "", known_arms: Mapping[str, int] | None = None
+    pool: SharedTasks, baseline: str, path: Path, title: str = "", report_arms: Sequence[str] = ()
 ) -> list[Path]:
     """Share of runs above each threshold, averaged over tasks, with a bootstrap band over seeds.
 
     Args:
-        place: of `LEAST_SEEDS` seeds or more.
-        baseline: the method whose mean on a task is the 0 of that task; the mean of all arms where it is not one arm.
+        pool: of `LEAST_SEEDS_FOR_PROFILE` seeds or more.
+        baseline: the method whose mean on a task is the 0 of that task; the mean of all arms if it has not one arm.
         path: without suffix; .png and .svg are written.
         title: above.
-        known_arms: from `styles`; None numbers the arms of this figure.
+        report_arms: all arms of the report, so that an arm looks the same in every figure.
     """
-    import numpy as np
-
-    scores = {name: table.to_numpy(float) for name, table in place.arms.items()}  # (seeds, tasks)
-    base = place.base(baseline)
+    scores = {name: table.to_numpy(float) for name, table in pool.arms.items()}  # (seeds, tasks)
+    base = pool.baseline_arm(baseline)
     centre = np.mean([scores[base]] if base else list(scores.values()), axis=(0, 1))  # (tasks,)
     shifted = {name: x - centre for name, x in scores.items()}
     ends = [f(x) for x in shifted.values() for f in (np.min, np.max)]
@@ -114,11 +111,11 @@ def draw_profiles(
     thresholds = np.linspace(min(ends) - room, max(ends) + room, THRESHOLDS)
     figure = new_figure(9.0, 4.2)
     axis = figure.subplots()
-    numbers = styles([*(known_arms or ()), *shifted])
+    numbers = numbered([*report_arms, *shifted])
     for name, x in sorted(shifted.items(), key=lambda item: numbers[item[0]]):
         number = numbers[name]
-        again = number + number // len(COLOURS)  # a colour that comes again has another dash
-        _profile(axis, name, x, thresholds, COLOURS[number % len(COLOURS)], DASHES[again % len(DASHES)])
+        dash = number + number // len(COLOURS)  # a repeated colour gets another dash
+        _profile(axis, name, x, thresholds, COLOURS[number % len(COLOURS)], DASHES[dash % len(DASHES)])
     axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     zero = f"the mean of {base}" if base else "the mean of all arms"
     axis.set_xlabel(f"points above {wrapped(zero, 60)} on the task")
@@ -127,15 +124,13 @@ def draw_profiles(
     axis.grid(linewidth=0.3)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, handlelength=3.2)
     remark = (
-        f"{len(place.tasks())} tasks, {place.seeds()} seeds. Bands: 95 % at each threshold, seeds drawn anew within "
+        f"{len(pool.tasks)} tasks, {pool.seeds} seeds. Bands: 95 % at each threshold, seeds drawn anew within "
         "each task; with few seeds they are too narrow. "
     )
-    return save_figure(figure, path, title, source_of(place.citations), remark)
+    return save_figure(figure, path, title, source_of(pool.citations), remark)
 
 
 def _profile(axis: Axes, name: str, x: Array, thresholds: Array, colour: str, dash: Any) -> None:
-    import numpy as np
-
     low, high = profile_band(x, thresholds, np.random.default_rng(0))
     share = performance_profile(x, thresholds)
     axis.fill_between(thresholds, low, high, color=colour, alpha=0.13, linewidth=0)

@@ -1,9 +1,8 @@
 """The papers' numbers, from `analysis/published/*.csv`, in the names of this harness.
 
-What is unusual: a published row carries what is known about how it was made, and what is not stated stays empty. A
-budget in ranks, or the rule by which a checkpoint was chosen, that no source states is never filled in, and so no
-difference is taken to such a number. ElaLoRA's own numbers per task were not found in any source that could be read:
-its rows are empty.
+Whatever a source does not state stays empty: a budget in ranks or the rule by which a checkpoint was chosen is never
+guessed, and no difference is taken to a number without them. No readable source has ElaLoRA's numbers per task, so its
+rows are empty.
 """
 
 from __future__ import annotations
@@ -11,12 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from experiments.runtime.places import CHECKOUT
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FOLDER = CHECKOUT / "analysis" / "published"
 GLUE_COLUMNS = {
@@ -41,13 +38,13 @@ class Published:
         source: paper and table.
         suite, model: in our names.
         label: the method as printed.
-        method: its name here, empty where it is no method of ours.
-        budget: in our names, empty where the source states none in ranks.
+        method: its name here, empty for a method that this project does not have.
+        budget: in our names, empty if the source states none in ranks.
         params: adapter parameters as printed.
-        protocol: in our names, empty where the source does not state how the checkpoint was chosen.
-        values: points by (task, metric); empty where nothing was found.
+        protocol: in our names, empty if the source does not state how the checkpoint was chosen.
+        values: points by (task, metric); empty if none were found.
         average: as printed.
-        remark: what a reader must know about this row.
+        remark: a note on this row.
     """
 
     source: str
@@ -63,10 +60,8 @@ class Published:
     remark: str = ""
 
 
-def table(name: str) -> tuple[str, pd.DataFrame]:
-    """A file of analysis/published: the source in its first line, and its rows as text ("" where empty)."""
-    import pandas as pd
-
+def published_file(name: str) -> tuple[str, pd.DataFrame]:
+    """A file of analysis/published: the source in its first line, and its rows as text, "" if empty."""
     path = FOLDER / f"{name}.csv"
     with path.open(encoding="utf-8") as file:
         source = file.readline().lstrip("# ").strip()
@@ -88,7 +83,7 @@ def _adalora_glue() -> list[Published]:
     }
     budgets = {"1.27M": "r8", "0.32M": "r2"}  # average target ranks 8 and 2, its appendix
     rows = []
-    for row in table("adalora_table1_glue")[1].to_dict("records"):
+    for row in published_file("adalora_table1_glue")[1].to_dict("records"):
         method, budget = methods.get(row["method"], ("", ""))
         if row["method"] == "AdaLoRA":
             method, budget = "adalora", budgets[row["params"]]
@@ -112,7 +107,7 @@ def _adalora_glue() -> list[Published]:
 
 
 def _lora_glue() -> list[Published]:
-    data = table("lora_readme_glue")[1].set_index("metric")
+    data = published_file("lora_readme_glue")[1].set_index("metric")
     rows = []
     for column, label, method, budget, params in (
         ("roberta_base_ft_125M", "Full FT", "full", "none", "125M"),
@@ -141,7 +136,7 @@ def _lora_glue() -> list[Published]:
 def _logs() -> list[Published]:
     """The logged runs of ElaLoRA's authors: last checkpoint on the validation set, one seed."""
     rows = []
-    for name, log in table("elalora_githistory_logs")[1].groupby("dir", sort=False):
+    for name, log in published_file("elalora_githistory_logs")[1].groupby("dir", sort=False):
         first = log.iloc[0]
         values = {
             (LOG_TASKS[task], "accuracy"): 100 * float(value)
@@ -169,7 +164,7 @@ def _logs() -> list[Published]:
 
 def _adalora_summaries() -> list[Published]:
     rows = []
-    for row in table("adalora_table3_summarization")[1].to_dict("records"):
+    for row in published_file("adalora_table3_summarization")[1].to_dict("records"):
         values = {
             (task, metric): float(row[f"{column}_{short}"])
             for column, task in (("xsum", "xsum"), ("cnndm", "cnn_dailymail"))
@@ -193,13 +188,13 @@ def _adalora_summaries() -> list[Published]:
 
 
 def _elalora() -> list[Published]:
-    """Rows that the paper has and that nobody could read here."""
-    known = dict(table("elalora_partial_published")[1][["item", "value"]].to_numpy().tolist())
-    average = known["VTAB-1k subset ViT-B/16 ElaLoRA average accuracy"]
-    places = [("glue", "deberta_v3_base", rank, "") for rank in known["GLUE ranks tested"].split(",")]
-    places.append(("summarization", "bart_base", known["XSum BART-base best ROUGE at rank"], ""))
-    places.append(("vtab", "vit_b16_in21k", "8", f"; average {average} on a subset of VTAB-1k, second-hand"))
+    """Rows that the paper has, without the numbers, which no readable source has."""
+    facts = dict(published_file("elalora_partial_published")[1][["item", "value"]].to_numpy().tolist())
+    average = facts["VTAB-1k subset ViT-B/16 ElaLoRA average accuracy"]
+    settings = [("glue", "deberta_v3_base", rank, "") for rank in facts["GLUE ranks tested"].split(",")]
+    settings.append(("summarization", "bart_base", facts["XSum BART-base best ROUGE at rank"], ""))
+    settings.append(("vtab", "vit_b16_in21k", "8", f"; average {average} on a subset of VTAB-1k, second-hand"))
     return [
         Published("ElaLoRA, arXiv 2504.00254", suite, model, "ElaLoRA", "elalora", f"r{rank}", remark=NOT_FOUND + more)
-        for suite, model, rank, more in places
+        for suite, model, rank, more in settings
     ]

@@ -1,90 +1,71 @@
-"""Where the ranks went: heat maps of the final ranks and their course over the rounds.
+"""Where the ranks went: heat maps of the final ranks, and their course over the rounds.
 
-Computing stands apart from drawing: `rank_map` and `trajectory` return frames, the `draw_` functions take frames.
-Colours are safe for colour-blind readers (orange and purple around the budget, viridis for layers), and every
-cell of a map also carries its number. Drawing uses matplotlib's object interface, so no display, no global
-state and no backend of the caller is touched.
+`rank_map` and `trajectory` compute frames, the `draw_` functions take frames. Colours are safe for colour-blind readers
+(orange and purple around the budget, viridis for layers), and every cell of a map also carries its number.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.output.figure import WIDEST, new_figure, save_figure, wrapped
-from analysis.reading.rounds import load_rounds
+import numpy as np
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from analysis.output.figure import _file
+from analysis.output.figure import WIDEST, file_name, new_figure, save_figure, wrapped
+from analysis.output.section import Section
 from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
+from analysis.reading.rounds import load_rounds, patterns
+from analysis.reading.stored import Stored
+from analysis.sections.arms import cell_label, cell_stem
+from analysis.sections.matrix_types import layer_map, layers_and_types, type_order
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from matplotlib.axes import Axes
 
-
-SHORT = {
-    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
-    "attention.self.query_proj": "query", "attention.self.key_proj": "key", "attention.self.value_proj": "value",
-    "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
-    "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
-}  # fmt: skip
-ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
-SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}  # of BART
-for _part, _side in SIDES.items():
-    SHORT |= {f"{_part}.{kind}_proj": f"{_side} {ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
-for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
-    SHORT |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
-ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in ORDER]
 MOST_ACROSS = 8  # panels of trajectories in one row
-MOST_SEEDS = 3  # with more, trajectories show the mean
+MOST_SEEDS = 3  # with more, trajectories show their mean
 
 
-def rank_map(runs: pd.DataFrame, which: str = "final") -> pd.DataFrame:
-    """Ranks averaged over the given runs.
+def sections(stored: Stored, folder: Path | None) -> list[Section]:
+    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any.
+
+    Args:
+        stored: from `read_stores`.
+        folder: for the figures; None draws none, and there is no section.
+    """
+    if folder is None:
+        return []
+    section = Section("Ranks")
+    ranked = stored.runs[[bool(ranks) for ranks in stored.runs["ranks_final"]]]
+    for _, cell in ranked.groupby(CELL, sort=False):
+        label, stem, citation = cell_label(cell), cell_stem(cell), cell["citation"].iloc[0]
+        arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
+        maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
+        title = f"Final ranks: {label}" + _mean_over(map(len, arms.values()))
+        drawn = draw_rank_maps(maps, _centre(cell), folder / f"ranks_{file_name(stem)}", title, citation)
+        section.figures[drawn[-1]] = title
+        for name, arm in arms.items():
+            if courses := courses_of(arm):
+                path = folder / f"trajectories_{file_name([*stem, _arm_stem(name, arm)])}"
+                title = f"Ranks of {name}: {label}"
+                section.figures[draw_trajectories(courses, path, title, citation)[-1]] = title
+    return [section]
+
+
+def rank_map(runs: pd.DataFrame) -> pd.DataFrame:
+    """Final ranks averaged over runs.
 
     Args:
         runs: rows of one arm, from `load_runs`.
-        which: "final" or "initial".
 
     Returns:
         (layers, matrix types); a type that a layer lacks is NaN.
     """
-    import pandas as pd
-
-    maps = [_as_map(ranks, places) for ranks, places in zip(runs[f"ranks_{which}"], runs["places"], strict=True)]
-    total = sum(maps[1:], start=maps[0])
-    mean = total / len(maps)
-    return pd.DataFrame(mean, columns=sorted(mean.columns, key=_type_order)).sort_index()
-
-
-def _as_map(ranks: Mapping[str, int], places: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
-    import pandas as pd
-
-    cells = _cells_of(places)
-    rows = [(*cells[name], rank) for name, rank in ranks.items()]
-    return pd.DataFrame(rows, columns=["layer", "type", "rank"]).pivot(index="layer", columns="type", values="rank")
-
-
-def _cells_of(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
-    """(layer, short type) of every matrix; where two share a place, as in models of two towers, longer names."""
-    cells = {name: (layer, SHORT.get(kind, kind)) for name, (layer, kind) in places.items()}
-    for longer in (lambda name: re.sub(r"\.\d+\.", ".*.", name, count=1), str):
-        count = Counter(cells.values())
-        cells |= {name: (cell[0], longer(name)) for name, cell in cells.items() if count[cell] > 1}
-    return cells
-
-
-def _type_order(kind: str) -> tuple[int, str]:
-    return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind)
+    ranks, matrices = patterns(runs)
+    return layer_map(dict(zip(matrices, ranks.mean(axis=0), strict=True)), runs["places"].iloc[0])
 
 
 def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
@@ -97,17 +78,15 @@ def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
         One row per step at which ranks changed (0 for the start, the last step repeats the end), columns
         (matrix type, layer).
     """
-    import pandas as pd
-
     rounds = load_rounds(run["folder"])
     if not rounds:
         return pd.DataFrame()
-    cells = {name: cell[::-1] for name, cell in _cells_of(run["places"]).items()}
-    lines = {max(0, r["step"]): {cells[n]: rank for n, rank in r["ranks"].items() if n in cells} for r in rounds}
+    columns = {name: (kind, layer) for name, (layer, kind) in layers_and_types(run["places"]).items()}
+    lines = {max(0, r["step"]): {columns[n]: rank for n, rank in r["ranks"].items() if n in columns} for r in rounds}
     frame = pd.DataFrame.from_dict(lines, orient="index")
     frame.loc[max(run["steps"], max(lines))] = frame.iloc[-1]
     frame.columns = pd.MultiIndex.from_tuples(frame.columns, names=["type", "layer"])
-    kinds = sorted(set(frame.columns.get_level_values("type")), key=_type_order)
+    kinds = sorted(set(frame.columns.get_level_values("type")), key=type_order)
     return frame.sort_index(axis=1)[kinds]
 
 
@@ -123,7 +102,6 @@ def draw_rank_maps(
         title: above all panels.
         data: source of the data, below.
     """
-    import numpy as np
     from matplotlib.colors import TwoSlopeNorm
 
     values = np.concatenate([m.to_numpy(float).ravel() for m in maps.values()])
@@ -151,16 +129,12 @@ def draw_rank_maps(
 
 
 def _annotate(axis: Axes, ranks: Any, centre: float, reach: float) -> None:
-    for (y, x), rank in _cells(ranks):
+    for (y, x), rank in np.ndenumerate(ranks):
+        if np.isnan(rank):
+            continue
         text = f"{rank:.0f}" if float(rank).is_integer() else f"{rank:.1f}"
         dark = abs(rank - centre) > 0.55 * reach
         axis.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-
-
-def _cells(ranks: Any) -> list[tuple[tuple[int, int], float]]:
-    import numpy as np
-
-    return [(place, rank) for place, rank in np.ndenumerate(ranks) if not np.isnan(rank)]
 
 
 def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
@@ -208,46 +182,18 @@ def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: st
 
 
 def courses_of(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The courses to draw for one arm: each seed's, or their mean when there are many; only where ranks moved."""
+    """The courses to draw for one arm: of each seed whose ranks moved, or their mean for more than `MOST_SEEDS`."""
     frames = {f"seed {run['seed']}": trajectory(run) for run in runs.to_dict("records")}
     moved = {name: frame for name, frame in frames.items() if len(frame) and frame.nunique().max() > 1}
     if len(moved) <= MOST_SEEDS:
         return moved
     steps = sorted({step for frame in moved.values() for step in frame.index})
-    held = [frame.reindex(steps).ffill() for frame in moved.values()]
-    return {f"mean of {len(held)} seeds": sum(held[1:], start=held[0]) / len(held)}
-
-
-def figures(runs: pd.DataFrame, folder: Path) -> dict[Path, str]:
-    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any.
-
-    Returns:
-        Captions by the path of the .svg; a .png stands beside it.
-    """
-    from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map
-
-    ranked = runs[[bool(ranks) for ranks in runs["ranks_final"]]]
-    drawn: dict[Path, str] = {}
-    for _, cell in ranked.groupby(CELL, sort=False):
-        first = cell.iloc[0]
-        stem = [first[key] for key in ("task", "model", "budget", "protocol", "recipe")]
-        where = f"{first['task']}, {first['model']}, {first['budget']}, {first['protocol']}"
-        arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
-        maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
-        title = f"Final ranks: {where}" + _mean_over(map(len, arms.values()))
-        path = folder / f"ranks_{_file(stem)}"
-        drawn[draw_rank_maps(maps, _centre(cell), path, title, first["citation"])[-1]] = title
-        for name, arm in arms.items():
-            courses = courses_of(arm)
-            if courses:
-                path = folder / f"trajectories_{_file([*stem, _arm(name, arm)])}"
-                title = f"Ranks of {name}: {where}"
-                drawn[draw_trajectories(courses, path, title, first["citation"])[-1]] = title
-    return drawn
+    filled = [frame.reindex(steps).ffill() for frame in moved.values()]
+    return {f"mean of {len(filled)} seeds": sum(filled[1:], start=filled[0]) / len(filled)}
 
 
 def _mean_over(seeds: Iterable[int]) -> str:
-    """How many seeds the panels are means over; nothing for one."""
+    """How many seeds the panels are means over; "" for one."""
     counts = sorted(set(seeds))
     if counts == [1]:
         return ""
@@ -255,7 +201,7 @@ def _mean_over(seeds: Iterable[int]) -> str:
 
 
 def _joined(maps: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Arms with one and the same rank everywhere share a panel, at the end; it has nothing more to show."""
+    """Joins all arms that have the same one rank everywhere in one panel at the end."""
     moved = {name: ranks for name, ranks in maps.items() if ranks.stack().nunique() > 1}
     flat: dict[float, list[str]] = {}
     for name, ranks in maps.items():
@@ -264,15 +210,15 @@ def _joined(maps: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return moved | {", ".join(names): maps[names[0]] for names in flat.values()}
 
 
-def _arm(name: str, arm: pd.DataFrame) -> str:
-    """A short name for a file; arms that share a name are told apart by their settings' digest."""
+def _arm_stem(name: str, arm: pd.DataFrame) -> str:
+    """Part of a file name; the digest of their settings separates arms that share a name."""
     first = arm.iloc[0]
     plain = "-".join(part for part in (first["label"], first["variant"]) if part)
     return f"{plain}-{first['arm']}" if "[" in name else plain
 
 
 def _centre(cell: pd.DataFrame) -> float:
-    """The mean rank that the budget asks for; for a budget in parameters, the mean of what was reached."""
+    """The budget's mean rank; for a budget in parameters, the mean of the final ranks."""
     budget = str(cell["budget"].iloc[0])
     if budget != NO_BUDGET and budget[1:].isdigit():
         return float(budget[1:])

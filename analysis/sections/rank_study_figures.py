@@ -1,9 +1,8 @@
-"""The rank study's pictures: spread over seeds, the ranks round by round, what moved when, agreement, scores.
+"""Drawings of the rank study: spread over seeds, ranks round by round, moves, agreement, scores, contribution.
 
-Each function takes frames that `analysis.stats.rank_agreement` or `analysis.sections.rank_maps` computed, writes
-.png and .svg and returns the
-paths. Colours are safe for colour-blind readers: orange and purple for signed values, cividis for amounts, and the
-Okabe-Ito set with a marker of its own for every matrix type.
+Each function takes frames from `analysis.sections.rank_study_frames`, writes .png and .svg and returns the paths.
+Colours are safe for colour-blind readers: orange and purple for signed values, cividis for amounts, and the Okabe-Ito
+set with a marker for every matrix type.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from analysis.output.figure import WIDEST, new_figure, save_figure, wrapped
-from analysis.sections.rank_maps import _type_order
+from analysis.sections.matrix_types import type_order
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
-LOOKS = [
+LOOKS = [  # colour and marker of a matrix type
     ("#000000", "o"), ("#E69F00", "s"), ("#0072B2", "^"), ("#009E73", "D"), ("#CC79A7", "v"), ("#D55E00", "P"),
     ("#56B4E9", "X"), ("#7F7F7F", "*"),
 ]  # fmt: skip
-MOST_ROUNDS = 8  # panels of the small multiples
 MOST_MATRICES = 48  # rows of one panel of moves
 MOST_COLUMNS = 24  # of all panels of moves together
 
@@ -37,11 +37,8 @@ def draw_spreads(maps: Mapping[str, pd.DataFrame], path: Path, title: str = "", 
         title: above all panels.
         data: source of the data, below.
     """
-    import numpy as np
-
     most = max(float(np.nanmax(m.to_numpy(float))) for m in maps.values()) or 1.0
-    panels = {name: (frame, f"{name}") for name, frame in maps.items()}
-    return _panels(panels, path, title, data, "cividis", 0.0, most, "standard deviation over seeds", "{:.1f}")
+    return _panels(maps, path, title, data, "cividis", 0.0, most, "standard deviation over seeds", "{:.1f}")
 
 
 def draw_rounds(maps: Mapping[str, pd.DataFrame], centre: float, path: Path, title: str, data: str) -> list[Path]:
@@ -54,16 +51,13 @@ def draw_rounds(maps: Mapping[str, pd.DataFrame], centre: float, path: Path, tit
         title: above all panels.
         data: source of the data, below.
     """
-    import numpy as np
-
     reach = max(1.0, max(float(np.nanmax(np.abs(m.to_numpy(float) - centre))) for m in maps.values()))
-    panels = {name: (frame, name) for name, frame in maps.items()}
     low, high = centre - reach, centre + reach
-    return _panels(panels, path, title, data, "PuOr_r", low, high, f"rank (white: {centre:g})", "{:.3g}")
+    return _panels(maps, path, title, data, "PuOr_r", low, high, f"rank (white: {centre:g})", "{:.3g}")
 
 
 def _panels(
-    panels: Mapping[str, tuple[pd.DataFrame, str]],
+    maps: Mapping[str, pd.DataFrame],
     path: Path,
     title: str,
     data: str,
@@ -73,13 +67,13 @@ def _panels(
     meaning: str,
     form: str,
 ) -> list[Path]:
-    first = next(iter(panels.values()))[0]
+    first = next(iter(maps.values()))
     width = max(2.9, 0.5 * len(first.columns) + 0.7)
-    columns = min(len(panels), 4, max(1, int(WIDEST / width)))
-    rows = -(-len(panels) // columns)
+    columns = min(len(maps), 4, max(1, int(WIDEST / width)))
+    rows = -(-len(maps) // columns)
     figure = new_figure(columns * width + 1.0, rows * (0.32 * len(first) + 1.4) + 0.8)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, (frame, name) in zip(axes.flat, panels.values(), strict=False):
+    for axis, (name, frame) in zip(axes.flat, maps.items(), strict=False):
         image = axis.imshow(frame.to_numpy(float), cmap=colours, vmin=low, vmax=high, aspect="auto")
         axis.set_title(wrapped(name, int(width * 9)), fontsize=9)
         axis.set_xticks(range(len(frame.columns)), frame.columns, rotation=40, ha="right", rotation_mode="anchor")
@@ -88,7 +82,7 @@ def _panels(
         _numbers(axis, frame.to_numpy(float), image, form)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer", fontsize=9)
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=axes, label=meaning, fraction=0.04, pad=0.02)
     bar.outline.set_linewidth(0.5)
@@ -98,28 +92,19 @@ def _panels(
 
 def _numbers(axis: Axes, values: Any, image: Any, form: str) -> None:
     """The value in every cell, black on light and white on dark."""
-    import numpy as np
-
     for (y, x), value in np.ndenumerate(values):
         if np.isnan(value):
             continue
         red, green, blue, _ = image.cmap(image.norm(value))
         light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.5
-        axis.text(
-            x,
-            y,
-            form.format(round(float(value), 2) + 0.0).replace("-", "−"),
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="black" if light else "white",
-        )
+        text, colour = form.format(round(float(value), 2) + 0.0).replace("-", "−"), "black" if light else "white"
+        axis.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
-    """What was pruned and grown when: a row per matrix, a column per round; many of either stay legible.
+    """What was pruned and grown when: a row per matrix, a column per round.
 
-    More than `MOST_MATRICES` matrices stand in panels side by side, whole types each; more rounds than fit are joined.
+    More than `MOST_MATRICES` matrices are split by type into panels side by side; more rounds than fit are joined.
 
     Args:
         net: directions gained less lost, (matrices, steps), mean over seeds; only matrices that ever moved.
@@ -128,13 +113,9 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
         title: above.
         data: source of the data, below.
     """
-    import numpy as np
-
     panels = _by_types(list(net.index))
-    joined, net, replaced = (
-        len(net.columns),
-        *(_joined(f, max(8, MOST_COLUMNS // len(panels))) for f in (net, replaced)),
-    )
+    rounds, most_columns = len(net.columns), max(8, MOST_COLUMNS // len(panels))
+    net, replaced = (_joined(frame, most_columns) for frame in (net, replaced))
     most = max(1.0, float(np.abs(net.to_numpy(float)).max()))
     width = max(2.2, 0.36 * len(net.columns)) if len(panels) > 1 else max(3.9, 0.55 * len(net.columns))
     figure = new_figure(len(panels) * (width + 1.0) + 1.6, 0.2 * max(map(len, panels)) + 1.9)
@@ -143,19 +124,14 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
         image = axis.imshow(net.loc[rows].to_numpy(float), cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
         for y, x in np.argwhere(replaced.loc[rows].to_numpy(float) > 0):
             axis.plot(x, y, "o", color="black", markersize=3.5, markerfacecolor="white", markeredgewidth=0.7)
-        axis.set_xticks(
-            range(len(net.columns)),
-            [str(step) for step in net.columns],
-            rotation=40,
-            ha="right",
-            rotation_mode="anchor",
-        )
+        steps = [str(step) for step in net.columns]
+        axis.set_xticks(range(len(steps)), steps, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(rows)), rows)
         axis.tick_params(labelsize=7)
         axis.set_xlabel("step of the round")
     figure.colorbar(image, ax=axes, label="directions gained less lost", pad=0.02).outline.set_linewidth(0.5)
     remark = "A dot: a direction of the matrix was replaced by a new one of its own. "
-    remark += f"Columns join {joined} rounds. " if joined > len(net.columns) else ""
+    remark += f"Columns join {rounds} rounds. " if rounds > len(net.columns) else ""
     return save_figure(figure, path, title, data, remark)
 
 
@@ -164,20 +140,17 @@ def _by_types(rows: list[str]) -> list[list[str]]:
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row.rpartition(" ")[0], []).append(row)
-    wanted = len(rows) / -(-len(rows) // MOST_MATRICES)
+    height = len(rows) / -(-len(rows) // MOST_MATRICES)
     panels: list[list[str]] = [[]]
-    for own in kinds.values():
-        if panels[-1] and len(panels[-1]) + len(own) > max(wanted, len(own)) + 0.5:
+    for members in kinds.values():
+        if panels[-1] and len(panels[-1]) + len(members) > max(height, len(members)) + 0.5:
             panels.append([])
-        panels[-1] += own
+        panels[-1] += members
     return panels
 
 
 def _joined(frame: pd.DataFrame, most: int) -> pd.DataFrame:
     """At most `most` columns: neighbouring rounds are added up and named by their first and last step."""
-    import numpy as np
-    import pandas as pd
-
     if len(frame.columns) <= most:
         return frame
     parts = [list(part) for part in np.array_split(frame.columns.to_numpy(), most)]
@@ -200,9 +173,9 @@ def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> lis
     figure = new_figure(0.75 * len(taus) + 3.6, 0.55 * len(taus) + 2.2)
     axis = figure.subplots()
     image = axis.imshow(taus.to_numpy(float), cmap=colours, vmin=-1, vmax=1)
-    shown = [wrapped(str(name), 22) for name in taus.index]
-    axis.set_xticks(range(len(taus)), shown, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(range(len(taus)), shown, fontsize=8)
+    arms = [wrapped(str(name), 22) for name in taus.index]
+    axis.set_xticks(range(len(taus)), arms, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(len(taus)), arms, fontsize=8)
     _numbers(axis, taus.to_numpy(float), image, "{:.2f}")
     figure.colorbar(image, ax=axis, label="mean tau-b of two seeds", fraction=0.05, pad=0.03)
     return save_figure(figure, path, title, data)
@@ -247,16 +220,18 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
         data: source of the data, below.
     """
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
-    kinds = sorted(set(points["type"]), key=_type_order)
+    kinds = sorted(set(points["type"]), key=type_order)
     figure = new_figure(4.4 * len(panels) + 1.4, 4.0)
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         inside = points[points["panel"] == panel]
         for number, kind in enumerate(kinds):
             colour, marker = LOOKS[number % len(LOOKS)]
-            own = inside[inside["type"] == kind]
-            face = colour if number < len(LOOKS) else "none"  # a look that comes again is hollow
-            axis.plot(own["rank"], own["rise"], marker, color=colour, mfc=face, markersize=6, alpha=0.85, label=kind)
+            of_type = inside[inside["type"] == kind]
+            face = colour if number < len(LOOKS) else "none"  # a repeated look is hollow
+            axis.plot(
+                of_type["rank"], of_type["rise"], marker, color=colour, mfc=face, markersize=6, alpha=0.85, label=kind
+            )
         axis.axhline(0, color="0.5", linewidth=0.6)
         axis.set_xlabel("final rank, mean over seeds")
         axis.set_title(wrapped(panel, 46), fontsize=10)

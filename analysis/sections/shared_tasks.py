@@ -1,39 +1,30 @@
-"""Tasks that several arms share, and their mean ranks."""
+"""Arms on the tasks and seeds that they share, and their mean ranks over these tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from analysis.reading.arms import short_recipe
-from analysis.stats.tasks import (
-    Friedman,
-    critical_difference,
-    friedman,
-)
+import numpy as np
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-if TYPE_CHECKING:
-    import pandas as pd
+from analysis.sections.arms import named_across_tasks
+from analysis.stats.tasks import Friedman, critical_difference, friedman
 
-
-PLACE = ["model", "protocol", "recipe", "budget"]
-
-
-LEAST_RUNS = 4  # of the bootstrap-t
+SHARED_KEYS = ["model", "protocol", "recipe", "budget"]  # arms are pooled over tasks within one of each
+LEAST_SEEDS_FOR_BOOTSTRAP = 4
 
 
 @dataclass(frozen=True)
-class Place:
-    """Arms that share a model, protocol, recipe and budget, cut to the tasks and seeds that all of them have.
+class SharedTasks:
+    """Arms of one model, protocol, recipe and budget, cut to the tasks and seeds that all of them have.
 
     Attributes:
         key: model, protocol, recipe and budget.
         arms: scores (seeds, tasks) by the arm's name; the same seeds and tasks in each.
         methods: the method of every arm.
         citations: of the tasks' data.
-        off: names of arms that are off the budget, which take no part.
+        off: names of arms off the budget, which are left out.
     """
 
     key: dict[str, str]
@@ -42,56 +33,63 @@ class Place:
     citations: list[str]
     off: list[str] = field(default_factory=list)
 
-    def where(self) -> str:
+    @property
+    def label(self) -> str:
         """The key in words."""
-        return ", ".join(filter(None, self.key.values()))
+        return key_label(self.key)
 
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks."""
         return list(next(iter(self.arms.values())).columns)
 
+    @property
     def seeds(self) -> int:
-        """How many seeds every arm has."""
+        """Number of seeds of every arm."""
         return len(next(iter(self.arms.values())))
 
-    def base(self, baseline: str) -> str | None:
-        """The one arm of the baseline method; None where there is none or several."""
-        bases = [name for name in self.arms if self.methods[name] == baseline]
-        return bases[0] if len(bases) == 1 else None
+    def baseline_arm(self, baseline: str) -> str | None:
+        """The arm of the baseline method; None if it has no arm or several."""
+        names = [name for name in self.arms if self.methods[name] == baseline]
+        return names[0] if len(names) == 1 else None
 
 
-def places(runs: pd.DataFrame) -> list[Place]:
-    """Every place where two or more arms share two or more tasks.
+def key_label(key: Mapping[str, str]) -> str:
+    """The values of a key with commas between."""
+    return ", ".join(filter(None, key.values()))
 
-    Arms that are off their budget on any task take no part.
+
+def shared_tasks(runs: pd.DataFrame) -> list[SharedTasks]:
+    """Every model, protocol, recipe and budget at which two or more arms share two or more tasks.
+
+    Arms that are off their budget on any task are left out.
 
     Args:
         runs: from `load_runs`.
     """
-    found = []
-    named = runs.assign(shown=runs["row_name"], recipe=[short_recipe(recipe) for recipe in runs["recipe"]])
-    for key, cell in named.groupby(PLACE, sort=True):
-        cell, off = within_budget(cell)
-        arms = complete(cell)
+    pools = []
+    for key, group in named_across_tasks(runs).groupby(SHARED_KEYS, sort=True):
+        group, off = within_budget(group)
+        arms = common_scores(group)
         if len(arms) >= 2:
             tasks = next(iter(arms.values())).columns
-            citations = sorted(set(cell["citation"][cell["task"].isin(tasks)]) - {""})
-            methods = {name: method for name, method in zip(cell["shown"], cell["method"], strict=True)}
-            found.append(Place(dict(zip(PLACE, key, strict=True)), arms, methods, citations, off))
-    return found
+            citations = sorted(set(group["citation"][group["task"].isin(tasks)]) - {""})
+            methods = dict(zip(group["shown"], group["method"], strict=True))
+            pools.append(SharedTasks(dict(zip(SHARED_KEYS, key, strict=True)), arms, methods, citations, off))
+    return pools
 
 
-def within_budget(cell: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The runs of arms that keep their budget on every task, and the names of the others."""
-    off = sorted({name for name, flags in zip(cell["shown"], cell["flags"], strict=True) if "off budget" in flags})
-    return cell[~cell["shown"].isin(off)], off
+def within_budget(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of arms that keep their budget on every task, and the names of the other arms."""
+    off = sorted(set(runs["shown"][runs["off_budget"]]))
+    return runs[~runs["shown"].isin(off)], off
 
 
-def complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """(seeds, tasks) of every arm, cut to what all have; arms that mix data are left out."""
+def common_scores(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Scores (seeds, tasks) of every arm, cut to what all arms have; arms that mix data are left out."""
     tables = {
         str(name): arm.pivot(index="seed", columns="task", values="score")
-        for name, arm in cell.groupby("shown", sort=True)
+        for name, arm in runs.groupby("shown", sort=True)
         if not arm.duplicated(["task", "seed"]).any() and arm["task"].nunique() > 1
     }
     if len(tables) < 2:
@@ -102,14 +100,7 @@ def complete(cell: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: table.loc[seeds] for name, table in whole.items()} if len(tasks) > 1 and seeds else {}
 
 
-def mean_ranks(place: Place) -> tuple[Friedman, float]:
-    """Friedman's test over the tasks' means, and Nemenyi's critical difference at 0.05; of three arms or more."""
-    import numpy as np
-
-    means = np.stack([table.to_numpy(float).mean(axis=0) for table in place.arms.values()], axis=1)  # (tasks, methods)
-    return friedman(means), critical_difference(len(place.arms), len(means))
-
-
-def p_text(p: float) -> str:
-    """p = 0.014, or p < 0.001."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def mean_ranks(pool: SharedTasks) -> tuple[Friedman, float]:
+    """Friedman's test over the tasks' means, and Nemenyi's critical difference at 0.05, for three arms or more."""
+    means = np.stack([table.to_numpy(float).mean(axis=0) for table in pool.arms.values()], axis=1)  # (tasks, methods)
+    return friedman(means), critical_difference(len(pool.arms), len(means))

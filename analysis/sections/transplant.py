@@ -1,16 +1,16 @@
-"""The transplant study: what of an effect is the layout and what the dynamics."""
+"""The transplant study: how much of an effect is the final layout of ranks, and how much the way there."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
+from analysis.output.table import Table, p_value, signed, signed_range
+from analysis.sections.arms import LEAST_FOR_INTERVAL
 from analysis.stats.seeds import holm, sign_flip, t_interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Step(NamedTuple):
@@ -35,7 +35,7 @@ STEPS = (  # (name, arm, less this arm, what the difference is)
 
 
 def arm_of(settings: dict[str, Any]) -> str | None:
-    """elalora, svd_lora, transplant or shuffled; None for a run that is none of them."""
+    """elalora, svd_lora, transplant or shuffled; None for any other run."""
     method = settings.get("method", {})
     if method.get("name") == "elalora":
         return "elalora" if method.get("variant", "paper") == "paper" and not _side_effects(method) else None
@@ -45,38 +45,65 @@ def arm_of(settings: dict[str, Any]) -> str | None:
 
 
 def _side_effects(method: dict[str, Any]) -> bool:
-    switched = any(method.get(name) for name in ("D1", "D2", "D8", "D12", "D15")) or method.get("D4") not in (
-        None,
-        "off",
-    )
-    chosen_at_random = "random" in (method.get("importance"), method.get("expansion"))
-    return switched or chosen_at_random
+    switched = any(method.get(name) for name in ("D1", "D2", "D8", "D12", "D15"))
+    collapses = method.get("D4") not in (None, "off")
+    return switched or collapses or "random" in (method.get("importance"), method.get("expansion"))
 
 
 def transplant(runs: pd.DataFrame) -> list[Step]:
-    """What the transplant control says, paired by seed (and task, where there are several: their mean).
+    """The steps of the transplant study, paired by seed; over several tasks, their mean.
 
     Args:
         runs: of one model, budget, protocol and recipe.
 
     Returns:
-        One step for each pair of arms with two common seeds or more; p corrected over the steps that are there. Empty
-        where several arms would stand for one, as with two learning rates: choose one by filters.
+        One step for each pair of arms with two common seeds or more, with p corrected over these steps. Empty if
+        several arms would stand for one, as with two learning rates: choose one by filters.
     """
     arms = runs.assign(arm_name=[arm_of(s) for s in runs["settings"]])
     arms = arms[arms["arm_name"].notna()]
     if arms.duplicated(["arm_name", "task", "seed"]).any():
         return []
     wide = arms.pivot(index="seed", columns=["arm_name", "task"], values="score")
-    found = []
+    steps: list[Step] = []
     for name, arm, less, meaning in STEPS:
         if arm not in wide.columns.get_level_values(0) or less not in wide.columns.get_level_values(0):
             continue
         x = (wide[arm] - wide[less]).dropna(axis=1, how="all").dropna().mean(axis=1).to_numpy(float)
         if len(x) >= 2:
-            low, high = t_interval(x) if len(x) >= 3 else (math.nan, math.nan)
+            low, high = t_interval(x) if len(x) >= LEAST_FOR_INTERVAL else (math.nan, math.nan)
             p = sign_flip(x, np.random.default_rng(0))
-            found.append(Step(name, meaning, len(x), float(x.mean()), low, high, p, math.nan))
-    if not found:
+            steps.append(Step(name, meaning, len(x), float(x.mean()), low, high, p, math.nan))
+    if not steps:
         return []
-    return [step._replace(corrected=float(p)) for step, p in zip(found, holm([s.p for s in found]), strict=True)]
+    return [s._replace(corrected=float(p)) for s, p in zip(steps, holm([s.p for s in steps]), strict=True)]
+
+
+def transplant_table(cell: pd.DataFrame, label: str) -> Table | None:
+    """What the layout does and what the way there does, for runs of one cell; None for fewer than two steps."""
+    steps = transplant(cell)
+    if len(steps) < 2:
+        return None
+    rows = [
+        [
+            s.name,
+            s.meaning,
+            str(s.seeds),
+            signed(s.mean),
+            signed_range(s.low, s.high).strip(),
+            p_value(s.p),
+            p_value(s.corrected),
+        ]
+        for s in steps
+    ]
+    present = {step.name for step in steps}
+    notes = [f"{name}: {arm} less {less}." for name, arm, less, _ in STEPS if name in present]
+    arms = [arm_of(s) for s in cell["settings"]]
+    rates = {a: s["trainer"]["lr"] for a, s in zip(arms, cell["settings"], strict=True) if a and "trainer" in s}
+    if len(set(rates.values())) > 1:
+        text = ", ".join(f"{arm} {rate}" for arm, rate in sorted(rates.items()))
+        notes.append(f"Learning rates, tuned for each arm, are part of these differences: {text}.")
+    notes.append("Paired by seed; t interval over seeds; exact sign-flip test, Holm over the rows of this table.")
+    columns = ["Difference", "Meaning", "Seeds", "Points", "95 % interval", "p", "p (Holm)"]
+    frame = pd.DataFrame(steps).assign(where=label)
+    return Table(f"Layout or dynamics: {label}", columns, rows, notes, frame)

@@ -1,0 +1,56 @@
+"""Adapted matrices by layer and type: short names of types, their order in figures, and maps of values."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+SHORT = {
+    "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
+    "attention.self.query_proj": "query", "attention.self.key_proj": "key", "attention.self.value_proj": "value",
+    "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
+    "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
+}  # fmt: skip
+ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}  # of BART
+for _part, _side in SIDES.items():
+    SHORT |= {f"{_part}.{kind}_proj": f"{_side} {ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
+for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
+    SHORT |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
+ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in ORDER]
+
+
+def layers_and_types(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+    """(layer, short type) of every matrix; longer names if two share both, as in models of two towers.
+
+    Args:
+        places: layer and type of every matrix, as a result stores them.
+    """
+    short = {name: (layer, SHORT.get(kind, kind)) for name, (layer, kind) in places.items()}
+    for longer in (lambda name: re.sub(r"\.\d+\.", ".*.", name, count=1), str):
+        count = Counter(short.values())
+        short |= {name: (pair[0], longer(name)) for name, pair in short.items() if count[pair] > 1}
+    return short
+
+
+def types_of(matrices: Sequence[str], places: Mapping[str, tuple[int, str]]) -> list[str]:
+    """The short type of each matrix."""
+    short = layers_and_types(places)
+    return [short[name][1] for name in matrices]
+
+
+def type_order(kind: str) -> tuple[int, str]:
+    """Sort key of a type: in the order of a transformer layer, unknown types last."""
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind)
+
+
+def layer_map(values: Mapping[str, Any], places: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
+    """Values by matrix as (layers, types); NaN for a type that a layer lacks."""
+    short = layers_and_types(places)
+    rows = [(*short[name], value) for name, value in values.items()]
+    frame = pd.DataFrame(rows, columns=["layer", "type", "value"]).pivot(index="layer", columns="type", values="value")
+    return frame[sorted(frame.columns, key=type_order)].sort_index()
