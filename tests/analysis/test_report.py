@@ -115,7 +115,7 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
 
 def test_starting_up_imports_nothing_heavy() -> None:
     code = (
-        "import sys, analysis.__main__, analysis.report, analysis.sections.rank_maps, analysis.output.writers; "
+        "import sys, analysis.__main__, analysis.report, analysis.output.writers; "
         "heavy = {'pandas', 'matplotlib', 'scipy', 'rich', 'torch', 'numpy'}; print(heavy & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import analysis.sections.rank_maps
+import analysis.output.figure
 
 
 def catch(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.output.figure import names
+from analysis.output.figure import file_name
 from analysis.output.writers import latex, print_table, to_csv, to_latex, to_markdown
 from analysis.reading.rounds import load_rounds
 from analysis.reading.runs import load_runs, select
@@ -446,5 +446,5 @@ def test_nothing_of_a_figure_is_cut_off(store: Path, tmp_path: Path) -> None:
 
 
 def test_file_names_hold_nothing_but_harmless_characters() -> None:
-    assert names(["../../etc", "a b/c", "", "r4"]) == "etc-a_b_c-r4"
-    assert "/" not in names(["日本", "/"]) and names(["日本"]) == "x"
+    assert file_name(["../../etc", "a b/c", "", "r4"]) == "etc-a_b_c-r4"
+    assert "/" not in file_name(["日本", "/"]) and file_name(["日本"]) == "x"

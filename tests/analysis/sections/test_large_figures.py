@@ -12,7 +12,7 @@ from drawn import catch, cut_off
 from analysis.output.figure import WIDEST
 from analysis.sections import rank_maps as figures
 from analysis.sections import rank_study_figures as rank_figures
-from analysis.sections.rank_maps import _as_map, _cells_of, _type_order
+from analysis.sections.matrix_types import layer_map, layers_and_types
 from elalora.attach import place
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -35,13 +35,12 @@ DEBERTA = [
 def ranks(names: list[str]) -> pd.DataFrame:
     """A map of ranks 0 to 11 in the order of types that figures have."""
     places = {name: place(name) for name in names}
-    found = _as_map({name: i % 12 for i, name in enumerate(names)}, places)
-    return found[sorted(found.columns, key=_type_order)]
+    return layer_map({name: i % 12 for i, name in enumerate(names)}, places)
 
 
 def test_the_matrices_of_an_encoder_and_decoder_have_short_names_in_the_order_of_the_layer() -> None:
     assert (len(BART), len(DEBERTA)) == (96, 72)
-    cells = _cells_of({name: place(name) for name in BART})
+    cells = layers_and_types({name: place(name) for name in BART})
     assert len(set(cells.values())) == 96
     assert cells["model.decoder.layers.3.encoder_attn.v_proj"] == (3, "cross value")
     assert list(ranks(BART).columns) == [

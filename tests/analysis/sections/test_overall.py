@@ -10,7 +10,7 @@ import pytest
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.overall import overall
-from analysis.sections.shared_tasks import places
+from analysis.sections.shared_tasks import shared_tasks
 from experiments.standins.stored_runs import result, write_run
 
 
@@ -26,7 +26,7 @@ def test_arms_are_pooled_over_shared_tasks_and_seeds_only(tmp_path: Path) -> Non
             run(tmp_path, "adalora", seed, task, score)
     run(tmp_path, "lora", 0, "c", 1.0)  # the others were never run there
     run(tmp_path, "lora", 2, "a", 1.0)  # and not with this seed
-    table = overall(load_runs(tmp_path))
+    table = overall(shared_tasks(load_runs(tmp_path)))
     assert table is not None
     frame = table.frame.set_index("shown")
     assert frame["tasks"].tolist() == [2, 2, 2] and frame["n"].tolist() == [2, 2, 2]
@@ -43,9 +43,9 @@ def test_an_arm_off_its_budget_on_one_task_stands_outside_and_is_named(tmp_path:
         for method, score in (("lora", 80.0), ("svd_lora", 81.0), ("adalora", 82.0), ("sora", 99.0)):
             off = (method, task) == ("sora", "b")
             run(tmp_path, method, 0, task, score, flags=["off budget"] if off else [])
-    [place] = places(load_runs(tmp_path))
-    assert sorted(place.methods.values()) == ["adalora", "lora", "svd_lora"] and place.off == ["SoRA"]
-    table = overall(load_runs(tmp_path))
+    [pool] = shared_tasks(load_runs(tmp_path))
+    assert sorted(pool.methods.values()) == ["adalora", "lora", "svd_lora"] and pool.off == ["SoRA"]
+    table = overall(shared_tasks(load_runs(tmp_path)))
     assert table is not None and table.frame["shown"].tolist() == ["AdaLoRA", "LoRA", "SVD-LoRA"]
     where = "minilm, clean, r4"
     assert f"{where}: off the budget and outside of all means, ranks and figures: SoRA." in table.notes
@@ -57,7 +57,7 @@ def test_from_four_seeds_on_the_mean_has_an_interval(tmp_path: Path) -> None:
         for task in ("a", "b"):
             run(tmp_path, "lora", seed, task, 80.0 + seed)
             run(tmp_path, "sora", seed, task, 81.0 + seed)
-    table = overall(load_runs(tmp_path))
+    table = overall(shared_tasks(load_runs(tmp_path)))
     assert table is not None
     row = table.frame.set_index("shown").loc["SoRA"]
     assert row["mean"] == pytest.approx(82.5) and row["low"] < 82.5 < row["high"]
@@ -66,4 +66,4 @@ def test_from_four_seeds_on_the_mean_has_an_interval(tmp_path: Path) -> None:
 def test_one_task_or_one_arm_is_nothing_to_pool(tmp_path: Path) -> None:
     run(tmp_path, "lora", 0, "a", 80.0)
     run(tmp_path, "sora", 0, "a", 80.0)
-    assert overall(load_runs(tmp_path)) is None
+    assert overall(shared_tasks(load_runs(tmp_path))) is None

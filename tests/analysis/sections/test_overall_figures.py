@@ -12,12 +12,12 @@ from scipy import stats
 from analysis.reading.runs import load_runs
 from analysis.report import report
 from analysis.sections import overall_figures
-from analysis.sections.shared_tasks import Place, mean_ranks, places
+from analysis.sections.shared_tasks import SharedTasks, mean_ranks, shared_tasks
 from analysis.stats.tasks import critical_difference, performance_profile, profile_band
 from experiments.standins.stored_runs import result, write_run
 
 
-def place(arms: int, tasks: int, seeds: int = 3, name: str = "arm {}") -> Place:
+def pool(arms: int, tasks: int, seeds: int = 3, name: str = "arm {}") -> SharedTasks:
     import pandas as pd
 
     rng = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def place(arms: int, tasks: int, seeds: int = 3, name: str = "arm {}") -> Place:
         name.format(i): pd.DataFrame(80 + i + rng.normal(size=(seeds, tasks)), columns=columns) for i in range(arms)
     }
     key = {"model": "a model", "protocol": "clean", "recipe": "", "budget": "r4"}
-    return Place(key, scores, dict.fromkeys(scores, "other") | {name.format(0): "lora"}, ["A and B, A Set, 2020"])
+    return SharedTasks(key, scores, dict.fromkeys(scores, "other") | {name.format(0): "lora"}, ["A and B, A Set, 2020"])
 
 
 def test_a_band_is_the_quantiles_of_the_binomials_it_samples() -> None:
@@ -41,10 +41,10 @@ def test_a_band_is_the_quantiles_of_the_binomials_it_samples() -> None:
 
 def test_no_diagram_where_no_two_ranks_can_be_told_apart() -> None:
     assert critical_difference(3, 2) > 2  # the ends of three ranks are 2 apart
-    assert "3 arms over 2 tasks no two mean ranks can be 2.34 apart" in overall_figures.why_not_ranks(place(3, 2))
-    assert overall_figures.why_not_ranks(place(3, 3)) == ""
-    assert "three arms or more" in overall_figures.why_not_ranks(place(2, 19))
-    assert "need 3 common seeds" in overall_figures.why_not_profiles(place(3, 3, seeds=2))
+    assert "3 arms over 2 tasks no two mean ranks can be 2.34 apart" in overall_figures.why_not_ranks(pool(3, 2))
+    assert overall_figures.why_not_ranks(pool(3, 3)) == ""
+    assert "three arms or more" in overall_figures.why_not_ranks(pool(2, 19))
+    assert "need 3 common seeds" in overall_figures.why_not_profiles(pool(3, 3, seeds=2))
 
 
 @pytest.mark.parametrize(("arms", "tasks"), [(3, 8), (10, 19)])
@@ -52,7 +52,7 @@ def test_figures_hold_every_arm_and_cut_nothing_off(
     arms: int, tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = catch(monkeypatch, overall_figures)
-    found = place(arms, tasks, name="ElaLoRA of a long name (official) number {}")
+    found = pool(arms, tasks, name="ElaLoRA of a long name (official) number {}")
     overall_figures.draw_ranks(found, tmp_path / "ranks", "A title")
     overall_figures.draw_profiles(found, "lora", tmp_path / "profiles", "A title")
     for figure in made:
@@ -77,5 +77,5 @@ def test_the_page_has_the_figures_beside_their_table(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "index.html").read_text()
     section = page[page.index("<h2>Over all tasks</h2>") :].split("</section>")[0]
     assert section.count("<figure>") == 2 and "Performance profiles over 3 tasks: minilm, clean, r4" in section
-    [found] = places(load_runs(tmp_path / "runs"))
-    assert found.base("lora") == "LoRA" and found.tasks() == list("abc") and found.seeds() == 3
+    [found] = shared_tasks(load_runs(tmp_path / "runs"))
+    assert found.baseline_arm("lora") == "LoRA" and found.tasks == list("abc") and found.seeds == 3

@@ -14,9 +14,11 @@ from analysis.output.writers import to_latex, to_markdown
 from analysis.reading.runs import load_runs
 from analysis.reading.settings import command
 from analysis.sections.ablations import ablations
+from analysis.sections.beside_published import against_published
+from analysis.sections.paper_cells import points
 from analysis.sections.paper_layouts import GLUE, LAYOUTS, SUMMARIZATION, VTAB
-from analysis.sections.papers import against_published, paper_tables, points
-from analysis.sections.published_numbers import FOLDER, Published, published, table
+from analysis.sections.papers import paper_tables
+from analysis.sections.published_numbers import FOLDER, Published, published, published_file
 from experiments.runtime.places import CHECKOUT
 from experiments.standins.stored_runs import result, write_run
 
@@ -46,7 +48,7 @@ def test_every_published_file_names_its_source_and_says_what_was_verified() -> N
     names = [path.stem for path in sorted(FOLDER.glob("*.csv"))]
     assert len(names) >= 14
     for name in names:
-        source, frame = table(name)
+        source, frame = published_file(name)
         assert len(source) > 20 and len(frame) and set(frame["verified"]) <= {"yes", "second-hand"}, name
 
 

@@ -1,0 +1,61 @@
+"""Rank against contribution, against scipy and enumeration."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.stats.relation import relation, spearman
+
+
+def tied(seeds: int = 4, matrices: int = 12) -> np.ndarray:
+    return np.random.default_rng(1).integers(1, 6, (seeds, matrices)).astype(float)
+
+
+def test_spearman_is_scipys_for_every_seed():
+    x, y = tied(3), np.random.default_rng(3).normal(size=(3, 12))
+    expected = [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(spearman(x, y), expected, atol=1e-12)
+
+
+def test_within_types_only_the_order_inside_a_type_counts():
+    ranks, rises = [[1, 2, 3, 11, 12, 13]], [[3, 2, 1, 13, 12, 11]]
+    assert spearman(ranks, rises)[0] > 0.5
+    assert spearman(ranks, rises, list("aaabbb"))[0] == pytest.approx(-1.0)
+
+
+def test_the_p_of_one_seed_is_that_of_enumeration():
+    from itertools import permutations
+
+    x, y = np.array([[1.0, 2, 2, 4, 5]]), np.array([[0.1, 0.4, 0.2, 0.3, 0.9]])
+    observed = abs(stats.spearmanr(x[0], y[0]).statistic)
+    every = [abs(stats.spearmanr(p, y[0]).statistic) >= observed - 1e-12 for p in permutations(x[0])]
+    found = relation(x, y, np.random.default_rng(0), resamples=4000)
+    assert found.rho == pytest.approx(observed) and found.p == pytest.approx(np.mean(every), abs=0.02)
+
+
+def test_ten_copies_of_one_seed_are_no_more_evidence_than_one():
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(1, 8, (1, 24)).astype(float), rng.normal(size=(1, 24))
+    one = relation(x, y, np.random.default_rng(0), resamples=999)
+    ten = relation(np.tile(x, (10, 1)), np.tile(y, (10, 1)), np.random.default_rng(0), resamples=999)
+    assert (ten.rho, ten.low, ten.high, ten.p) == pytest.approx((one.rho, one.low, one.high, one.p))
+
+
+@pytest.mark.slow
+def test_unrelated_ranks_are_found_related_as_often_as_the_level_says():
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(100):
+        base, rises = rng.normal(size=20), rng.normal(size=20)  # patterns that all seeds share
+        x, y = (np.round(p + 0.2 * rng.normal(size=(4, 20)), 1) for p in (base, rises))
+        found.append(relation(x, y, rng, list("ab" * 10), resamples=99).p <= 0.05)
+    assert np.mean(found) <= 0.10
+
+
+def test_equal_ranks_have_no_relation():
+    found = relation(np.full((2, 6), 4.0), tied(2, 6), np.random.default_rng(0), resamples=9)
+    assert all(map(math.isnan, found))
