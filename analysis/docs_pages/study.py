@@ -26,7 +26,7 @@ from experiments.studies.rules import TUNING
 
 STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/docs_pages/study.template.md", "docs/study.md"
 IMAGES = "img/study"  # beside the page
-STUDIES = {"offline_main": "elalora", "attribution": "lora"}  # and the method that differences are taken to
+STUDIES = {"offline_main": "elalora", "attribution": ""}  # and the method to compare against, "" for the default
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 README = re.compile(r"(<!-- from the study: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
 
