@@ -23,9 +23,10 @@ from analysis.reading.folders import Unfinished
 from analysis.reading.stored import Stored
 from analysis.reading.study import Study
 from analysis.sections.arms import PARAMETER_TOLERANCE, TUNED, listed, manifest_notes, training_differences
-from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, smallest_p, summary, win_tie_loss
+from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, summary, win_tie_loss
 from elalora.errors import UserError
 from experiments.store.name import short_id
+from experiments.studies.smallest_p import smallest_p
 
 if TYPE_CHECKING:
     from experiments.config.study import FamilyConfig
