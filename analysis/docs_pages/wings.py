@@ -51,14 +51,13 @@ def sources(package: str) -> list[Path]:
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports, wherever in it; of `from a import b` both a and a.b."""
+    """Dotted names that a file imports, wherever in it; a.b of `from a import b`, whatever b is."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
                 raise ValueError(f"{path}:{node.lineno}: relative import; name the package")
-            yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -68,9 +67,8 @@ def graph() -> Graph:
     files = {_module(path): path for package in PACKAGES for path in sources(package)}
     edges: dict[str, set[str]] = {}
     for module, path in files.items():
-        names = set(imports_of(path)) & set(files)
-        # `from a import b` uses the module a.b and not what a/__init__.py defines
-        edges[module] = {n for n in names if not any(other.startswith(f"{n}.") for other in names)} - {module}
+        modules = {name if name in files else name.rpartition(".")[0] for name in imports_of(path)}
+        edges[module] = modules & set(files) - {module}
     return edges
 
 
