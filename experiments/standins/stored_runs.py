@@ -42,6 +42,7 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
     }
     whole: dict[str, Any] = {
         "schema": 1,
+        "commit": "0123456789abcdef",
         "method": method,
         "variant": "paper" if method == "elalora" else None,
         "label": method,
@@ -84,8 +85,9 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
             "peak_memory_mib": None, "adapter_bytes": 1_000_000,
         },
         "data": {
-            "fingerprint": "babc0ad7ab152ede", "source": "vaderSentiment 3.3.2", "citation": VADER,
-            "train_items": 1600, "report_items": 1059, "truncated": 1, "majority": {"accuracy": 50.6, "f1": 67.2},
+            "fingerprint": "babc0ad7ab152ede", "source": "vaderSentiment 3.3.2", "verified": True, "citation": VADER,
+            "train_items": 1600, "report_items": 1059, "truncated": 1, "truncated_targets": 0,
+            "majority": {"accuracy": 50.6, "f1": 67.2},
         },
         "flags": [],
         "identity": identity,
@@ -95,6 +97,16 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         _set(whole, key.split("__"), value)
     whole["id"] = hashlib.sha256(json.dumps(whole["identity"], sort_keys=True).encode()).hexdigest()
     return whole
+
+
+def status(state: str, **more: Any) -> dict[str, Any]:
+    """The content of a status.json."""
+    return {"state": state, "attempts": 1, "heartbeat": 1.8e9, "pid": 4711} | more
+
+
+def failed(failure: str, error: str) -> dict[str, Any]:
+    """The content of a failed run's status.json; `failure` is nan, budget, never_acted, crash or refused."""
+    return status("failed", failure=failure, error=error, traceback=f"Traceback: {error}")
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -108,7 +120,7 @@ def write_run(root: Path, whole: dict[str, Any], rounds: list[dict[str, Any]] | 
     name = f"{whole['method']}-{whole['budget']}-s{whole['seed']}-{whole['id'][:10]}"
     folder = root / whole["task"] / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "status.json").write_text(json.dumps({"state": "done"}))
+    (folder / "status.json").write_text(json.dumps(status("done")))
     facts = {
         "versions": {"torch": "2.13.0", "python": "3.11.7"},
         "commit": "0123456789abcdef",

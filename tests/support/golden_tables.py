@@ -23,7 +23,7 @@ from analysis.reading.study import Study  # noqa: E402
 from analysis.report import report  # noqa: E402
 from analysis.sections.confirmatory import confirm  # noqa: E402
 from experiments.config.study import FamilyConfig  # noqa: E402
-from experiments.standins.stored_runs import moved_run, result, write_run  # noqa: E402
+from experiments.standins.stored_runs import failed, moved_run, result, write_run  # noqa: E402
 
 TABLES = HERE.parent / "golden" / "tables"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}
@@ -110,7 +110,7 @@ def _others(root: Path) -> None:
     ):
         folder = root / "vader_movies" / f"lora-r4-s{seed}-0123456789"
         folder.mkdir()
-        (folder / "status.json").write_text(json.dumps({"state": "failed", "failure": failure, "error": error}))
+        (folder / "status.json").write_text(json.dumps(failed(failure, error)))
 
 
 def tables(root: Path, out: Path) -> list[Path]:

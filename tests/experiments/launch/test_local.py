@@ -185,3 +185,36 @@ def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_eac
     local._work(pipe, 1, handed[0])
     assert pipe.answers == [(0, "done")] * 2
     assert capsys.readouterr().err.splitlines() == ([] if said is None else [f"elalora: {said}"] * 3)
+
+
+@pytest.mark.slow
+def test_two_sweeps_with_common_members_at_once_do_every_run_once_and_as_alone(tiny_model_dir, tmp_path):
+    """Seeds 0 to 2 and 1 to 3 on one store: the sweep that finds a run under way leaves it to the other."""
+    store, together = tmp_path / "together", []
+    for seeds in ("0,1,2", "1,2,3"):
+        given = words(tiny_model_dir, store, *MOVES, f"seed={seeds}")
+        together.append(
+            subprocess.Popen(
+                [sys.executable, "run.py", *given],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [process.communicate(timeout=300)[0] for process in together]
+    for seeds, process in zip(("0,1,2", "1,2,3"), together, strict=True):
+        if process.returncode:  # it met a run that the other was doing; the same command finds it done
+            assert "is being worked on by another process" in "".join(said), said
+            again = command(*words(tiny_model_dir, store, *MOVES, f"seed={seeds}"))
+            assert again.returncode == 0 and "3 done before" in again.stdout, again.stderr
+    done = [line for text in said for line in text.splitlines() if "done: " in line]
+    plans = [make_plan(quick(tiny_model_dir, store, *MOVES, f"seed={seed}", "threads=1")) for seed in range(4)]
+    assert len(list(store.glob("vader_movies/*/result.json"))) == 4, done
+    for plan in plans:
+        status = plan.folder.status()
+        assert (status["state"], status["attempts"]) == ("done", 1)
+        alone = make_plan(quick(tiny_model_dir, tmp_path / "alone", *MOVES, f"seed={plan.config.seed}", "threads=1"))
+        run(alone)
+        for name in FILES:
+            assert (plan.folder.path / name).read_bytes() == (alone.folder.path / name).read_bytes(), name
