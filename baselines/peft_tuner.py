@@ -4,12 +4,11 @@
     method=peft +method.options.init_lora_weights=pissa
     method=peft method.tuner=VERA +method.options.r=256
 
-What is unusual: nothing is computed here. PEFT injects its layers into the model in place, the common loop trains
-them, and this file only asks PEFT for its parameters, ranks and factors, calls its allocator after each step and
-adds its penalty, both of which a loop of one's own otherwise has to remember. The budget is handed on as PEFT's
-rank; a tuner whose rank costs other numbers than LoRA's is not `matched`, and says so.
+PEFT injects its layers into the model in place and the common loop trains them. This file only reads parameters, ranks
+and factors from PEFT, calls its allocator after each step and adds its penalty. The budget becomes PEFT's rank; a tuner
+whose rank costs other parameters than LoRA's is not `matched`, and its result is flagged.
 
-peft itself is imported when a tuner is attached.
+peft is imported only when a tuner is attached.
 """
 
 from __future__ import annotations
@@ -31,9 +30,10 @@ from elalora.patterns import changes
 from elalora.schedules import Schedule
 
 ADAPTER = "default"
-OURS = ("peft_type", "task_type", "modules_to_save", "inference_mode", "total_step")
+# options that the common configuration sets
+RESERVED = ("peft_type", "task_type", "modules_to_save", "inference_mode", "total_step")
 # these route between tasks or adapters, or adapt no linear layer
-NO_ARM = ("POLY", "XLORA", "SHADOW", "TRAINABLE_TOKENS")
+UNSUPPORTED = ("POLY", "XLORA", "SHADOW", "TRAINABLE_TOKENS")
 # starts that move a part of the frozen weight into the factors, W0 = W_frozen + scale * B0 A0
 RESIDUAL = ("pissa", "olora")
 # starts that leave the frozen weight as it is
@@ -42,12 +42,12 @@ PLAIN = (True, False, "gaussian", "eva", "orthogonal")
 
 @dataclass
 class PeftTunerConfig:
-    """Which tuner, and how.
+    """The tuner and its options.
 
     Attributes:
-        tuner: a name of peft.PeftType, for instance LORA, ADALORA, VERA, LOHA.
-        options: for the tuner's config class; what is not given keeps PEFT's default.
-        rank_key: the option that the budget's rank goes to; None is target_r for ADALORA, else r where there is one.
+        tuner: a name of peft.PeftType, for example LORA, ADALORA, VERA, LOHA.
+        options: arguments of the tuner's config class; other arguments keep PEFT's default.
+        rank_key: the option that takes the budget's rank; None is target_r for ADALORA, else r if the tuner has it.
     """
 
     tuner: str = "LORA"
@@ -56,7 +56,7 @@ class PeftTunerConfig:
 
     @property
     def variant(self) -> str:
-        """Tuner and options in a word, for names of runs and rows of tables."""
+        """Tuner and options as one word, for names of runs and rows of tables."""
         plain = {k: v for k, v in sorted(self.options.items()) if isinstance(v, (bool, int, float, str))}
         return "-".join([self.tuner.lower(), *(k if v is True else f"{k}={v}" for k, v in plain.items())])
 
@@ -65,15 +65,15 @@ class PeftTuner(Method):
     """See the module's docstring.
 
     Attributes:
-        peft_model: PEFT's wrapper; the model that is trained is the one that was given.
-        matrices: names of the adapted modules, also of those that a redistribution left without rank.
+        peft_model: PEFT's wrapper around the model; the original model is trained.
+        matrices: names of the adapted modules, including those that a redistribution left without rank.
     """
 
     name: ClassVar[str] = "peft"
     title: ClassVar[str] = "PEFT"
     Config: ClassVar[type] = PeftTunerConfig
     config: PeftTunerConfig
-    # the class answers before a tuner is known: it has a budget; `attach` sets the instance's own
+    # valid for the class, before the tuner is known; `attach` replaces it for the instance
     capabilities = Capabilities(budget="final")
 
     def __init__(self, config: PeftTunerConfig, budget: Budget | None = None) -> None:
@@ -118,10 +118,10 @@ class PeftTuner(Method):
         return model
 
     def _refused(self, error: Exception) -> UserError:
-        """PEFT's complaint with what was typed."""
-        typed = ", ".join(f"method.options.{k}={v}" for k, v in self.config.options.items())
+        """PEFT's error as a UserError that names the options."""
+        options = ", ".join(f"method.options.{k}={v}" for k, v in self.config.options.items())
         return UserError(
-            f"method.tuner={self.config.tuner} refuses {typed or 'these targets and this budget'}: {error}"
+            f"method.tuner={self.config.tuner} refuses {options or 'these targets and this budget'}: {error}"
         )
 
     def _peft_config(self, linears: Mapping[str, nn.Linear], total_steps: int) -> Any:
@@ -136,10 +136,10 @@ class PeftTuner(Method):
         options = dict(self.config.options)
         allowed = [f.name for f in fields(_config_class(self.config.tuner))]
         for name in options:
-            if name in OURS or name not in allowed:
-                shown = ", ".join(a for a in allowed if a not in OURS)
+            if name in RESERVED or name not in allowed:
+                shown = ", ".join(a for a in allowed if a not in RESERVED)
                 raise UserError(
-                    f"method.options.{name} is no option of method.tuner={self.config.tuner} here; allowed: {shown}"
+                    f"method.options.{name} is not an option of method.tuner={self.config.tuner}; allowed: {shown}"
                 )
         assert self.budget is not None
         self.mean_rank = self.budget.mean_rank([lin.in_features + lin.out_features for lin in linears.values()])
@@ -159,7 +159,7 @@ class PeftTuner(Method):
         return settings | options
 
     def _adalora_schedule(self, options: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
-        """The schedule of method=adalora, whose lengths may be fractions here too."""
+        """PEFT's options for the schedule of method=adalora; lengths may be fractions here too."""
         plan = self._phases(options, total_steps)
         phases = {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
         return phases | {"init_r": initial_rank(options.get("target_r", self.mean_rank))}
@@ -167,27 +167,27 @@ class PeftTuner(Method):
     def _phases(self, options: Mapping[str, Any], total_steps: int) -> Masking:
         try:
             return plan_masking(total_steps, options.get("tinit"), options.get("tfinal"), options.get("deltaT"))
-        except TypeError as error:  # words where numbers belong
+        except TypeError as error:  # strings instead of numbers
             raise self._refused(error) from error
         except UserError as error:
             line = str(error)
-            for ours, theirs in (("t_initial", "tinit"), ("t_final", "tfinal"), ("interval", "deltaT")):
-                line = line.replace(f"method.{ours}", f"method.options.{theirs}")
+            for name, option in (("t_initial", "tinit"), ("t_final", "tfinal"), ("interval", "deltaT")):
+                line = line.replace(f"method.{name}", f"method.options.{option}")
             raise UserError(line) from error
 
     def _rank_key(self, allowed: Sequence[str]) -> str | None:
-        given = self.config.rank_key
-        if given is not None:
-            if given not in allowed:
+        key = self.config.rank_key
+        if key is not None:
+            if key not in allowed:
                 raise UserError(
-                    f"method.rank_key={given} is no option of method.tuner={self.config.tuner}; "
+                    f"method.rank_key={key} is not an option of method.tuner={self.config.tuner}; "
                     f"allowed: {', '.join(allowed)}"
                 )
-            return given
+            return key
         return next((key for key in ("target_r", "r") if key in allowed), None)
 
     def _take_in(self, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
-        """Reads from the injected model what the tuner is: its matrices, its start, what it can promise."""
+        """Reads matrices, shapes, start and capabilities from the injected model."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         config = self.peft_model.peft_config[ADAPTER]
@@ -197,14 +197,14 @@ class PeftTuner(Method):
         outside = {id(p) for p in self.peft_model.parameters() if p.requires_grad} - {id(p) for p in model.parameters()}
         if outside or not layers:
             raise UserError(
-                f"method.tuner={self.config.tuner} keeps trained parameters outside the adapted layers and cannot "
-                "be an arm; use a tuner that adapts linear layers, for instance LORA, ADALORA, VERA or LOHA"
+                f"method.tuner={self.config.tuner} has trained parameters outside the adapted layers, which is not "
+                "supported; use a tuner that adapts linear layers, for example LORA, ADALORA, VERA or LOHA"
             )
         self._shapes = {n: (int(m.out_features), int(m.in_features)) for n, m in layers.items()}
         start = getattr(config, "init_lora_weights", True)
         self._waiting = start == "eva" and self.config.tuner == "LORA"
         self._start = self._residual_start(start)
-        # PEFT casts this constant into a trainable parameter where the model is not float32 on the CPU
+        # PEFT casts this constant into a trainable parameter unless the model is float32 on the CPU
         for name, p in model.named_parameters():
             if ".ranknum." in name:
                 p.requires_grad_(False)
@@ -218,51 +218,51 @@ class PeftTuner(Method):
         )
 
     def _residual_start(self, start: Any) -> dict[str, tuple[Tensor, Tensor]]:
-        """A0 and B0 of starts that changed the frozen weight; copies."""
+        """Copies of A0 and B0, for initialisations that changed the frozen weight."""
         if self.config.tuner != "LORA" or not str(start).startswith(RESIDUAL):
             return {}
         return {n: (a.clone(), b.clone()) for n, (a, b) in self._factors().items()}
 
     @property
     def batches_wanted(self) -> bool:
-        """Whether `prepare` must be called: EVA starts from the inputs of the adapted layers."""
+        """Whether `prepare` must be called: EVA initialises from the inputs of the adapted layers."""
         return self._waiting
 
     def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
-        """Data-driven start and redistribution of ranks; after `attach`, before parameter groups are made.
+        """Initialises from data and redistributes ranks; after `attach`, before the parameter groups are created.
 
         Args:
-            batches: keyword arguments of the model's forward pass; read several times. A resumed run must be
-                given the same, because ranks and shapes come from them.
+            batches: keyword arguments of the model's forward pass; read several times. A resumed run must pass the
+                same batches, because ranks and shapes depend on them.
         """
         if not self._waiting:
             return
         import peft
 
-        # labels of a class are no mask over tokens, which is what PEFT takes labels for here
-        given = [{k: v for k, v in b.items() if k != "labels" or v.shape == b["input_ids"].shape} for b in batches]
+        # PEFT uses labels as a mask over tokens, so class labels are removed
+        inputs = [{k: v for k, v in b.items() if k != "labels" or v.shape == b["input_ids"].shape} for b in batches]
         config = self.peft_model.peft_config[ADAPTER]
         needed = round(config.r * config.eva_config.rho)
-        tokens = [int(b.get("attention_mask", torch.ones_like(b["input_ids"])).sum()) for b in given]
+        tokens = [int(b.get("attention_mask", torch.ones_like(b["input_ids"])).sum()) for b in inputs]
         if max(tokens, default=0) < needed:
             raise UserError(
-                f"EVA needs a batch of at least r * rho = {needed} tokens, the largest of {len(given)} has "
+                f"EVA needs a batch of at least r * rho = {needed} tokens, the largest of {len(inputs)} has "
                 f"{max(tokens, default=0)}: raise trainer.batch_size or lower method.options.eva_config.rho"
             )
         before = {id(p) for p in self.model.parameters()}
-        peft.initialize_lora_eva_weights(self.peft_model, dataloader=given, show_progress_bar=False)
+        peft.initialize_lora_eva_weights(self.peft_model, dataloader=inputs, show_progress_bar=False)
         self._own |= {id(p) for p in self.model.parameters()} - before
         self._waiting = False
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         if self._waiting:
-            raise MethodFailure("init_lora_weights=eva starts from data, and prepare(batches) was not called")
+            raise MethodFailure("init_lora_weights=eva starts from data, but prepare(batches) was not called")
         return super().groups(model, lr, weight_decay)
 
     # -- training --------------------------------------------------------------------------------------
 
     def penalty(self) -> Tensor | None:
-        """AdaLoRA's regulariser, which PEFT adds only where the task type is set: mean of 2N norms times its weight."""
+        """AdaLoRA's regulariser, which PEFT adds only if the task type is set: mean of 2N norms times its weight."""
         weight = getattr(self.peft_model.peft_config[ADAPTER], "orth_reg_weight", 0.0)
         if not weight:
             return None
@@ -290,7 +290,6 @@ class PeftTuner(Method):
         self.check_budget()
 
     def check_budget(self) -> None:
-        """Raises MethodFailure when the ranks that the budget sets exceed it."""
         allowed, now = self.mean_rank * len(self.matrices), self.count().rank_sum
         if self.capabilities.ranked and self.capabilities.budget != "none" and now > allowed:
             raise BudgetExceeded(f"budget overrun: rank sum {now}, allowed {allowed}")
@@ -298,7 +297,7 @@ class PeftTuner(Method):
     # -- reading ---------------------------------------------------------------------------------------
 
     def _layers(self) -> dict[str, Any]:
-        """The tuner's layers by name; without those that a redistribution took out."""
+        """The tuner's layers by name, without those that a redistribution removed."""
         modules = dict(self.model.named_modules())
         return {name: modules[name] for name in self.matrices if hasattr(modules[name], "base_layer")}
 
@@ -312,22 +311,22 @@ class PeftTuner(Method):
         }
 
     def ranks(self) -> dict[str, int]:
-        """As PEFT has them; AdaLoRA's without what is masked; empty for tuners without ranks."""
-        layers, kept = self._layers(), self._kept()
-        found = {n: getattr(layer, "r", {}) for n, layer in layers.items()}
-        if not found or not all(isinstance(r, dict) and isinstance(r.get(ADAPTER), int) for r in found.values()):
+        """PEFT's ranks, for AdaLoRA without masked directions; empty for tuners without ranks."""
+        kept = self._kept()
+        ranks = {n: getattr(layer, "r", {}) for n, layer in self._layers().items()}
+        if not ranks or not all(isinstance(r, dict) and isinstance(r.get(ADAPTER), int) for r in ranks.values()):
             return {}
-        return {n: (sum(kept[n]) if n in kept else found[n][ADAPTER]) if n in found else 0 for n in self.matrices}
+        return {n: (sum(kept[n]) if n in kept else ranks[n][ADAPTER]) if n in ranks else 0 for n in self.matrices}
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         return dict(self._shapes)
 
     def adapter_parameters(self) -> list[nn.Parameter]:
-        """What the tuner added and trains; no head."""
+        """The trained parameters that the tuner added."""
         return [p for p in self.model.parameters() if p.requires_grad and id(p) in self._own]
 
     def count(self) -> Count:
-        """Rank sum and the tuner's parameters, AdaLoRA's without masked directions."""
+        """Rank sum and the tuner's parameters, for AdaLoRA without masked directions."""
         masked = sum(row.count(False) * (1 + sum(self._shapes[name])) for name, row in self._kept().items())
         return Count(sum(self.ranks().values()), sum(p.numel() for p in self.adapter_parameters()) - masked)
 
@@ -341,7 +340,7 @@ class PeftTuner(Method):
         return [] if self.matched else ["off budget"]
 
     def _why_not_lora(self) -> str | None:
-        """What keeps the result from being fixed-rank LoRA, or None."""
+        """Why the result cannot be written as fixed-rank LoRA, or None."""
         config = self.peft_model.peft_config[ADAPTER]
         if self.config.tuner == "ADALORA":
             return None
@@ -359,7 +358,7 @@ class PeftTuner(Method):
 
     @torch.no_grad()
     def _factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A (r, d_in) and scaled B (d_out, r) of the layers' own update."""
+        """A (r, d_in) and scaled B (d_out, r) of the layers' update."""
         out = {}
         for name, layer in self._layers().items():
             a, b, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
@@ -373,7 +372,7 @@ class PeftTuner(Method):
         return out
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """As LoRA over the weight that was given; starts that moved it (PiSSA, OLoRA) take twice the rank."""
+        """As LoRA over the original weight; initialisations that changed it (PiSSA, OLoRA) take twice the rank."""
         reason = self._why_not_lora()
         if reason is not None:
             raise UserError(f"method=peft with {reason} cannot be written as fixed-rank LoRA")
@@ -401,7 +400,7 @@ class PeftTuner(Method):
             self.peft_model.peft_config[ADAPTER].rank_pattern = state["rank_pattern"]
             slots = {f"{name}.lora_E.{ADAPTER}": layer.r[ADAPTER] for name, layer in self._layers().items()}
             if state["rank_pattern"] and {n: len(kept) for n, kept in state["rank_pattern"].items()} != slots:
-                raise ValueError("the rank pattern is that of other matrices")
+                raise ValueError("the rank pattern does not fit the adapted matrices")
             allocator.reset_ipt()
             for key, tensor in state.items():
                 table, colon, name = key.partition(":")
@@ -410,16 +409,16 @@ class PeftTuner(Method):
                     getattr(allocator, table)[name] = tensor.to(place.device, copy=True).view_as(place)
                     allocator.ipt[name] = torch.zeros_like(place, requires_grad=False)
             if allocator.exp_avg_ipt.keys() != allocator.exp_avg_unc.keys():
-                raise ValueError("the two averages are those of different matrices")
+                raise ValueError("the two averages belong to different matrices")
         if self.ranks() != state["ranks"]:
-            raise MethodFailure("the checkpoint has other ranks: prepare(batches) was not given the same batches")
+            raise MethodFailure("the checkpoint has other ranks: pass the same batches to prepare(batches)")
 
 
 def _config_class(tuner: str) -> Any:
-    """The config class of a tuner that injects layers.
+    """The config class of a tuner that adapts layers.
 
     Raises:
-        UserError: there is no such tuner, or it works on prompts and has no layers to adapt.
+        UserError: the tuner is unknown, or works on prompts and adapts no layers.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
@@ -427,7 +426,7 @@ def _config_class(tuner: str) -> Any:
     usable = {
         kind.value: PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         for kind, model in PEFT_TYPE_TO_TUNER_MAPPING.items()
-        if issubclass(model, BaseTuner) and kind.value not in NO_ARM
+        if issubclass(model, BaseTuner) and kind.value not in UNSUPPORTED
     }
     if tuner not in usable:
         raise UserError(f"method.tuner={tuner} is unknown or adapts no layers; allowed: {', '.join(sorted(usable))}")
@@ -440,7 +439,7 @@ def _undo(
     frozen: Mapping[str, nn.Parameter],
     trained: Mapping[str, bool],
 ) -> None:
-    """Puts the layers and their flags back after a failed injection."""
+    """Restores the layers and their flags after a failed injection."""
     for name, linear in linears.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, linear)

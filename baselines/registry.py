@@ -1,6 +1,6 @@
-"""Method names and where they live; importing this imports no method, so listing them is instant.
+"""The names of all methods; importing this module imports no method, so listing them is instant.
 
-A method of one's own needs no entry: `method.name=package.module:Class` names it directly.
+Your own method needs no entry: name its class by `method.name=package.module:Class`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method by its name, or by "package.module:Class".
+    """The class of a method, by its name or by "package.module:Class".
 
     Raises:
-        UserError: the name is unknown, or the module or class cannot be found.
+        UserError: the name is unknown, or the module or class cannot be loaded.
     """
-    where = METHODS.get(name, name)
-    module_name, _, class_name = where.partition(":")
+    module_name, _, class_name = METHODS.get(name, name).partition(":")
     if not class_name:
         raise UserError(
             f"method={name} is unknown; allowed: {', '.join(METHODS)}, or your own as method.name=package.module:Class"
@@ -47,5 +46,5 @@ def method_class(name: str) -> type[Method]:
     from elalora.method import Method
 
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UserError(f"method.name={name} is no method; it must be a class derived from elalora.method.Method")
+        raise UserError(f"method.name={name} is not a method: it must be a subclass of elalora.method.Method")
     return cls

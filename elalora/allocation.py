@@ -1,7 +1,7 @@
-"""Who loses a rank and who gains one: the decision of one ElaLoRA round, on plain numbers.
+"""The decision of one ElaLoRA round, on plain numbers: which matrices lose a rank and which gain one.
 
-Pure functions of scores read from the host, so a decision can be checked by hand and is the same in every
-process of a distributed run. Rules and the traps they meet: docs/methods.md (D9, D10, D12).
+Pure functions of scores on the host, so a decision can be checked by hand and is the same in every process of a
+distributed run. docs/methods/elalora.md explains the special cases D9, D10 and D12.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Draw = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Decision:
-    """One round.
+    """The moves of one round.
 
     Attributes:
         prune: (matrix, slot) of every direction to remove.
-        grow: matrices that gain one direction each time they are named.
+        grow: matrices that gain a direction; a matrix appears once per direction.
         pool: number of candidates.
-        blocked: expansions that a full matrix or the parameter budget refused.
+        blocked: number of expansions that a full matrix or the parameter budget prevented.
     """
 
     prune: list[tuple[str, int]] = field(default_factory=list)
@@ -33,16 +33,16 @@ class Decision:
 
     @property
     def replaced(self) -> int:
-        """Moves within one matrix: a direction of it died and a new one was born (D9)."""
+        """Number of moves within one matrix, which loses a direction and gains a new one (D9)."""
         dead, born = Counter(m for m, _ in self.prune), Counter(self.grow)
         return sum(min(dead[m], born[m]) for m in dead)
 
 
 def candidates(scores: Scores, k: int) -> list[tuple[float, str, int]]:
-    """The pool: from each matrix its min(k, r - 1) lowest directions, as (score, matrix, slot).
+    """The pool: the min(k, r - 1) lowest directions of each matrix, as (score, matrix, slot).
 
-    A matrix of rank 1 has none, so it can neither shrink nor grow (D10a). Ascending by score; ties keep the
-    order of matrices and slots.
+    A matrix of rank 1 has no candidate, so it can neither shrink nor grow (D10a). Sorted by ascending score; ties keep
+    the order of matrices and slots.
     """
     pool = []
     for name, values in scores.items():
@@ -57,12 +57,12 @@ def growth_order(
     """Matrices in the order in which they are offered a new direction, one entry per possible gain.
 
     Args:
-        scores: of all directions by matrix.
+        scores: of all directions, by matrix.
         pool: from `candidates`.
-        rule: "pool" (the highest of the pool, as published), "mean" (the matrices of the highest mean score,
-            one gain each, again from the top when all had one), or "random".
-        rank1_growth: whether the single direction of a rank-1 matrix is offered too (only "pool" needs it).
-        draw: draw(n) gives a random integer in 0..n-1 ("random" only).
+        rule: "pool" (the highest of the pool, as published), "mean" (the matrices of the highest mean score, one
+            gain each, then again from the top), or "random".
+        rank1_growth: whether the single direction of a rank-1 matrix counts as a candidate for growth ("pool" only).
+        draw: draw(n) returns a random integer in 0..n-1 ("random" only).
     """
     if rule == "mean":
         means = {m: sum(v) / len(v) for m, v in scores.items() if v}
@@ -88,20 +88,20 @@ def decide(
     cost: Mapping[str, int] | None = None,
     spare: int | None = None,
 ) -> Decision:
-    """One round: the b lowest of the pool are pruned, the matrices of the b highest grow (A.2, points 7 to 10).
+    """Decides one round: the b lowest of the pool are pruned, the matrices of the b highest grow (points 7 to 10).
 
-    The rank sum is kept exactly: with a pool smaller than b, or with every matrix at capacity, fewer than b
-    directions move. Under a parameter budget a pair (prune, grow) that would exceed it is not made.
+    The rank sum is kept exactly: if the pool is smaller than b, or too few matrices have a free slot, fewer than b
+    directions move. Under a parameter budget, moves that would exceed it are left out.
 
     Args:
         scores: of all active directions by matrix, in slot order.
-        b: moves asked for.
-        k: most candidates of one matrix.
-        capacity: slots of each matrix; one that is full is no candidate for growth.
+        b: number of moves.
+        k: maximum number of candidates per matrix.
+        capacity: slots of each matrix; a full matrix cannot grow.
         rule: which matrices grow, see `growth_order`.
         rank1_growth: see `growth_order`.
         draw: see `growth_order`.
-        cost: numbers one direction of a matrix stores; needed with `spare`.
+        cost: parameters per direction of each matrix; needed with `spare`.
         spare: parameters that the budget still allows, None without a parameter budget.
     """
     pool = candidates(scores, k)
@@ -133,7 +133,7 @@ def _grow(
     for name in offers:
         if len(grow) == len(prune):
             break
-        # a wide matrix must leave enough for the gains that are still to come
+        # a wide matrix must leave enough parameters for the remaining gains
         rest = (len(prune) - len(grow) - 1) * cheapest if left is not None else 0
         if ranks[name] >= capacity[name] or (left is not None and cost and cost[name] + rest > left):
             blocked += 1
@@ -146,10 +146,10 @@ def _grow(
 
 
 def widen_ties(prune: Sequence[tuple[str, int]], scores: Scores, k: int) -> list[tuple[str, int]]:
-    """The official prune set (D12): in every matrix that loses a direction, all at or under the threshold.
+    """The official prune set (D12): all directions at or below the threshold, in every matrix that loses one.
 
-    The threshold is the largest score in the prune set; a matrix loses at most k, lowest first. With ties
-    more directions go than were asked for.
+    The threshold is the largest score in the prune set; a matrix loses at most k, lowest first. With ties, more
+    directions are pruned than the round planned.
     """
     if not prune:
         return []

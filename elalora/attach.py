@@ -1,11 +1,11 @@
-"""Finds the linear layers to adapt and puts adapters in their place.
+"""Finds the linear layers to adapt and replaces them by adapters.
 
 A pattern is a dotted name matched from the end of a module's name, component by component, with shell
 wildcards inside a component: `query` matches every module called query, and `layer.*.output.dense` matches
 `bert.encoder.layer.0.output.dense` but not `bert.encoder.layer.0.attention.output.dense`.
 
-GPT-2 has Conv1D layers, which are linear layers with a transposed weight: they are adapted as linear layers, and
-`detach` and `merge` put Conv1D layers back.
+GPT-2 has Conv1D layers, which are linear layers with a transposed weight. They are adapted as linear layers, and
+`detach` and `merge` restore Conv1D layers.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
         outside: names of submodules that are trained whole (the task head) and never adapted.
 
     Raises:
-        UserError: no pattern is given; a pattern matches no linear layer (the candidates are listed, and the module
-            it matched instead is named); a matched layer shares its weight with another module; or it belongs to an
-            nn.MultiheadAttention, which reads weights and calls no layer.
+        UserError: there is no pattern; a pattern matches no linear layer (the message lists the candidates, and the
+            module that it matched instead); a matched layer shares its weight with another module; or it belongs to
+            an nn.MultiheadAttention, which reads the weight without calling the layer.
     """
     outside = tuple(outside)
-    found: dict[str, nn.Linear] = {}
+    linears: dict[str, nn.Linear] = {}
     hits = dict.fromkeys(patterns, 0)
     wrong: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -54,27 +54,27 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
             if not name or not matches(name, pattern):
                 continue
             if isinstance(module, nn.Linear) or is_conv1d(module):
-                found[name] = module if isinstance(module, nn.Linear) else Conv1DAsLinear(module)
+                linears[name] = module if isinstance(module, nn.Linear) else Conv1DAsLinear(module)
                 hits[pattern] += 1
             else:
                 wrong.setdefault(pattern, module)
     for pattern, count in hits.items():
         if not count:
             _refuse(model, pattern, wrong.get(pattern), outside)
-    if not found:
-        raise UserError(f"no target is given; candidates: {_candidates(model, outside)}; set model.targets=[...]")
-    _refuse_tied(model, found)
-    _refuse_never_called(model, found)
-    return found
+    if not linears:
+        raise UserError(f"model.targets is empty; candidates: {_candidates(model, outside)}; set model.targets=[...]")
+    _refuse_tied(model, linears)
+    _refuse_never_called(model, linears)
+    return linears
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D, the linear layer of GPT-2; known by name, because this needs torch only."""
+    """Whether it is the Conv1D of transformers, the linear layer of GPT-2; by name, to need torch only."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and hasattr(module, "nx")
 
 
 class Conv1DAsLinear(nn.Linear):
-    """A frozen linear layer with the transposed copy of a Conv1D's weight.
+    """A frozen linear layer with a transposed copy of a Conv1D's weight.
 
     Args:
         conv: weight (d_in, d_out) and bias (d_out,).
@@ -89,7 +89,7 @@ class Conv1DAsLinear(nn.Linear):
 
     @classmethod
     def back(cls, base: nn.Module, layer: nn.Module) -> nn.Module:
-        """`layer` as a layer of the kind that `base` was before it was adapted."""
+        """`layer` as a Conv1D if `base` was one, else unchanged."""
         if not isinstance(base, cls) or not isinstance(layer, nn.Linear):
             return layer
         conv: Any = base.kind(base.out_features, base.in_features)
@@ -111,7 +111,7 @@ def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: t
 
 
 def _candidates(model: nn.Module, outside: tuple[str, ...]) -> str:
-    """The distinct kinds of linear layers, with numbers in names replaced by *."""
+    """The names of all linear layers, with numbers replaced by *."""
     kinds = {
         re.sub(r"\.\d+(?=\.|$)", ".*", name)
         for name, module in model.named_modules()
@@ -120,59 +120,59 @@ def _candidates(model: nn.Module, outside: tuple[str, ...]) -> str:
     return ", ".join(sorted(kinds)) or "none, the model has no nn.Linear"
 
 
-def _refuse_tied(model: nn.Module, found: Mapping[str, nn.Linear]) -> None:
+def _refuse_tied(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for name, module in found.items():
+    for name, module in linears.items():
         shared = [o for o in owners.get(id(module.weight), []) if o != f"{name}.weight"]
         if shared:
             raise UserError(
-                f"'{name}' shares its weight with '{shared[0]}' (tied); adapting one would silently change "
-                "the other: leave it out of model.targets"
+                f"'{name}' shares its weight with '{shared[0]}' (tied), so adapting one would silently change the "
+                "other: remove it from model.targets"
             )
 
 
-def _refuse_never_called(model: nn.Module, found: Iterable[str]) -> None:
-    for name in found:
+def _refuse_never_called(model: nn.Module, names: Iterable[str]) -> None:
+    for name in names:
         if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
             raise UserError(
-                f"'{name}' belongs to an nn.MultiheadAttention, which reads its weight and never calls it, so an "
-                "adapter there would do nothing: leave it out of model.targets"
+                f"'{name}' belongs to an nn.MultiheadAttention, which reads its weight without calling it, so an "
+                "adapter there would have no effect: remove it from model.targets"
             )
 
 
 def attach(
     model: nn.Module, linears: Mapping[str, nn.Linear], make: Callable[[str, nn.Linear], LowRankLinear]
 ) -> dict[str, LowRankLinear]:
-    """Replaces each layer by `make(name, layer)`, in place; returns the adapters by the layers' names."""
+    """Replaces each layer by `make(name, layer)`, in place; returns the adapters by module name."""
     adapters = {}
     for name, linear in linears.items():
         adapters[name] = make(name, linear)
         _put(model, name, adapters[name])
     for module in model.modules():
-        _call_layers(module)
+        _disable_fast_path(module)
     return adapters
 
 
-def _call_layers(module: nn.Module) -> None:
-    """Keeps torch's own encoder from its short way through evaluation, which reads weights and calls no layer."""
+def _disable_fast_path(module: nn.Module) -> None:
+    """Disables the fast path of torch's own encoder in evaluation, which reads weights without calling layers."""
     if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LowRankLinear) for m in module.modules()):
         module.activation_relu_or_gelu = 0
     if isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False  # of the short way only
+        module.use_nested_tensor = False  # used by the fast path only
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Puts every frozen layer back; the model computes what it did before `attach`.
+    """Restores every frozen layer, so that the model computes what it did before `attach`.
 
-    An encoder of torch's own keeps to the long way through evaluation.
+    The fast path of torch's own encoder stays disabled.
     """
     return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.base))
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Replaces every adapter by one linear layer with the update in its weight."""
+    """Replaces every adapter by one linear layer whose weight includes the update."""
     return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.merged()))
 
 
@@ -189,10 +189,10 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def place(name: str) -> tuple[int, str]:
-    """(layer, matrix type) of a module name, for maps of ranks: the first number is the layer.
+    """(layer, matrix type) of a module name, for maps of ranks; the first number in the name is the layer.
 
-    `bert.encoder.layer.3.attention.self.query` is (3, "attention.self.query"); in an encoder-decoder model
-    the side goes in front of the type: `model.decoder.layers.0.fc1` is (0, "decoder fc1").
+    `bert.encoder.layer.3.attention.self.query` is (3, "attention.self.query"). In an encoder-decoder model the type
+    starts with the side: `model.decoder.layers.0.fc1` is (0, "decoder fc1").
     """
     parts = name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]

@@ -1,7 +1,7 @@
-"""One dial: how much low-rank capacity a run may end with.
+"""The capacity limit of a run: a mean rank or a number of adapter parameters.
 
-`rank=N` caps the sum of ranks at N times the number of adapted matrices, as the papers count. `params=P` caps
-the adapter parameters, because a rank costs more numbers in a wide matrix than in a narrow one.
+`rank=N` caps the sum of ranks at N times the number of adapted matrices, as the papers count. `params=P` caps the
+adapter parameters, because a rank costs more parameters in a wide matrix than in a narrow one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from elalora.errors import UserError
 
-MOST = 10**12 - 1
+LARGEST = 10**12 - 1
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Budget:
     """The final budget: either a mean rank or a number of adapter parameters.
 
     Raises:
-        UserError: when not exactly one is given, or it is not a positive integer.
+        UserError: not exactly one of them is set, or it is not a positive integer.
     """
 
     rank: int | None = None
@@ -32,16 +32,19 @@ class Budget:
                 f"params={self.params}: type budget=r4 or budget=params budget.params=330000"
             )
         name, value = ("rank", self.rank) if self.params is None else ("params", self.params)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
             raise UserError(
-                f"budget.{name}={value} is not a positive integer of at most 12 digits: type for instance budget=r4"
+                f"budget.{name}={value} is not a positive integer of at most 12 digits: type for example budget=r4"
             )
 
     def mean_rank(self, costs: Sequence[int]) -> int:
-        """The uniform rank this budget allows for matrices with these costs per rank.
+        """The uniform rank that this budget allows.
+
+        Args:
+            costs: parameters per rank of every matrix.
 
         Raises:
-            UserError: when the parameters do not pay for rank 1 everywhere.
+            UserError: the budget does not pay for rank 1 everywhere.
         """
         if self.rank is not None:
             return self.rank
@@ -50,33 +53,29 @@ class Budget:
         if rank < 1:
             raise UserError(
                 f"budget.params={self.params} does not pay for rank 1 in all {len(costs)} matrices, which "
-                f"takes {sum(costs)}: raise budget.params or adapt fewer matrices (model.targets=[...])"
+                f"cost {sum(costs)}: raise budget.params or adapt fewer matrices (model.targets=[...])"
             )
         return rank
-
-    def rank_sum(self, costs: Sequence[int]) -> int:
-        """The largest allowed sum of ranks (for a parameter budget: of the uniform start)."""
-        return self.mean_rank(costs) * len(costs)
 
 
 @dataclass(frozen=True)
 class Count:
-    """What an adapter holds at one moment."""
+    """Rank sum and parameters of an adapter at one moment."""
 
     rank_sum: int
     params: int
 
     @classmethod
-    def of(cls, ranks: Mapping[str, int], costs: Mapping[str, int], extra: int = 0) -> Count:
-        """Counts ranks and the numbers they store; `extra` adds numbers that no direction owns."""
-        return cls(sum(ranks.values()), sum(rank * costs[name] for name, rank in ranks.items()) + extra)
+    def of(cls, ranks: Mapping[str, int], costs: Mapping[str, int]) -> Count:
+        """Counts ranks, and parameters from the cost per rank of every matrix."""
+        return cls(sum(ranks.values()), sum(rank * costs[name] for name, rank in ranks.items()))
 
 
 def check_rank(rank: int, name: str, d_in: int, d_out: int) -> None:
     """Refuses a rank that a (d_out, d_in) matrix cannot have.
 
     Raises:
-        UserError: for a rank above min(d_in, d_out).
+        UserError: the rank is above min(d_in, d_out).
     """
     if rank > min(d_in, d_out):
         raise UserError(

@@ -1,10 +1,9 @@
-"""Which slots of one adapted matrix are alive, and how a direction is born or dies.
+"""Which slots of one adapted matrix are active, and how a direction is born or dies.
 
-What is unusual: a rank change moves rows inside parameters that never change shape or identity. A matrix
-owns `capacity` slots, of which the first `rank` are active. The factors have a row for every slot; what
-training keeps about them (Adam moments, step counters, importance) has rows of active slots only, so that a
-free slot costs no memory there. Both *follow* the directions: one call keeps all of them in line, and
-optimizer, schedule and DDP see static parameters.
+A rank change moves rows inside parameters that never change shape or identity, so optimizer, schedule and DDP see
+static parameters. A matrix has `capacity` slots, of which the first `rank` are active. The factors have a row for
+every slot; the state about them (Adam moments, step counters, importance) has rows for active slots only, so a free
+slot costs no memory there. Both *follow* the directions: one call changes all of them consistently.
 """
 
 from __future__ import annotations
@@ -27,13 +26,14 @@ class Directions:
 
     Args:
         capacity: number of slots, fixed for the whole run.
-        rank: number of active slots at the start; they are slots 0 .. rank-1.
+        rank: number of active slots at the start, which are slots 0 .. rank-1.
 
     Attributes:
-        changes: births, deaths and restorations so far; views of followed rows hold until it grows.
+        changes: number of births, deaths and restorations so far; cached views of followed rows are valid until it
+            changes.
 
     Raises:
-        UserError: when the rank does not fit the capacity.
+        UserError: the rank does not fit the capacity.
     """
 
     def __init__(self, capacity: int, rank: int) -> None:
@@ -46,20 +46,20 @@ class Directions:
         self._packed: list[ActiveRows] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or a pickled model, has its own parameters; moments and importance stay those of this one."""
+        """Leaves out the followers of active rows: moments and importance belong to this object, not to a copy."""
         return self.__dict__ | {"_packed": []}
 
     def follow(self, rows: Rows) -> None:
-        """Registers a provider of tensors with a row for every slot; asked anew at every change."""
+        """Registers a function that returns tensors with a row for every slot; it is called at every change."""
         self._followers.append(rows)
 
     def follow_active(self, rows: ActiveRows) -> None:
-        """As `follow`, for (mapping, key) whose tensor has a row for every *active* slot; a change replaces it."""
+        """As `follow`, for (mapping, key) whose tensor has rows for *active* slots only; a change replaces it."""
         self._packed.append(rows)
 
     @torch.no_grad()
     def die(self, slot: int) -> None:
-        """Removes the direction in `slot`: the last active row moves into the gap, its old row becomes 0."""
+        """Removes the direction in `slot`; the last active row moves into the gap, and its old row becomes 0."""
         last = self.rank - 1
         if not 0 <= slot <= last:
             raise IndexError(f"slot {slot} is not active (active: 0..{last})")
@@ -73,7 +73,7 @@ class Directions:
 
     @torch.no_grad()
     def be_born(self) -> int:
-        """Activates the next slot with every followed row at 0 (fresh moments, no importance) and returns it."""
+        """Activates the next slot, with every followed row at 0 (fresh moments, no importance), and returns it."""
         if self.rank == self.capacity:
             raise IndexError(f"all {self.capacity} slots are active")
         slot = self.rank
@@ -86,7 +86,7 @@ class Directions:
         return slot
 
     def restore(self, rank: int) -> None:
-        """Sets the rank that a saved state had; the rows are restored by whoever holds them.
+        """Sets the rank of a saved state; the owners of the rows restore them.
 
         Raises:
             ValueError: the rank does not fit the capacity.

@@ -1,8 +1,8 @@
-"""Writes a trained adapter as a stock PEFT LoRA checkpoint, or merges it into the weights.
+"""Writes a trained adapter as a stock PEFT LoRA checkpoint.
 
-What is unusual: every matrix may have its own rank, so the ranks go into PEFT's rank_pattern, and the scale (with
-singular values and gates) is folded into B, so that alpha equals the rank everywhere and PEFT's own factor is 1.
-A matrix of rank 0 is left out. The modules that trained whole (task head, pooler) go into modules_to_save.
+Every matrix may have its own rank, so the ranks go into PEFT's rank_pattern. The scale, singular values and gates are
+folded into B, so alpha equals the rank everywhere and PEFT's own factor is 1. Matrices of rank 0 are left out. Modules
+that were trained whole (task head, pooler) go into modules_to_save.
 """
 
 from __future__ import annotations
@@ -32,21 +32,24 @@ def export_peft(
     """Saves adapter_config.json and adapter_model.safetensors.
 
     Args:
-        method: attached to `model`; must be one that exports LoRA.
-        model: holds the modules named in `keep`.
-        folder: created.
-        keep: names of modules that trained whole; they are saved as they are.
-        task_type: PEFT's task, for instance "SEQ_CLS"; None leaves it open.
+        method: attached to `model`; must be able to export LoRA.
+        model: has the modules named in `keep`.
+        folder: is created.
+        keep: names of modules that were trained whole; they are saved as they are.
+        task_type: PEFT's task, for example "SEQ_CLS"; None leaves it open.
         base: hub id or folder of the base model, which AutoPeftModel loads.
 
+    Returns:
+        The folder.
+
     Raises:
-        UserError: the method has no fixed-rank form, or every matrix has rank 0.
+        UserError: the result is not a low-rank update, or every matrix has rank 0.
     """
     from safetensors.torch import save_file
 
     factors = {name: pair for name, pair in method.lora_factors().items() if pair[0].shape[0]}
     if not factors:
-        raise UserError("every matrix has rank 0: there is no adapter to export")
+        raise UserError("every matrix has rank 0, so there is no adapter to export")
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
@@ -70,7 +73,7 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     """A (r, d_in) and B (d_out, r) by matrix, from an adapter that `export_peft` wrote.
 
     Raises:
-        UserError: there is no such adapter.
+        UserError: the folder has no such adapter.
     """
     from safetensors.torch import load_file
 
@@ -84,7 +87,7 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def export_trained(model: nn.Module, folder: str | Path) -> Path:
-    """Saves every parameter that trains, by its name, for methods that have no LoRA form."""
+    """Saves every trained parameter by its name, for methods whose result is not a low-rank update."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -95,11 +98,11 @@ def export_trained(model: nn.Module, folder: str | Path) -> Path:
 
 
 def _whole_modules(model: nn.Module, keep: Sequence[str]) -> list[str]:
-    """`keep`, checked for what PEFT does with a name: it saves every module whose name ends with it."""
+    """`keep`, checked against PEFT's rule, which saves every module whose name ends with one of these names."""
     for name in keep:
         also = [n for n, _ in model.named_modules() if n.endswith(name) and n not in keep]
         if also:
-            raise UserError(f"PEFT would save '{also[0]}' together with '{name}': the two names end alike")
+            raise UserError(f"PEFT would save '{also[0]}' together with '{name}', because both names end alike")
     return list(keep)
 
 

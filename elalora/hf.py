@@ -4,12 +4,12 @@
     method = adapt(trainer, ElaLoRA(ElaLoRAConfig(), Budget(rank=4)), targets="paper", keep=["classifier"])
     trainer.train()
 
-What is unusual: nothing is subclassed. `adapt` attaches the method to the Trainer's model, gives the Trainer the
-row-wise optimizer, and adds a callback that calls the method's hooks in the order of `elalora.method`. A callback
-cannot add to the loss, so the Trainer's `compute_loss` is wrapped: it alone sees every kind of loss (of the model, of a
-`compute_loss_func`, with label smoothing) and knows whether the Trainer divides it by the number of micro-batches
-afterwards. The learning-rate schedule and the checkpoints stay the Trainer's own; the method's part of a checkpoint is
-elalora.safetensors and elalora.json beside it.
+`adapt` attaches the method to the Trainer's model, gives the Trainer the row-wise optimizer, and adds a callback that
+calls the method's hooks in the order of `elalora.method`; nothing is subclassed. A callback cannot add to the loss, so
+the Trainer's `compute_loss` is wrapped. Only there all kinds of loss pass (of the model, of a `compute_loss_func`, with
+label smoothing), and it is known whether the Trainer divides the loss by the number of micro-batches afterwards. The
+Trainer keeps its own learning-rate schedule and checkpoints; elalora.safetensors and elalora.json in each checkpoint
+hold the method's state.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from elalora.optim import RowwiseAdamW
 from elalora.targets import matrices_in, patterns_in
 
 TENSORS, VALUES = "elalora.safetensors", "elalora.json"
-SCHEMA = 2  # of both; 1 had rows for every slot
-OPTIMIZER = "optimizer.pt"  # the Trainer's file
+SCHEMA = 2  # of both files; version 1 had rows for every slot
+OPTIMIZER = "optimizer.pt"  # written by the Trainer
 
 
 def adapt(
@@ -39,32 +39,32 @@ def adapt(
     """Attaches a method to a Trainer's model and makes `trainer.train()` train it.
 
     Args:
-        trainer: a `transformers.Trainer` or a subclass, not yet trained; learning rate, weight decay, betas, schedule
-            and clipping are those of its arguments.
-        method: any method of this interface, not yet attached.
+        trainer: a `transformers.Trainer` or a subclass, not yet trained; its arguments set learning rate, weight decay,
+            betas, schedule and clipping.
+        method: any method, not yet attached.
         targets: name patterns of the linear layers to adapt (`elalora.attach`), or a named set of the model's
             architecture, such as "paper" or "attention" (`elalora.targets`).
-        keep: names of submodules that are trained whole. A task head that is new must be named, else it stays random.
-        seed: of every random choice the method makes; None is the Trainer's `seed`.
+        keep: names of submodules that are trained whole. Name a new task head here, or it stays random.
+        seed: of every random choice that the method makes; None is the Trainer's `seed`.
 
     Returns:
-        The method; `elalora.export.export_peft` writes it when training is over.
+        The method; `elalora.export.export_peft` saves it after training.
 
     Raises:
-        UserError: settings under which the method could not do what it says, or targets that do not fit.
+        UserError: the method cannot work with these settings of the Trainer, or the targets do not fit.
     """
     _refuse(trainer)
     args, model = trainer.args, trainer.model
     total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
     attached = method.attach(model, _patterns(model, targets, keep), total, keep, args.seed if seed is None else seed)
     if method.batches_wanted:
-        raise UserError(f"{method.title} wants batches before training, which the Trainer does not offer")
+        raise UserError(f"{method.title} needs batches before training, which the Trainer does not provide")
     if attached is not model:
-        raise UserError(f"{method.title} wraps the model in another: give the wrapped model to the Trainer instead")
+        raise UserError(f"{method.title} wraps the model in another: pass the wrapped model to the Trainer instead")
     if tuple(method.stages()) != (total,):
         raise UserError(
-            f"{method.title} trains in {len(method.stages())} stages with a learning rate each, and the Trainer has "
-            "one schedule: set lambda_num=1, or use a loop of your own"
+            f"{method.title} trains in {len(method.stages())} stages with separate schedules, but the Trainer has one "
+            "schedule: set lambda_num=1, or write your own training loop"
         )
     optimizer = RowwiseAdamW(
         method.groups(model, args.learning_rate, args.weight_decay),
@@ -81,45 +81,45 @@ def adapt(
 
 
 def _patterns(model: Any, targets: str | Sequence[str], keep: Sequence[str]) -> list[str]:
-    """The targets as patterns; a named set must match as many layers as the architecture has."""
+    """The targets as patterns; a named set must match the number of layers that the architecture has."""
     names = [targets] if isinstance(targets, str) else list(targets)
     patterns, expected = patterns_in(model, names), matrices_in(model, names)
-    found = len(find_linears(model, patterns, outside=keep)) if expected is not None else None
-    if found != expected:
+    matched = len(find_linears(model, patterns, outside=keep)) if expected is not None else None
+    if matched != expected:
         raise UserError(
-            f"targets={names} match {found} layers, {expected} are expected in {model.config.model_type}: give patterns"
+            f"targets={names} match {matched} layers instead of {expected} in {model.config.model_type}: use patterns"
         )
     return patterns
 
 
 def _refuse(trainer: Any) -> None:
-    """One line for each setting that would train something else than the method."""
+    """Refuses settings of the Trainer with which something else than the method would be trained."""
     args = trainer.args
     if trainer.optimizer is not None or trainer.lr_scheduler is not None:
-        raise UserError("the Trainer has an optimizer already: make it without optimizers=, or adapt it once only")
+        raise UserError("the Trainer already has an optimizer: create it without optimizers=, and adapt it only once")
     if trainer.model_init is not None or trainer.model is None:
-        raise UserError("model_init makes a new model for every training: give the Trainer model= instead")
+        raise UserError("model_init creates a new model for every training: pass model= to the Trainer instead")
     if trainer.train_dataset is None:
-        raise UserError("the Trainer has no train_dataset, so the number of steps is not known: give it one")
+        raise UserError("the Trainer has no train_dataset, so the number of steps is unknown: pass train_dataset=")
     if args.fp16:
         raise UserError("fp16=True skips steps whose gradients overflow: set bf16=True or neither")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise UserError("DeepSpeed and FSDP cut parameters that belong together: use plain data parallelism (torchrun)")
+        raise UserError("DeepSpeed and FSDP split parameters that must stay whole: use data parallelism (torchrun)")
     if args.n_gpu > 1:
-        raise UserError(f"{args.n_gpu} GPUs in one process copy the model at every step: start with torchrun")
+        raise UserError(f"with {args.n_gpu} GPUs in one process the model is copied at every step: start with torchrun")
     if args.auto_find_batch_size:
-        raise UserError("auto_find_batch_size=True starts again with other steps: set per_device_train_batch_size")
+        raise UserError("auto_find_batch_size=True changes the number of steps: set per_device_train_batch_size")
     if "adamw_torch" not in str(getattr(args.optim, "value", args.optim)):
-        raise UserError(f"optim={args.optim} is replaced by the row-wise AdamW: leave optim at its default")
+        raise UserError(f"optim={args.optim} would be replaced by the row-wise AdamW: leave optim at its default")
     if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in ("reduce_lr_on_plateau", "greedy"):
-        raise UserError(f"lr_scheduler_type={args.lr_scheduler_type} is no function of the step: use linear or cosine")
+        raise UserError(f"lr_scheduler_type={args.lr_scheduler_type} needs more than the step: use linear or cosine")
 
 
 class TrainerSchedule:
-    """The Trainer's own learning-rate schedule, as methods see one (`elalora.schedules.Schedule`).
+    """The Trainer's learning-rate schedule with the interface that methods use (`elalora.schedules.Schedule`).
 
     Args:
-        trainer: has made its scheduler when a method asks.
+        trainer: must have created its scheduler before a method uses this one.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -127,11 +127,11 @@ class TrainerSchedule:
         self.held = False
 
     def factor(self, step: int) -> float:
-        """Learning rate over its peak at a step, 0-based."""
+        """Learning rate divided by its peak at a step, 0-based."""
         return float(self._trainer.lr_scheduler.lr_lambdas[0](step))
 
     def hold_peak(self) -> None:
-        """From now on the rate is the peak (D2)."""
+        """Holds the rate at its peak from now on (D2)."""
         self.held = True
         scheduler = self._trainer.lr_scheduler
         scheduler.lr_lambdas = [_one] * len(scheduler.lr_lambdas)
@@ -142,7 +142,7 @@ def _one(step: int) -> float:
 
 
 class _Session:
-    """What happens during the training of one adapted Trainer."""
+    """The training of one adapted Trainer: the wrapped functions and what the callback calls."""
 
     def __init__(self, trainer: Any, method: Method, optimizer: RowwiseAdamW) -> None:
         self.trainer, self.method, self.optimizer = trainer, method, optimizer
@@ -151,25 +151,25 @@ class _Session:
         self.used = False
         self._loss, self._train = trainer.compute_loss, trainer.train
 
-    # -- what is wrapped -------------------------------------------------------------------------------
+    # -- wrapped functions -----------------------------------------------------------------------------
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The Trainer's loss plus, in training, the method's penalty: once in the mean over the micro-batches."""
+        """The Trainer's loss plus, in training, the method's penalty, which counts once per optimizer step."""
         if not model.training:
             return self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         penalty = self.method.penalty()
         with self.method.watching(*_masks(inputs)):
-            found = self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+            loss = self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         if penalty is None:
-            return found
-        if self._loss_is_scaled(num_items_in_batch):  # else the Trainer divides loss and penalty after this
+            return loss
+        if self._loss_is_scaled(num_items_in_batch):  # otherwise the Trainer divides loss and penalty later
             penalty = penalty / self.trainer.current_gradient_accumulation_steps
-        return (found[0] + penalty, found[1]) if return_outputs else found + penalty
+        return (loss[0] + penalty, loss[1]) if return_outputs else loss + penalty
 
     def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
-        """Whether the loss is a share of the whole step's already, by the rule of `Trainer.training_step`."""
+        """Whether the loss is already scaled for gradient accumulation, by the rule of `Trainer.training_step`."""
         trainer = self.trainer
         if trainer.loss_is_scaled_for_ga is not None:
             return bool(trainer.loss_is_scaled_for_ga)
@@ -177,7 +177,7 @@ class _Session:
         return bool(by_model or trainer.compute_loss_func is not None)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`, which tells no callback the checkpoint it resumes from."""
+        """`Trainer.train`, wrapped because callbacks do not see the checkpoint that it resumes from."""
         if resume_from_checkpoint is True:
             from transformers.trainer_utils import get_last_checkpoint
 
@@ -187,8 +187,8 @@ class _Session:
             for name in (TENSORS, VALUES, OPTIMIZER):
                 if not (self.checkpoint / name).is_file():
                     raise UserError(
-                        f"'{self.checkpoint}' has no {name}: it is no whole checkpoint of an adapted Trainer "
-                        "(save_only_model must be False), training cannot go on from it"
+                        f"'{self.checkpoint}' has no {name}: it is not a complete checkpoint of an adapted Trainer "
+                        "(save_only_model must be False), so training cannot resume from it"
                     )
             writer = _values(self.checkpoint)["method"]
             if writer != self.method.name:
@@ -196,17 +196,17 @@ class _Session:
                     f"'{self.checkpoint}' was written by method {writer}, this one is {self.method.name}: "
                     "adapt the Trainer with the method that wrote it"
                 )
-            self.load(self.checkpoint)  # before the Trainer loads the moments: their rows are those of the ranks
+            self.load(self.checkpoint)  # before the Trainer loads the moments, which have rows for the ranks
             resume_from_checkpoint = str(self.checkpoint)
         elif self.used and not resume_from_checkpoint:
-            raise UserError("this Trainer has trained its method already: make model, method and Trainer anew")
+            raise UserError("this Trainer has already trained its method: create a new model, method and Trainer")
         self.used = True
         return self._train(resume_from_checkpoint, *args, **kwargs)
 
     # -- what the callback calls -----------------------------------------------------------------------
 
     def begin(self, max_steps: int) -> None:
-        """Checks that the run is the one that was planned, and holds the rate where it was held before a stop."""
+        """Checks that the run has the planned length; holds the rate if it was held in the checkpoint."""
         if max_steps != self.method.total_steps:
             raise UserError(
                 f"the method was planned for {self.method.total_steps} steps and the Trainer runs {max_steps}: "
@@ -216,19 +216,19 @@ class _Session:
             self.schedule.hold_peak()
 
     def end(self, best: str | None, step: int) -> None:
-        """Takes the ranks of the best checkpoint where the Trainer took its weights, and finishes the method.
+        """Loads the ranks of the best checkpoint if the Trainer loaded its weights, and finishes the method.
 
         Args:
             best: the folder of that checkpoint, or None.
-            step: the last that was done.
+            step: the last step of the training.
 
         Raises:
-            MethodFailure: what the method says; or the weights are those of a step at which it was not done.
+            MethodFailure: the method failed, or the weights are those of a step before its ranks were final.
         """
         if best is not None:
             rounds = self.method.rounds_seen
             self.load(Path(best))
-            self.method.rounds_seen = rounds  # the run's, also those after its best checkpoint
+            self.method.rounds_seen = rounds  # of the whole run, also those after its best checkpoint
             step = int(best.rpartition("-")[2])
         try:
             self.method.finish()
@@ -259,7 +259,7 @@ class _Session:
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Restores what `save` wrote of the method; weights, moments and rates are the Trainer's."""
+        """Restores the method's state; the Trainer restores weights, moments and learning rates."""
         from safetensors.torch import load_file
 
         values = _values(folder)
@@ -268,19 +268,19 @@ class _Session:
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """The JSON half of what `save` wrote.
+    """The JSON values that `save` wrote.
 
     Raises:
-        UserError: another version wrote it.
+        UserError: another version wrote them.
     """
     values: dict[str, Any] = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     if values.get("schema") != SCHEMA:
-        raise UserError(f"'{folder}' was written by another version of elalora: training cannot go on from it")
+        raise UserError(f"'{folder}' was written by another version of elalora: training cannot resume from it")
     return values
 
 
 def _masks(inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Where the input and, in an encoder-decoder model, the decoder's input is no padding."""
+    """Masks of the input and, in an encoder-decoder model, of the decoder's input; 0 at padding."""
     labels = inputs.get("labels")
     target = inputs.get("decoder_attention_mask")
     if target is None and isinstance(labels, Tensor) and labels.ndim > 1:
@@ -289,11 +289,11 @@ def _masks(inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _callback(session: _Session) -> Any:
-    """A `TrainerCallback` that calls the method's hooks; made here, because its base class is transformers'."""
+    """A `TrainerCallback` that calls the method's hooks; defined here to import transformers only when used."""
     from transformers import TrainerCallback
 
     class MethodCallback(TrainerCallback):
-        """The hooks of one optimizer step; `state.global_step` is still the step's own 0-based number in both."""
+        """The hooks of one optimizer step; `state.global_step` is its 0-based number in both."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.begin(state.max_steps)

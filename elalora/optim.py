@@ -1,9 +1,9 @@
-"""AdamW in which every direction carries its own step counter.
+"""AdamW in which every direction has its own step counter.
 
-What is unusual: torch keeps one step counter per tensor, so a row that is born at step 500 of its tensor
-is bias-corrected as if it were 500 steps old, and its first updates come out 3 to 6 times too large. Here
-the counter has one entry per row. An ordinary parameter is the special case of one single row, so there is
-one code path, and a step is the same handful of `torch._foreach_*` calls that torch's own AdamW makes.
+torch keeps one step counter per tensor, so a row born at step 500 would be bias-corrected as if it were 500 steps old,
+and its first updates would be 3 to 6 times too large. Here the counter has one entry per row. An ordinary parameter is
+the special case of a single row, so there is one code path, with the same few `torch._foreach_*` calls per step as in
+torch's own AdamW.
 
 AdamW: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 with decoupled decay lr * weight_decay.
 """
@@ -38,7 +38,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         weight_decay: decoupled decay per step, times lr.
 
     Raises:
-        ValueError: for a negative lr, eps or weight_decay, betas outside [0, 1), or a parameter with gaps in memory.
+        ValueError: lr, eps or weight_decay is negative, betas lie outside [0, 1), or a parameter is not contiguous.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self._views: dict[int, _Rows] = {}
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
         if any(not p.is_contiguous() for group in self.param_groups for p in group["params"]):
-            raise ValueError("a parameter is not contiguous in memory: its rows cannot be updated in place")
+            raise ValueError("a parameter is not contiguous in memory, so its rows cannot be updated in place")
         for parameter, slots in self._directions.items():
             slots.follow_active(partial(_state_rows, weakref.ref(self), parameter))
 
@@ -69,10 +69,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
         self._views.clear()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave, from any device; the ranks of the directions must be restored first.
+        """Restores what `state_dict` returned, from any device; restore the ranks of the directions first.
 
         Raises:
-            ValueError: the groups or the moments are those of other parameters.
+            ValueError: groups or moments do not fit the parameters.
         """
         super().load_state_dict(state_dict)
         self._views.clear()
@@ -86,10 +86,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient.
+        """Updates every parameter that has a gradient.
 
         Raises:
-            ValueError: the ranks of the directions were restored, and the moments were not.
+            ValueError: the ranks of the directions were restored, but the moments were not.
         """
         loss = None
         if closure is not None:
@@ -125,10 +125,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
         torch._foreach_addcdiv_(rows.weights, rows.means, denominators, lr)
 
     def _correction(self, beta: float, ages: Tensor) -> Tensor:
-        """1 - beta^t for the age of every row, (rows,) in float64.
+        """1 - beta^t for the age t of every row, (rows,) in float64.
 
-        Read from a table of Python floats, because torch's vectorised power differs from the one torch's AdamW
-        uses in the last bit, and 1 - 0.999 makes that a relative error of 1e-13 in the first steps.
+        Read from a table of Python floats, as torch's AdamW computes it: torch's vectorised power differs in the last
+        bit, which 1 - 0.999 turns into a relative error of 1e-13 in the first steps.
         """
         ages = ages.long()
         table = self._tables.get(beta)
@@ -139,13 +139,13 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return table[ages]
 
     def _active(self, parameter: Tensor) -> int:
-        """Rows that are updated; an ordinary parameter is one row."""
+        """Number of rows that are updated; an ordinary parameter counts as one row."""
         slots = self._directions.get(parameter)
         return 1 if slots is None else slots.rank
 
     def _rows(self, number: int, pairs: list[_Pair]) -> _Rows:
-        """The active rows of a group; kept until a rank or a parameter's place in memory changes, because making
-        400 views a step costs as much as the arithmetic."""
+        """The active rows of a group, cached until a rank or a parameter's memory changes: creating 400 views per
+        step costs as much as the arithmetic."""
         key = [(p.data_ptr(), slots.changes if slots else 0) for p, slots in pairs]
         rows = self._views.get(number)
         if rows is None or rows.key != key:
@@ -156,10 +156,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
         states = [self._state_of(p) for p, _ in pairs]
         counts = [slots.rank if slots else 1 for _, slots in pairs]
         if any(len(state["step"]) != n for state, n in zip(states, counts, strict=True)):
-            raise ValueError("the moments are of other ranks: load the optimizer's state after the method's")
+            raise ValueError("the moments do not fit the ranks: load the optimizer's state after the method's")
         steps = torch.cat([state["step"] for state in states])
         for state, ages in zip(states, steps.split(counts), strict=True):
-            state["step"] = ages  # a view: one addition ages every row of the group
+            state["step"] = ages  # a view, so that one addition increments all counters of the group
         return _Rows(
             key=key,
             weights=[_active_rows(p.detach(), slots) for p, slots in pairs],
@@ -175,22 +175,22 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return state
 
     def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Moments and counters of a parameter that has not been updated."""
+        """Moments and counters of a parameter before its first update."""
         active = parameter.detach()[: self._active(parameter)] if parameter in self._directions else parameter
-        # the counters live on the CPU: they are read every step and must not cost a synchronisation
+        # counters stay on the CPU: they are read at every step, which must not synchronise a GPU
         step = torch.zeros(self._active(parameter))
         return {"step": step, "exp_avg": torch.zeros_like(active), "exp_avg_sq": torch.zeros_like(active)}
 
 
 def _active_rows(values: Tensor, slots: Directions | None) -> Tensor:
-    """A view (active, numbers per row) of what has a parameter's shape; an ordinary parameter is one row."""
+    """A view (active, numbers per row) of a tensor of a parameter's shape; an ordinary parameter is one row."""
     return values.view(1, -1) if slots is None else values.view(slots.capacity, -1)[: slots.rank]
 
 
 def _state_rows(owner: weakref.ref[RowwiseAdamW], parameter: Tensor) -> list[tuple[dict[str, Tensor], str]]:
     """Moments and counters of a parameter's active rows.
 
-    Nothing where the optimizer is gone, or was left behind when ranks were restored: another one goes on.
+    Empty if the optimizer no longer exists, or has the moments of other ranks because a new one replaced it.
     """
     optimizer = owner()
     state = {} if optimizer is None else optimizer.state.get(parameter) or {}
@@ -200,7 +200,7 @@ def _state_rows(owner: weakref.ref[RowwiseAdamW], parameter: Tensor) -> list[tup
 
 @dataclass
 class _Rows:
-    """One group's active rows, (active, numbers per row) each; steps are their counters, one after the other."""
+    """The active rows of one group, (active, numbers per row) each; `steps` has their counters, concatenated."""
 
     key: list[tuple[int, int]]
     weights: list[Tensor]

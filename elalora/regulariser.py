@@ -3,9 +3,9 @@
     norm:     (gamma / 2N) * sum over matrices ( ||A A^T - I||_F   + ||B^T B - I||_F )     as every code has it
     squared:   gamma       * sum over matrices ( ||A A^T - I||_F^2 + ||B^T B - I||_F^2 )   as the papers print it
 
-What is unusual: matrices of one width are one batched product, cut to the largest active rank, and the backward pass is
-written out: 2 (F F^T - I) F over the norm, or 4 (F F^T - I) F. Inactive rows are exactly 0 and their entry of I is
-masked, so they add nothing and get no gradient.
+Matrices of one width share one batched product, cut to the largest active rank, and the backward pass is explicit:
+2 (F F^T - I) F divided by the norm, or 4 (F F^T - I) F. Inactive rows are exactly 0 and their entry of I is masked, so
+they add nothing and get no gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def orthogonality(adapters: Iterable[LowRankLinear], form: str = "norm") -> Tens
 
 
 class Deviation(torch.autograd.Function):
-    """The regulariser of any number of factors (capacity, width), each with its number of active rows."""
+    """The regulariser of factors (capacity, width), each with its number of active rows, with an explicit backward."""
 
     @staticmethod
     def forward(ctx: Any, form: str, ranks: Sequence[int], *factors: Tensor) -> Tensor:
@@ -54,29 +54,29 @@ class Deviation(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of every factor; where a norm is 0 it is 0."""
+        """The gradient of every factor; it is 0 if the norm is 0."""
         factors = ctx.saved_tensors
-        found: list[Tensor | None] = [None] * len(factors)
+        grads: list[Tensor | None] = [None] * len(factors)
         for members, gap, size in ctx.groups:
             if ctx.form == "squared":
                 weight = torch.full_like(size, 4.0)
             else:
                 weight = torch.where(size > 0, 2 / (size * len(factors)), 0.0)
             gap = gap * (weight * grad.to(size))[:, None, None]  # (m, most, most)
-            # written where it belongs: filling and copying whole factors, in memory fresh from the system, costs more
-            # than the arithmetic
+            # written in place: filling and copying whole factors in newly allocated memory costs more than the
+            # arithmetic
             most, capacities = gap.shape[1], [len(factors[i]) for i in members]
-            rows = _stacked(factors, ctx.ranks, members)  # again: kept, they would be held through the whole step
+            rows = _stacked(factors, ctx.ranks, members)  # stacked again, to save memory during the step
             whole = rows.new_empty(len(members), max(capacities), rows.shape[2])
             torch.bmm(gap, rows, out=whole[:, :most])
             whole[:, most:].zero_()
-            for i, own, capacity in zip(members, whole.unbind(0), capacities, strict=True):
-                found[i] = own[:capacity]
-        return None, None, *found
+            for i, part, capacity in zip(members, whole.unbind(0), capacities, strict=True):
+                grads[i] = part[:capacity]
+        return None, None, *grads
 
 
 def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the factors, those of one width together."""
+    """Positions of the factors, grouped by width."""
     groups: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
     for i, factor in enumerate(factors):
         groups[factor.shape[1], factor.device].append(i)
@@ -95,7 +95,7 @@ def _gaps(rows: Tensor, ranks: Sequence[int]) -> Tensor:
 
 
 def _first(factor: Tensor, most: int) -> Tensor:
-    """The first rows of a factor; one with fewer slots, a transplanted one for instance, is filled with 0."""
+    """The first rows of a factor, padded with 0 if it has fewer slots (with transplanted ranks, for example)."""
     if len(factor) >= most:
         return factor[:most]
     return torch.nn.functional.pad(factor, (0, 0, 0, most - len(factor)))
@@ -103,6 +103,6 @@ def _first(factor: Tensor, most: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _identities(ranks: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(m, most, most): I of each factor, cut after its rank; kept, because ranks seldom change."""
+    """(m, most, most): I of each factor, cut after its rank; cached, because ranks seldom change."""
     alive = torch.arange(max(ranks), device=device) < torch.tensor(ranks, device=device)[:, None]  # (m, most)
     return torch.diag_embed(alive.to(dtype))

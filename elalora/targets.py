@@ -1,14 +1,14 @@
-"""Which linear layers a paper adapts, by architecture, as named sets of patterns (`elalora.attach`).
+"""Named sets of target layers by architecture, as patterns for `elalora.attach`.
 
     paper      what ElaLoRA and AdaLoRA adapt: all six kinds in text encoders, attention and feed-forward of BART, all
                but the attention's output in ViT (72 matrices in DeBERTa-v3-base, 96 in BART-base, 60 in ViT-B/16)
     all        every linear layer of the transformer blocks
-    attention  those of the attention
-    qv         query and value, as LoRA's own experiments
+    attention  the linear layers of the attention
+    qv         query and value, as in LoRA's own experiments
 
-What is unusual: a set knows how many matrices it has for given numbers of layers, so that a pattern that matches
-nothing, or too much, after a library renamed its modules (transformers 5 did so for ViT) is noticed before training.
-Architectures carry the names of `config.model_type` in transformers 5.
+A set knows its number of matrices for a given number of layers. If a library renames its modules (transformers 5 did so
+for ViT), patterns that match nothing or too much are noticed before training. Architectures have the names of
+`config.model_type` in transformers 5.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class Architecture:
     """The linear layers of one architecture's blocks.
 
     Attributes:
-        attention: patterns of the attention's layers; query and value among them: qv.
+        attention: patterns of the attention's layers.
         rest: patterns of the feed-forward layers.
-        outside_paper: those that the set `paper` leaves out.
-        cross: whether decoder layers attend twice, to themselves and to the encoder.
+        qv: patterns of query and value.
+        outside_paper: patterns that the set `paper` leaves out.
+        cross: whether decoder layers also attend to the encoder.
     """
 
     attention: tuple[str, ...]
@@ -38,18 +39,18 @@ class Architecture:
     cross: bool = False
 
     def sets(self) -> dict[str, tuple[str, ...]]:
-        """Patterns by the name of the set."""
+        """Patterns by name of the set."""
         every = self.attention + self.rest
         paper = tuple(p for p in every if p not in self.outside_paper)
         return {"paper": paper, "all": every, "attention": self.attention, "qv": self.qv}
 
     def matrices(self, name: str, layers: int, decoder_layers: int = 0) -> int:
-        """How many linear layers a set has.
+        """Number of linear layers in a set.
 
         Args:
             name: of the set.
-            layers: of the encoder, or of a model with one stack.
-            decoder_layers: of an encoder-decoder model.
+            layers: number of layers of the encoder, or of a model with one stack.
+            decoder_layers: number of layers of the decoder in an encoder-decoder model.
         """
         chosen = self.sets()[name]
         attending = sum(p in self.attention for p in chosen)
@@ -89,35 +90,35 @@ NAMES = ("paper", "all", "attention", "qv")
 
 
 def patterns_of(model_type: str, targets: Sequence[str]) -> list[str]:
-    """The patterns that the targets stand for: a set's name is replaced by its patterns, anything else is a pattern.
+    """The patterns that the targets stand for: the name of a set is replaced by its patterns.
 
     Args:
         model_type: `config.model_type`.
-        targets: one name of a set, or patterns.
+        targets: the name of one set, or patterns.
 
     Raises:
-        UserError: a set is asked for of an architecture that has none.
+        UserError: the architecture has no named sets, or a set is mixed with patterns.
     """
     if not any(name in NAMES for name in targets):
         return list(targets)
     if len(targets) != 1:
-        raise UserError(f"model.targets={list(targets)} mixes a set with patterns: give {' or '.join(NAMES)} alone")
+        raise UserError(f"model.targets={list(targets)} mixes a set with patterns: use {' or '.join(NAMES)} alone")
     if model_type not in ARCHITECTURES:
         raise UserError(
-            f"model.targets=[{targets[0]}]: there are no named sets for {model_type} (there are for "
-            f"{', '.join(ARCHITECTURES)}); give patterns of module names instead, such as model.targets=[query,value]"
+            f"model.targets=[{targets[0]}]: {model_type} has no named sets (available for "
+            f"{', '.join(ARCHITECTURES)}); use patterns of module names, for example model.targets=[query,value]"
         )
     return list(ARCHITECTURES[model_type].sets()[targets[0]])
 
 
 def expected_matrices(model_type: str, targets: Sequence[str], layers: int, decoder_layers: int = 0) -> int | None:
-    """How many layers a named set must match; None where the targets are patterns.
+    """Number of layers that a named set must match; None if the targets are patterns.
 
     Args:
         model_type: `config.model_type`.
         targets: as for `patterns_of`.
-        layers: of the encoder, or of a model with one stack.
-        decoder_layers: of an encoder-decoder model.
+        layers: number of layers of the encoder, or of a model with one stack.
+        decoder_layers: number of layers of the decoder in an encoder-decoder model.
     """
     if len(targets) != 1 or targets[0] not in NAMES or model_type not in ARCHITECTURES:
         return None
@@ -128,18 +129,18 @@ def patterns_in(model: Any, targets: Sequence[str]) -> list[str]:
     """The patterns that the targets stand for in a model.
 
     Args:
-        model: its `config.model_type` says which architecture it is, as in every model of transformers.
+        model: has `config.model_type`, as every model of transformers.
         targets: as for `patterns_of`.
 
     Raises:
-        UserError: a set is asked for of an architecture that has none.
+        UserError: as in `patterns_of`.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     return patterns_of(kind, targets)
 
 
 def matrices_in(model: Any, targets: Sequence[str]) -> int | None:
-    """How many matrices a named target set must match in a model of transformers; None for patterns."""
+    """Number of matrices that a named set must match in a model of transformers; None for patterns."""
     config = getattr(model, "config", None)
     decoder = getattr(config, "decoder_layers", 0) if getattr(config, "is_encoder_decoder", False) else 0
     layers = int(getattr(config, "encoder_layers", 0) or getattr(config, "num_hidden_layers", 0))

@@ -270,9 +270,9 @@ def test_a_rank_of_ones_own_is_no_budget_and_not_matched():
     [
         (PeftTunerConfig("LORAX"), "method.tuner=LORAX is unknown .* allowed: ADALORA, .*LORA"),
         (PeftTunerConfig("PROMPT_TUNING"), "adapts no layers"),
-        (PeftTunerConfig("LORA", {"user_dora": True}), "method.options.user_dora is no option .* use_dora"),
-        (PeftTunerConfig("LORA", {"task_type": "SEQ_CLS"}), "method.options.task_type is no option"),
-        (PeftTunerConfig("LORA", {}, "rank"), "method.rank_key=rank is no option .* lora_alpha"),
+        (PeftTunerConfig("LORA", {"user_dora": True}), "method.options.user_dora is not an option .* use_dora"),
+        (PeftTunerConfig("LORA", {"task_type": "SEQ_CLS"}), "method.options.task_type is not an option"),
+        (PeftTunerConfig("LORA", {}, "rank"), "method.rank_key=rank is not an option .* lora_alpha"),
         (PeftTunerConfig("ADALORA", {"tinit": 19}), "method.options.tinit"),
         (PeftTunerConfig("OFT"), "method.tuner=OFT refuses"),
         (PeftTunerConfig("LORA", {"init_lora_weights": "corda"}), "refuses method.options.init_lora_weights=corda"),

@@ -103,7 +103,7 @@ def test_the_page_has_every_model_and_deberta_costs_what_the_logs_of_the_authors
 def test_patterns_are_left_as_they_are_and_wrong_sets_are_refused():
     assert patterns_of("bert", ["query", "layer.*.output.dense"]) == ["query", "layer.*.output.dense"]
     assert patterns_of("nobody", ["query"]) == ["query"] and expected_matrices("nobody", ["query"], 3) is None
-    with pytest.raises(UserError, match="no named sets for nobody .* patterns"):
+    with pytest.raises(UserError, match="nobody has no named sets .* patterns"):
         patterns_of("nobody", ["paper"])
     with pytest.raises(UserError, match=r"'papre' matches no linear layer; .*named set \(paper, all, attention, qv\)"):
         find_linears(build("bert", 1), patterns_of("bert", ["papre"]))

@@ -122,7 +122,7 @@ def one_line(error: Exception) -> None:
 IN_VALUES = {
     "method.t_initial": (10**400, "a number beyond all sense"),
     "method.name": (7, "method.name=7 is no name"),
-    "method.name ": ("os:path", "method.name=os:path is no method"),
+    "method.name ": ("os:path", "method.name=os:path is not a method"),
     "trainer.warmup": (float("nan"), "trainer.warmup=nan is neither"),
     "trainer.lr": (float("inf"), "trainer.lr=inf must be above 0, and finite"),
     "trainer.max_steps": (2**63, "nothing to train, or no end of it"),
