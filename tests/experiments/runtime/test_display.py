@@ -52,13 +52,15 @@ def test_a_log_gets_one_line_for_each_phase_and_evaluation_and_none_for_each_ste
 
 
 def test_a_terminal_shows_phase_step_loss_moves_and_time_left(monkeypatch: pytest.MonkeyPatch):
-    clock = iter(range(0, 10_000, 30))
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    seconds = 0.0
+    monkeypatch.setattr(display.time, "monotonic", lambda: seconds)
     shown = RunDisplay("run", 100, terminal())
-    shown.update(10, "warm-up", 0.7, 0)  # at 30 s
+    seconds = 30
+    shown.update(10, "warm-up", 0.7, 0)
+    seconds = 60
     shown.update(20, "dynamic", 0.61, 12)
     with shown.console.capture() as caught:
-        shown.console.print(shown._line())  # at 60 s: 3 s a step, 80 steps left
+        shown.console.print(shown.progress)  # 3 s a step, 80 steps left
     text = caught.get()
     for part in ("dynamic", "20/100", "loss 0.610", "12 ranks moved", "4:00 left"):
         assert part in text
@@ -69,11 +71,11 @@ def test_an_evaluation_shows_how_far_it_is_and_writes_no_line_of_its_own():
     shown.update(20, "dynamic", 0.61, 12)
     shown.reading("validation", 3, 40)
     with shown.console.capture() as caught:
-        shown.console.print(shown._line())
+        shown.console.print(shown.progress)
     assert "reading validation 3/40" in caught.get()
     shown.update(21, "dynamic", 0.6, 12)
     with shown.console.capture() as caught:
-        shown.console.print(shown._line())
+        shown.console.print(shown.progress)
     assert "reading" not in caught.get()
     file = log()
     with RunDisplay("run", 100, file) as quiet:
@@ -95,7 +97,7 @@ def test_a_narrow_terminal_gets_one_line():
     shown = RunDisplay("run", 100, terminal(width=60))
     shown.update(50, "stabilisation", 0.5, 100, "validation accuracy 81.5, validation f1 80.2")
     with shown.console.capture() as caught:
-        shown.console.print(shown._line())
+        shown.console.print(shown.progress)
     assert caught.get().count("\n") == 1 and "50/100" in caught.get()
 
 
@@ -104,7 +106,7 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch):
     shown = RunDisplay("run", 10, terminal())
     shown.update(5, "dynamic", 0.5, 1)
     with shown.console.capture() as caught:
-        shown.console.print(shown._line())
+        shown.console.print(shown.progress)
     assert "\x1b[3" not in caught.get() and "\x1b[1;3" not in caught.get()
 
 
