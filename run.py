@@ -1,7 +1,7 @@
-"""Composes one run, or with -m many, or a study, from conf/ and hands them over. `python run.py --help` explains.
+"""Starts one run, with -m a sweep, or a study, as composed from conf/. `python run.py --help` explains.
 
-Hydra only composes: the configuration of every member of a sweep is checked before the first one starts, and a
-config file that is edited meanwhile changes none of them.
+Hydra only composes: all configurations of a sweep are checked before its first run starts, and editing a config file
+while the sweep runs changes none of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that mistakes arrive here and leave as one line
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach `main`, which prints one line
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,12 +30,17 @@ composed: list[tuple[DictConfig, DictConfig]] = []
 
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
-    """One member of what was asked for; Hydra would print a line of its own about a mistake that is found in here."""
+    """Collects one configuration; `main` does the rest, because Hydra prints errors raised in here itself."""
     composed.append((config, HydraConfig.get()))
 
 
 def main() -> int:
-    """Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for, 75 come again, 130 stopped at once."""
+    """Runs the command.
+
+    Returns:
+        The exit code: 0 done, 1 a run failed, 2 a user's mistake, 75 interrupted (run the same command again to
+        resume), 130 stopped at once.
+    """
     composed.clear()
     only_plan = "--plan" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
@@ -43,7 +48,7 @@ def main() -> int:
         with mistakes(sys.argv[1:]):
             compose()
             configs = [keep_command(*one) for one in composed]
-        if not configs:  # --cfg, --info and completion have said what there is to say
+        if not configs:  # --cfg, --info or completion, which Hydra has answered
             return 0
         from experiments.start import show_all, start_all
 

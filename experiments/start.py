@@ -1,4 +1,4 @@
-"""What run.py calls: show or start everything that was composed."""
+"""Shows or starts everything that run.py composed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from experiments.studies.stages import run_study
 
 
 def show_all(configs: list[DictConfig]) -> int:
-    """Prints what would run (`--plan`); starts nothing."""
-    from experiments.studies.preview import overview, overview_of_study
+    """Prints what would run (`--plan`) and starts nothing; returns the exit code."""
+    from experiments.studies.preview import preview, preview_study
 
     if (study := _the_study(configs)) is not None:
-        print(overview_of_study(study))
+        print(preview_study(study))
     else:
-        print(overview([make_plan(config) for config in configs]))
+        print(preview([make_plan(config) for config in configs]))
     if configs[0].launcher.kind == "slurm":
         from experiments.launch.slurm import describe
 
@@ -31,14 +31,17 @@ def start_all(configs: list[DictConfig]) -> int:
     """Does every run, or the study stage by stage.
 
     Returns:
-        The exit code: 0 all done, 1 a run failed, 2 a mistake in what was asked for.
+        The exit code: 0 if all is done, 1 if a run failed, 2 for a user's mistake.
+
+    Raises:
+        UserError: more than one study, or a sweep in one process.
     """
     from experiments.launch.choose import launcher_of, run_all
 
     study = _the_study(configs)
     if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and world_size() == 1:
         raise UserError(
-            "hydra/launcher=basic would do a sweep in one process, where one hard death ends all of it; "
+            "hydra/launcher=basic would do a sweep in one process, and a crash of it would end the whole sweep; "
             "allowed: local (default), slurm"
         )
     if study is None:
@@ -51,5 +54,5 @@ def _the_study(configs: list[DictConfig]) -> DictConfig | None:
     if not studies:
         return None
     if len(configs) > 1:
-        raise UserError("one study at a time: a command with +study=NAME sweeps over nothing else")
+        raise UserError("a command runs one study and no other sweep; type +study=NAME once")
     return studies[0]

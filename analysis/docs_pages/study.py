@@ -22,7 +22,7 @@ from analysis.report import sections_of
 from elalora.errors import UserError
 from experiments.runtime.pipes import as_command
 from experiments.runtime.places import CHECKOUT
-from experiments.studies.rules import TUNING
+from experiments.studies.rules import TUNING_PART
 
 STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/docs_pages/study.template.md", "docs/study.md"
 IMAGES = "img/study"  # beside the page
@@ -128,7 +128,7 @@ def _tuning(stored: Stored) -> str:
     """Mean held-out score of every learning rate that was tried, the best of each arm in bold."""
     assert stored.declared is not None
     cells = stored.declared.cells
-    arms = cells[cells["part"] == TUNING].set_index("id")["arm"]
+    arms = cells[cells["part"] == TUNING_PART].set_index("id")["arm"]
     frame = stored.tuning.assign(
         rate=[float(tree["trainer"]["lr"]) for tree in stored.tuning["settings"]], arm=stored.tuning["id"].map(arms)
     )
@@ -150,7 +150,7 @@ def _runs(stored: Stored) -> str:
     lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
     assert stored.declared is not None
     missing = stored.declared.open_runs(stored.runs)
-    alike = missing[missing["part"] != TUNING].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
+    alike = missing[missing["part"] != TUNING_PART].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
     for (part, gone, planned), arms in alike.items():
         lines.append(f"- Part {part}: {gone} of {planned} runs of each of these arms are missing: {', '.join(arms)}.")
     return "\n".join(lines)

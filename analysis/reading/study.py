@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.reading.folders import Unfinished
 from experiments.store.name import short_id
-from experiments.studies.rules import TUNING
+from experiments.studies.rules import TUNING_PART
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ class Study:
         lines = []
         for part, arms in self.open_runs(runs).groupby("part", sort=False):
             listed = ", ".join(f"{arm} {missing}" for arm, missing in zip(arms["arm"], arms["missing"], strict=True))
-            only = "" if part == TUNING else f" 'study.only=[{part}]'"
+            only = "" if part == TUNING_PART else f" 'study.only=[{part}]'"
             lines.append(
                 f"Study {self.name}, part {part}: {arms['missing'].sum()} of {(self.cells['part'] == part).sum()} runs "
                 f"are missing ({listed}); make them with: python run.py -m +study={self.name}{only}"

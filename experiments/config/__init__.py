@@ -1,1 +1,1 @@
-"""What a run may be told: the typed schema, and composing configurations from words on the command line."""
+"""The typed schema of a run's settings, and composing configurations from words on the command line."""

@@ -1,7 +1,7 @@
-"""The schema of a run's configuration: what Hydra composes from conf/ is checked against these types.
+"""The schema of a run's configuration: Hydra checks what it composes from conf/ against these types.
 
-Importing this costs no heavy library, so `run.py --help` and tab completion are quick. A method's own knobs
-are checked against the dataclass in its file (`experiments.runs.plan`), because that file imports torch.
+This imports no heavy library, so `run.py --help` and tab completion are quick. A method's own settings are checked
+against the dataclass in its file (`experiments.runs.plan`), because that file imports torch.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class ModelConfig:
 
     Attributes:
         name: for tables and folders.
-        path: "embedded" (MiniLM-L6 from its PyPI package), "digits" (made here, see conf/model/vit_digits.yaml), a
-            local folder, or a hub id.
-        revision: of a hub id.
-        sha256: expected digest of model.safetensors; checked at load where given.
+        path: "embedded" (MiniLM-L6 from its PyPI package), "digits" (pretrained here, see
+            conf/model/vit_digits.yaml), a local folder, or a hub id.
+        revision: commit of a hub id.
+        sha256: expected digest of model.safetensors, checked at load; null accepts any.
         targets: a named set of the architecture's linear layers (`elalora.targets`), or name patterns
             (`elalora.attach`).
-        matrices: how many layers they must match; null asks a named set, and accepts any number above 0 for patterns.
-        head: modules trained whole beside the adapters; null takes the architecture's.
+        matrices: number of layers they must match; null takes that of a named set, and any number above 0 for patterns.
+        head: modules trained in full beside the adapters; null takes the architecture's.
         attention: "sdpa" or "eager"; null leaves the choice to transformers.
         dropout: of hidden states and attention; null keeps the checkpoint's.
-        cls_dropout: of the classifier alone, for architectures that have it; null takes `dropout`.
+        cls_dropout: of the classifier, in architectures that have a separate one; null takes `dropout`.
     """
 
     name: str = MISSING
@@ -72,20 +72,20 @@ class BudgetConfig:
 
 @dataclass
 class TrainerConfig:
-    """What the common trainer does, the same for every method.
+    """Settings of the trainer, which is the same for every method.
 
     Attributes:
-        epochs: passes over the training items; ignored where max_steps is given.
+        epochs: passes over the training items; ignored if max_steps is set.
         max_steps: optimizer steps.
         batch_size: items per optimizer step, over all processes.
-        micro_batch: most items per forward pass; null takes the whole batch at once.
+        micro_batch: maximum items per forward pass; null takes the whole batch at once.
         lr: peak learning rate.
         weight_decay: decoupled; not on biases and norms.
         warmup: fraction of the run (0..1) or a number of steps.
         schedule: linear, cosine or constant.
         max_grad_norm: clipping; null for none.
         precision: fp32 or bf16 (autocast; weights stay fp32).
-        evaluations: how often the selection split is read, evenly over the run; 0 reads it at the end only.
+        evaluations: number of evaluations on the selection split, evenly over the run; 0 evaluates at the end only.
         log_every: steps between two training losses in metrics.jsonl.
     """
 
@@ -105,13 +105,13 @@ class TrainerConfig:
 
 @dataclass
 class StoreConfig:
-    """Where runs are kept; no part of a run's identity.
+    """Where runs are stored; not part of a run's identity.
 
     Attributes:
         root: folder of runs.
-        also: further stores whose finished runs count as done.
+        also: other stores; their finished runs count as done.
         checkpoint_every: optimizer steps between two checkpoints; 0 writes none.
-        keep_checkpoint: keep the last checkpoint of a finished run.
+        keep_checkpoint: whether a finished run keeps its last checkpoint.
     """
 
     root: str = "runs"
@@ -122,18 +122,19 @@ class StoreConfig:
 
 @dataclass
 class LauncherConfig:
-    """How runs are started.
+    """How runs are started; not part of a run's identity.
 
     Attributes:
-        kind: set by hydra/launcher=NAME: "basic" (one after the other, here), "local" or "slurm".
-        workers: runs at once, each in a process: of hydra/launcher=local, or in one job of hydra/launcher=slurm.
-        runs_per_job: runs that one job does.
-        partition, account, qos, constraint, gres, gpus, cpus, mem_gb: what a job asks for; null asks for nothing.
-        minutes: time limit of a job. A job that meets it is requeued and goes on, so it may be shorter than its runs.
-        parallel: most jobs of an array at a time.
-        signal_seconds: how long before the limit a job is told to stop.
-        max_requeues: a job that was requeued this often stops.
-        wait: stay until all submitted jobs have ended.
+        kind: set by hydra/launcher=NAME: "basic" (one after the other, in this process), "local" or "slurm".
+        workers: runs at a time, each in a process: of hydra/launcher=local, or in one job of hydra/launcher=slurm.
+        runs_per_job: number of runs in one SLURM job.
+        partition, account, qos, constraint, gres, gpus, cpus, mem_gb: resources of a job; null takes the cluster's
+            default.
+        minutes: time limit of a job. A job that reaches it is requeued and resumes, so it may be shorter than its runs.
+        parallel: maximum number of jobs of an array that run at a time.
+        signal_seconds: how long before the limit SLURM signals a job to stop.
+        max_requeues: how often a job may be requeued.
+        wait: whether the command waits until all submitted jobs have ended.
     """
 
     kind: Launcher = Launcher.basic
@@ -156,12 +157,12 @@ class LauncherConfig:
 
 @dataclass
 class TrackingConfig:
-    """A mirror of the run store; no part of a run's identity.
+    """A mirror of the run store; not part of a run's identity.
 
     Attributes:
-        name: none, or wandb.
-        project: the project in W&B.
-        mode: offline keeps the mirror in the run's folder (upload it with `wandb sync`); online sends it.
+        name: none or wandb.
+        project: W&B project.
+        mode: offline keeps the mirror in the run's folder (upload it with `wandb sync`); online sends it at once.
     """
 
     name: TrackerName = TrackerName.none
@@ -174,12 +175,12 @@ class RunConfig:
     """One run.
 
     Attributes:
-        seed: of everything random; arms with one seed share data order, subset and head.
-        init_from: a finished run of the same method, model and budget whose update this run starts from: the words
-            that change this command into that run's ("task=mnli"), its folder, or its id.
+        seed: of everything random; arms with the same seed share data order, subset and head.
+        init_from: a finished run of the same method, model and budget whose update this run starts from: the overrides
+            that turn this command into that run's ("task=mnli"), its folder, or its id.
         threads: of torch; null leaves the choice to it.
-        recipe: where the settings come from; overrides: the words this configuration was composed from;
-        study: with +study=NAME, what is expanded into many runs. No part of a run's identity.
+        recipe, overrides, study: where the settings come from, the words of the command, and the study of +study=NAME;
+            not part of a run's identity.
     """
 
     method: dict[str, Any] = MISSING
@@ -201,19 +202,19 @@ class RunConfig:
 
 
 def register() -> None:
-    """Puts the schema and the budgets r1 .. r64 where Hydra finds them, and spares it work that nobody asked for."""
+    """Registers the schema and the budgets r1 .. r64, and disables Hydra's slow group listing."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for rank in range(1, MAX_NAMED_BUDGET + 1):
         store.store(group="budget", name=f"r{rank}", node=BudgetConfig(rank=rank))
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
-    # for --help it would look into every folder of conf/recipe, for a list that our page does not show
-    Hydra.format_config_groups = lambda *given, **more: ""  # type: ignore[method-assign]
+    # --help would read every folder of conf/recipe, for a list that our help does not show
+    Hydra.format_config_groups = lambda *args, **kwargs: ""  # type: ignore[method-assign]
 
 
 @cache
 def _scratch() -> str:
-    """A folder for what Hydra writes when it composes a sweep; nobody reads it, and it goes with this process."""
+    """A temporary folder for what Hydra writes when it composes a sweep; removed when this process ends."""
     folder = tempfile.mkdtemp(prefix="elalora-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

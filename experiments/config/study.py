@@ -1,4 +1,4 @@
-"""What a recipe and a study are made of, as typed configuration; conf/recipe/ and conf/study/ hold the files."""
+"""The schema of recipes and studies; conf/recipe/ and conf/study/ hold the files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Correction = StrEnum("Correction", "holm")
 
 @dataclass
 class RecipeConfig:
-    """Where a run's settings come from; no part of its identity, because the settings themselves are.
+    """Where a run's settings come from; not part of its identity, which has the settings themselves.
 
     Attributes:
         name: none, published, published_script or matched.
-        source: what the values of this method, task and model were copied from; null where there are none.
-        changed: settings of that source which the command changed.
+        source: the paper or script from which the values for this method, task and model are copied; null if none.
+        changed: settings of the source that the command changed.
         families: method -> family; methods of one family share the centre of their learning-rate grid.
         centres: family -> learning rate.
         family: of this run's method.
@@ -34,12 +34,13 @@ class RecipeConfig:
 
 @dataclass
 class ArmConfig:
-    """One competitor of a study.
+    """One arm of a study.
 
     Attributes:
-        overrides: what makes it, for instance [method=elalora, method.variant=official].
-        ranks_from: an arm whose run of the same task, budget and seed gives this one its final ranks (the transplant).
-        tuned_as: an arm whose tuned learning rate this one takes; null tunes it itself. Never in a confirmatory part.
+        overrides: its settings, for instance [method=elalora, method.variant=official].
+        ranks_from: the arm whose run of the same task, budget and seed gives this one its final ranks (a transplant).
+        tuned_as: the arm whose tuned learning rate this one takes; null tunes it itself. Not allowed in a confirmatory
+            part.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -49,14 +50,14 @@ class ArmConfig:
 
 @dataclass
 class PartConfig:
-    """Every combination of arms, tasks, budgets and seeds, read for one purpose.
+    """Every combination of some arms, tasks, budgets and seeds, run for one purpose.
 
     Attributes:
         kind: confirmatory, exploratory or ablation.
         arms, tasks, budgets: names.
         seeds: "range(10)", "range(10,20)" or "0,1,2".
         overrides: of this part only.
-        tuned: arms take the learning rate that won the study's tuning; false takes the one that is configured.
+        tuned: whether arms take the learning rate that won the study's tuning, or the configured one.
     """
 
     kind: PartKind = PartKind.exploratory
@@ -70,15 +71,15 @@ class PartConfig:
 
 @dataclass
 class TuningConfig:
-    """The first stage of a study: learning rates, the same number of trials for every arm.
+    """The first stage of a study: it tunes learning rates, with the same number of trials for every arm.
 
     It runs under `protocol=tune`, which reads the held-out part of train and never what the study reports.
 
     Attributes:
-        seeds: other seeds than those of any part.
-        grids: learning rates in rising order by family of methods (`recipe.families`), all of one length.
-        budget: the budget that is tuned for all; null tunes each one.
-        extensions: how often a winner at an edge extends every arm's grid by one value at both ends.
+        seeds: must differ from the seeds of all parts.
+        grids: family of methods (`recipe.families`) -> learning rates in rising order; all of the same length.
+        budget: the one budget at which learning rates are tuned; null tunes at each budget.
+        extensions: how often a winner at the edge extends every arm's grid by one value at both ends.
         overrides: of this stage only.
     """
 
@@ -96,8 +97,9 @@ class FamilyConfig:
     Attributes:
         part: the confirmatory part.
         baseline, arms, budgets: what is compared.
-        alpha, correction: level of the whole family.
-        m: number of comparisons; must be arms times budgets, and is written down so that a change is seen.
+        alpha: level of the whole family.
+        correction: for multiple comparisons.
+        m: number of comparisons; must equal arms times budgets, so that a change of either is noticed.
     """
 
     part: str = MISSING
@@ -111,11 +113,11 @@ class FamilyConfig:
 
 @dataclass
 class SmokeConfig:
-    """The small form of a study (`study.smoke=true`): every arm and budget, few steps, stand-ins, one seed.
+    """A study's smoke run (`study.smoke=true`): every arm and budget, with few steps, stand-ins and one seed.
 
     Attributes:
-        tasks: instead of each part's tasks; null keeps them.
-        overrides: added to the study's; {standins} stands for the folder of stand-in models and data.
+        tasks: replace each part's tasks; null keeps them.
+        overrides: added to the study's; {standins} is replaced by the folder of stand-in models and data.
     """
 
     tasks: list[str] | None = None
@@ -128,12 +130,14 @@ class StudyConfig:
 
     Attributes:
         name: of the file.
-        about: what it is to settle, one sentence.
+        about: the question it answers, in one sentence.
         overrides: common to every run.
         by_task: overrides of single tasks, the same for every arm.
-        arms, parts, tuning, family: see there.
-        only: names of the parts that are wanted; null takes all.
-        smoke: whether the small form runs; small: what that is.
+        arms, parts: by name.
+        tuning, family: null for none.
+        only: names of the parts to run; null runs all.
+        smoke: whether to do the smoke run.
+        small: settings of the smoke run.
     """
 
     name: str = MISSING

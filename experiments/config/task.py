@@ -1,7 +1,6 @@
-"""What a task, its data and its evaluation protocol are made of, as typed configuration.
+"""The schema of a task, its data and its evaluation protocol, and the check of a task's settings against each other.
 
-Plain dataclasses that Hydra turns into structured configs: a wrong key or type fails while the
-command line is read. Nothing heavy is imported here, because every start of `run.py` reads it.
+Hydra checks a command against these dataclasses. Every start of `run.py` imports this, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -32,35 +31,34 @@ Protocol = StrEnum("Protocol", "clean paper_last paper_best tune")
 
 @dataclass
 class TaskConfig:
-    """One task: which inputs, which label, which metrics. conf/task/ holds one file per task.
+    """One task: its inputs, label and metrics. conf/task/ holds one file per task.
 
     Attributes:
         name: the task's name on the command line and in every table.
-        source: "glue", "summarization", "vtab", "vader", "digits" or "files": the loader that knows where the data
-            come from.
+        source: the loader: "glue", "summarization", "vtab", "vader", "digits" or "files".
         subset: the part of the source, such as "movies" or "cola"; for folders its name below data.root.
-        suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark, which decides what the protocols read.
-        group: "natural", "specialized" or "structured" in VTAB-1k, whose means are reported by group.
+        suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
+        group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.
         kind: "classification" (integer labels), "regression" (one real number), "summarization" (a text) or "image"
             (integer labels of images).
         num_labels: outputs of the head; 1 for regression and summarization.
         text: names of the input columns: one or two texts, one document, or one image.
         label: name of the label's column in the user's own files.
-        labels: the classes' names in the order of their ids; null takes the names found, sorted (own files).
-        files: split -> path, for source "files": train, and validation or test or both. A path that is not absolute
-            begins in data.root, or in the current folder where there is none.
+        labels: the classes' names in the order of their ids; null takes the names in the data, sorted (own files).
+        files: split -> path, for source "files": train, and validation or test or both. Relative paths start in
+            data.root, or in the current folder if data.root is null.
         metrics: names of experiments.training.metrics, the primary one first.
-        max_length: longest sequence in tokens; longer ones are cut, and the cuts are counted.
-        target_length: likewise of a summary that is trained on.
-        generate_length: most tokens that are generated.
+        max_length: maximum tokens of an input; longer ones are cut, and the cuts are counted.
+        target_length: the same for a summary that is trained on.
+        generate_length: maximum number of generated tokens.
         beams: of the beam search.
         normalise: of images: "checkpoint" takes mean and deviation from the model's image processor, "imagenet" those
             of ImageNet, as ElaLoRA's code does.
-        citation: who to cite in docs and tables.
-        verify: false compares neither counts nor labels nor content with the official ones, for subsets and stand-ins;
-            every result then says so.
-        fingerprint: expected sha256 of the content, part of a run's identity and checked at load;
-            null accepts any content that has the right counts.
+        citation: what to cite in docs and tables.
+        verify: whether counts, labels and content are compared with the official ones; false for subsets and stand-ins,
+            and every result then says so.
+        fingerprint: expected sha256 of the content, part of a run's identity and checked at load; null accepts any
+            content with the right counts.
         hub_id: data set on the hub, for sources that have one.
         hub_name: its configuration on the hub.
         hub_revision: the pinned commit on the hub.
@@ -92,29 +90,29 @@ class TaskConfig:
 
 
 def check_task(task: TaskConfig) -> None:
-    """Refuses a task whose settings contradict each other, before anything is loaded.
+    """Refuses a task with settings that contradict each other, before anything is loaded.
 
     Raises:
         UserError: names the setting, what is allowed, and what to type.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", task.name):
-        raise UserError(f"task.name={task.name} names a folder; letters, digits, _ and - are allowed, at most 100")
+        raise UserError(f"task.name={task.name} becomes a folder name; allowed: at most 100 letters, digits, _ and -")
     for name in ("max_length", "target_length", "generate_length", "beams"):
         if getattr(task, name) < 1:
             raise UserError(f"task.{name}={getattr(task, name)} must be at least 1")
     classes = task.kind in ("classification", "image")
     if classes and task.num_labels < 2 or not classes and task.num_labels != 1:
-        wanted = "at least 2" if classes else "1"
-        raise UserError(f"task.num_labels={task.num_labels}, but kind {task.kind} needs {wanted}")
-    most = 2 if task.kind in ("classification", "regression") else 1
-    if not 1 <= len(task.text) <= most:
-        columns = "one or two input columns" if most == 2 else "one input column"
+        needed = "at least 2" if classes else "1"
+        raise UserError(f"task.num_labels={task.num_labels}, but kind {task.kind} needs {needed}")
+    max_columns = 2 if task.kind in ("classification", "regression") else 1
+    if not 1 <= len(task.text) <= max_columns:
+        columns = "one or two input columns" if max_columns == 2 else "one input column"
         raise UserError(f"task.text={list(task.text)}: kind {task.kind} takes {columns}")
     if task.labels is not None and (len(task.labels) != task.num_labels or len(set(task.labels)) != len(task.labels)):
         raise UserError(f"task.labels has {len(set(task.labels))} different names; task.num_labels={task.num_labels}")
     _check_metrics(task)
     if unknown := [name for name in task.files if name not in ("train", "validation", "test")]:
-        raise UserError(f"task.files.{unknown[0]} is no split; allowed: train, validation, test")
+        raise UserError(f"task.files.{unknown[0]} is not a split; allowed: train, validation, test")
 
 
 def _check_metrics(task: TaskConfig) -> None:
@@ -126,18 +124,17 @@ def _check_metrics(task: TaskConfig) -> None:
         if name not in METRICS[task.kind]:
             raise UserError(f"task.metrics: kind {task.kind} has no {name}; allowed: {', '.join(METRICS[task.kind])}")
         if name == "f1" and task.num_labels != 2:
-            raise UserError(f"task.metrics: f1 is of class 1 of two; task.num_labels={task.num_labels}")
+            raise UserError(f"task.metrics: f1 needs two classes; task.num_labels={task.num_labels}")
 
 
 @dataclass
 class DataConfig:
-    """Where data are found on this machine, and how much of the training split is used.
+    """Where data are on this machine, and how much of the training split is used.
 
     Attributes:
-        root: local folder that is looked at first; docs/benchmarks.md says what lies where in it.
-        cache: folder for fetched and tokenised data; null means $ELALORA_CACHE, else
-            ~/.cache/elalora.
-        train_items: size of a training subset, drawn by the run's seed; null uses all of it.
+        root: local data folder, read first; docs/benchmarks.md describes its layout.
+        cache: folder for fetched and tokenised data; null takes $ELALORA_CACHE, else ~/.cache/elalora.
+        train_items: size of a training subset, drawn by the run's seed; null uses the whole split.
     """
 
     root: str | None = None
@@ -147,10 +144,10 @@ class DataConfig:
 
 @dataclass
 class ProtocolConfig:
-    """Which data choose a checkpoint and which are reported (see experiments.data.protocols).
+    """Which data select a checkpoint and which are reported (see experiments.data.protocols).
 
     Attributes:
-        name: "clean", "paper_last", "paper_best", or "tune" for runs that only choose settings.
+        name: "clean", "paper_last", "paper_best", or "tune" for tuning runs.
         split_seed: draws the held-out part of train under "clean"; the same for all run seeds.
     """
 

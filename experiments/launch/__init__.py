@@ -1,1 +1,1 @@
-"""Runs on other machines than this process."""
+"""Where runs are done: in this process, in local workers, or as SLURM jobs."""

@@ -1,4 +1,4 @@
-"""Chooses what does the plans: this process, local workers or SLURM."""
+"""Chooses the launcher: this process, local workers or SLURM."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.runs.plan import Plan, make_plan
 from experiments.runs.run import run_plans
-from experiments.runtime.distributed import (
-    world_size,
-)
+from experiments.runtime.distributed import world_size
 
 
 def run_all(configs: list[DictConfig]) -> int:
-    """Plans every run and does them; see `run_plans`.
+    """Plans and does every run; returns the exit code of `run_plans`.
 
     Raises:
         UserError: a configuration is wrong; nothing has been started.
@@ -25,9 +23,9 @@ def run_all(configs: list[DictConfig]) -> int:
 
 
 def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:
-    """What does plans, by the configuration's `launcher`: a function from plans to an exit code.
+    """The configured launcher, as a function from plans to an exit code.
 
-    torchrun's processes do the runs themselves, one after the other.
+    Processes that torchrun started do the runs themselves, one after the other.
     """
     if config.launcher.kind == "basic" or config.launcher.kind == "local" and world_size() > 1:
         return run_plans

@@ -1,7 +1,7 @@
 """Runs in supervised worker processes: hydra/launcher=local, the default of every sweep, and inside a SLURM job.
 
-What is unusual: the parent only hands out and watches. A worker does many runs one after another, so that imports are
-paid once; when it dies (killed, out of memory), only the run it was at fails, and a new worker takes its place.
+The parent only hands out runs and watches. A worker does many runs, one after another, so imports are paid once. If it
+dies (killed, out of memory), only its current run fails, and a new worker takes its place.
 """
 
 from __future__ import annotations
@@ -11,45 +11,51 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.config.schema import LauncherConfig
 from experiments.runs.plan import Plan, in_order
-from experiments.runtime.display import clock, stderr_console
+from experiments.runtime.display import clock, live_line, stderr_console
 from experiments.runtime.manifest import code_now, say_if_changed
 from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
+from experiments.runtime.text import counted
+from experiments.store.name import RunName
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-GRACE = 60.0  # seconds that a worker which was told to stop has for its checkpoint
+GRACE = 60.0  # seconds a stopping worker has for its checkpoint
 
 
-def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
+def run_plans(plans: Sequence[Plan], config: LauncherConfig) -> int:
     """Does every run in `config.workers` processes, sources first; a failure does not stop the others.
 
     Returns:
-        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+        0 if every run is done, 1 if one failed, 2 if one could not start because of a user's mistake.
 
     Raises:
         UserError: launcher.workers is out of range.
-        Preempted: the sweep was told to stop; the workers have stopped, with a checkpoint each.
+        Preempted: the sweep was asked to stop; each worker has written a checkpoint and stopped.
     """
     if config.workers < 1:
         raise UserError(f"launcher.workers={config.workers} must be at least 1")
-    with _told_to_stop():
-        return Sweep(in_order(given), config.workers).run()
+    with _sigterm_interrupts():
+        return Sweep(in_order(plans), config.workers).run()
 
 
 @dataclass
 class Worker:
-    """One process and the run that it is at."""
+    """One process and its current run."""
 
     process: SpawnProcess
     pipe: Connection
@@ -58,11 +64,14 @@ class Worker:
 
 @dataclass
 class Sweep:
-    """All runs of one command, or of one SLURM job, and how they stand.
+    """All runs of one command or of one SLURM job, and their state.
 
     Attributes:
-        plans: in order, sources first; count: workers at a time.
-        skipped: ids done before; done: ids done now; failed: id to exit code and first line of the error.
+        plans: in order, sources first.
+        count: number of workers.
+        skipped: ids of runs that were done before.
+        done: ids of runs that this sweep did.
+        failed: id -> exit code and first line of the error.
     """
 
     plans: list[Plan]
@@ -73,10 +82,10 @@ class Sweep:
     workers: list[Worker] = field(default_factory=list)
 
     def run(self) -> int:
-        """Does them; the exit code.
+        """Does the runs that are not done; returns the exit code.
 
         Raises:
-            Preempted: KeyboardInterrupt came, here or by a signal's handler; the workers have stopped.
+            Preempted: after a KeyboardInterrupt; the workers have stopped.
         """
         self.skipped = {plan.id for plan in self.plans if plan.finished() is not None}
         self.waiting = [plan for plan in self.plans if plan.id not in self.skipped]
@@ -85,39 +94,38 @@ class Sweep:
         for line in repeats(self.plans):
             print(line, flush=True)
         try:
-            with self._shown():
-                self._go()
+            with self._live_line():
+                self._work_off()
         except KeyboardInterrupt as stop:
-            raise Preempted("the sweep was told to stop; the same command goes on", str(stop)) from None
+            raise Preempted("the sweep was stopped; run the same command again to resume", str(stop)) from None
         finally:
             self._stop()
             self._summary()
         return max((code for code, _ in self.failed.values()), default=0)
 
-    def _go(self) -> None:
+    def _work_off(self) -> None:
         while self.waiting or any(worker.plan for worker in self.workers):
             self._hand_out()
             busy = {worker.pipe: worker for worker in self.workers if worker.plan}
             for pipe in wait(list(busy)) if busy else ():
-                self._hear(busy[pipe])  # type: ignore[index]
+                self._receive(busy[pipe])  # type: ignore[index]
 
     def _hand_out(self) -> None:
-        left = {plan.id for plan in self.waiting} | {worker.plan.id for worker in self.workers if worker.plan}
+        open_ids = {plan.id for plan in self.waiting} | {worker.plan.id for worker in self.workers if worker.plan}
         for plan in list(self.waiting):
             lost = next((source for source in plan.sources if source.id in self.failed), None)
             if lost is not None:
                 self.waiting.remove(plan)
-                self._failed(plan, 1, f"its source failed ({lost.setting}={lost.wanted})")
-                left.discard(plan.id)
-            elif not any(source.id in left for source in plan.sources) and (worker := self._free()) is not None:
+                self._fail(plan, 1, f"the run it depends on failed ({lost.setting}={lost.wanted})")
+                open_ids.discard(plan.id)
+            elif not any(source.id in open_ids for source in plan.sources) and (worker := self._idle_worker()):
                 self.waiting.remove(plan)
                 worker.plan = plan
-                try:
+                with suppress(OSError):  # it died while idle; `_receive` handles it like any other death
                     worker.pipe.send(plan)
-                except OSError:  # it died while idle; the broken pipe is heard like any other death
-                    pass
 
-    def _free(self) -> Worker | None:
+    def _idle_worker(self) -> Worker | None:
+        """A worker without a run, started if there is room for one more."""
         self.workers = [worker for worker in self.workers if worker.plan or worker.process.is_alive()]
         worker = next((worker for worker in self.workers if worker.plan is None), None)
         if worker is None and len(self.workers) < self.count:
@@ -125,7 +133,8 @@ class Sweep:
             self.workers.append(worker)
         return worker
 
-    def _hear(self, worker: Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
+        """Takes a run's outcome from its worker, or notes that the worker died."""
         plan, worker.plan = worker.plan, None
         assert plan is not None
         try:
@@ -135,49 +144,45 @@ class Sweep:
             self.workers.remove(worker)
             exit_code = worker.process.exitcode or 0
             code, line = 1, f"killed by signal {-exit_code}" if exit_code < 0 else f"worker ended with {exit_code}"
-            _mark(plan, line)
+            _mark_crashed(plan, line)
         if code:
-            self._failed(plan, code, line)
+            self._fail(plan, code, line)
         else:
             self.done.add(plan.id)
             self._note(f"done: {plan.label}  {line}")
 
-    def _failed(self, plan: Plan, code: int, line: str) -> None:
+    def _fail(self, plan: Plan, code: int, line: str) -> None:
         self.failed[plan.id] = (code, line)
         self._note(f"failed: {plan.label}: {line}")
 
     def _note(self, line: str) -> None:
-        more = "" if self.console.is_terminal else f"  [{self._state()}]"
-        self.console.print(line + more, markup=False, highlight=False, soft_wrap=True)
+        state = "" if self.console.is_terminal else f"  [{self._state()}]"
+        self.console.print(line + state, markup=False, highlight=False, soft_wrap=True)
 
     def _state(self) -> str:
-        over, running = len(self.done) + len(self.failed), sum(worker.plan is not None for worker in self.workers)
-        left = clock((time.monotonic() - self.began) / over * (self.total - over)) if over else "-:--"
+        ended, running = len(self.done) + len(self.failed), sum(worker.plan is not None for worker in self.workers)
+        left = clock((time.monotonic() - self.began) / ended * (self.total - ended)) if ended else "-:--"
         return f"{len(self.done)}/{self.total} done, {running} running, {len(self.failed)} failed, {left} left"
 
     def _steps(self) -> str:
-        """How far the runs under way are, as their own files say."""
-        shown = []
-        for worker in self.workers:
-            if worker.plan is not None:
-                status = worker.plan.folder.status()
-                at = f" {status['step']}/{status['total']}" if {"step", "total"} <= set(status) else ""
-                shown.append(f"{worker.plan.label}{at}")
-        return "  ".join(shown)
+        """The steps of the current runs, from their status files."""
+        words = []
+        for plan in [worker.plan for worker in self.workers if worker.plan]:
+            status = plan.folder.status()
+            at = f" {status['step']}/{status['total']}" if {"step", "total"} <= set(status) else ""
+            words.append(plan.label + at)
+        return "  ".join(words)
 
-    @contextmanager
-    def _shown(self) -> Iterator[None]:
+    def _live_line(self) -> AbstractContextManager[object]:
         if not self.console.is_terminal:
-            yield
-            return
-        from rich.live import Live
+            return nullcontext()
         from rich.text import Text
 
-        def line() -> Text:
-            return Text(f"{self._state()}  {self._steps()}", no_wrap=True, overflow="ellipsis")
+        def line(task: Task) -> Text:
+            task.completed = len(self.done) + len(self.failed)
+            return Text(f"{self._state()}  {self._steps()}")
 
-        with Live(get_renderable=line, console=self.console, transient=True, refresh_per_second=2):
-            yield
+        return live_line(self.console, self.total, line)
 
     def _stop(self) -> None:
         for worker in self.workers:
@@ -204,37 +209,39 @@ class Sweep:
 
 
 def repeats(plans: Sequence[Plan]) -> list[str]:
-    """One line for each arm: runs that differ in their seed only."""
-    counts: dict[str, int] = {}
-    for plan in plans:
-        arm, _, _ = plan.label.rpartition("-s")
-        task, _, name = arm.partition("/")
-        counts[f"{name} x {task}"] = counts.get(f"{name} x {task}", 0) + 1
-    return [f"{arm}: {number} repeat{'' if number == 1 else 's'}" for arm, number in counts.items()]
+    """One line for each arm and task, whose runs differ in the seed only."""
+    counts = Counter(f"{arm_of(plan)} x {plan.config.task.name}" for plan in plans)
+    return [f"{arm}: {counted(number, 'repeat')}" for arm, number in counts.items()]
 
 
-def _mark(plan: Plan, line: str) -> None:
-    """Writes into status.json what the dead worker could not."""
+def arm_of(plan: Plan) -> str:
+    """Method, variant and budget, as in the name of the run's folder."""
+    name = RunName.parse(plan.folder.path)
+    assert name is not None
+    return name.arm
+
+
+def _mark_crashed(plan: Plan, line: str) -> None:
+    """Writes the status that the dead worker could not write."""
     if plan.folder.path.is_dir():
         now = {"state": "failed", "failure": "crash", "error": line, "heartbeat": time.time()}
         plan.folder.write("status.json", plan.folder.status() | now)
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _interrupt)
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
 def _cores() -> int:
-    """How many this process may use: a SLURM job's share of its node, which not every cluster enforces."""
+    """Cores this process may use; in a SLURM job its share of the node, which not every cluster enforces."""
     share = os.environ.get("SLURM_CPUS_ON_NODE")
     if share:
         return int(share)
@@ -243,24 +250,24 @@ def _cores() -> int:
 
 def _start(threads: int, code: Sequence[Any]) -> Worker:
     context = get_context("spawn")
-    here, there = context.Pipe()
-    before = dict(os.environ)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: a worker that starts cannot die of one
+    own_end, worker_end = context.Pipe()
+    environment = dict(os.environ)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited: no signal can kill a worker while it starts
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # read when the worker imports torch
     try:
-        process = context.Process(target=_work, args=(there, threads, code))
+        process = context.Process(target=_work, args=(worker_end, threads, code))
         process.start()
     finally:
         os.environ.clear()
-        os.environ.update(before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    there.close()
-    return Worker(process, here)
+        os.environ.update(environment)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    worker_end.close()
+    return Worker(process, own_end)
 
 
 def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
-    """What a worker does until its parent closes the pipe; `code` is the sweep's, this process reads what is there."""
-    os.setsid()  # ctrl-C reaches the parent only; a second signal would stop the run without a checkpoint
+    """A worker's loop until its parent closes the pipe; `code` is the commit that the sweep was started from."""
+    os.setsid()  # Ctrl-C must reach the parent only: a second signal would stop the run without a checkpoint
     obey_the_parent()
     say_if_changed(code, "the sweep was started")
     import torch
@@ -269,38 +276,35 @@ def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         while True:
             plan: Plan = pipe.recv()
-            torch.set_num_threads(threads)  # a run before may have had its own `threads`
+            torch.set_num_threads(threads)  # an earlier run may have set `threads`
             with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
-                say_if_changed(code, "the sweep was started")  # modules are read from disk as they are needed
-                answer = _do(plan)
-            pipe.send(answer)
-    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent closed the pipe, died, or said so
+                say_if_changed(code, "the sweep was started")  # some modules are imported only now
+                outcome = _do(plan)
+            pipe.send(outcome)
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent closed the pipe, died, or sent SIGINT
         return
 
 
 def _do(plan: Plan) -> tuple[int, str]:
+    """Exit code, and the score or the error in one line."""
     from experiments.runs.run import RunFailed, headline, run
 
     try:
         return 0, headline(run(plan))
     except UserError as error:
-        return 2, _first_line(error)
+        return 2, first_line(error)
     except Preempted as error:
-        return 1, f"stopped by a signal: {_first_line(error)}"
+        return 1, f"stopped by a signal: {first_line(error)}"
     except RunFailed as error:
-        return 1, plan.folder.status().get("error") or _first_line(error)
-    except Exception as error:  # noqa: BLE001 - whatever a run raises is that run's failure, not the worker's
+        return 1, plan.folder.status().get("error") or first_line(error)
+    except Exception as error:  # noqa: BLE001 - any error is this run's failure, not the worker's
         traceback.print_exc()
-        return 1, f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: Any) -> str:
-    return next(iter(str(error).splitlines()), "")
+        return 1, f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Both output streams, those of libraries in C as well, go to the end of a file."""
+    """Appends both output streams to a file, including what C libraries write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         os.dup2(file.fileno(), 1)

@@ -1,11 +1,10 @@
-"""Runs as SLURM jobs, through submitit: submitted and left; the same command again shows how they stand.
+"""Submits runs as SLURM jobs, through submitit. Running the same command again shows their state.
 
-What is unusual: nothing needs to stay alive after the submission. A job is handed resolved configurations as JSON,
-so neither an edited config file nor a dead submitting process changes it, and which run is in which job stands in
-one file beside the runs. A job does its runs in the local launcher's workers, so that a killed one costs its run only.
-A job that is told to stop, by its time limit or by preemption, requeues itself and goes on where its runs are: finished
-ones are skipped and the interrupted ones resume from their checkpoints. submitit's own requeue is not used: it counts
-every stop of a job of 10 minutes or less as a time-out.
+Nothing needs to stay alive after the submission: a job receives resolved configurations as JSON, and a file beside the
+runs says which run is in which job. A job does its runs in the local launcher's workers, so that a killed worker costs
+only its run. A job that is stopped by its time limit or by preemption requeues itself and resumes: finished runs are
+skipped, interrupted ones continue from their checkpoints. submitit's own requeue is not used: it counts every stop of a
+job of 10 minutes or less as a time-out.
 """
 
 from __future__ import annotations
@@ -31,32 +30,32 @@ from experiments.runtime.manifest import code_now, say_if_changed
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.signals import Preempted
 
-REQUEUE = signal.SIGUSR2  # what submitit lets SLURM send before the time limit
-LIVE = 5.0  # seconds between two looks at the queue
-ACTIVE = ("PENDING", "RUNNING", "REQUEUED")  # accounting may lag behind the queue
+REQUEUE = signal.SIGUSR2  # submitit has SLURM send it before the time limit
+POLL_SECONDS = 5.0
+ACTIVE = ("PENDING", "RUNNING", "REQUEUED")  # states that accounting may still show for a job that has ended
 
 
-def run_plans(given: Sequence[Plan], config: LauncherConfig) -> int:
-    """Submits what is neither done nor in the queue, and says how all runs stand.
+def run_plans(runs: Sequence[Plan], config: LauncherConfig) -> int:
+    """Submits the runs that are neither done nor in the queue, and prints the state of all.
 
     Returns:
-        0 when every run is done or in the queue, 1 when one failed (with `launcher.wait`: when one is not done).
+        0 if every run is done or in the queue, 1 if one failed (with `launcher.wait`: if one is not done).
 
     Raises:
-        UserError: no SLURM here, a launcher setting out of range, or sbatch refused a job.
+        UserError: SLURM is missing, a launcher setting is out of range, or sbatch refused a job.
     """
     _check(config)
-    plans = in_order(given)
+    plans = in_order(runs)
     queued = _queued(plans, _live())
     new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
     for plan, reason in _reasons([plan for plan in new if plan.folder.status()]):
-        print(f"{plan.label} stopped before: {reason}; it is submitted again")
+        print(f"{plan.label} stopped before: {reason}; submitting it again")
     for line in describe(new, config):
         print(line)
     _submit(new, config)
     if config.wait:
         while _queued(plans, _live()):
-            time.sleep(LIVE)
+            time.sleep(POLL_SECONDS)
     return _summary(plans)
 
 
@@ -68,25 +67,24 @@ def describe(plans: Sequence[Plan], config: LauncherConfig) -> list[str]:
     """
     _check(config)
     lines = []
-    for number, level in enumerate(levels(plans)):
-        jobs = chunks(level, config.runs_per_job)
-        asks = {k: v for k, v in _resources(config).items() if k not in ("setup", "additional_parameters")}
+    for number, layer in enumerate(dependency_layers(plans)):
+        jobs = chunks(layer, config.runs_per_job)
+        resources = {k: v for k, v in _resources(config).items() if k not in ("setup", "additional_parameters")}
         after = "" if number == 0 else ", after the array before it"
         after += f", {config.workers} at once in each" if config.workers > 1 else ""
-        words = " ".join(f"{name}={value}" for name, value in asks.items())
-        lines.append(f"SLURM array of {len(jobs)} jobs for {len(level)} runs{after}: {words}")
+        words = " ".join(f"{name}={value}" for name, value in resources.items())
+        lines.append(f"SLURM array of {len(jobs)} jobs for {len(layer)} runs{after}: {words}")
     return lines
 
 
-def levels(plans: Sequence[Plan]) -> list[list[Plan]]:
-    """Runs without sources among these, then those whose sources are among the first, and so on."""
+def dependency_layers(plans: Sequence[Plan]) -> list[list[Plan]]:
+    """Runs that depend on none of these, then runs that depend on the first layer, and so on."""
     depth: dict[str, int] = {}
-    out: list[list[Plan]] = []
+    layers: dict[int, list[Plan]] = {}
     for plan in in_order(plans):
         depth[plan.id] = max((depth[source.id] + 1 for source in plan.sources if source.id in depth), default=0)
-        out += [[] for _ in range(depth[plan.id] + 1 - len(out))]
-        out[depth[plan.id]].append(plan)
-    return out
+        layers.setdefault(depth[plan.id], []).append(plan)
+    return list(layers.values())
 
 
 def chunks(plans: Sequence[Plan], size: int) -> list[list[Plan]]:
@@ -96,11 +94,12 @@ def chunks(plans: Sequence[Plan], size: int) -> list[list[Plan]]:
 
 @dataclass
 class Job:
-    """What one SLURM job does: its runs, so many at once. submitit pickles it.
+    """The work of one SLURM job. submitit pickles it.
 
     Attributes:
         path: a JSON file with the runs' ids and resolved configurations, and the commit they were submitted from.
-        max_requeues: how often it may requeue itself; workers: processes at a time.
+        max_requeues: how often the job may requeue itself.
+        workers: runs at a time.
     """
 
     path: str
@@ -110,10 +109,10 @@ class Job:
     def __call__(self) -> int:
         signal.signal(REQUEUE, _stop)
         signal.signal(signal.SIGTERM, _stop)
-        given = json.loads(Path(self.path).read_text(encoding="utf-8"))
-        say_if_changed(given["code"], "the job was submitted")
+        payload = json.loads(Path(self.path).read_text(encoding="utf-8"))
+        say_if_changed(payload["code"], "the job was submitted")
         try:
-            return Sweep([_same(run, text) for run, text in given["runs"].items()], self.workers).run()
+            return Sweep([_submitted_plan(run, text) for run, text in payload["runs"].items()], self.workers).run()
         except (KeyboardInterrupt, Preempted) as stop:
             name = stop.signal if isinstance(stop, Preempted) else str(stop)
             if name != REQUEUE.name and not _in_grace():  # cancelled, or preempted by a SLURM that requeues by itself
@@ -123,53 +122,55 @@ class Job:
     def _requeue(self) -> NoReturn:
         job = os.environ["SLURM_JOB_ID"]
         if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= self.max_requeues:
-            raise UserError(f"job {job} was requeued {self.max_requeues} times; launcher.max_requeues allows no more")
-        print(f"elalora: job {job} was told to stop; it is requeued and goes on", file=sys.stderr, flush=True)
+            raise UserError(
+                f"job {job} was requeued {self.max_requeues} times, as often as launcher.max_requeues allows"
+            )
+        print(f"elalora: job {job} was stopped; it is requeued and will resume", file=sys.stderr, flush=True)
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
         sys.exit(1)
 
 
 def _in_grace() -> bool:
-    """Whether SLURM, having sent TERM, lets the job run on, as in the grace time of a preemption.
+    """Whether the job is in the grace time of a preemption: SLURM has sent TERM but still lists it as running.
 
-    A job that ends in that time is over for SLURM and is not requeued. One that is cancelled or requeued is ending.
+    SLURM does not requeue a job that ends within that time. A job that is cancelled or requeued is listed as ending.
     """
-    ask = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T"]
-    return subprocess.run(ask, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == "RUNNING"
+    command = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == "RUNNING"
 
 
-def _same(run: str, text: str) -> Plan:
-    """The plan that was submitted, and no other."""
+def _submitted_plan(run: str, text: str) -> Plan:
+    """The plan that was submitted; refuses to do another run in its place."""
     from experiments.config.schema import RunConfig
 
     plan = make_plan(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text)))
     if plan.id != run:
         raise UserError(
-            f"{plan.label} is another run than was submitted (code, config files or its source's have changed since); "
-            "cancel the job and type the command again"
+            f"{plan.label} is not the run that was submitted (the code, config files or the run it depends on have "
+            "changed since); cancel the job and run the command again"
         )
     return plan
 
 
 def _stop(number: int, frame: object) -> None:
-    for further in (REQUEUE, signal.SIGTERM):  # one stop is enough: the next one would hit the clean-up
-        signal.signal(further, signal.SIG_IGN)
+    for other in (REQUEUE, signal.SIGTERM):  # a second signal would interrupt the clean-up
+        signal.signal(other, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
     import submitit
 
-    before: list[str] = []
-    for level in levels(plans):
-        folder = _jobs_folder(level[0])
+    earlier: list[str] = []
+    for layer in dependency_layers(plans):
+        folder = _jobs_folder(layer[0])
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         executor = submitit.SlurmExecutor(folder=folder / "logs")
-        # afterany, not afterok: one failed source must not hold the dependents of all others for ever. A run
-        # whose own source is missing fails with one line that names it.
-        after = {"dependency": f"afterany:{':'.join(before)}"} if before else {}
+        # afterany, not afterok: one failed source must not hold all dependents for ever. A run whose own source is
+        # missing fails with one line that names it.
+        after = {"dependency": f"afterany:{':'.join(earlier)}"} if earlier else {}
         executor.update_parameters(**_resources(config), **after)
-        parts = chunks(level, config.runs_per_job)
+        parts = chunks(layer, config.runs_per_job)
         jobs = [Job(str(_payload(folder, part)), config.max_requeues, config.workers) for part in parts]
         try:
             submitted = executor.map_array(Job.__call__, jobs)
@@ -178,8 +179,8 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
         with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
             for job, part in zip(submitted, parts, strict=True):
                 file.write(json.dumps({"job": job.job_id, "runs": [plan.id for plan in part]}) + "\n")
-        before = sorted({job.job_id.partition("_")[0] for job in submitted})
-        print(f"submitted: job {before[0]}, {len(submitted)} of it; logs in {folder / 'logs'}", flush=True)
+        earlier = sorted({job.job_id.partition("_")[0] for job in submitted})
+        print(f"submitted: job {earlier[0]}, {len(submitted)} of it; logs in {folder / 'logs'}", flush=True)
 
 
 def _payload(folder: Path, plans: Sequence[Plan]) -> Path:
@@ -190,7 +191,7 @@ def _payload(folder: Path, plans: Sequence[Plan]) -> Path:
 
 
 def _resources(config: LauncherConfig) -> dict[str, Any]:
-    asked = {
+    resources = {
         "job_name": "elalora",
         "time": config.minutes,
         "partition": config.partition,
@@ -206,7 +207,7 @@ def _resources(config: LauncherConfig) -> dict[str, Any]:
         "additional_parameters": {"requeue": True},  # after a node failure
         "setup": [f"export PYTHONPATH={CHECKOUT}${{PYTHONPATH:+:$PYTHONPATH}}"],
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in resources.items() if value is not None}
 
 
 def _jobs_folder(plan: Plan) -> Path:
@@ -214,33 +215,33 @@ def _jobs_folder(plan: Plan) -> Path:
 
 
 def _queued(plans: Sequence[Plan], live: Collection[str]) -> dict[str, str]:
-    """The job of each of these runs that is not done and whose job is alive."""
+    """The jobs of the runs that are waiting or running, by run id."""
     jobs = _jobs(plans)
     return {plan.id: job for plan in plans if (job := jobs.get(plan.id, "")) in live and plan.finished() is None}
 
 
 def _live() -> dict[str, str]:
-    """Every job that waits or runs, with what it waits for."""
-    ask = ["squeue", "-h", "-r", "-o", "%i|%r"]
+    """Every job in the queue, with the reason why it waits."""
+    command = ["squeue", "-h", "-r", "-o", "%i|%r"]
     try:
-        done = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError:
-        line = "hydra/launcher=slurm needs SLURM's commands (squeue, sbatch); none is on this machine"
+        line = "hydra/launcher=slurm needs SLURM's commands (squeue, sbatch), which this machine does not have"
         raise UserError(line) from None
     except subprocess.SubprocessError as error:
-        raise UserError(f"squeue does not answer: {getattr(error, 'stderr', None) or error}".strip()) from error
+        raise UserError(f"squeue failed: {getattr(error, 'stderr', None) or error}".strip()) from error
     return dict(line.split("|", 1) for line in done.stdout.splitlines())
 
 
 def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
-    """The last job that each of these runs was submitted in."""
-    found: dict[str, str] = {}
+    """The last job that each run was submitted in, by run id."""
+    jobs: dict[str, str] = {}
     for folder in {_jobs_folder(plan) for plan in plans}:
         path = folder / "jobs.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
             entry = json.loads(line)
-            found |= dict.fromkeys(entry["runs"], entry["job"])
-    return found
+            jobs |= dict.fromkeys(entry["runs"], entry["job"])
+    return jobs
 
 
 def _summary(plans: Sequence[Plan]) -> int:
@@ -251,35 +252,35 @@ def _summary(plans: Sequence[Plan]) -> int:
     for plan, reason in _reasons(lost):
         print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
     for job in sorted(set(queued.values())):
-        if "held" in live.get(job, "").lower():  # nothing starts it again but a person
-            print(f"elalora: job {job} is held ({live[job]}); to go on type scontrol release {job}", file=sys.stderr)
+        if "held" in live.get(job, "").lower():  # only a person can release it
+            print(f"elalora: job {job} is held ({live[job]}); type scontrol release {job}", file=sys.stderr)
     print(f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {len(lost)} failed")
     if left:
-        print("the same command again shows how they stand and submits what failed")
+        print("run the same command again to see their state and to resubmit what failed")
     return 1 if lost else 0
 
 
 def _reasons(plans: Sequence[Plan]) -> Iterator[tuple[Plan, str]]:
-    """Each run with what it wrote of its end; where it could not, with what SLURM says of its job."""
+    """Each run with its own error; if it could not write one, with what SLURM says about its job."""
     jobs = _jobs(plans)
-    told = _accounting({jobs[plan.id] for plan in plans if plan.id in jobs})
+    ends = _accounting({jobs[plan.id] for plan in plans if plan.id in jobs})
     for plan in plans:
-        status, said = plan.folder.status(), told.get(jobs.get(plan.id, ""))
-        line = status.get("error") or "its job ended without a word"
-        yield plan, line if status.get("state") == "failed" or said is None else f"{line} (SLURM: {said})"
+        status, end = plan.folder.status(), ends.get(jobs.get(plan.id, ""))
+        line = status.get("error") or "the SLURM job ended without writing a status"
+        yield plan, line if status.get("state") == "failed" or end is None else f"{line} (SLURM: {end})"
 
 
 def _accounting(jobs: Collection[str]) -> dict[str, str]:
-    """How each of these jobs ended, as `sacct` has it (OUT_OF_MEMORY, NODE_FAIL, ...); nothing without accounting."""
+    """How each job ended, from `sacct` (OUT_OF_MEMORY, NODE_FAIL, ...); empty without accounting."""
     if not jobs:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
-    ask = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays]
+    command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays]
     try:
-        lines = subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = [line.split("|") for line in lines]
+    rows = [line.split("|") for line in done.stdout.splitlines()]
     return {job: f"job {job} {state}, exit code {code}" for job, state, code in rows if state not in ACTIVE}
 
 
@@ -289,10 +290,10 @@ def _check(config: LauncherConfig) -> None:
             raise UserError(f"launcher.{name}={getattr(config, name)} must be at least 1")
     if config.workers > config.runs_per_job:
         raise UserError(
-            f"launcher.workers={config.workers} at once are more than a job has (launcher.runs_per_job="
+            f"launcher.workers={config.workers} is more than the runs of a job (launcher.runs_per_job="
             f"{config.runs_per_job}); type for instance launcher.runs_per_job={2 * config.workers}"
         )
     if config.signal_seconds >= 60 * config.minutes:
         raise UserError(
-            f"launcher.signal_seconds={config.signal_seconds} leaves nothing of launcher.minutes={config.minutes}"
+            f"launcher.signal_seconds={config.signal_seconds} leaves no time of launcher.minutes={config.minutes}"
         )

@@ -1,1 +1,1 @@
-"""The process a run lives in: display, signals, distributed ranks, seeds, caches and the manifest."""
+"""The process of a run: display, signals, distributed ranks, seeds, caches and the manifest."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; what is there at the end replaces `path` in one move.
+    """A temporary path beside `path`; what is written there replaces `path` at the end, in one rename.
 
-    Readers see the old content or the new, never a part. Where writing fails, the part is removed: on a full disk it
-    would keep the room that the next attempt needs.
+    Readers see the old content or the new one, never a part. If writing fails, the temporary file is removed: on a full
+    disk the next attempt needs its space.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -28,13 +28,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file completely or not at all."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder last, as fsync does for a file's content."""
+    """Makes the names in a folder durable, as fsync does for a file's content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, threads and commit. No part of its identity, and no secrets."""
+"""What a run ran on: versions, machine, threads and commit. Not part of its identity; holds no secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy",
 
 
 def manifest() -> dict[str, Any]:
-    """Plain JSON; names and numbers only, never the environment."""
+    """The manifest as plain JSON: names and numbers only, no environment variables."""
     import torch
 
     commit, dirty = code_now()
@@ -47,10 +47,11 @@ def code_now() -> tuple[str | None, bool | None]:
 
 
 def say_if_changed(then: Sequence[Any], when: str) -> None:
-    """Says on stderr when the code on disk is another than that from which runs were asked for.
+    """Warns on stderr if the code on disk is not the code from which the runs were started.
 
     Args:
-        then: `code_now` of that moment; when: what happened in it ("the job was submitted").
+        then: `code_now` at that moment.
+        when: the event, such as "the job was submitted".
     """
     now = code_now()
     if list(now) != list(then):
@@ -82,7 +83,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's model where the system tells it."""
+    """The processor's model, if the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the checkout and its configuration lie."""
+"""Paths of the checkout and its configuration."""
 
 from __future__ import annotations
 

@@ -6,6 +6,6 @@ import hashlib
 
 
 def stream(seed: int, name: str) -> int:
-    """A seed for one use of randomness, so that arms share what is named alike and nothing else."""
+    """A seed for one named use of randomness: arms share exactly the uses that have the same name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 2**63

@@ -1,8 +1,8 @@
-"""SIGTERM, SIGUSR2 and SIGINT ask a run to stop where it loses nothing; a second one stops it at once.
+"""SIGTERM, SIGUSR2 and SIGINT stop a run with a checkpoint; a second one stops it at once.
 
-What is unusual: the handler only sets a flag. The loop looks at it after every step and after every batch of an
-evaluation, writes a checkpoint, and raises `Preempted`. So no signal ever lands inside a write. SLURM signals every
-process of a job; a worker waits for its parent's SIGINT, so that the parent alone decides what a stop means.
+The handler only sets a flag. The training loop checks it after every step and every batch of an evaluation, writes a
+checkpoint and raises `Preempted`, so a signal never interrupts a write. SLURM signals every process of a job; workers
+ignore these signals and wait for their parent's SIGINT, so that only the parent decides when to stop.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-ECHO = 2.0  # seconds: slurmstepd and srun both send the TERM of one preemption, tenths of a second apart
-EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the exit code of a run that was asked to stop and goes on when it is started again
+ECHO = 2.0  # seconds in which a repeated signal is the same one: slurmstepd and srun both send one preemption's TERM
+EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the run was interrupted, and the same command resumes it
 
 
 class Preempted(RuntimeError):
-    """A run that stopped because it was asked to; the same command goes on from its checkpoint."""
+    """A run was stopped by a signal; the same command resumes it from its checkpoint."""
 
     failure = "preempted"
 
@@ -40,27 +40,27 @@ class Stop:
 
 
 def obey_the_parent() -> None:
-    """From here on only SIGINT asks this process to stop: the one that started it hears the others."""
+    """From here on only SIGINT stops this process; its parent handles the other signals."""
     for number in set(SIGNALS) - {signal.SIGINT}:
-        signal.signal(number, _unheard)
+        signal.signal(number, _ignore)
 
 
-def _unheard(number: int, frame: FrameType | None) -> None:
+def _ignore(number: int, frame: FrameType | None) -> None:
     """Not SIG_IGN, which programs that a worker starts would inherit."""
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Takes the three signals, or SIGINT alone in a worker, while inside, and puts back what handled them before.
+    """Handles the three signals, or SIGINT alone in a worker, and restores the previous handlers at the end.
 
-    Outside the main thread nothing can be installed, and nothing ever asks to stop.
+    Outside the main thread no handler can be installed, and the returned `Stop` is never set.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def asked(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if stop.signal == name != "SIGINT" and time.monotonic() - stop.when < ECHO:
             return
@@ -68,10 +68,13 @@ def listening() -> Iterator[Stop]:
             raise KeyboardInterrupt(f"{stop.signal}, then {name}")
         stop.signal, stop.when = name, time.monotonic()
         # not print: a handler may run inside another print
-        os.write(2, f"elalora: {name}: stopping at the next step with a checkpoint; once more stops at once\n".encode())
+        os.write(
+            2,
+            f"elalora: {name}: stopping at the next step with a checkpoint; again stops at once\n".encode(),
+        )
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not _unheard]
-    before = {number: signal.signal(number, asked) for number in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not _ignore]
+    before = {number: signal.signal(number, request) for number in handled}
     try:
         yield stop
     finally:

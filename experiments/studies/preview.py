@@ -1,6 +1,6 @@
-"""What a command would run, before anything starts: groups of repeats, what is done, what waits, how long it takes.
+"""Shows what a command would run (`--plan`): groups of repeats, what is done, what waits, and the expected time.
 
-Times are never invented: they come from stored runs that are alike, and what has none is counted apart.
+Expected times come from stored runs of the same kind only; runs without one are counted separately.
 """
 
 from __future__ import annotations
@@ -13,105 +13,114 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.config.study import StudyConfig
+from experiments.launch.local import arm_of
 from experiments.runs.plan import Plan, in_order
+from experiments.runtime.text import counted, duration
 from experiments.store.compact import opened
 from experiments.studies.expansion import Cell, Expansion
-from experiments.studies.rules import TUNING
+from experiments.studies.rules import TUNING_PART
 
 
-def overview(plans: Sequence[Plan]) -> str:
-    """The runs of a plain command, "method-budget on task: n repeats"."""
+def preview(plans: Sequence[Plan]) -> str:
+    """The runs of a plain command, as "task/method-budget: n repeats"."""
     plans = in_order(plans)
     groups: dict[str, list[Plan]] = defaultdict(list)
     for plan in plans:
-        groups[_repeats_of(plan)].append(plan)
+        groups[_without_seed(plan)].append(plan)
     lines = []
-    for alike in groups.values():
-        label = alike[0].label.rpartition("-s")[0]
-        lines.append(
-            f"  {label}: {_count(len(alike), 'repeat')} ({_seeds(p.config.seed for p in alike)}){_done(alike)}"
-        )
-        lines += _needs(alike, {plan.id for plan in plans})
-    return "\n".join([f"{_count(len(plans), 'run')}:", *lines, *_summary(plans, [], [])])
+    for repeats in groups.values():
+        lines.append(f"  {_label(repeats[0])}: {_repeats(p.config.seed for p in repeats)}{_done(repeats)}")
+        lines += _sources(repeats, {plan.id for plan in plans})
+    return "\n".join([f"{counted(len(plans), 'run')}:", *lines, *_summary(plans)])
 
 
-def overview_of_study(config: DictConfig) -> str:
-    """The runs of a study by part, with what waits for what and what its family demands."""
-    look = Expansion(config)
-    study, cells = look.study, look.cells
-    heading = f"{study.name}{' (small form)' if study.smoke else ''}: {study.about}"
-    lines = [heading]
+def preview_study(config: DictConfig) -> str:
+    """The runs of a study by part, what they wait for, and its family of comparisons."""
+    expansion = Expansion(config)
+    study, cells = expansion.study, expansion.cells
+    lines = [f"{study.name}{' (smoke)' if study.smoke else ''}: {study.about}"]
     for part in dict.fromkeys(cell.part for cell in cells):
-        mine = [cell for cell in cells if cell.part == part]
-        kind = "first stage" if part == TUNING else mine[0].kind
-        lines.append(f"\n{part} ({kind}), {_count(len(mine), 'run')}")
-        groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
-        for cell in mine:
-            groups[cell.arm, cell.budget, cell.task].append(cell)
-        for (arm, budget, task), alike in groups.items():
-            lines.append(f"  {arm} x {budget} x {task}: {_what(part, alike)}")
-        if part == TUNING:
-            planned = {(cell.arm, cell.task, cell.budget) for cell in mine}
+        lines += _part(part, [cell for cell in cells if cell.part == part])
+        if part == TUNING_PART:
+            planned = {(cell.arm, cell.task, cell.budget) for cell in cells if cell.part == part}
             lines += [
                 f"  {arm} x {budget} x {task}: waits for the tuning of the arm that gives it its ranks"
-                for arm, task, budget in look.choices
+                for arm, task, budget in expansion.choices
                 if (arm, task, budget) not in planned
             ]
-    plans = in_order(cell.plan for cell in cells if cell.plan is not None)
     edges = [
         f"tuning: {arm} on {task} at {budget} chose {choice.lr}, at the edge of {list(choice.trials)}"
-        for (arm, task, budget), choice in look.choices.items()
+        for (arm, task, budget), choice in expansion.choices.items()
         if choice.edge and choice.lr is not None
     ]
-    if study.family is not None and study.family.part in study.parts:
-        f = study.family
-        lines.append(
-            f"\nfamily: {f.baseline} with {', '.join(f.arms)} at {', '.join(f.budgets)}: m = {f.m}, "
-            f"{f.correction}, alpha = {f.alpha}"
-        )
-    return "\n".join([*lines, *edges, *_summary(plans, [c for c in cells if c.plan is None], cells)])
+    plans = in_order(cell.plan for cell in cells if cell.plan is not None)
+    waiting = sum(cell.plan is None for cell in cells)
+    return "\n".join([*lines, *_family(study), *edges, *_summary(plans, waiting, len(cells) - waiting - len(plans))])
 
 
-def _what(part: str, alike: list[Cell]) -> str:
-    seeds = {cell.seed for cell in alike}
-    plans = [cell.plan for cell in alike if cell.plan is not None]
-    if part == TUNING:
-        text = f"{len(alike) // len(seeds)} learning rates x {_count(len(seeds), 'repeat')} ({_seeds(seeds)})"
-    else:
-        text = f"{_count(len(alike), 'repeat')} ({_seeds(seeds)})"
+def _part(name: str, cells: list[Cell]) -> list[str]:
+    kind = "first stage" if name == TUNING_PART else cells[0].kind
+    lines = [f"\n{name} ({kind}), {counted(len(cells), 'run')}"]
+    groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.arm, cell.budget, cell.task].append(cell)
+    for (arm, budget, task), group in groups.items():
+        lines.append(f"  {arm} x {budget} x {task}: {_group(name, group)}")
+    return lines
+
+
+def _group(part: str, cells: list[Cell]) -> str:
+    """The runs of one arm on one task at one budget."""
+    text = _repeats(cell.seed for cell in cells)
+    if part == TUNING_PART:
+        text = f"{len(cells) // len({cell.seed for cell in cells})} learning rates x {text}"
+    plans = [cell.plan for cell in cells if cell.plan is not None]
     if not plans:
         return f"{text}, waits for the tuning"
-    after = sorted({source.plan.label.rpartition("-s")[0] for p in plans for source in p.sources if source.plan})
+    after = sorted({_label(source.plan) for p in plans for source in p.sources if source.plan})
     return text + _done(plans) + (f", after {', '.join(after)}" if after else "")
 
 
-def _summary(plans: list[Plan], waiting: list[Cell], cells: list[Cell]) -> list[str]:
-    done = [plan for plan in plans if plan.finished() is not None]
-    lines = ["", f"{len(done)} of {len(plans) + len(waiting)} done"]
+def _family(study: StudyConfig) -> list[str]:
+    f = study.family
+    if f is None or f.part not in study.parts:
+        return []
+    arms, budgets = ", ".join(f.arms), ", ".join(f.budgets)
+    return [f"\nfamily: {f.baseline} with {arms} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"]
+
+
+def _summary(plans: list[Plan], waiting: int = 0, double: int = 0) -> list[str]:
+    """How much is done, and the expected time of the rest.
+
+    Args:
+        plans: each run once.
+        waiting: runs whose settings depend on the tuning.
+        double: runs that two parts of a study share.
+    """
+    todo = [plan for plan in plans if plan.finished() is None]
+    lines = ["", f"{len(plans) - len(todo)} of {len(plans) + waiting} done"]
     if waiting:
-        lines[-1] += f"; {len(waiting)} wait until the tuning has chosen their learning rate"
-    double = len(cells) - len(waiting) - len(plans)
+        lines[-1] += f"; {waiting} wait until the tuning has chosen their learning rate"
     if double > 0:
         lines[-1] += f"; {double} more are the same runs in another part"
     stored = Timings(plans)
-    times = [stored.seconds(plan) for plan in plans if plan.finished() is None]
-    known = [seconds for seconds in times if seconds is not None]
-    if known:
-        lines.append(
-            f"about {_duration(sum(known))} of work for {_count(len(known), 'run')}, from stored runs that are alike"
-        )
-    if len(known) < len(times):
-        lines.append(f"no stored time for {_count(len(times) - len(known), 'run')}")
-    if waiting and times:
+    times = [seconds for plan in todo if (seconds := stored.seconds(plan)) is not None]
+    if times:
+        work = f"about {duration(sum(times))} of work for {counted(len(times), 'run')}"
+        lines.append(f"{work}, from stored runs like them")
+    if len(times) < len(todo):
+        lines.append(f"no stored time for {counted(len(todo) - len(times), 'run')}")
+    if waiting and todo:
         lines.append("the waiting runs are not in this time")
     return lines
 
 
 class Timings:
-    """How long runs took, from the stores that these plans name.
+    """Times of the finished runs in the stores of these plans.
 
-    The nearest kind counts: the same run with another seed or learning rate, else the same task, model, data and
-    trainer with another method or budget.
+    A run's expected time is the median over runs that differ in seed and learning rate only; if there are none, over
+    runs of the same task, model, data and trainer with any method and budget.
     """
 
     def __init__(self, plans: Iterable[Plan]) -> None:
@@ -124,18 +133,18 @@ class Timings:
                     took = result["cost"]["train_seconds"] + result["cost"]["eval_seconds"]
                     keys = _kinds(result["identity"])
                 except (ValueError, KeyError, TypeError):
-                    continue  # damaged, or of another schema: it is no evidence
+                    continue  # damaged, or of another schema
                 for key in keys:
                     seconds[key].append(took)
         self.medians = {key: median(values) for key, values in seconds.items()}
 
     def seconds(self, plan: Plan) -> float | None:
-        """Median of what is most alike; None where nothing is."""
+        """The expected time; None if no stored run is similar."""
         return next((self.medians[key] for key in _kinds(plan.identity) if key in self.medians), None)
 
 
 def _kinds(identity: dict[str, Any]) -> list[str]:
-    """Keys from the narrowest kind to the widest."""
+    """Keys of similar runs, from the narrowest kind to the widest."""
     trainer = {k: v for k, v in identity["trainer"].items() if k != "lr"}
     near = {k: v for k, v in identity.items() if k not in ("seed", "init_from")} | {"trainer": trainer}
     near["method"] = {k: v for k, v in identity["method"].items() if k != "ranks_from"}
@@ -143,24 +152,29 @@ def _kinds(identity: dict[str, Any]) -> list[str]:
     return [json.dumps(kind, sort_keys=True) for kind in (near, wide)]
 
 
-def _repeats_of(plan: Plan) -> str:
-    """What all repeats of a run have in common; a transplant's source differs by seed, but is named alike."""
-    alike = {k: v for k, v in plan.identity.items() if k not in ("seed", "init_from")}
-    named = {source.setting: source.wanted for source in plan.sources}
-    alike["method"] = {k: v for k, v in plan.identity["method"].items() if k != "ranks_from"}
-    return json.dumps([alike, named], sort_keys=True)
+def _without_seed(plan: Plan) -> str:
+    """A key that all repeats of a run share; their sources differ by seed, but the settings that name them do not."""
+    identity = {k: v for k, v in plan.identity.items() if k not in ("seed", "init_from")}
+    identity["method"] = {k: v for k, v in plan.identity["method"].items() if k != "ranks_from"}
+    sources = {source.setting: source.wanted for source in plan.sources}
+    return json.dumps([identity, sources], sort_keys=True)
 
 
-def _needs(alike: list[Plan], given: set[str]) -> list[str]:
-    """Sources of these runs, and whether they are part of the command."""
+def _sources(repeats: list[Plan], planned: set[str]) -> list[str]:
+    """The runs that these depend on, and whether they are done or part of the command."""
     lines: Counter[str] = Counter()
-    for plan in alike:
+    for plan in repeats:
         for source in plan.sources:
             if source.plan is not None:
-                there = source.plan.finished() is not None
-                state = "done" if there else "in this plan" if source.id in given else "MISSING, run it first"
-                lines[f"    after {source.plan.label.rpartition('-s')[0]} ({source.setting}), {state}"] += 1
+                done = source.plan.finished() is not None
+                state = "done" if done else "in this plan" if source.id in planned else "MISSING, run it first"
+                lines[f"    after {_label(source.plan)} ({source.setting}), {state}"] += 1
     return [f"{line}: {count}" for line, count in lines.items()]
+
+
+def _label(plan: Plan) -> str:
+    """Task and arm, without the seed."""
+    return f"{plan.config.task.name}/{arm_of(plan)}"
 
 
 def _done(plans: Sequence[Plan]) -> str:
@@ -168,17 +182,10 @@ def _done(plans: Sequence[Plan]) -> str:
     return f", {done} done" if done else ""
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    found = sorted(set(seeds))
-    if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
-        return f"seeds {found[0]}..{found[-1]}"
-    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+def _repeats(seeds: Iterable[int]) -> str:
+    """The number of repeats, and their seeds as a range or a list."""
+    numbers = sorted(set(seeds))
+    count = counted(len(numbers), "repeat")
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{count} (seeds {numbers[0]}..{numbers[-1]})"
+    return f"{count} (seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))})"

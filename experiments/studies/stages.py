@@ -9,33 +9,33 @@ from omegaconf import DictConfig
 
 from experiments.runs.plan import Plan
 from experiments.studies.expansion import cells_of
-from experiments.studies.rules import TUNING
+from experiments.studies.rules import TUNING_PART
 
 
 def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int:
-    """Runs a study: what is planned, then what that makes plannable, until nothing waits.
+    """Runs what is planned, then what these results make plannable, until nothing waits.
 
     Args:
         config: holds the study.
-        run_plans: does a list of plans whose order respects their sources, and returns the exit code.
+        run_plans: does plans, sources before the runs that need them, and returns an exit code.
     """
     code = 0
-    before: set[str] = set()
+    started: set[str] = set()
     while True:
         cells = cells_of(config)
         plans = {cell.plan.id: cell.plan for cell in cells if cell.plan is not None}
         waiting = sum(cell.plan is None for cell in cells)
-        # while others wait for the tuning, it goes first: what it decides may be needed by most of the study
-        stage = {c.plan.id: c.plan for c in cells if c.plan is not None and c.part == TUNING} if waiting else plans
-        new = {run: plan for run, plan in stage.items() if run not in before and plan.finished() is None}
+        # tuning runs go first as long as others wait for them
+        stage = {c.plan.id: c.plan for c in cells if c.plan is not None and c.part == TUNING_PART} if waiting else plans
+        new = {run: plan for run, plan in stage.items() if run not in started and plan.finished() is None}
         if new:
             code = max(code, run_plans(list(new.values())))
         elif waiting and config.launcher.kind == "slurm" and not config.launcher.wait:
-            print(f"{waiting} runs wait for the tuning: give the same command again when its jobs have ended")
+            print(f"{waiting} runs need the tuning results. Rerun this command once the tuning jobs have finished.")
             return code
         elif waiting:
-            print(f"elalora: {waiting} runs wait for tuning runs that did not finish", file=sys.stderr)
+            print(f"elalora: {waiting} runs need tuning runs that did not finish", file=sys.stderr)
             return max(code, 1)
         else:
             return code
-        before |= set(new)
+        started |= set(new)

@@ -130,7 +130,7 @@ IN_VALUES = {
     "seed": (-1, "seed=-1 must be at least 0"),
     "seed ": (2**63, "must be at least 0 and below 2^63"),
     "budget.rank": (10**300, "is not a positive integer of at most 12 digits"),
-    "task.name": ("../x", "task.name=../x names a folder"),
+    "task.name": ("../x", "task.name=../x becomes a folder name"),
     "store.root": (LONG, "can name no file or folder here (File name too long)"),
     "store.root ": ("a\0b", "can name no file or folder here (embedded null byte)"),
     "model.path": (LONG, "can name no file or folder here (File name too long)"),

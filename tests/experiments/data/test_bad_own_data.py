@@ -301,11 +301,11 @@ BAD_SETTINGS = {
     "two images": ({"kind": "image", "text": ["a", "b"]}, "kind image takes one input column"),
     "names": ({"labels": ["a", "b", "c"]}, "task.labels has 3 different names; task.num_labels=2"),
     "a name twice": ({"labels": ["a", "a"]}, "task.labels has 1 different names"),
-    "split": ({"files": {"dev": "x"}}, "task.files.dev is no split; allowed: train, validation, test"),
+    "split": ({"files": {"dev": "x"}}, "task.files.dev is not a split; allowed: train, validation, test"),
     "no metric": ({"metrics": []}, "task.metrics is empty; kind classification has accuracy, f1, mcc"),
     "unknown metric": ({"metrics": ["bleu"]}, "task.metrics: bleu is unknown; allowed: accuracy"),
     "metric of another kind": ({"metrics": ["rouge1"]}, "kind classification has no rouge1; allowed: accuracy, f1"),
-    "f1 of three": ({"metrics": ["f1"], "num_labels": 3}, "f1 is of class 1 of two; task.num_labels=3"),
+    "f1 of three": ({"metrics": ["f1"], "num_labels": 3}, "f1 needs two classes; task.num_labels=3"),
     "beams": ({"beams": 0}, "task.beams=0 must be at least 1"),
     "length": ({"max_length": 0}, "task.max_length=0 must be at least 1"),
 }

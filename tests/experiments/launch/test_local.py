@@ -130,7 +130,7 @@ def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, 
     assert local.run_plans([after, lost, source, wrong], LauncherConfig(workers=2)) == 1
     results = [plan.folder.result() for plan in (source, after)]
     assert results[0]["ranks"]["final"] == results[1]["ranks"]["initial"]
-    assert not lost.folder.path.exists() and "its source failed (method.ranks_from" in capsys.readouterr().err
+    assert not lost.folder.path.exists() and "depends on failed (method.ranks_from" in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -15,7 +15,7 @@ from experiments.config.mistakes import MISTAKES
 from experiments.runs.plan import make_plan
 from experiments.studies import expansion as module
 from experiments.studies.expansion import Choice, cells_of, choose, expand, extended, study_of
-from experiments.studies.preview import overview, overview_of_study
+from experiments.studies.preview import preview, preview_study
 from experiments.studies.rules import seeds_of
 from experiments.studies.smallest_p import least_pairs, smallest_p
 from experiments.studies.stages import run_study
@@ -177,7 +177,7 @@ def test_a_winner_at_an_edge_extends_the_grid_of_every_arm(small):
     greedy = choices["c", "vader_movies", "r4"]
     assert greedy.edge and greedy.lr == max(greedy.trials) == 81e-3
     assert not choices["b", "vader_movies", "r4"].edge
-    assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in overview_of_study(config)
+    assert "tuning: c on vader_movies at r4 chose 0.081, at the edge of" in preview_study(config)
 
 
 def test_arms_of_a_claim_are_not_extended_by_arms_that_may_be_tuned_later(small, tmp_path):
@@ -202,7 +202,7 @@ def test_arms_of_a_claim_are_not_extended_by_arms_that_may_be_tuned_later(small,
     ("word", "says"),
     [
         ("trainer.lr=7e-5", "'trainer.lr=7e-5': the study tunes it"),
-        ("trainer.warmup=7", r"trainer.warmup is set by the study's arms \(a\), which count last"),
+        ("trainer.warmup=7", r"the study's arms \(a\) set trainer.warmup"),
     ],
 )
 def test_a_word_that_arms_or_tuning_would_overrule_is_refused(small, tmp_path, word, says):
@@ -225,7 +225,7 @@ def test_a_study_that_only_submits_ends_well_and_says_when_to_come_again(small, 
     config.launcher.kind = "slurm"
     submitted = []
     assert run_study(config, lambda plans: submitted.extend(plans) or 0) == 0
-    assert submitted and "give the same command again when its jobs have ended" in capsys.readouterr().out
+    assert submitted and "Rerun this command once the tuning jobs have finished" in capsys.readouterr().out
     config.launcher.wait = True  # then all has ended, and what is missing failed
     assert run_study(config, lambda plans: 0) == 1
 
@@ -240,7 +240,7 @@ def test_a_diverged_trial_is_lost_and_an_unfinished_one_stops_the_study(small, c
         return 1
 
     assert run_study(config, skipping) == 1
-    assert "wait for tuning runs that did not finish" in capsys.readouterr().err
+    assert "need tuning runs that did not finish" in capsys.readouterr().err
     bad.folder.path.mkdir(parents=True)
     bad.folder.write("status.json", {"state": "failed", "failure": "nan", "error": "NotFinite: loss is nan at step 3"})
     choices = module.Expansion(config).choices
@@ -253,7 +253,7 @@ def test_the_winner_has_the_best_mean_and_a_tie_goes_to_the_middle():
     assert choose(grid, [[4, 4], [4, 4], [4, 4]], ()).lr == 2.0
     assert choose(grid, [[4], [3], [4]], ()) == Choice(1.0, grid, True, ())
     assert choose(grid, [[4], [None], [4]], ("x",)) == Choice(None, grid, False, ("x",))
-    with pytest.raises(UserError, match="every trial of the learning rates 1.0, 2.0, 3.0 was lost"):
+    with pytest.raises(UserError, match="all learning rates 1.0, 2.0, 3.0 diverged"):
         choose(grid, [[float("-inf")]] * 3, ())
 
 
@@ -271,25 +271,25 @@ def test_seeds_are_ranges_or_lists():
 # -- what is refused -------------------------------------------------------------------------------------------
 
 WRONG = {
-    "study.parts.main.arms=[a,b,c,d]": "study.parts.main.arms: there is no arm d; allowed: a, b, c",
+    "study.parts.main.arms=[a,b,c,d]": "study.parts.main.arms: unknown arm d; allowed: a, b, c",
     "study.parts.main.kind=sure": "study.parts.main.kind=sure is unknown; allowed: confirmatory",
-    "study.arms.c.ranks_from=x": "study.arms.c.ranks_from: there is no arm x",
-    "study.arms.b.ranks_from=c": "study.arms.b.ranks_from=c is a transplant itself",
-    "study.parts.more.arms=[c]": "study.parts.more.arms lacks b, from which another arm takes its ranks",
-    "study.arms.b.tuned_as=a": "an arm of a confirmatory part has trials of its own",
-    "study.tuning.seeds='10'": "seed 10 is also one of a part",
+    "study.arms.c.ranks_from=x": "study.arms.c.ranks_from: unknown arm x",
+    "study.arms.b.ranks_from=c": "study.arms.b.ranks_from=c, which itself has ranks_from",
+    "study.parts.more.arms=[c]": "study.parts.more.arms lacks b, which gives another arm its ranks",
+    "study.arms.b.tuned_as=a": "an arm of a confirmatory part must be tuned itself",
+    "study.tuning.seeds='10'": "a part uses seed 10 too",
     "study.tuning.grids.svd=[1e-3,2e-3]": "must all have the same number of learning rates",
-    "study.tuning.grids.svd=[3e-3,1e-3,9e-3]": "must rise and be above 0",
-    "study.family.m=1": "study.family.m=1, but 2 comparisons are declared",
-    "study.family.arms=[b]": "study.family.arms and baseline are not those of the part main",
-    "study.family.budgets=[r2]": "study.family.budgets and baseline are not those of the part main",
+    "study.tuning.grids.svd=[3e-3,1e-3,9e-3]": "must be increasing and above 0",
+    "study.family.m=1": "study.family.m=1, but arms x budgets are 2 comparisons",
+    "study.family.arms=[b]": "study.family.arms and baseline must be those of the part main",
+    "study.family.budgets=[r2]": "study.family.budgets and baseline must be those of the part main",
     "study.family.part=more": "the confirmatory part of small (main) must be study.family.part",
     "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm",
     "study.parts.main.seeds='10,11,12,13,14,15'": "small cannot reach its level: 6 seeds give p = 0.0312 at best",
     "study.overrides=[]": "study.overrides must choose recipe=matched",
-    "study.only=[rest]": "study.only: there is no part rest; allowed: main, more",
-    "seed=3": "'seed=3': seed is decided by the study",
-    "method=lora": "'method=lora': method is decided by the study",
+    "study.only=[rest]": "study.only: unknown part rest; allowed: main, more",
+    "seed=3": "'seed=3': the study sets seed",
+    "method=lora": "'method=lora': the study sets method",
 }
 
 
@@ -310,7 +310,7 @@ def test_the_fewest_seeds_are_those_of_the_exact_test(m, seeds):
 
 
 def test_the_plan_of_a_study_names_groups_dependencies_and_its_family_and_writes_nothing(small, tmp_path):
-    text = overview_of_study(compose_run(["+study=small", *small]))
+    text = preview_study(compose_run(["+study=small", *small]))
     for line in (
         "  a x r4 x vader_movies: 3 learning rates x 2 repeats (seeds 0, 1)",
         "  c x r4 x vader_movies: waits for the tuning of the arm that gives it its ranks",
@@ -329,12 +329,12 @@ def test_the_plan_counts_what_is_done_and_takes_times_from_runs_that_are_alike(s
     work = Pretender(middle)
     first = [cell.plan for cell in cells_of(config) if cell.arm == "a"][:2]
     work(first)
-    text = overview_of_study(config)
+    text = preview_study(config)
     assert "  a x r4 x vader_movies: 3 learning rates x 2 repeats (seeds 0, 1), 2 done" in text.splitlines()
     # every open trial has the task, model, data and trainer of a stored run of 12 s, whatever its method
-    assert "about 2 min of work for 10 runs, from stored runs that are alike" in text
+    assert "about 2 min of work for 10 runs, from stored runs like them" in text
     run_study(config, work)
-    text = overview_of_study(config)
+    text = preview_study(config)
     assert (
         "  c x r4 x vader_movies: 7 repeats (seeds 10..16), 7 done, after vader_movies/elalora-r4" in text.splitlines()
     )
@@ -344,11 +344,11 @@ def test_the_plan_counts_what_is_done_and_takes_times_from_runs_that_are_alike(s
 def test_the_plan_of_a_sweep_shows_repeats_and_missing_sources(tmp_path):
     base = [f"store.root={tmp_path}"]
     arms = [["method=lora"], ["method=svd_lora", "method.ranks_from=elalora"]]
-    text = overview([make_plan(config(*base, *arm, f"seed={s}")) for arm in arms for s in range(3)])
+    text = preview([make_plan(config(*base, *arm, f"seed={s}")) for arm in arms for s in range(3)])
     assert "  vader_movies/lora-r4: 3 repeats (seeds 0..2)" in text.splitlines()
     assert "    after vader_movies/elalora-r4 (method.ranks_from), MISSING, run it first: 3" in text.splitlines()
     both = [make_plan(config(*base, *arm)) for arm in ([*arms[1]], ["method=elalora"])]
-    assert "(method.ranks_from), in this plan: 1" in overview(both)
+    assert "(method.ranks_from), in this plan: 1" in preview(both)
 
 
 def test_plan_on_the_command_line_starts_nothing(monkeypatch, capsys, tmp_path):
@@ -365,4 +365,4 @@ def test_a_damaged_result_is_no_evidence_of_time(tmp_path):
     folder = tmp_path / "vader_movies" / "x-0123456789"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"cost": None}))
-    assert "no stored time for 1 run" in overview([make_plan(config(f"store.root={tmp_path}"))])
+    assert "no stored time for 1 run" in preview([make_plan(config(f"store.root={tmp_path}"))])
