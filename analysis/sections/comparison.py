@@ -261,7 +261,7 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
     return notes + list(dict.fromkeys(cell_notes))
 
 
-# -- what is shown -----------------------------------------------------------------------------------------
+# -- text -------------------------------------------------------------------------------------------------
 
 
 class _TextTable:

@@ -23,7 +23,7 @@ COSTS = {  # column of the comparison -> what an axis says, and what one unit of
     "peak_memory_mib": ("peak memory (MiB)", 1.0),
     "adapter_bytes": ("adapter file (KiB)", 1024.0),
 }
-SIZE = 6.0  # of a marker; where there are several budgets they go from the smallest to the largest
+SIZE = 6.0  # of a marker; several budgets have sizes from the smallest to the largest of SIZES
 SIZES = (4.0, 9.5)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 

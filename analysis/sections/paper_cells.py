@@ -83,7 +83,7 @@ class PaperCell:
         return {seed: sum(v[seed] for v in self.scores) / len(self.scores) for seed in common}
 
     def text(self) -> str:
-        """87.14 ± 0.31, 90.1/90.3 ± 0.2/0.1, or what is missing."""
+        """87.14 ± 0.31, 90.1/90.3 ± 0.2/0.1, or the number of missing runs."""
         if self.mixed:
             return "mixed"
         lacking = sum(map(len, self.missing.values()))

@@ -9,7 +9,7 @@ Part = tuple[str, str]  # task, metric; "correlation" is the mean of Pearson and
 
 @dataclass(frozen=True)
 class Column:
-    """A column: one number or two with a slash between."""
+    """A column of one number, or of several with slashes between."""
 
     title: str
     parts: tuple[Part, ...]
@@ -21,10 +21,10 @@ class Layout:
     """A table's columns.
 
     Attributes:
-        suite, title: for files and for people.
+        suite, title: in file names and in captions.
         columns: in the papers' order.
-        group_means: whether every group has a mean of its own, and the last column is the mean of these.
-        average: whether there is one at all; a column of two numbers counts as their mean.
+        group_means: whether every group has a mean, and the last column is the mean of these.
+        average: whether the table has an average; a column of two numbers counts as their mean.
     """
 
     suite: str

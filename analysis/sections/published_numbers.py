@@ -75,12 +75,8 @@ def published() -> tuple[Published, ...]:
 
 
 def _adalora_glue() -> list[Published]:
-    methods = {
-        "Full FT": ("full", "none"),
-        "BitFit": ("bitfit", "none"),
-        "LoRA r=8": ("lora", "r8"),
-        "LoRA r=2": ("lora", "r2"),
-    }
+    methods = {"Full FT": ("full", "none"), "BitFit": ("bitfit", "none")}
+    methods |= {f"LoRA r={rank}": ("lora", f"r{rank}") for rank in (8, 2)}
     budgets = {"1.27M": "r8", "0.32M": "r2"}  # average target ranks 8 and 2, its appendix
     rows = []
     for row in published_file("adalora_table1_glue")[1].to_dict("records"):
@@ -90,19 +86,10 @@ def _adalora_glue() -> list[Published]:
         values = {key: float(row[column]) for column, key in GLUE_COLUMNS.items()}
         rows.append(
             Published(
-                "AdaLoRA, arXiv 2303.10512, Table 1",
-                "glue",
-                "deberta_v3_base",
-                row["method"],
-                method,
-                budget,
-                row["params"],
-                "",
-                values,
-                float(row["avg"]),
-                "mean of 5 seeds",
-            )  # fmt: skip
-        )
+                "AdaLoRA, arXiv 2303.10512, Table 1", "glue", "deberta_v3_base", row["method"], method, budget,
+                row["params"], values=values, average=float(row["avg"]), remark="mean of 5 seeds",
+            )
+        )  # fmt: skip
     return rows
 
 
@@ -115,26 +102,18 @@ def _lora_glue() -> list[Published]:
     ):
         values = {key: float(data.loc[row, column]) for row, key in README_ROWS.items() if data.loc[row, column]}
         average = float(data.loc["Average", column])
+        remark = "its average counts MNLI-m, QQP accuracy and Pearson"
         rows.append(
             Published(
-                "LoRA, README of microsoft/LoRA",
-                "glue",
-                "roberta_base",
-                label,
-                method,
-                budget,
-                params,
-                "",
-                values,
-                average,
-                "its average counts MNLI-m, QQP accuracy and Pearson",
-            )  # fmt: skip
-        )
+                "LoRA, README of microsoft/LoRA", "glue", "roberta_base", label, method, budget, params,
+                values=values, average=average, remark=remark,
+            )
+        )  # fmt: skip
     return rows
 
 
 def _logs() -> list[Published]:
-    """The logged runs of ElaLoRA's authors: last checkpoint on the validation set, one seed."""
+    """The logged runs of ElaLoRA's authors: last checkpoint on the validation set, one seed each."""
     rows = []
     for name, log in published_file("elalora_githistory_logs")[1].groupby("dir", sort=False):
         first = log.iloc[0]
@@ -144,21 +123,14 @@ def _logs() -> list[Published]:
         }
         ours = "lora" if first["method"].startswith("LoRA") else ""
         run = Path(str(name)).name.removesuffix("--overwrite_output_dir")
+        label = f"{'LoRA' if ours else 'ElaLoRA, pre-release'}, log {run}"
         rows.append(
             Published(
-                "logs of ElaLoRA's authors, elalora_githistory_logs.csv",
-                "glue",
-                first["model"].replace("-", "_"),
-                f"{'LoRA' if ours else 'ElaLoRA, pre-release'}, log {run}",
-                ours,
-                f"r{first['r_from_params']}",
-                f"{int(first['params']):,}",
-                "paper_last",
-                values,
-                None,
-                "one seed each, no published table",
-            )  # fmt: skip
-        )
+                "logs of ElaLoRA's authors, elalora_githistory_logs.csv", "glue", first["model"].replace("-", "_"),
+                label, ours, f"r{first['r_from_params']}", f"{int(first['params']):,}", "paper_last", values,
+                remark="one seed each, no published table",
+            )
+        )  # fmt: skip
     return rows
 
 
@@ -173,17 +145,10 @@ def _adalora_summaries() -> list[Published]:
         method, budget = {"Full FT": ("full", "none"), "LoRA": ("lora", ""), "AdaLoRA": ("adalora", "")}[row["method"]]
         rows.append(
             Published(
-                "AdaLoRA, arXiv 2303.10512, Table 3",
-                "summarization",
-                "bart_large",
-                row["method"],
-                method,
-                budget,
-                f"{row['params_pct']} %",
-                "",
-                values,
-            )  # fmt: skip
-        )
+                "AdaLoRA, arXiv 2303.10512, Table 3", "summarization", "bart_large", row["method"], method, budget,
+                f"{row['params_pct']} %", values=values,
+            )
+        )  # fmt: skip
     return rows
 
 

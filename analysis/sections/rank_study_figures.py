@@ -136,7 +136,7 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
 
 
 def _by_types(rows: list[str]) -> list[list[str]]:
-    """Rows ("query 0") in panels of about equal height and at most `MOST_MATRICES`, where a type allows it."""
+    """Rows ("query 0") in panels of about equal height and at most `MOST_MATRICES`, if no type is larger."""
     kinds: dict[str, list[str]] = {}
     for row in rows:
         kinds.setdefault(row.rpartition(" ")[0], []).append(row)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis.output.figure import file_name
-from analysis.output.writers import latex, print_table, to_csv, to_latex, to_markdown
-from analysis.reading.rounds import load_rounds
-from analysis.reading.runs import load_runs, select
+from analysis.output.writers import to_csv, to_latex, to_markdown
+from analysis.reading.runs import load_runs
 from analysis.sections.comparison import comparison
 from analysis.sections.papers import paper_tables
-from analysis.sections.rank_maps import courses_of, draw_rank_maps, draw_trajectories, rank_map, trajectory
-from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
-from experiments.standins.stored_runs import VADER, modules, moved_run, result, three_seeds, write_run
+from experiments.standins.stored_runs import VADER, moved_run, result, three_seeds, write_run
 
 T_2 = 4.302652729911275  # 97.5 % point of Student's t with 2 degrees of freedom, from a printed table
 
@@ -252,199 +244,3 @@ def test_the_page_of_terms_says_which_runs_have_a_best_reading() -> None:
 
     text = " ".join((CHECKOUT / "docs" / "concepts.md").read_text(encoding="utf-8").split())
     assert f"`trainer.evaluations=N` (default {TrainerConfig().evaluations})" in text
-
-
-# -- the store ---------------------------------------------------------------------------------------------
-
-DEEP = "[" * 100_000 + "]" * 100_000
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", "Expecting property name"),
-        ("[]", "list indices"),
-        (DEEP, "recursion"),
-        (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads 1"),
-        (json.dumps({"schema": 1}), "'readings' is missing"),
-        (json.dumps(result("lora", 9, float("nan"))), "finite number, got nan"),
-        (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "text, got 3"),
-    ],
-)
-def test_a_damaged_result_is_reported_and_the_others_are_read(store: Path, content: str, reason: str) -> None:
-    folder = store / "vader_movies" / "lora-r4-s9-damaged"
-    folder.mkdir()
-    (folder / "result.json").write_text(content)
-    runs = load_runs(store)
-    assert len(runs) == 6
-    (problem,) = runs.attrs["problems"]
-    assert "lora-r4-s9-damaged" in problem and reason in problem
-
-
-def test_a_run_in_two_stores_counts_once(store: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(store, other)
-    runs = load_runs(store, other)
-    assert len(runs) == 6 and not runs.attrs["problems"]
-    assert len(load_runs(store, store / "vader_movies")) == 6
-
-
-def test_one_run_with_two_scores_is_reported(store: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "other", result("lora", 0, 12.0))
-    runs = load_runs(store, tmp_path / "other")
-    assert runs[(runs["method"] == "lora") & (runs["seed"] == 0)]["score"].tolist() == [80.0]
-    assert "scored 80.0000, here 12.0000" in runs.attrs["problems"][0]
-
-
-def test_a_run_without_a_result_is_listed_with_its_state(store: Path) -> None:
-    folder = store / "vader_movies" / "lora-r4-s7-0000000000"
-    folder.mkdir()
-    (folder / "status.json").write_text(
-        json.dumps({"state": "failed", "failure": "crash", "error": "RuntimeError: out of memory"})
-    )
-    runs = load_runs(store)
-    assert len(runs) == 6
-    assert [str(run) for run in runs.attrs["unfinished"]] == [f"{folder}: failed: RuntimeError: out of memory"]
-
-
-def test_one_run_folder_and_one_task_folder_are_stores_too(store: Path) -> None:
-    one = next((store / "vader_movies").glob("lora-r4-s0-*"))
-    assert len(load_runs(one)) == 1 and len(load_runs(store / "vader_movies")) == 6
-
-
-def test_a_missing_store_and_an_unknown_filter_are_one_clear_line(store: Path) -> None:
-    with pytest.raises(UserError, match="folder of runs"):
-        load_runs(store / "nowhere")
-    with pytest.raises(UserError, match="--method loar is in no finished run; stored: elalora, lora"):
-        select(load_runs(store), {"method": ["loar"]})
-
-
-def test_filters_keep_what_they_name(store: Path) -> None:
-    runs = load_runs(store)
-    assert set(select(runs, {"method": ["lora"], "task": []})["method"]) == {"lora"}
-    assert len(select(runs, {})) == 6
-
-
-def test_rounds_are_read_and_a_half_written_last_line_is_dropped(store: Path) -> None:
-    folder = next((store / "vader_movies").glob("elalora-r4-s0-*"))
-    assert [entry["step"] for entry in load_rounds(folder)] == [-1, 20, 40]
-    lines = (folder / "ranks.jsonl").read_text()
-    (folder / "ranks.jsonl").write_text(lines + '{"step": 60, "ra')
-    assert [entry["step"] for entry in load_rounds(folder)] == [-1, 20, 40]
-    (folder / "ranks.jsonl").write_text("{\n" + lines)
-    with pytest.raises(UserError, match="line 1 is damaged"):
-        load_rounds(folder)
-
-
-# -- writers -----------------------------------------------------------------------------------------------
-
-
-def test_every_markdown_row_has_as_many_cells_as_the_header(store: Path) -> None:
-    write_run(store, result("lora", 0, 70.0, label="a|b_c*", identity__method__alpha=1.0))
-    lines = [line for line in to_markdown(comparison(load_runs(store))).splitlines() if line.startswith("|")]
-    assert len({line.replace(r"\|", "").count("|") for line in lines}) == 1
-    assert r"a\|b\_c\*" in "".join(lines)
-
-
-def test_csv_holds_the_unrounded_numbers(store: Path) -> None:
-    frame = pd.read_csv(StringIO(to_csv(comparison(load_runs(store)))))
-    assert frame[frame["method"] == "elalora"]["score_sd"].item() == pytest.approx(3**0.5, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("plain", "escaped"),
-    [
-        ("a_b & 5 %", r"a\_b \& 5 \%"),
-        ("81.62 ± 0.18", r"81.62 $\pm$ 0.18"),
-        (r"\input{x}", r"\textbackslash{}input\{x\}"),
-        ("[0.1]", "{[}0.1]"),
-        ('say "x"', "say ''x''"),
-        ("Dürr 日本 ≈", "Dürr ?? ?"),
-    ],
-)
-def test_latex_is_escaped(plain: str, escaped: str) -> None:
-    assert latex(plain) == escaped
-
-
-def test_the_latex_table_compiles(store: Path, tmp_path: Path) -> None:
-    if shutil.which("pdflatex") is None:
-        pytest.skip("pdflatex is not installed")
-    write_run(store, result("prilora", 0, 81.0, label=r"[x] \input{y} ^~#$ *日本"))
-    (tmp_path / "table.tex").write_text(to_latex(comparison(load_runs(store))))
-    (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table.tex}\end{document}"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "Overfull \\hbox" not in done.stdout
-
-
-def test_the_terminal_shows_names_as_they_are(store: Path) -> None:
-    from rich.console import Console
-
-    write_run(store, result("svd_lora", 0, 81.0, label="[red]boo[/red]"))
-    console = Console(file=StringIO(), width=140)
-    print_table(comparison(load_runs(store)), console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "[red]boo[/red]" in shown and "82.00 ± 2.00" in shown and VADER in shown
-
-
-# -- figures -----------------------------------------------------------------------------------------------
-
-
-def test_the_rank_map_is_the_mean_over_seeds_in_reading_order(store: Path) -> None:
-    runs = load_runs(store)
-    ela = rank_map(runs[runs["method"] == "elalora"])
-    assert list(ela.columns) == ["query", "value", "ffn in", "ffn out"] and list(ela.index) == [0, 1, 2]
-    assert ela.loc[0, "ffn in"] == 2.0  # every seed lost two there
-    # seeds 0, 1, 2 gained at the positions 5 and 8, 6 and 9, 7 and 10 of 4 types x 3 layers, once each
-    assert ela.loc[1, "value"] == pytest.approx(4 + 1 / 3)
-    assert ela.to_numpy().sum() == pytest.approx(48)
-
-
-def test_matrices_that_share_a_place_keep_apart(store: Path) -> None:
-    places = {"text.layers.0.fc": (0, "fc"), "image.layers.0.fc": (0, "fc"), "a": (0, "x"), "b": (0, "x")}
-    runs = pd.DataFrame([{"ranks_final": dict(zip(places, (1, 2, 3, 4), strict=True)), "places": places}])
-    assert rank_map(runs).loc[0].to_dict() == {"a": 3, "b": 4, "image.layers.*.fc": 2, "text.layers.*.fc": 1}
-
-
-def test_the_trajectory_holds_start_every_round_and_end(store: Path) -> None:
-    runs = load_runs(store)
-    course = trajectory(runs[runs["method"] == "elalora"].iloc[0].to_dict())
-    assert list(course.index) == [0, 20, 40, 100]
-    assert course[("ffn in", 0)].tolist() == [4, 3, 2, 2]
-    assert (course.sum(axis=1) == 4 * len(modules())).all()
-
-
-def test_only_arms_that_moved_have_courses_and_many_seeds_are_averaged(store: Path) -> None:
-    runs = load_runs(store)
-    assert courses_of(runs[runs["method"] == "lora"]) == {}
-    assert list(courses_of(runs[runs["method"] == "elalora"])) == ["seed 0", "seed 1", "seed 2"]
-    moved_run(store, 3, 80.0)
-    runs = load_runs(store)
-    (name, course), *rest = courses_of(runs[runs["method"] == "elalora"]).items()
-    assert name == "mean of 4 seeds" and not rest
-    assert course[("ffn in", 0)].tolist() == [4, 3, 2, 2]
-
-
-def test_nothing_of_a_figure_is_cut_off(store: Path, tmp_path: Path) -> None:
-    from matplotlib.image import imread
-
-    runs = load_runs(store)
-    ela = runs[runs["method"] == "elalora"]
-    maps = {f"ElaLoRA (paper) [trainer.lr=0.00{i}, data.train_items=1600]": rank_map(ela) for i in range(4)}
-    title = "A title that is as long as the names of a study, its model, its budget and its protocol make it " * 2
-    draw_rank_maps(dict(list(maps.items())[:1]), 4.0, tmp_path / "one", title, VADER)
-    draw_rank_maps(maps, 4.0, tmp_path / "many", title, VADER)
-    draw_trajectories(courses_of(ela[:1]), tmp_path / "course", title, VADER)
-    for name in ("one", "many", "course"):
-        pixels = imread(tmp_path / f"{name}.png")[..., :3]  # (height, width, 3)
-        assert pixels[5:-5, 5:-5].min() < 0.1
-        for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
-            assert edge.min() == 1.0, f"ink at the edge of {name}"
-
-
-def test_file_names_hold_nothing_but_harmless_characters() -> None:
-    assert file_name(["../../etc", "a b/c", "", "r4"]) == "etc-a_b_c-r4"
-    assert "/" not in file_name(["日本", "/"]) and file_name(["日本"]) == "x"
