@@ -1,13 +1,12 @@
-"""How much does each matrix's adapter carry? `python -m experiments.contribution runs`
+"""Measures how much the adapter of each matrix contributes: `python -m experiments.contribution runs`
 
-A finished run is rebuilt from its folder: the base model, the trained head and the adapter as it was exported. Then one
-matrix at a time is set back to its frozen weight, and the rise of the mean loss on held-out data is its contribution.
+A finished run is rebuilt from its folder: the base model, the trained head and the exported adapter. One matrix at a
+time is then reset to its frozen weight, and the increase of the mean loss on held-out data is its contribution.
 
-What is unusual: the loss is read on the split that selects checkpoints (in a tuning run, settings) and never on the one
-that tables report, so a look at contributions spends nothing of the test. Because every method's result has the same
-form, W0 + B A, one procedure serves all of them, and a matrix is taken out by a scale of 0, which is the same as
-factors of 0. The items are the same for every run of a task. Answers go to contributions.json in the run's folder; a
-run that has one is skipped.
+The loss is read on the split that selects checkpoints (in a tuning run, settings) and never on the one that tables
+report, so that contributions do not use up the test data. Every method's result has the same form, W0 + B A, so one
+procedure serves all: a scale of 0 removes a matrix. All runs of a task are measured on the same items. Results go to
+contributions.json in the run's folder; runs that have one are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.runtime.pipes import as_command
 
 if TYPE_CHECKING:
@@ -32,19 +31,19 @@ if TYPE_CHECKING:
 SCHEMA = 1
 FILE = "contributions.json"
 BATCH = 64
-ITEMS = 500  # held-out items by default: a matrix costs one pass over them
+ITEMS = 500  # default number of held-out items; each matrix costs one pass over them
 
 
 @dataclass
 class Rebuilt:
-    """A finished run's model in eval mode, and the data it never trained on.
+    """A finished run's model in eval mode, and data that it was not trained on.
 
     Attributes:
-        model: the classifier with trained head and adapters.
-        adapters: those of rank 1 and more, by matrix.
-        batches: (items or label tokens, keyword arguments of the model) over the whole split, in a fixed order.
+        model: with trained head and adapters.
+        adapters: by matrix, without those of rank 0.
+        batches: (weight, keyword arguments of the model) in a fixed order; weights count items or label tokens.
         split: name of the split.
-        items: how many.
+        items: number of items.
     """
 
     model: nn.Module
@@ -55,18 +54,18 @@ class Rebuilt:
 
 
 def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
-    """The contribution of every matrix of a finished run, as it is written to contributions.json.
+    """Measures the contribution of every matrix of a finished run.
 
     Args:
-        folder: of the run.
-        items: how many held-out items at most; None takes all.
+        folder: the run's folder.
+        items: maximum number of held-out items; None uses all.
 
     Returns:
-        schema, id, asked, split, items, loss (of the whole model) and rises: by matrix, the loss without its adapter
-        less that loss. A matrix of rank 0 has a rise of 0.
+        The content of contributions.json: schema, id, asked, split, items, loss (of the whole model) and rises (by
+        matrix, the loss without its adapter minus that loss; 0 for a matrix of rank 0).
 
     Raises:
-        UserError: the run has no result, no LoRA form, or no held-out split.
+        UserError: the run has no result, no adapter in LoRA form, or no held-out split.
     """
     folder = Path(folder)
     result = _result(folder)
@@ -92,7 +91,7 @@ def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
 
 @contextmanager
 def without(adapter: LowRankLinear) -> Iterator[None]:
-    """Takes one adapter out: its layer computes W0 x + b0 inside."""
+    """Disables one adapter: its layer computes W0 x + b0 within the block."""
     scale, adapter.scale = adapter.scale, 0.0
     try:
         yield
@@ -101,7 +100,7 @@ def without(adapter: LowRankLinear) -> Iterator[None]:
 
 
 def mean_loss(rebuilt: Rebuilt) -> float:
-    """Mean loss over the held-out items (over label tokens where a model writes text), without the regulariser."""
+    """Mean loss over the held-out items (over label tokens for generation), without the regulariser."""
     import torch
 
     total = count = 0.0
@@ -112,18 +111,18 @@ def mean_loss(rebuilt: Rebuilt) -> float:
     return total / count
 
 
-# -- a finished run again ----------------------------------------------------------------------------------
+# -- rebuilding a finished run -----------------------------------------------------------------------------
 
 
 def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
-    """The model of a finished run and its held-out data, from config.yaml and adapter/.
+    """Rebuilds the model of a finished run and loads its held-out data, from config.yaml and adapter/.
 
     Args:
-        folder: of the run.
-        items: held-out items at most, drawn alike for all runs of the task; None takes all.
+        folder: the run's folder.
+        items: maximum number of held-out items, drawn identically for all runs of the task; None uses all.
 
     Raises:
-        UserError: a file is missing, the method has no LoRA form, or the protocol holds nothing out.
+        UserError: a file is missing, the method has no LoRA form, or the protocol holds no data out.
     """
     import torch
     from omegaconf import OmegaConf
@@ -147,19 +146,19 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
         train_items=config.data.train_items,
         seed=stream(config.seed, "subset"),
     )
-    if config.protocol.name == "tune":  # what it reports is held out and chooses settings; no table is about it
+    if config.protocol.name == "tune":  # its reported split chooses settings and is in no table
         held_out, split = splits.report, splits.report_name
     elif splits.select is not None and splits.select_name not in (None, splits.report_name):
         held_out, split = splits.select, str(splits.select_name)
     else:
         raise UserError(
-            f"{folder}: protocol={config.protocol.name} holds out no data of {task.name} that is not reported; "
-            "contributions need such data: protocol=clean has it, on VTAB-1k protocol=tune"
+            f"{folder}: protocol={config.protocol.name} holds out no data of {task.name} besides the reported split; "
+            "contributions need such data: use protocol=clean, on VTAB-1k protocol=tune"
         )
     model = load_model(config.model, task, stream(config.seed, "head")).network
     adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
     processor = load_processor(config.model, task)
-    data = make_items(_some(held_out, items, task), processor, task, config.data.cache)
+    data = make_items(_sample(held_out, items, task), processor, task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = []
     for indices in eval_batches(data.lengths, BATCH):
@@ -168,27 +167,26 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     return Rebuilt(model.to(device).eval(), adapters, batches, split, len(data))
 
 
-def _some(rows: Any, items: int | None, task: Any) -> Any:
-    from experiments.data.protocols import draw
+def _sample(rows: Any, items: int | None, task: Any) -> Any:
+    from experiments.data.protocols import draw_rows
 
     if items is None or items >= len(rows):
         return rows
-    classes = rows["label"] if task.kind in ("classification", "image") else [0] * len(rows)
-    return rows.select(draw(list(rows["idx"]), list(classes), items, f"{task.name}/contribution"))
+    return rows.select(draw_rows(rows, task, items, "contribution"))
 
 
 def put_adapter(
     model: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]], weights: Path
 ) -> dict[str, LowRankLinear]:
-    """Puts an exported result into a bare model: factors as adapters of scale 1, whole modules as they are.
+    """Loads an exported adapter into a bare model, its factors as adapters of scale 1.
 
     Args:
         model: changed in place.
         factors: A (r, d_in) and B (d_out, r) by matrix.
-        weights: adapter_model.safetensors, for the modules that trained whole.
+        weights: adapter_model.safetensors, which also holds the modules that trained whole.
 
     Raises:
-        UserError: the result does not belong to this model.
+        UserError: the adapter does not fit the model.
     """
     import torch
     from safetensors.torch import load_file
@@ -204,14 +202,14 @@ def put_adapter(
     except RuntimeError as error:
         raise UserError(f"{weights} does not fit this model ({str(error).splitlines()[-1].strip()})") from error
     if unknown:
-        raise UserError(f"{weights} holds {', '.join(unknown[:3])}, which this model does not have")
+        raise UserError(f"{weights} holds {', '.join(unknown[:3])}, which this model lacks")
 
     def adapter(name: str, linear: nn.Linear) -> LowRankLinear:
         rank = factors[name][0].shape[0]
         return LowRankLinear(linear, Directions(rank, rank), 1.0, singular=False)
 
-    found = find_linears(model, list(factors))
-    adapters = attach(model, {name: found[name] for name in factors}, adapter)
+    linears = find_linears(model, list(factors))
+    adapters = attach(model, {name: linears[name] for name in factors}, adapter)
     with torch.no_grad():
         for name, (a, b) in factors.items():
             adapters[name].A.copy_(a)
@@ -229,7 +227,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> Any:
-    """The run's configuration; one of a command's version that has other keys is refused in one line."""
+    """The run's configuration; refuses one that another version wrote with other keys."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -237,34 +235,34 @@ def _config(folder: Path) -> Any:
 
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{path} is missing; it says how to rebuild the model")
+        raise UserError(f"{path} is missing, so the model cannot be rebuilt")
     try:
         return OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
     except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0]
+        line = first_line(error)
         raise UserError(f"{path} does not fit this version ({line}); check out the commit in manifest.json") from error
 
 
 # -- many runs ---------------------------------------------------------------------------------------------
 
 
-def finished(places: Iterable[str | Path]) -> list[Path]:
-    """Folders of finished runs in the given stores, folders of one task, or folders of one run.
+def finished(paths: Iterable[str | Path]) -> list[Path]:
+    """Folders of finished runs in the given stores, task folders or run folders.
 
     Raises:
-        UserError: a place is no folder.
+        UserError: a path is not a folder.
     """
-    found: dict[Path, None] = {}
-    for place in map(Path, places):
-        if not place.is_dir():
-            raise UserError(f"{place} is no folder of runs; `python run.py` makes one")
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder of runs; `python run.py` makes one")
         for pattern in ("result.json", "*/result.json", "*/*/result.json"):
-            found |= dict.fromkeys(path.parent for path in sorted(place.glob(pattern)))
-    return list(found)
+            folders |= dict.fromkeys(file.parent for file in sorted(path.glob(pattern)))
+    return list(folders)
 
 
 def measured(folder: Path, items: int | None = ITEMS) -> bool:
-    """Whether contributions of this run, in this schema and from as many items, are there already."""
+    """Whether contributions.json holds this run's contributions from this number of items."""
     try:
         stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -273,61 +271,68 @@ def measured(folder: Path, items: int | None = ITEMS) -> bool:
         return False
 
 
-def measure_all(places: Sequence[str | Path], methods: Sequence[str] = (), items: int | None = ITEMS) -> int:
-    """Writes contributions.json of every finished run that has none.
+def measure_all(paths: Sequence[str | Path], methods: Sequence[str] = (), items: int | None = ITEMS) -> int:
+    """Writes contributions.json for every finished run that lacks it.
 
     Args:
-        places: see `finished`.
-        methods: only these; empty means all.
+        paths: see `finished`.
+        methods: names of the methods to measure; empty means all.
         items: see `measure`.
 
     Returns:
-        0, or 2 when a run could not be measured; the others are.
+        The exit code: 0, or 2 if a run could not be measured; the others are measured all the same.
     """
     from experiments.runtime.files import write_whole
     from experiments.store.folder import dump
 
-    folders = finished(places)
+    folders = finished(paths)
     if not folders:
-        raise UserError(f"no finished run in {', '.join(map(str, places))}; `python run.py` makes one")
+        raise UserError(f"no finished run in {', '.join(map(str, paths))}; `python run.py` makes one")
     problems = 0
     for number, folder in enumerate(folders, start=1):
-        shown = f"[{number}/{len(folders)}] {folder}"
+        prefix = f"[{number}/{len(folders)}] {folder}"
         try:
             result = _result(folder)
             if methods and result["method"] not in methods:
                 continue
             if measured(folder, items):
-                print(f"{shown}: measured before")
+                print(f"{prefix}: measured before")
                 continue
             if not (folder / "adapter" / "adapter_model.safetensors").is_file():
-                print(f"{shown}: skipped, {result['label']} has no adapter in LoRA form")
+                print(f"{prefix}: skipped, {result['label']} has no adapter in LoRA form")
                 continue
-            found = measure(folder, items)
+            contributions = measure(folder, items)
         except UserError as error:
             print(f"contribution: {error}", file=sys.stderr)
             problems += 1
             continue
-        write_whole(folder / FILE, dump(found))
-        top = max(found["rises"], key=lambda name: found["rises"][name])
-        print(f"{shown}: loss {found['loss']:.4f}, most without {top}: {found['rises'][top]:+.4f}")
+        write_whole(folder / FILE, dump(contributions))
+        rises = contributions["rises"]
+        top = max(rises, key=lambda name: rises[name])
+        print(f"{prefix}: loss {contributions['loss']:.4f}, largest rise {rises[top]:+.4f} without {top}")
     return 2 if problems else 0
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 measured, 2 a run could not be measured or a mistake in what was asked for."""
-    given = argparse.ArgumentParser(
+    """Returns the exit code: 0 for success, 2 for a user's mistake or a run that could not be measured."""
+    parser = argparse.ArgumentParser(
         prog="python -m experiments.contribution",
         description="Measures how much the loss on held-out data rises without the adapter of each matrix.",
         epilog="example: python -m experiments.contribution runs --method elalora,svd_lora",
     )
-    given.add_argument("places", nargs="*", default=["runs"], metavar="RUN_OR_STORE", help="default: runs")
-    given.add_argument("--method", default="", metavar="A,B", help="only runs of these methods")
-    given.add_argument("--items", type=int, default=ITEMS, metavar="N", help=f"held-out items, 0 all (default {ITEMS})")
-    asked = given.parse_args(words)
+    parser.add_argument("paths", nargs="*", default=["runs"], metavar="RUN_OR_STORE", help="default: runs")
+    parser.add_argument("--method", default="", metavar="A,B", help="only runs of these methods")
+    parser.add_argument(
+        "--items",
+        type=int,
+        default=ITEMS,
+        metavar="N",
+        help="held-out items, 0 for all (default: %(default)s)",
+    )
+    args = parser.parse_args(words)
     try:
-        methods = [part.strip() for part in asked.method.split(",") if part.strip()]
-        return measure_all(asked.places, methods, asked.items or None)
+        methods = [part.strip() for part in args.method.split(",") if part.strip()]
+        return measure_all(args.paths, methods, args.items or None)
     except UserError as error:
         print(f"contribution: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
-"""A few items of a finished run with what the model said of them: a table of texts, or a grid of images.
+"""Shows a few items of a finished run with the model's predictions: a list of texts, or a grid of images.
 
     python -m experiments examples RUN [--count 8] [--wrong] [--out FILE]
 
-Reads the run's predictions and loads its data again; nothing is trained and nothing in the run's folder changes.
+Reads the run's predictions and loads its data again, without training or changing the run's folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
 from experiments.data.content import inputs
 
@@ -22,59 +22,59 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = 4  # images side by side
-CLIP = 300  # characters of a text that are shown
+CLIP = 300  # characters shown of a text
 
 
 def add_to(commands: Any) -> None:
-    """Adds the command to those of `python -m experiments`."""
-    parser = commands.add_parser("examples", help="a few items of a finished run with the model's predictions")
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--count", type=int, default=8, help="how many items")
-    parser.add_argument("--wrong", action="store_true", help="only items that were answered wrongly")
-    parser.add_argument("--out", type=Path, help="PNG for images (default examples.png)")
-    parser.add_argument("--data-root", help="data.root, where it is no longer that of the run")
-    parser.set_defaults(do=show)
+    """Adds `examples` to the command line."""
+    parser = commands.add_parser("examples", help="show a few items of a finished run with the model's predictions")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="number of items (default: %(default)s)")
+    parser.add_argument("--wrong", action="store_true", help="only items with a wrong prediction")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="PNG file for images (default: examples.png)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="data.root, if the data have moved since the run")
+    parser.set_defaults(command=show)
 
 
-def show(options: argparse.Namespace) -> int:
-    """Prints the examples, or writes the picture; returns the exit code."""
-    task, shown = examples(options.run, options.count, options.wrong, options.data_root)
+def show(args: argparse.Namespace) -> int:
+    """Prints the items, or writes them as a picture; returns the exit code."""
+    task, rows = examples(args.run, args.count, args.wrong, args.data_root)
     if task.kind == "image":
-        path = options.out or Path("examples.png")
-        draw(task, shown, path)
+        path = args.out or Path("examples.png")
+        draw(task, rows, path)
         print(path)
     else:
-        print(describe(task, shown))
+        print(describe(task, rows))
     return 0
 
 
 def examples(
     run: Path, count: int, wrong: bool = False, data_root: str | None = None
 ) -> tuple[TaskConfig, list[dict[str, Any]]]:
-    """Items of the reported split, drawn by a hash of their numbers, with their inputs.
+    """Items of the reported split with their inputs, drawn by a hash of their numbers.
 
     Args:
         run: folder of a finished run.
-        count: at most so many.
-        wrong: only items whose prediction is not the label (classes).
+        count: maximum number of items.
+        wrong: only items whose prediction differs from the label (classes).
         data_root: replaces the run's data.root.
 
     Returns:
         The task, and for each item idx, label, prediction, score and the task's input columns.
 
     Raises:
-        UserError: the folder holds no finished run, or its data are no longer what they were.
+        UserError: the folder is not that of a finished run, or its data have changed.
     """
     task, rows = _report_split(run, data_root)
     predictions = _predictions(run)
     if wrong:
         predictions = predictions[predictions["label"] != predictions["prediction"]]
     order = sorted(predictions.to_dict("records"), key=lambda row: hashlib.sha256(str(row["idx"]).encode()).digest())
-    where = {idx: position for position, idx in enumerate(rows["idx"])}
+    positions = {idx: position for position, idx in enumerate(rows["idx"])}
     chosen = order[: max(0, count)]
-    if lost := [row["idx"] for row in chosen if row["idx"] not in where]:
-        raise UserError(f"{run}: item {lost[0]} is not in the data as they are loaded now")
-    return task, [row | {name: rows[where[row["idx"]]][name] for name in inputs(task)} for row in chosen]
+    if lost := [row["idx"] for row in chosen if row["idx"] not in positions]:
+        raise UserError(f"{run}: item {lost[0]} is not in the data, which have changed since the run")
+    return task, [row | {name: rows[positions[row["idx"]]][name] for name in inputs(task)} for row in chosen]
 
 
 def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
@@ -92,7 +92,7 @@ def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
     except OSError as error:
         raise UserError(f"{run} is not the folder of a run: it has no config.yaml") from error
     except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{run}: its config.yaml is no run's ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{run}: its config.yaml is not that of a run ({first_line(error)})") from error
     data.root = data_root or data.root
     loaded = load_task(task, data)
     splits = apply_protocol(loaded, protocol, train_items=None, seed=0)
@@ -111,13 +111,13 @@ def _predictions(run: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(run / "predictions.parquet")
     except (OSError, ValueError) as error:
-        raise UserError(f"{run} has no predictions.parquet: only a finished run has examples") from error
+        raise UserError(f"{run} has no predictions.parquet; finish the run first") from error
 
 
-def describe(task: TaskConfig, shown: list[dict[str, Any]]) -> str:
-    """The items as text, one after the other."""
+def describe(task: TaskConfig, rows: list[dict[str, Any]]) -> str:
+    """The items as text."""
     blocks = []
-    for row in shown:
+    for row in rows:
         lines = [f"item {row['idx']}  {_verdict(task, row)}"]
         inputs = [(name, row[name]) for name in task.text]
         if task.kind == "summarization":
@@ -138,19 +138,19 @@ def _verdict(task: TaskConfig, row: dict[str, Any]) -> str:
     return f"{right}: label {row['label']}, prediction {row['prediction']} (margin {row['score']:.2f})"
 
 
-def draw(task: TaskConfig, shown: list[dict[str, Any]], path: Path) -> None:
-    """A grid of images with label and prediction, wrong ones marked by a cross and a thick frame."""
+def draw(task: TaskConfig, rows: list[dict[str, Any]], path: Path) -> None:
+    """Writes a grid of images with their predictions; wrong ones have a cross and the label."""
     import matplotlib
     from PIL import Image
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = max(1, -(-len(shown) // COLUMNS))
-    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(2.2 * COLUMNS, 2.6 * rows), squeeze=False)
+    lines = max(1, -(-len(rows) // COLUMNS))
+    figure, axes = pyplot.subplots(lines, COLUMNS, figsize=(2.2 * COLUMNS, 2.6 * lines), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, row in zip(axes.flat, shown, strict=False):
+    for axis, row in zip(axes.flat, rows, strict=False):
         with Image.open(io.BytesIO(row["image"])) as image:
             axis.imshow(image.convert("RGB"), interpolation="nearest")
         right = row["label"] == row["prediction"]

@@ -1,7 +1,7 @@
-"""`python -m experiments.reproduce_check`: runs the study reproduce_check and holds its means against stated ranges.
+"""Runs the study reproduce_check and compares its means with published ranges: `python -m experiments.reproduce_check`
 
-Needs the DeBERTa-v3-base weights and GLUE (hub or folders) and a GPU. With study.smoke=true it runs on stand-ins from
-end to end; the ranges mean nothing there and are not applied. Other words are handed to the study (store.root=...).
+Needs the DeBERTa-v3-base weights and GLUE (from the hub or folders) and a GPU. study.smoke=true runs the whole study on
+stand-ins, where the ranges do not apply. Further words are overrides as for run.py (store.root=...).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RANGES = CONF / "study" / "reproduce_ranges.csv"
 
 @dataclass(frozen=True)
 class Range:
-    """Where one cell's mean must lie, in points, and which reading it is."""
+    """The range of one cell's mean, in points, and the reading that it holds for."""
 
     arm: str
     task: str
@@ -41,7 +41,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell: the mean over the seeds that are done; passed is None where the range is not applied."""
+    """A cell with its mean over finished seeds; passed is None if the range is not applied."""
 
     range: Range
     mean: float | None
@@ -50,48 +50,48 @@ class Verdict:
 
 
 def ranges() -> list[Range]:
-    """The stated ranges with their sources."""
+    """The published ranges with their sources."""
     with RANGES.open(encoding="utf-8") as file:
         rows = csv.DictReader(line for line in file if not line.startswith("#"))
         return [Range(r["arm"], r["task"], r["reading"], float(r["low"]), float(r["high"]), r["source"]) for r in rows]
 
 
 def judge(cells: Iterable[Cell], stated: Iterable[Range], apply: bool = True) -> list[Verdict]:
-    """Every stated cell against its range; a cell with a missing run has not passed.
+    """Compares every cell with its range; a cell with a missing run fails.
 
     Args:
         cells: of the study.
         stated: the ranges.
-        apply: whether the ranges mean anything for these runs.
+        apply: whether the ranges apply to these runs.
     """
     cells = list(cells)
     verdicts = []
-    for wanted in stated:
-        mine = [cell.plan for cell in cells if (cell.arm, cell.task) == (wanted.arm, wanted.task) and cell.plan]
-        results = [done.result() for plan in mine if (done := plan.finished()) is not None]
-        readings = [(r["metric"], r["readings"][wanted.reading]) for r in results]
+    for expected in stated:
+        plans = [cell.plan for cell in cells if (cell.arm, cell.task) == (expected.arm, expected.task) and cell.plan]
+        results = [done.result() for plan in plans if (done := plan.finished()) is not None]
+        readings = [(r["metric"], r["readings"][expected.reading]) for r in results]
         scores = [reading["report"]["metrics"][metric] for metric, reading in readings if reading is not None]
         mean = fmean(scores) if scores else None
-        whole = mean is not None and len(scores) == len(mine)
-        passed = whole and mean is not None and wanted.low <= mean <= wanted.high
-        verdicts.append(Verdict(wanted, mean, len(scores), passed if apply else None))
+        complete = mean is not None and len(scores) == len(plans)
+        passed = complete and mean is not None and expected.low <= mean <= expected.high
+        verdicts.append(Verdict(expected, mean, len(scores), passed if apply else None))
     return verdicts
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
-    """One line a cell."""
+    """One line per cell."""
     lines = [f"{'arm':<18}{'task':<6}{'reading':<9}{'mean':>7}  {'seeds':<7}{'range':<17}{'source':<10}verdict"]
     for v in verdicts:
         r = v.range
         mean = "-" if v.mean is None else f"{v.mean:.2f}"
-        word = {True: "pass", False: "FAIL", None: "not applied"}[v.passed]
+        passed = {True: "pass", False: "FAIL", None: "not applied"}[v.passed]
         stated = f"{r.low:.2f} .. {r.high:.2f}"
-        lines.append(f"{r.arm:<18}{r.task:<6}{r.reading:<9}{mean:>7}  {v.seeds:<7}{stated:<17}{r.source:<10}{word}")
+        lines.append(f"{r.arm:<18}{r.task:<6}{r.reading:<9}{mean:>7}  {v.seeds:<7}{stated:<17}{r.source:<10}{passed}")
     return "\n".join(lines)
 
 
 def main(words: list[str]) -> int:
-    """Exit code: 0 every cell passed (or none is applied), 1 a cell failed or a run did, 2 a mistake in the words."""
+    """Returns the exit code: 0 if all cells pass or no range applies, 1 if a cell or a run failed, 2 for a mistake."""
     from experiments.runs.run import run_plans
 
     try:
@@ -103,7 +103,7 @@ def main(words: list[str]) -> int:
         return 2
     print(table(verdicts))
     if config.study.smoke:
-        print("stand-ins: the ranges are not applied")
+        print("smoke run on stand-ins: the ranges do not apply")
     failed = any(verdict.passed is False for verdict in verdicts)
     return max(code, int(failed))
 

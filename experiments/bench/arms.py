@@ -136,7 +136,7 @@ def peft(setting: Setting, adalora: bool = False) -> Arm:
     import peft as stock
 
     linears = list(find_linears(setting.model, setting.shape.targets, outside=setting.shape.head))
-    # a list of its own, because PEFT adds names to it
+    # a new list, because PEFT adds names to it
     common: dict[str, Any] = {"target_modules": linears, "lora_alpha": 16, "modules_to_save": [*setting.shape.head]}
     task = {"bart-base": "SEQ_2_SEQ_LM", "vit-b16": None}.get(setting.shape.name, "SEQ_CLS")
     if adalora:

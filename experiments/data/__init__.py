@@ -1,8 +1,8 @@
-"""Tasks by name: texts, documents or images with labels in fixed splits, checked against what is known about them.
+"""Tasks by name: texts, documents or images with labels in fixed splits, checked against their official counts.
 
-`load_task` is the only way in. A loader that finds other counts or another content than expected
-stops: a benchmark on the wrong rows is worse than none. `task.verify=false` lets subsets and stand-ins pass, and
-every result then says that nothing was compared.
+`load_task` is the entry point. It refuses data whose counts or content differ from the official ones: a benchmark on
+the wrong rows is worse than none. `task.verify=false` skips the comparison for subsets and stand-ins, and every result
+then records that.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig, check_task
 from experiments.data.content import TaskData, content_hash
-from experiments.runtime.cache import cache_dir
 
-__all__ = ["TaskData", "cache_dir", "content_hash", "load_task"]
+__all__ = ["TaskData", "content_hash", "load_task"]
 
 
 def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
@@ -23,16 +22,15 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
         data: where to look.
 
     Raises:
-        UserError: settings that contradict each other, data not to be had, or not the data that were expected.
+        UserError: contradictory settings, or data that are missing or not the expected ones.
     """
-    # Imported here: `datasets` takes a second, and a run that is skipped does not need it.
-    from experiments.data import digits, glue, summarization, vader, vtab
-    from experiments.data import own as files
+    # Imported here because `datasets` takes a second, and a skipped run does not need it.
+    from experiments.data import digits, glue, own, summarization, vader, vtab
 
     check_task(task)
     loaders = {
         "digits": digits.load,
-        "files": files.load,
+        "files": own.load,
         "glue": glue.load,
         "summarization": summarization.load,
         "vader": vader.load,
@@ -41,11 +39,11 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
     if task.source not in loaders:
         raise UserError(f"task.source={task.source} is unknown; it is one of {', '.join(sorted(loaders))}")
     splits, source = loaders[task.source](task, data)
-    found = content_hash(splits, task)
-    if task.verify and task.fingerprint and found != task.fingerprint:
+    fingerprint = content_hash(splits, task)
+    if task.verify and task.fingerprint and fingerprint != task.fingerprint:
         raise UserError(
-            f"task {task.name} from {source} has the right counts but another content: "
-            f"fingerprint {found}, expected {task.fingerprint}; "
-            f"to use it all the same, type task.fingerprint={found}"
+            f"task {task.name} from {source} has the right counts but other content: "
+            f"fingerprint {fingerprint}, expected {task.fingerprint}; "
+            f"to use it anyway, type task.fingerprint={fingerprint}"
         )
-    return TaskData(task, splits, found, source, task.verify)
+    return TaskData(task, splits, fingerprint, source, task.verify)

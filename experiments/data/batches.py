@@ -1,6 +1,6 @@
-"""The order in which items come: a pure function of lengths, seed and epoch.
+"""The order of items: a pure function of lengths, seed and epoch.
 
-Nothing is kept between epochs, so a resumed run sees the batches of an uninterrupted one.
+There is no state between epochs, so a resumed run sees the batches of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ MEGA_BATCHES = 50  # batches among which items are sorted by length
 
 
 def train_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: every item once, items of like length together.
+    """The batches of one epoch: every item once, grouped by similar length.
 
-    Items are shuffled, sorted by length within stretches of 50 batches, cut into batches, and the
-    batches are shuffled. The one short batch is kept: an epoch has ceil(n / batch_size) batches.
+    Items are shuffled, sorted by length within stretches of 50 batches and cut into batches, which are shuffled. The
+    short batch is kept, so an epoch has ceil(n / batch_size) batches.
 
     Args:
         lengths: tokens of every item, (n,).
         batch_size: items per batch, at least 1.
-        seed: the run's seed for data order; arms with one seed see the same batches.
+        seed: the run's seed for data order; all arms of a seed see the same batches.
         epoch: counted from 0.
     """
     lengths = np.asarray(lengths)
@@ -37,7 +37,7 @@ def train_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: in
 
 
 def eval_batches(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[list[int]]:
-    """All items by falling length, so that a batch pads little and the longest one shows first whether it fits."""
+    """All items by decreasing length: little padding, and memory problems show in the first batch."""
     return _cut(np.argsort(-np.asarray(lengths), kind="stable"), batch_size)
 
 

@@ -1,4 +1,4 @@
-"""What every loaded split must hold, whatever its source: each mistake is one line with the row at fault.
+"""Checks every loaded split, whatever its source; an error names the row at fault.
 
 Rows are counted from 1, without a header.
 """
@@ -13,22 +13,22 @@ from elalora.errors import UserError, first_line
 from experiments.config.task import TaskConfig
 from experiments.data.tables import Columns
 
-# What Pillow reads without a plug-in that starts other programs.
+# formats that Pillow reads without starting other programs
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-LARGEST = (2 - 2**-23) * 2.0**127  # of single precision
+LARGEST = (2 - 2**-23) * 2.0**127  # in single precision
 
 
 def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
     """Checks a split before it becomes a data set.
 
     Args:
-        task: says what inputs and labels are.
-        where: what errors call the split's file.
+        task: defines inputs and labels.
+        where: how errors name the split's file.
         columns: idx, the input columns ("image" for images), label, and references for summaries.
 
     Raises:
-        UserError: no rows, a number that occurs twice, a missing input or label, a label that is not allowed, or an
-            image whose header cannot be read.
+        UserError: no rows, a duplicate idx, a missing input or label, an invalid label, or an image whose header cannot
+            be read.
     """
     if not columns["idx"]:
         raise UserError(f"{where} has no rows; give it at least one")
@@ -43,13 +43,13 @@ def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
 
 
 def _check_idx(where: str, idx: list[Any]) -> None:
-    _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has an idx that is no whole number")
-    _refuse(where, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that 64 bits do not hold")
+    _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has a non-integer idx")
+    _refuse(where, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that does not fit into 64 bits")
     if len(set(idx)) < len(idx):
         seen: dict[int, int] = {}
         for row, number in enumerate(idx, start=1):
             if number in seen:
-                raise UserError(f"{where}: rows {seen[number]} and {row} have one idx, {number}; each needs its own")
+                raise UserError(f"{where}: rows {seen[number]} and {row} have the same idx {number}; it must be unique")
             seen[number] = row
 
 
@@ -57,10 +57,10 @@ def _check_labels(task: TaskConfig, where: str, columns: Columns) -> None:
     labels = columns["label"]
     _refuse(where, labels, lambda v: v is None, "has no label")
     if task.kind == "summarization":
-        _refuse(where, labels, lambda v: not isinstance(v, str), "has a summary that is no text")
+        _refuse(where, labels, lambda v: not isinstance(v, str), "has a summary that is not text")
         _refuse(where, columns["references"], _no_references, "has no list of references")
     elif task.kind == "regression":
-        _refuse(where, labels, lambda v: not _is_finite(v), "has label {value}; a finite number is wanted")
+        _refuse(where, labels, lambda v: not _is_finite(v), "has label {value}; expected a finite number")
     else:
         allowed = range(task.num_labels)
         text = f"has label {{value}}; allowed: 0 to {task.num_labels - 1} (task.num_labels={task.num_labels})"
@@ -72,7 +72,7 @@ def _no_references(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Also as it is stored, in single precision."""
+    """Whether a value is a finite number in single precision, as labels are stored."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
@@ -83,10 +83,10 @@ def _refuse(where: str, values: Iterable[Any], wrong: Callable[[Any], bool], tex
 
 
 def check_image(where: str, content: Any) -> None:
-    """Reads an image's header: format and size, not the pixels.
+    """Checks format and size in an image's header, without decoding pixels.
 
     Raises:
-        UserError: it is missing, of an unknown format, or too large to be an image.
+        UserError: the image is missing, of an unknown format, or implausibly large.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -95,6 +95,6 @@ def check_image(where: str, content: Any) -> None:
     try:
         Image.open(io.BytesIO(content), formats=IMAGE_FORMATS).close()
     except UnidentifiedImageError:
-        raise UserError(f"{where} is no readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
+        raise UserError(f"{where} is not a readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is no readable image: {first_line(error)}") from error
+        raise UserError(f"{where} is not a readable image: {first_line(error)}") from error

@@ -1,8 +1,7 @@
 """Loaded data and their fingerprint.
 
-The fingerprint is taken from the content (order, numbers, text or an image's bytes, labels), never from the files
-around it, so the same data read from parquet, from the hub or from a text archive have the same one, under any
-version of any library.
+The fingerprint covers the content (order, idx, text or image bytes, labels) and not the files around it, so the same
+data have the same fingerprint from parquet, the hub or a text archive, under any version of any library.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IMAGES_PER_CHUNK = 1_000
-ROWS_PER_BATCH = 1_000  # of a split read at once, because images may be large
+ROWS_PER_BATCH = 1_000  # read at once; images may be large
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's data as loaded, before a protocol decides what each split is for.
+    """A task's loaded data, before a protocol assigns the splits.
 
     Attributes:
         config: the task.
@@ -34,8 +33,8 @@ class TaskData:
             text columns, label int64 or float32. Summarization: the document, label (the summary that is trained on),
             references (all summaries, at least one). Image: image (the encoded file's bytes), label int64.
         fingerprint: sha256 of the content of all splits.
-        source: where the data came from, without any path of this machine.
-        verified: whether counts and content were compared with the official ones, as far as those are known.
+        source: where the data came from, without paths of this machine.
+        verified: whether counts and content were compared with the known official ones.
     """
 
     config: TaskConfig
@@ -46,42 +45,42 @@ class TaskData:
 
 
 def data_root(data: DataConfig) -> Path | None:
-    """The local data folder, if one is named.
+    """The local data folder, or None if data.root is null.
 
     Raises:
-        UserError: it is named and is no folder.
+        UserError: data.root is not a folder.
     """
     if data.root is None:
         return None
     root = Path(data.root).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.root={data.root} is not a folder; give one that exists, or data.root=null")
+        raise UserError(f"data.root={data.root} is not a folder; name an existing one, or type data.root=null")
     return root
 
 
 def inputs(task: TaskConfig) -> list[str]:
-    """Names of the input columns of a loaded split; an image's is always "image"."""
+    """Input columns of a loaded split; for images always "image"."""
     return ["image"] if task.kind == "image" else list(task.text)
 
 
 def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Dataset:
-    """Rows with the columns and types that the rest of the project relies on.
+    """A data set with the columns and types that the rest of the project relies on.
 
     Args:
-        task: names the input columns and the kind of label.
-        columns: at least idx, label and the inputs, for summaries references too, of equal length.
+        task: determines input columns and label type.
+        columns: at least idx, label and the inputs, for summaries also references, of equal length.
     """
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-    names = {"regression": "float32", "summarization": "string"}
+    label_types = {"regression": "float32", "summarization": "string"}
     types: dict[str, Any] = {"idx": Value("int64")}
     types |= dict.fromkeys(inputs(task), Value("binary" if task.kind == "image" else "string"))
-    types["label"] = Value(names.get(task.kind, "int64"))
+    types["label"] = Value(label_types.get(task.kind, "int64"))
     if task.kind == "summarization":
         types["references"] = List(Value("string"))
     features = Features(types)
     count = len(columns["idx"])
-    # An Arrow array of bytes ends at 2 GiB, so many images lie in several.
+    # an Arrow array of bytes is limited to 2 GiB, so images are split over several
     chunk = IMAGES_PER_CHUNK if task.kind == "image" else max(count, 1)
     parts = [
         Dataset.from_dict({name: list(columns[name][i : i + chunk]) for name in types}, features=features)
@@ -93,9 +92,8 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
 def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
     """sha256 over split names, idx, inputs and labels, in order.
 
-    Every text and image is preceded by its length, so that moving a character from one column to the next
-    changes the hash. Real labels count in single precision, which is how they are stored; of a summary every
-    reference counts.
+    Every text and image is preceded by its length, so that moving a character from one column to the next changes the
+    hash. Real labels are hashed in single precision, as they are stored; all references of a summary are hashed.
     """
     digest = hashlib.sha256()
     pack_int = struct.Struct("<q").pack

@@ -1,4 +1,4 @@
-"""The digits 5 to 9 of scikit-learn's set as an image task, in fixed splits; the model has seen 0 to 4 only."""
+"""The digits 5 to 9 of scikit-learn's set as an image task; the model was pretrained on 0 to 4."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import hashlib
 import io
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import make_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
-import numpy as np
 
-TRAIN_SHARE, VALIDATION_SHARE = 0.2, 0.2  # few images to learn from, many to be read
+TRAIN_SHARE, VALIDATION_SHARE = 0.2, 0.2  # the rest is test
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train, validation and test, drawn by a hash of the rows' numbers."""
+    """Train, validation and test, drawn by a hash of the row numbers."""
     from PIL import Image
-
-    from experiments.data.digits import digits
 
     images, labels = digits(range(5, 10))
     order = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"elalora-digits/{i}".encode()).digest())

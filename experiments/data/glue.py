@@ -1,8 +1,8 @@
 """GLUE from a local folder of parquet files or from the hub, checked against the official counts.
 
-Only train and the official validation split are used: the labels of the official test split are
-hidden for most tasks (MRPC's are public and left aside, so that all tasks are read alike). MNLI is
-two tasks on one training split: mnli reports the matched validation split, mnli_mm the mismatched one.
+Only train and the official validation split are used: the labels of the official test split are hidden for most
+tasks (MRPC's are public, but unused for uniformity). MNLI is two tasks on one training split: mnli reports the matched
+validation split, mnli_mm the mismatched one.
 Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding", ICLR 2019.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """Official size of a split, with its rows per label (or mean label) where one was verified."""
+    """Official size of a split, with rows per label or mean label if verified."""
 
     rows: int
     per_label: tuple[int, ...] | None = None
@@ -52,21 +52,21 @@ SPLITS: dict[str, dict[str, Known]] = {
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train and validation of one GLUE task, and where they came from.
+    """Train and validation of one GLUE task, and their source.
 
     Raises:
-        UserError: unknown subset, data not to be had, bad rows, or counts other than the official ones.
+        UserError: unknown subset, missing data, bad rows, or counts that differ from the official ones.
     """
     if task.subset not in SPLITS:
-        raise UserError(f"task.subset={task.subset} is no GLUE task; it is one of {', '.join(SPLITS)}")
+        raise UserError(f"task.subset={task.subset} is not a GLUE task; type one of {', '.join(SPLITS)}")
     root, below = data_root(data), f"glue/{task.subset.removesuffix('_mm')}"
-    wanted = ["idx", *task.text, "label"]
+    names = ["idx", *task.text, "label"]
     if root is not None and (root / below).is_dir():
-        raw, source = _from_folder(task, root, below, wanted), f"local folder {below}"
+        raw, source = _from_folder(task, root, below, names), f"local folder {below}"
     else:
         files = " and ".join(f"{split}.parquet" for split in SPLITS[task.subset])
         instead = f"put {files} into FOLDER/{below}/ and type data.root=FOLDER"
-        raw = {name: read_hub(task, name, wanted, instead) for name in SPLITS[task.subset]}
+        raw = {name: read_hub(task, name, names, instead) for name in SPLITS[task.subset]}
         source = f"hub {task.hub_id} ({task.hub_name}) @{task.hub_revision}"
     for name, columns in raw.items():
         check_rows(task, f"{below} {name}", columns)
@@ -75,16 +75,16 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     return {name: make_split(task, columns) for name, columns in raw.items()}, source
 
 
-def _from_folder(task: TaskConfig, root: Path, below: str, wanted: list[str]) -> dict[str, Columns]:
+def _from_folder(task: TaskConfig, root: Path, below: str, names: list[str]) -> dict[str, Columns]:
     raw = {}
     for name in SPLITS[task.subset]:
         file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
         if not file.is_file():
             raise UserError(
-                f"task {task.name} needs {where}, which is not there; put the official split "
+                f"task {task.name} needs {where}, which is missing; put the official split "
                 "there, or type data.root=null to read the hub"
             )
-        raw[name] = read_parquet(file, where, wanted)
+        raw[name] = read_parquet(file, where, names)
     return raw
 
 

@@ -1,4 +1,4 @@
-"""Data sets from a hub."""
+"""Reads data sets from the hub."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from experiments.config.task import TaskConfig
 from experiments.data.tables import Columns, require_columns
 
 
-def read_hub(task: TaskConfig, split: str, wanted: Sequence[str] | None, instead: str) -> Columns:
-    """One split from the hub, or from the local cache of an earlier fetch.
+def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:
+    """One split from the hub, or from the local cache of an earlier download.
 
     Args:
         task: names the data set, its configuration and commit.
-        split: of the data set.
-        wanted: columns to read; None for all.
-        instead: what to put where when the hub cannot be read.
+        split: name of the split.
+        columns: to read; None reads all.
+        instead: what the user can do if the hub cannot be read.
 
     Raises:
         UserError: no commit is pinned, or the hub cannot be read.
@@ -32,9 +32,9 @@ def read_hub(task: TaskConfig, split: str, wanted: Sequence[str] | None, instead
         rows = load_dataset(task.hub_id, task.hub_name, revision=task.hub_revision, split=split)
     except (OSError, ValueError, RuntimeError) as error:  # unreachable, unknown to an offline cache, a dataset script
         raise UserError(
-            f"task {task.name}: {task.hub_id} cannot be read from the hub here; {instead} ({first_line(error)})"
+            f"task {task.name}: {task.hub_id} cannot be read from the hub; {instead} ({first_line(error)})"
         ) from error
-    if wanted is not None:
-        require_columns(f"task {task.name}", rows.column_names, wanted)
-        rows = rows.select_columns(list(wanted))
+    if columns is not None:
+        require_columns(f"task {task.name}", rows.column_names, columns)
+        rows = rows.select_columns(list(columns))
     return rows[:]

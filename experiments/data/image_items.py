@@ -1,7 +1,7 @@
-"""Images as the model wants them: decoded, resized, scaled to 0..1 and normalised.
+"""Image items for the model: decoded, resized, scaled to 0..1 and normalised.
 
-What is unusual: no augmentation and no random crop, so a batch is a pure function of its items (the VTAB-1k protocol
-uses none). Decoded images are kept as bytes while they fit into MEMORY; larger splits are decoded batch by batch.
+There is no augmentation and no random crop (the VTAB-1k protocol uses none), so a batch is a pure function of its
+items. Decoded images are cached as bytes if the split fits into MEMORY.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from elalora.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MEMORY = 512 * 2**20  # bytes of decoded images that a split may keep
+MEMORY = 512 * 2**20  # largest split in bytes whose decoded images are cached
 
 
 class ImageItems:
@@ -39,18 +39,18 @@ class ImageItems:
         self.mean = torch.tensor(processor.mean).view(3, 1, 1)
         self.std = torch.tensor(processor.std).view(3, 1, 1)
         height, width = processor.size
-        self._kept: dict[int, Tensor] | None = {} if 3 * height * width * len(self.idx) <= MEMORY else None
+        self._decoded: dict[int, Tensor] | None = {} if 3 * height * width * len(self.idx) <= MEMORY else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def lengths(self) -> np.ndarray:
-        """All images cost the same, (n,)."""
+        """Ones, (n,): all images cost the same."""
         return np.ones(len(self), dtype=np.int64)
 
     def weight(self, indices: Sequence[int]) -> float:
-        """Every image counts once."""
+        """The number of images."""
         return float(len(indices))
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -66,11 +66,11 @@ class ImageItems:
         }
 
     def _pixels(self, index: int) -> Tensor:
-        if self._kept is None:
+        if self._decoded is None:
             return self._decode(index)
-        if index not in self._kept:
-            self._kept[index] = self._decode(index)
-        return self._kept[index]
+        if index not in self._decoded:
+            self._decoded[index] = self._decode(index)
+        return self._decoded[index]
 
     def _decode(self, index: int) -> Tensor:
         """(3, height, width) uint8."""

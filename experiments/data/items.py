@@ -1,6 +1,6 @@
-"""Items of one split, ready for batches, whatever they are: texts, documents with summaries, or images.
+"""Items of one split, ready for batches: texts, documents with summaries, or images.
 
-The loop and the evaluation know `Items` only. `make_items` picks the kind, the rest of a run never asks.
+Training and evaluation use the protocol `Items` only; `make_items` chooses the class.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Items(Protocol):
     """One split of n items.
 
     Attributes:
-        idx: the items' own numbers, (n,) int64.
-        truncated: how many items were longer than the task allows and were cut.
+        idx: numbers of the items, (n,) int64.
+        truncated: how many items were truncated to the task's maximum length.
     """
 
     @property
@@ -36,15 +36,15 @@ class Items(Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """What an item costs, (n,); items of like length share a batch."""
+        """Cost of every item, (n,); items of similar length share a batch."""
         ...
 
     def weight(self, indices: Sequence[int]) -> float:
-        """How much these items count in a mean loss: items, or target tokens."""
+        """Weight of these items in a mean loss: number of items or of target tokens."""
         ...
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Keyword arguments of the model, labels among them, for b items."""
+        """Keyword arguments of the model for b items, including labels."""
         ...
 
 
@@ -53,15 +53,15 @@ def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | 
 
     Args:
         dataset: the columns that the kind of task needs (`experiments.data.content`).
-        processor: the model's tokenizer, or what an image model expects of its input.
-        task: gives the kind, the columns and the lengths.
-        cache: the folder that `cache_dir` takes.
+        processor: the model's tokenizer or `ImageProcessor`.
+        task: determines kind, columns and lengths.
+        cache: data.cache, the argument of `cache_dir`.
 
     Raises:
-        UserError: the split is empty, or tokenizer and task do not fit.
+        UserError: the split is empty, or the tokenizer does not fit.
     """
     if len(dataset) == 0:
-        raise UserError(f"task {task.name}: a split is empty; give it more data")
+        raise UserError(f"task {task.name}: a split is empty; provide more data")
     if task.kind == "image":
         from experiments.data.image_items import ImageItems
 

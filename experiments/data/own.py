@@ -1,10 +1,9 @@
-"""The user's own data: tables or folders of images, described by a task's settings alone.
+"""The user's own data: tables or folders of images, described by the task's settings alone.
 
     task=own task.name=reviews task.files.train=train.csv task.files.test=test.csv task.text=[review] task.label=stars
 
-Three fixed splits are best; from train and test alone a validation split is drawn by a hash of the rows' numbers, and
-with train and validation alone validation is reported, as for GLUE. Images lie in a table as bytes or as paths relative
-to the table, or in class folders.
+Three fixed splits are best. Without a validation split one is drawn from train by a hash of the row numbers; without a
+test split validation is reported, as for GLUE. Images are bytes or paths in a table, or files in class folders.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ VALIDATION_SHARE = 0.1
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """The splits that task.files names, and a word on where they came from.
+    """The splits that task.files names, and their source.
 
     Raises:
-        UserError: files that are missing or no data of this kind, bad rows, or class names that do not fit.
+        UserError: missing or unreadable files, bad rows, or class names that do not fit.
     """
     named = {name: path for name in SPLITS if (path := task.files.get(name)) is not None}
     if "train" not in named or len(named) < 2:
         raise UserError(
             f"task {task.name} needs task.files.train=PATH and task.files.test=PATH or task.files.validation=PATH"
         )
-    data_root(data)  # refuses a folder that is not there
+    data_root(data)  # refuses a missing folder
     raw, start = {}, 0
     for name, path in named.items():
-        raw[name] = _read(task, _place(data.root, path), path)
-        own = raw[name].get("idx") if task.text[0] != "idx" else None
+        raw[name] = _read(task, _located(data.root, path), path)
+        idx = raw[name].get("idx") if task.text[0] != "idx" else None
         count = len(raw[name]["label"])
-        raw[name]["idx"] = list(range(start, start + count)) if own is None else [_whole(v) for v in own]
+        raw[name]["idx"] = list(range(start, start + count)) if idx is None else [_whole(v) for v in idx]
         start += count
     if task.kind in ("classification", "image"):
         _number_classes(task, raw, named)
@@ -60,25 +59,25 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
 
 
 def digests(files: Mapping[str, str | None], root: str | None) -> dict[str, str | None]:
-    """The files' content in place of their paths, for a run's identity: it does not matter where data lie.
+    """Checksums of the files in place of their paths, so that a run's identity does not depend on where data lie.
 
     Args:
         files: task.files.
         root: data.root.
 
     Returns:
-        split -> sha256 of the file, or of all files below the folder; a path that is not there stays as it is.
+        split -> sha256 of the file, or of all files below the folder; the path itself if it does not exist.
     """
-    found = dict(files)
-    for name, given in files.items():
-        path = _place(root, given) if given is not None else None
+    checksums = dict(files)
+    for name, file in files.items():
+        path = _located(root, file) if file is not None else None
         if path is not None and path.exists():
             members = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-            found[name] = _digest(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in members))
-    return found
+            checksums[name] = _digest(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in members))
+    return checksums
 
 
-@cache  # a sweep asks for every member
+@cache  # called for every run of a sweep
 def _digest(path: Path, members: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for member, _, _ in members:
@@ -88,12 +87,12 @@ def _digest(path: Path, members: tuple[tuple[Path, int, int], ...]) -> str:
     return total.hexdigest()
 
 
-def _place(root: str | None, path: str) -> Path:
+def _located(root: str | None, path: str) -> Path:
     return Path(root or "").expanduser() / Path(path).expanduser()
 
 
 def _read(task: TaskConfig, path: Path, where: str) -> Columns:
-    """Inputs, label, and idx where the file has one."""
+    """Inputs, label, and idx if the file has one."""
     if path.is_dir():
         return _read_folder(task, path, where)
     table = read_table(path, where)
@@ -112,25 +111,25 @@ def _read(task: TaskConfig, path: Path, where: str) -> Columns:
 
 def _read_folder(task: TaskConfig, folder: Path, where: str) -> Columns:
     if task.kind != "image":
-        raise UserError(f"{where} is a folder, which only task.kind=image reads; give a table")
+        raise UserError(f"{where} is a folder, which only task.kind=image reads; name a table")
     pairs = [(path, name) for name, paths in class_folders(folder, where).items() for path in paths]
     return {"image": read_images(folder, [path for path, _ in pairs], where), "label": [name for _, name in pairs]}
 
 
 def _images(file: Path, where: str, cells: Sequence[Any]) -> list[Any]:
-    """Bytes as they are, {"bytes": ...} as the datasets library stores images, and paths relative to the table."""
+    """Image bytes from cells of bytes, of {"bytes": ...} as the datasets library stores them, or of relative paths."""
     cells = [cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell for cell in cells]
     if not any(isinstance(cell, str) for cell in cells):
         return cells
     for row, cell in enumerate(cells, start=1):
         if not isinstance(cell, str) or not cell.strip():
-            raise UserError(f"{where}: row {row} has no image; a path relative to {file.name} is wanted")
+            raise UserError(f"{where}: row {row} has no image; expected a path relative to {file.name}")
         inside(cell, f"{where}: row {row}")
     return read_images(file.parent, cells, where)
 
 
 def _number(value: Any) -> Any:
-    """A text from a CSV as the number that it spells; anything else is left to the checks."""
+    """The number that a text from a CSV spells; other values are left to the checks."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -138,12 +137,13 @@ def _number(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
+    """The whole number that a text spells; other values unchanged."""
     spelt = value.strip() if isinstance(value, str) else ""
     return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else value
 
 
 def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, str]) -> None:
-    """Turns class names into ids: their place in task.labels, or among the sorted names of train."""
+    """Turns class names into ids: their index in task.labels, or among the sorted names of train."""
     for columns in raw.values():
         columns["label"] = [_class_id(task.labels, value) for value in columns["label"]]
     names = [v for v in raw["train"]["label"] if isinstance(v, str)] if task.labels is None else []
@@ -157,7 +157,7 @@ def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, 
 
 
 def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
-    """The id of a class, its name where only the names of all classes can tell, None where there is none."""
+    """The id of a class, or its name if the id depends on all names; None for a blank."""
     if not isinstance(value, str):
         return value
     if labels is not None and value in labels:
@@ -166,7 +166,7 @@ def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
 
 
 def _refuse_blank(task: TaskConfig, where: str, columns: Columns) -> None:
-    """An item of the user's own without any text is a mistake; a benchmark is taken as it is."""
+    """Refuses items without any text, which benchmarks may have but own data should not."""
     if task.kind == "image":
         return
     for row, texts in enumerate(zip(*(columns[name] for name in task.text), strict=True), start=1):
@@ -175,18 +175,16 @@ def _refuse_blank(task: TaskConfig, where: str, columns: Columns) -> None:
 
 
 def _with_validation(task: TaskConfig, splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    """A tenth of train as validation, in equal shares of every class, the same whatever the run's seed."""
-    from experiments.data.protocols import draw
+    """Moves a tenth of train to validation, stratified by class and independent of the run's seed."""
+    from experiments.data.protocols import draw_rows
 
     train = splits["train"]
-    columns = train.select_columns(["idx", "label"])[:]
-    classes = columns["label"] if task.kind in ("classification", "image") else [0] * len(train)
     size = round(VALIDATION_SHARE * len(train))
     if not 0 < size < len(train):
         raise UserError(
             f"task {task.name}: {len(train)} training rows are too few to draw a validation split from; "
-            "give task.files.validation=PATH"
+            "set task.files.validation=PATH"
         )
-    chosen = draw(columns["idx"], classes, size, f"{task.name}/validation")
+    chosen = draw_rows(train, task, size, "validation")
     rest = sorted(set(range(len(train))) - set(chosen))
     return {"train": train.select(rest), "validation": train.select(chosen), "test": splits["test"]}

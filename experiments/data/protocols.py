@@ -1,7 +1,7 @@
-"""Which rows train, which choose a checkpoint, and which are reported.
+"""Assigns the rows of a task: which train, which select a checkpoint, and which are reported.
 
-Tasks come with three splits, or with train and a validation split only, because the official test labels are hidden
-(GLUE). What the protocols make of them:
+Tasks have three splits, or only train and validation if the official test labels are hidden (GLUE). The protocols use
+them as follows:
 
     protocol     benchmark           trains on             selects on    reports
     clean        GLUE                train less held-out   held-out      validation, read once
@@ -14,10 +14,10 @@ Tasks come with three splits, or with train and a validation split only, because
     tune         GLUE                train less held-out   nothing       held-out
     tune         others              train                 nothing       validation
 
-`tune` is for runs that choose settings for `clean`: what `clean` reports is never read. On VTAB-1k it is the
-benchmark's own procedure (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000.
+`tune` is for runs that choose settings for `clean`: it never reads the rows that `clean` reports. On VTAB-1k it is the
+procedure of the benchmark (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000.
 
-Draws use hashes of the rows' numbers, so they are the same under any version of any library.
+Draws use hashes of the row numbers, so they are the same under any version of any library.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
-from experiments.config.task import ProtocolConfig
+from experiments.config.task import ProtocolConfig, TaskConfig
 from experiments.data.content import TaskData
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ HELD_OUT_MOST = 1000
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of one run. select is None where no checkpoint is chosen.
+    """The rows of one run; select is None if no checkpoint is selected.
 
-    select_name and report_name are what tables and files call these rows; the part of train held
-    out by the clean protocol is "held_out".
+    select_name and report_name are the names in tables and files; the rows of train that the clean protocol holds out
+    are "held_out".
     """
 
     train: Dataset
@@ -55,16 +55,16 @@ class Splits:
 
 
 def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int | None, seed: int) -> Splits:
-    """Gives every row of a task its part in a run.
+    """Assigns every row of a task to a part of the run.
 
     Args:
         data: the loaded task.
         protocol: its name, and the seed of the held-out draw, which is the same for all run seeds.
-        train_items: size of a subset of the training rows, or None for all of them.
+        train_items: size of a subset of the training rows; None uses all.
         seed: the run's seed, which draws the subset: the same for all arms with that seed.
 
     Raises:
-        UserError: a subset larger than train.
+        UserError: the subset is empty or larger than train.
     """
     splits = _by_splits(data, protocol)
     if train_items is None:
@@ -72,10 +72,10 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
     if not 1 <= train_items <= len(splits.train):
         raise UserError(
             f"data.train_items={train_items}, but {data.config.name} has {len(splits.train)} "
-            f"training items under protocol={protocol.name}; give 1 to {len(splits.train)}, "
+            f"training items under protocol={protocol.name}; type 1 to {len(splits.train)}, "
             "or data.train_items=null for all"
         )
-    chosen = _draw(data, splits.train, train_items, f"train_items/{seed}")
+    chosen = draw_rows(splits.train, data.config, train_items, f"train_items/{seed}")
     return replace(splits, train=splits.train.select(chosen))
 
 
@@ -93,18 +93,18 @@ def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
 
 
 def _clean(data: TaskData, split_seed: int) -> Splits:
-    """Three parts, of which the second may choose and the third is reported."""
+    """Rows to train on, to select on and to report."""
     train, (validation_name, validation) = data.splits["train"], _validation(data)
     if "test" in data.splits:
         return Splits(train, validation, data.splits["test"], validation_name, "test")
     size = min(int(HELD_OUT_SHARE * len(train)), HELD_OUT_MOST)
-    held_out = _draw(data, train, size, f"held_out/{split_seed}")
+    held_out = draw_rows(train, data.config, size, f"held_out/{split_seed}")
     rest = sorted(set(range(len(train))) - set(held_out))
     return Splits(train.select(rest), train.select(held_out), validation, "held_out", validation_name)
 
 
 def _as_papers(data: TaskData, best: bool) -> Splits:
-    """All of train, one split for everything else."""
+    """All of train, and one split to select on and to report."""
     train, (name, report), suite = data.splits["train"], _validation(data), data.config.suite
     if "test" in data.splits and suite != "summarization":
         train = train if suite == "vtab" else _joined(train, report)
@@ -122,25 +122,25 @@ def _joined(first: Dataset, second: Dataset) -> Dataset:
     return concatenate_datasets([first, second])
 
 
-def _draw(data: TaskData, rows: Dataset, size: int, salt: str) -> list[int]:
-    """Positions of a random subset, in rising order; stratified for classification."""
+def draw_rows(rows: Dataset, task: TaskConfig, size: int, salt: str) -> list[int]:
+    """Positions of a random subset in increasing order, stratified if the task has classes; see `draw`."""
     columns = rows.select_columns(["idx", "label"])[:]
-    classes = columns["label"] if data.config.kind in ("classification", "image") else [0] * len(rows)
-    return draw(columns["idx"], classes, size, f"{data.config.name}/{salt}")
+    classes = columns["label"] if task.kind in ("classification", "image") else [0] * len(rows)
+    return draw(columns["idx"], classes, size, f"{task.name}/{salt}")
 
 
 def draw(idx: Sequence[int], classes: Sequence[int], size: int, salt: str) -> list[int]:
-    """A subset whose shares per class are those of the whole, as nearly as whole rows allow.
+    """A random subset with the class shares of the whole, up to rounding.
 
     Args:
-        idx: the rows' own numbers, (n,), all different.
+        idx: numbers of the rows, (n,), distinct.
         classes: the class of every row, (n,).
         size: how many to draw, at most n.
-        salt: whatever makes this draw differ from others.
+        salt: distinguishes this draw from others.
 
     Returns:
-        Positions in rising order. Rows are ranked by a hash of salt and idx; the rows left over by
-        rounding down go to the classes with the largest remainders.
+        Positions in increasing order. Rows are ranked by a hash of salt and idx; rows left over by rounding down go to
+        the classes with the largest remainders.
     """
 
     def rank(position: int) -> bytes:

@@ -1,8 +1,7 @@
 """Documents with summaries: XSum, CNN/DailyMail (3.0.0) and SciTLDR (abstracts only), with all their references.
 
-The columns keep their upstream names in the files, so a parquet copy of the hub's data set is read as it is; loaded
-splits have `document`, `label` (the summary that is trained on, the first one) and `references` (every summary, for
-ROUGE). A data set without references of its own has one: its summary.
+Files keep the upstream column names, so a parquet copy of the hub's data set is read unchanged. Loaded splits have
+`document`, `label` (the first summary, for training) and `references` (all summaries, for ROUGE; by default the label).
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ SIZES = {
     "cnn_dailymail": (287_113, 13_368, 11_490),
     "scitldr_a": (1_992, 619, 618),
 }
-DOCUMENTS = ("document", "article", "source")  # a list is the document's sentences
-SUMMARIES = ("summary", "highlights", "target")  # a list is all references
+DOCUMENTS = ("document", "article", "source")  # a list holds the document's sentences
+SUMMARIES = ("summary", "highlights", "target")  # a list holds all references
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train, validation and test of one data set, and where they came from.
+    """Train, validation and test of one data set, and their source.
 
     Raises:
-        UserError: unknown subset, data not to be had, bad rows, or counts other than the official ones.
+        UserError: unknown subset, missing data, bad rows, or counts that differ from the official ones.
     """
     root, below = data_root(data), f"summarization/{task.subset}"
     if task.verify and task.subset not in SIZES:
         raise UserError(
-            f"task.subset={task.subset} has no known counts; it is one of {', '.join(SIZES)}, "
+            f"task.subset={task.subset} has no known counts; type one of {', '.join(SIZES)}, "
             "or type task.verify=false for a subset or a stand-in"
         )
     instead = f"put {', '.join(f'{s}.parquet' for s in SPLITS)} into FOLDER/{below}/ and type data.root=FOLDER"
@@ -49,19 +48,19 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         raw = {name: read_hub(task, name, None, instead) for name in SPLITS}
         source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
     else:
-        raise UserError(f"task {task.name}: there is no folder {below} in data.root={data.root}; {instead}")
+        raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
     splits, start = {}, 0
     for name, size in zip(SPLITS, SIZES.get(task.subset, (0, 0, 0)), strict=True):
         columns = _columns(task, f"{below} {name}", raw.pop(name), start)
         check_rows(task, f"{below} {name}", columns)
-        found = len(columns["idx"])
-        if task.verify and found != size:
+        rows = len(columns["idx"])
+        if task.verify and rows != size:
             raise UserError(
-                f"{below} {name} has {found} rows; the official split has {size} "
+                f"{below} {name} has {rows} rows; the official split has {size} "
                 "(for a subset or a stand-in type task.verify=false)"
             )
         splits[name] = make_split(task, columns)
-        start += found
+        start += rows
     return splits, source
 
 
@@ -70,13 +69,13 @@ def _from_folder(task: TaskConfig, root: Path, below: str) -> dict[str, Columns]
     for name in SPLITS:
         file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
         if not file.is_file():
-            raise UserError(f"task {task.name} needs {where}, which is not there; put the official split there")
+            raise UserError(f"task {task.name} needs {where}, which is missing; put the official split there")
         raw[name] = read_parquet(file, where)
     return raw
 
 
 def _columns(task: TaskConfig, where: str, raw: Columns, start: int) -> Columns:
-    """The project's columns; idx counts on over the splits."""
+    """The columns of `make_split`; idx continues over the splits."""
     documents, summaries = _one_of(where, raw, DOCUMENTS), _one_of(where, raw, SUMMARIES)
     references = raw.get("references", [s if isinstance(s, list) else [s] for s in summaries])
     return {

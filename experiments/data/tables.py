@@ -1,7 +1,7 @@
-"""Rows as columns of plain Python values, from parquet, CSV, TSV, JSON Lines or the hub.
+"""Reads parquet, CSV, TSV and JSON Lines files as columns of plain Python values.
 
-Every reader gives {column: values}, all of one length. A file that cannot be what its name says is refused with the
-line at fault; what the values mean is checked later (`experiments.data.checks`).
+Every reader returns {column: values}, all of equal length, or refuses the file with the line at fault. The values are
+checked later (`experiments.data.checks`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from elalora.errors import UserError, first_line
 
 Columns = dict[str, list[Any]]
-UNREADABLE = (ValueError, OverflowError, KeyError)  # values of parquet that Python has not: bytes in a text, far years
+UNREADABLE = (ValueError, OverflowError, KeyError)  # parquet values that Python lacks: bytes in a text, far years
 MOST_FIELD = 2**24  # characters of one CSV field; the module's own limit of 131,072 is too small for documents
 
 
@@ -25,10 +25,10 @@ def read_table(file: Path, where: str) -> Columns:
 
     Args:
         file: *.parquet, *.csv, *.tsv, *.jsonl or *.json (one object a line).
-        where: what errors call the file.
+        where: how errors name the file.
 
     Raises:
-        UserError: no such file, a suffix that is not read, or a content that is not what the suffix says.
+        UserError: the file is missing, has an unknown suffix, or content that does not match its suffix.
     """
     readers: dict[str, Callable[[Path, str], Columns]] = {
         ".parquet": read_parquet,
@@ -38,32 +38,32 @@ def read_table(file: Path, where: str) -> Columns:
         ".json": _read_json_lines,
     }
     if file.suffix not in readers:
-        raise UserError(f"{where} is no table that is read here; allowed: {', '.join(readers)}, or a folder of images")
+        raise UserError(f"{where} is not a supported table; allowed: {', '.join(readers)}, or a folder of images")
     if not file.is_file():
-        raise UserError(f"{where} is not there; paths begin in data.root, or in the current folder without one")
+        raise UserError(f"{where} is missing; paths are relative to data.root, or to the current folder if it is null")
     return readers[file.suffix](file, where)
 
 
-def read_parquet(file: Path, where: str, wanted: Sequence[str] | None = None) -> Columns:
-    """The wanted columns of a parquet file, or all of them.
+def read_parquet(file: Path, where: str, columns: Sequence[str] | None = None) -> Columns:
+    """Columns of a parquet file, by default all.
 
     Raises:
-        UserError: it is no parquet file, or a column is missing.
+        UserError: the file cannot be read, or a column is missing.
     """
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
     try:
-        if wanted is not None:
-            require_columns(where, parquet.read_schema(file).names, wanted)
-        return parquet.read_table(file, columns=wanted).to_pydict()
+        if columns is not None:
+            require_columns(where, parquet.read_schema(file).names, columns)
+        return parquet.read_table(file, columns=columns).to_pydict()
     except (ArrowException, OSError, *UNREADABLE) as error:
         raise UserError(f"{where} is not a parquet file that can be read: {first_line(error)}") from error
 
 
-def require_columns(where: str, present: Sequence[str], wanted: Sequence[str]) -> None:
+def require_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
     """Refuses a table that lacks a column."""
-    if missing := [name for name in wanted if name not in present]:
+    if missing := [name for name in columns if name not in present]:
         raise UserError(f"{where}: no column {missing[0]} among {', '.join(map(str, present))}")
 
 
@@ -72,7 +72,7 @@ def _read_csv(file: Path, where: str) -> Columns:
 
 
 def _read_tsv(file: Path, where: str) -> Columns:
-    # As GLUE's files: a quotation mark is a character like any other.
+    # as in GLUE's files, a quotation mark is an ordinary character
     return _read_delimited(file, where, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
@@ -87,9 +87,10 @@ def _read_delimited(file: Path, where: str, **dialect: Any) -> Columns:
             raise UserError(f"{where}: column {twice[0]} is named twice in the first line")
         rows = []
         for row in lines:
-            if len(row) != len(header) and row:  # an empty line is no row
-                found, line = len(row), lines.line_num
-                raise UserError(f"{where}: line {line} has {found} fields; the first line has {len(header)}")
+            if len(row) != len(header) and row:  # empty lines are skipped
+                raise UserError(
+                    f"{where}: line {lines.line_num} has {len(row)} fields; the first line has {len(header)}"
+                )
             rows += [row] if row else []
     except csv.Error as error:
         raise UserError(f"{where}: line {lines.line_num} cannot be read: {error}") from error
@@ -104,11 +105,11 @@ def _read_json_lines(file: Path, where: str) -> Columns:
         try:
             row = json.loads(line)
             if "\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # refuses half a character, which no text holds
+                json.dumps(row, ensure_ascii=False).encode()  # refuses half a surrogate pair
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{where}: line {number} is {type(row).__name__}; one object a line is wanted")
+            raise UserError(f"{where}: line {number} is {type(row).__name__}; expected one object per line")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}

@@ -1,6 +1,6 @@
-"""From texts to padded batches: token ids are made once and cached on disk.
+"""Text items: token ids, made once and cached on disk, and padded batches.
 
-Token ids lie flat in one safetensors file per split, so they are memory-mapped and no item is stored padded.
+The ids of a split are stored without padding in one safetensors file, which is memory-mapped.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +22,22 @@ from experiments.config.task import TaskConfig
 from experiments.data.content import content_hash
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.display import tracked
+from experiments.runtime.files import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-FORMAT = 2  # raise when the layout of the cached file changes
+FORMAT = 2  # raise when the cached file's layout changes
 PAD_MULTIPLE = 8
-SLICE = 10_000  # items that are tokenised at once; more than these get a progress bar
-IGNORED = -100  # label of a token that enters no loss
+SLICE = 10_000  # items tokenised at once; larger splits show a progress bar
+IGNORED = -100  # label of a token that the loss ignores
 
 
 @dataclass(frozen=True)
 class Padding:
-    """What a tokenizer pads with, and on which side."""
+    """Ids that a tokenizer pads with, and the side."""
 
     token: int
     token_type: int
@@ -46,7 +45,7 @@ class Padding:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Padding:
-        """Raises UserError for a tokenizer without a padding token."""
+        """The padding of a tokenizer; raises UserError if it has no padding token."""
         if tokenizer.pad_token_id is None:
             raise UserError(
                 f"the tokenizer of {tokenizer.name_or_path} has no padding token; "
@@ -57,11 +56,11 @@ class Padding:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of unequal length, end to end.
+    """Rows of unequal length, concatenated.
 
     Attributes:
         flat: (total,) of any integer type.
-        offsets: where each row starts, and the end of the last, (n + 1,) int64.
+        offsets: the start of each row and the end of the last, (n + 1,) int64.
     """
 
     flat: Tensor
@@ -69,7 +68,7 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) int64."""
+        """Length of every row, (n,) int64."""
         return np.diff(self.offsets.numpy())
 
     def padded(self, indices: Sequence[int], fill: int, side: str = "right") -> Tensor:
@@ -86,18 +85,18 @@ class Ragged:
 
 @dataclass(frozen=True)
 class TextItems:
-    """Texts, or pairs of texts, with a label each, or documents with a summary each.
+    """Texts or pairs of texts with labels, or documents with summaries.
 
     Attributes:
         tokens: ids of the inputs.
-        idx: the items' own numbers, (n,) int64.
-        labels: (n,) int64 for classification, float32 for regression; for summaries the target's token ids.
-        truncated: how many items were longer than the task's max_length and were cut.
-        truncated_targets: likewise of summaries and target_length.
+        idx: numbers of the items, (n,) int64.
+        labels: (n,) int64 for classification, float32 for regression; token ids of the target for summaries.
+        truncated: how many inputs were truncated to the task's max_length.
+        truncated_targets: how many summaries were truncated to target_length.
         cached: whether the ids were read from the cache.
-        padding: of the tokenizer.
-        token_type_ids: (total,) uint8, or None where the tokenizer makes none.
-        references: every reference of each item, for summaries.
+        padding: the tokenizer's padding.
+        token_type_ids: (total,) uint8, or None if the tokenizer has none.
+        references: all references of each item, for summaries.
     """
 
     tokens: Ragged
@@ -119,7 +118,7 @@ class TextItems:
         return self.tokens.lengths
 
     def weight(self, indices: Sequence[int]) -> float:
-        """Items, or target tokens where the loss is a mean over tokens."""
+        """Number of items, or of target tokens if the loss is a mean over tokens."""
         if isinstance(self.labels, Ragged):
             return float(self.labels.lengths[list(indices)].sum())
         return float(len(indices))
@@ -128,11 +127,11 @@ class TextItems:
         """One batch, padded to its longest item.
 
         Args:
-            indices: positions in the split, b of them.
+            indices: b positions in the split.
 
         Returns:
-            input_ids and attention_mask (b, length) int64, token_type_ids likewise where the tokenizer makes them,
-            labels (b,), or (b, target length) with IGNORED at padding.
+            input_ids and attention_mask (b, length) int64, token_type_ids likewise if the tokenizer has them, labels
+            (b,), or (b, target length) with IGNORED at padding.
         """
         ids = self.tokens.padded(indices, self.padding.token, self.padding.side)
         ones = Ragged(torch.ones(1, dtype=torch.int8).expand(len(self.tokens.flat)), self.tokens.offsets)
@@ -147,16 +146,16 @@ class TextItems:
 
 
 def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig, cache: str | None) -> TextItems:
-    """Token ids of one split, from the cache where the same were made before.
+    """Token ids of one split, from the cache if they were made before.
 
-    The key covers the split's content, the tokenizer, the lengths and the text columns. A damaged file is noticed by
-    its checksum and made again. Files are moved into place whole.
+    The key covers the split's content, the tokenizer, the lengths and the text columns. A damaged file is detected by
+    its checksum and replaced.
 
     Args:
         dataset: columns idx, label and the task's text columns; for summaries also references.
         tokenizer: any Hugging Face tokenizer with a padding token.
-        task: names the text columns and the longest sequence.
-        cache: the folder that `cache_dir` takes (data.cache); files go into its subfolder tokenised/.
+        task: determines text columns and maximum lengths.
+        cache: data.cache, the argument of `cache_dir`; files go into its subfolder tokenised/.
 
     Raises:
         UserError: the tokenizer has no padding token, or the cache cannot be written.
@@ -183,10 +182,10 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskCon
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of everything that decides the ids: vocabulary, rules and special tokens."""
+    """sha256 of everything that determines the ids: vocabulary, rules and special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-    # These two record the last call, not the tokenizer.
+    # truncation and padding record the last call
     rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
     state = [
         type(tokenizer).__name__,
@@ -214,7 +213,7 @@ def _cache_key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskC
 def _encode(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """Tensors by name, and how many inputs and targets were cut."""
+    """Tensors by name, and the numbers of truncated inputs and targets."""
     columns = dataset[:]
     texts = [columns[name] for name in task.text]
 
@@ -227,7 +226,7 @@ def _encode(
     tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
     if "token_type_ids" in encoded:
         tensors["token_type_ids"] = _ragged(encoded["token_type_ids"], torch.uint8).flat
-    cut = _cut_items(encoded["input_ids"], task.max_length, lambda full: tokenizer(*_rows(texts, full), verbose=False))
+    cut = _truncated(encoded["input_ids"], task.max_length, lambda full: tokenizer(*_rows(texts, full), verbose=False))
     if task.kind != "summarization":
         kind = torch.float32 if task.kind == "regression" else torch.int64
         tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
@@ -243,14 +242,14 @@ def _encode(
     def whole(full: list[int]) -> Any:
         return tokenizer(text_target=[columns["label"][i] for i in full], verbose=False)
 
-    return tensors, (cut, _cut_items(targets["input_ids"], task.target_length, whole))
+    return tensors, (cut, _truncated(targets["input_ids"], task.target_length, whole))
 
 
 def _in_slices(count: int, what: str, encode: Callable[[slice], Any]) -> dict[str, list[list[int]]]:
-    """What the tokenizer gives, slice after slice: a row's ids do not depend on the rows beside it."""
+    """Encodes slice by slice, which is equivalent because rows are independent."""
     starts = range(0, max(count, 1), SLICE)
-    shown = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
-    parts = [encode(slice(start, start + SLICE)) for start in shown]
+    steps = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
+    parts = [encode(slice(start, start + SLICE)) for start in steps]
     return {name: [row for part in parts for row in part[name]] for name in parts[0]}
 
 
@@ -263,10 +262,10 @@ def _ragged(rows: list[list[int]], dtype: torch.dtype) -> Ragged:
     return Ragged(flat, torch.tensor([0, *map(len, rows)], dtype=torch.int64).cumsum(0))
 
 
-def _cut_items(rows: list[list[int]], most: int, again: Callable[[list[int]], Any]) -> int:
-    """How many rows were cut. Only one that fills `most` can have been; the full length of those tells."""
-    full = [i for i, row in enumerate(rows) if len(row) == most]
-    return sum(len(row) > most for row in again(full)["input_ids"]) if full else 0
+def _truncated(rows: list[list[int]], limit: int, encode: Callable[[list[int]], Any]) -> int:
+    """How many rows were truncated: those of length `limit` are encoded again without one."""
+    full = [i for i, row in enumerate(rows) if len(row) == limit]
+    return sum(len(row) > limit for row in encode(full)["input_ids"]) if full else 0
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -278,7 +277,7 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
-    """The cached tensors, memory-mapped, or None when there are none that can be trusted."""
+    """The cached tensors, memory-mapped, or None if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -288,10 +287,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
             meta = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except SafetensorError as error:
-        log.warning("cached tokens %s cannot be read (%s): made again", file.name, error)
+        log.warning("cached tokens %s cannot be read (%s); made again", file.name, error)
         return None
     if meta.get("sha256") != _checksum(tensors):
-        log.warning("cached tokens %s do not match their checksum: made again", file.name)
+        log.warning("cached tokens %s do not match their checksum; made again", file.name)
         return None
     return tensors, (int(meta["truncated"]), int(meta["truncated_targets"]))
 
@@ -301,7 +300,5 @@ def _write(file: Path, tensors: dict[str, Tensor], cut: tuple[int, int]) -> None
 
     meta = {"sha256": _checksum(tensors), "truncated": str(cut[0]), "truncated_targets": str(cut[1])}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="write-", dir=file.parent) as folder:
-        fresh = Path(folder, file.name)
-        fresh.write_bytes(save(tensors, metadata=meta))
-        os.replace(fresh, file)
+    with replacing(file) as part:
+        part.write_bytes(save(tensors, metadata=meta))

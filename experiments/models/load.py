@@ -1,8 +1,7 @@
-"""A pretrained model with a task head, in float32, from a package, a folder or a hub.
+"""Loads a pretrained model with a task head, in float32, from a package, a folder or the hub.
 
-What is unusual: the dtype is set by hand, because transformers 5 takes the checkpoint's; no code from a model
-folder ever runs; and the new head is drawn from a stream of its own, so every arm of a seed starts with the
-same one.
+The dtype is explicit because transformers 5 would use the checkpoint's. Code from a model folder never runs. The new
+head has its own random stream, so that all arms of a seed start with the same head.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from elalora.errors import UserError
+from elalora.errors import UserError, first_line
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
-from experiments.models.files import _hub_weights, embedded_minilm, model_file, verify_weights
+from experiments.models.files import embedded_minilm, hub_weights, model_file, verify_weights
 
-# the class of transformers that has the head of a kind of task, and the task_type by which PEFT knows it
+# the transformers class with the head for a kind of task, and PEFT's task_type
 HEADED = {
     "classification": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "regression": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "summarization": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "image": ("AutoModelForImageClassification", None),
 }
-# modules that train whole beside adapters; of an architecture that is not here, those that the checkpoint lacks
+# modules that train whole beside adapters; for other architectures those that the checkpoint lacks
 HEADS = {
     "bert": ["bert.pooler", "classifier"],
     "roberta": ["classifier"],
@@ -44,19 +43,19 @@ DROPOUTS = (
 
 
 class Loaded(NamedTuple):
-    """A model and the modules of it that are trained whole."""
+    """A model and the names of its modules that train whole."""
 
     network: nn.Module
     head: list[str]
 
 
 class ImageProcessor(NamedTuple):
-    """What an image model expects of its input.
+    """The input format of an image model.
 
     Attributes:
         size: (height, width).
         mean, std: of each channel, for values in 0..1.
-        resample: the number of a PIL filter.
+        resample: number of a PIL filter.
     """
 
     size: tuple[int, int]
@@ -65,7 +64,7 @@ class ImageProcessor(NamedTuple):
     resample: int
 
 
-_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)  # what a damaged folder raises
+_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)  # raised by damaged folders
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CONVERT = (
     """python -c "from transformers import AutoModel; AutoModel.from_pretrained('FOLDER').save_pretrained('NEW')\""""
@@ -77,7 +76,7 @@ def load_processor(model: ModelConfig, task: TaskConfig) -> Any:
     """The model's tokenizer, or for images an `ImageProcessor`.
 
     Raises:
-        UserError: the model has none that loads.
+        UserError: the model has none, or it does not load.
     """
     where = resolve_model(model.path, model.sha256, model.revision)
     if task.kind == "image":
@@ -87,43 +86,43 @@ def load_processor(model: ModelConfig, task: TaskConfig) -> Any:
     try:
         return AutoTokenizer.from_pretrained(where, revision=model.revision, trust_remote_code=False)
     except _LOADING as error:
-        raise UserError(f"model.path={model.path} has no tokenizer that loads: {_first(error)}") from error
+        raise UserError(f"model.path={model.path} has no tokenizer that loads: {first_line(error)}") from error
 
 
 def _image_processor(model: ModelConfig, where: str, task: TaskConfig) -> ImageProcessor:
     file = model_file(where, "preprocessor_config.json", model.revision)
     if file is None:
-        raise UserError(f"model.path={model.path} has no preprocessor_config.json: it is no model of images")
+        raise UserError(f"model.path={model.path} has no preprocessor_config.json, so it is not an image model")
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        size = told["size"]
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        size = settings["size"]
         edge = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-        found = ImageProcessor(
+        processor = ImageProcessor(
             (int(edge[0]), int(edge[1])),
-            tuple(float(v) for v in told["image_mean"]),
-            tuple(float(v) for v in told["image_std"]),
-            int(told.get("resample", BICUBIC)),
+            tuple(float(v) for v in settings["image_mean"]),
+            tuple(float(v) for v in settings["image_std"]),
+            int(settings.get("resample", BICUBIC)),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"model.path={model.path}: its preprocessor_config.json must give size, image_mean and image_std "
             f"({type(error).__name__}: {error})"
         ) from error
-    if task.normalise == "imagenet":  # as ElaLoRA's image code does, whatever the checkpoint was trained with
-        return found._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BICUBIC)
-    return found
+    if task.normalise == "imagenet":  # like ElaLoRA's image code, whatever the checkpoint was trained with
+        return processor._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BICUBIC)
+    return processor
 
 
 def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
-    """The model with a head for the task, fresh where the checkpoint has none that fits.
+    """The model with a head for the task, newly drawn unless the checkpoint has one that fits.
 
     Args:
         model: what to load.
-        task: gives the kind of head and the number of labels.
-        seed: of the new head's weights; the global generator is left as it was.
+        task: determines the kind of head and the number of labels.
+        seed: of the new head's weights; the global generator is unchanged.
 
     Raises:
-        UserError: nothing loads from that path, or the architecture has no such head.
+        UserError: the path does not load, or the architecture has no such head.
     """
     import transformers
     from transformers.utils import logging
@@ -155,11 +154,11 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
                 attn_implementation=model.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # a head for another number of labels is drawn anew
+                ignore_mismatched_sizes=True,  # redraws a head for another number of labels
                 output_loading_info=True,
             )
     except _LOADING as error:
-        raise UserError(f"model.path={model.path} does not load for {task.kind}: {_first(error)}") from error
+        raise UserError(f"model.path={model.path} does not load for {task.kind}: {first_line(error)}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
     fresh = sorted({key.rpartition(".")[0] for key in [*loading["missing_keys"], *mismatched]} - {""})
     head = _head(model, task, config.model_type, fresh)
@@ -176,7 +175,7 @@ def _head(model: ModelConfig, task: TaskConfig, model_type: str, fresh: list[str
 
 
 def _refuse_untrained(fresh: Iterable[str], head: list[str]) -> None:
-    """A module that the checkpoint lacks is random; it must train and be saved, so it must be part of the head."""
+    """A module that the checkpoint lacks is random, so it must train and be saved as part of the head."""
     outside = [name for name in fresh if not any(name == h or name.startswith(h + ".") for h in head)]
     if outside:
         raise UserError(
@@ -186,53 +185,52 @@ def _refuse_untrained(fresh: Iterable[str], head: list[str]) -> None:
 
 
 def check_fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> None:
-    """Whether tokenizer or image size, lengths and model belong together.
+    """Checks that tokenizer or image size and the task's lengths fit the model.
 
     Raises:
         UserError: token ids beyond the embedding, more tokens than positions, or images of another size.
     """
     config = network.config
     if task.kind == "image":
-        wanted = getattr(config, "image_size", None)
-        wanted = (wanted, wanted) if isinstance(wanted, int) else wanted and tuple(wanted)
-        if wanted and wanted != processor.size:
+        size = getattr(config, "image_size", None)
+        size = (size, size) if isinstance(size, int) else size and tuple(size)
+        if size and size != processor.size:
             raise UserError(
-                f"model.path={model.path} expects images of {wanted}, "
-                f"its preprocessor_config.json makes {processor.size}"
+                f"model.path={model.path} expects images of {size}, its preprocessor_config.json makes {processor.size}"
             )
         return
     rows = network.get_input_embeddings().num_embeddings
     if len(processor) > rows:
         raise UserError(
             f"model.path={model.path}: its tokenizer has {len(processor)} ids, the model {rows} embeddings; "
-            "they are not of one model"
+            "they are not of the same model"
         )
     positions = _positions(config)
-    asked = {"task.max_length": task.max_length}
+    lengths = {"task.max_length": task.max_length}
     if task.kind == "summarization":
-        asked |= {"task.target_length": task.target_length, "task.generate_length": task.generate_length + 1}
-    for name, length in asked.items():
+        lengths |= {"task.target_length": task.target_length, "task.generate_length": task.generate_length + 1}
+    for name, length in lengths.items():
         if positions is not None and length > positions:
             raise UserError(f"{name}={length} is more than the {positions} positions of {model.name}; lower it")
 
 
 def _positions(config: Any) -> int | None:
-    """Most tokens that the model can place; None where positions are relative only."""
+    """The maximum number of tokens; None if the model has relative positions only."""
     if getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True):
         return None
     most = getattr(config, "max_position_embeddings", None)
     if most is None or most < 1:
         return None
-    # RoBERTa counts positions from behind the padding id
+    # RoBERTa's positions start after the padding id
     return most - config.pad_token_id - 1 if config.model_type == "roberta" else most
 
 
 def _refuse_pickle(model: ModelConfig, where: str) -> None:
-    """A folder with pickled weights only: loading them could run code, so the user converts them knowingly."""
+    """Refuses a folder with pickled weights only: loading them could run code, so the user must convert them."""
     folder = Path(where)
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         raise UserError(
-            f"model.path={model.path} has pickled weights only, which could run code when they are read; where you "
+            f"model.path={model.path} has pickled weights only, which could run code when they are read; if you "
             f"trust them, convert once: {CONVERT}, and copy the tokenizer's files"
         )
 
@@ -250,16 +248,14 @@ def _set_cls_dropout(config: Any, model: ModelConfig) -> None:
         return
     deberta = config.model_type.startswith("deberta")
     if not deberta and not hasattr(config, "classifier_dropout"):
-        raise UserError(f"model.cls_dropout={model.cls_dropout}: {config.model_type} has no dropout of its own there")
+        raise UserError(
+            f"model.cls_dropout={model.cls_dropout}: {config.model_type} has no dropout before its classifier"
+        )
     setattr(config, "cls_dropout" if deberta else "classifier_dropout", model.cls_dropout)
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def resolve_model(path: str, sha256: str | None = None, revision: str | None = None) -> str:
-    """What to give to from_pretrained: a verified folder, or a hub id left as it is.
+    """The argument for from_pretrained: a verified folder, or an unchanged hub id.
 
     Args:
         path: "embedded", "digits", a local folder, or a hub id (owner/model).
@@ -267,7 +263,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         revision: of a hub id.
 
     Raises:
-        UserError: a path that is no folder, weights that are not the expected ones, or no embedded model.
+        UserError: the path is not a folder, the weights have another checksum, or the embedded model is missing.
     """
     if path == "embedded":
         return str(embedded_minilm())
@@ -278,15 +274,15 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     folder = Path(path).expanduser()
     if folder.is_dir():
         if sha256 is not None:
-            verify_weights(folder, sha256, "to use it all the same, type model.sha256=null")
+            verify_weights(folder, sha256, "to use it anyway, type model.sha256=null")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
     if sha256 is None and revision is None:
         raise UserError(
             f"model.path={path} on the hub is not pinned; type model.revision=COMMIT or model.sha256=DIGEST, "
-            "so that a stored result says which weights made it"
+            "so that results record which weights were used"
         )
     if sha256 is not None:
-        verify_weights(_hub_weights(path, revision).parent, sha256, "give the digest of this model: model.sha256=...")
+        verify_weights(hub_weights(path, revision).parent, sha256, "give the checksum of this model: model.sha256=...")
     return path

@@ -1,8 +1,8 @@
-"""Made-up data sets in the official layouts: a few hundred rows each, learnable, and no number worth reporting.
+"""Made-up data sets in the official layouts, for smoke runs: a few hundred rows each, whose scores mean nothing.
 
-Labels follow from cue words or colours, which LoRA on a tiny random encoder, and a tiny vision transformer, find in
-fifty steps, so "the loss fell" can be asked of a run. All words are common lower-case English, known to any tokenizer.
-They are read with `task.verify=false`, which every result states.
+Labels follow from cue words or colours, which LoRA on a tiny random encoder or vision transformer learns in fifty
+steps, so that a test can check that the loss falls. All words are common lower-case English, known to any tokenizer.
+Runs need `task.verify=false`, which every result records.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from experiments.data.vtab import SPLITS as IMAGE_SPLITS
 from experiments.data.vtab import TASKS as VTAB
 
 FILLERS = "the a an it is was so very too this that movie film plot story actor scene in on for with and of to".split()
-CUES = (("bad", "poor"), ("good", "great"), ("slow", "late"))  # of each class
+CUES = (("bad", "poor"), ("good", "great"), ("slow", "late"))  # by class
 ANIMALS = "dog cat bird horse fish cow mouse bear".split()
 LOOKS = "big small red blue old young fast slow".split()
-PLACES = "house garden river school market forest city field".split()
+SITES = "house garden river school market forest city field".split()
 TEXT_ROWS = {"train": 240, "validation": 60, "test": 60}
 IMAGE_ROWS = {"train": 80, "validation": 20, "test": 40}
-IMAGE_SETS = ("svhn", "eurosat", "clevr_count")  # one of each group of VTAB-1k
+IMAGE_SETS = ("svhn", "eurosat", "clevr_count")  # one per group of VTAB-1k
 PAIRS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),
@@ -42,8 +42,8 @@ def make_data(folder: Path, seed: int = 0) -> Path:
     """Writes glue/, summarization/ and vtab-1k/ below the folder, for `data.root=FOLDER task.verify=false`.
 
     Args:
-        folder: made where it is missing; files of earlier calls are replaced.
-        seed: the same seed gives the same rows.
+        folder: created if missing; files of earlier calls are replaced.
+        seed: determines the rows.
 
     Returns:
         The folder.
@@ -76,7 +76,7 @@ def _balanced(rng: np.random.Generator, classes: int, rows: int) -> list[int]:
 
 
 def _sentence(rng: np.random.Generator, cues: list[str]) -> str:
-    """A few fillers with the cues strewn in."""
+    """A few fillers and the cues, in random order."""
     words = [*rng.choice(FILLERS, size=rng.integers(2, 5)).tolist(), *cues]
     return " ".join(rng.permutation(words).tolist())
 
@@ -94,23 +94,23 @@ def _glue(folder: Path, task: str, seed: int) -> None:
 
 
 def _classes(rng: np.random.Generator, classes: int, rows: int) -> tuple[list[int], list[list[str]]]:
-    """Four words of the class's cues."""
+    """Labels, and four cue words of each label."""
     labels = _balanced(rng, classes, rows)
     return labels, [rng.choice(CUES[label], size=4).tolist() for label in labels]
 
 
 def _scores(rng: np.random.Generator, _: int, rows: int) -> tuple[list[float], list[list[str]]]:
-    """Scores 0 to 5 by how many of four cues are good ones."""
+    """Scores from 0 to 5, and four cue words of which a matching share is good."""
     counts = _balanced(rng, 5, rows)
     cues = [[*rng.choice(CUES[1], size=n).tolist(), *rng.choice(CUES[0], size=4 - n).tolist()] for n in counts]
     return [1.25 * n for n in counts], cues
 
 
 def _summaries(folder: Path, name: str, seed: int) -> None:
-    """The summary takes three words from the first sentence of its document."""
+    """Documents whose summary takes three words from the first sentence."""
     for split, rows in TEXT_ROWS.items():
         rng = _rng(seed, "summarization", name, split)
-        facts = [tuple(str(rng.choice(words)) for words in (LOOKS, ANIMALS, PLACES)) for _ in range(rows)]
+        facts = [tuple(str(rng.choice(words)) for words in (LOOKS, ANIMALS, SITES)) for _ in range(rows)]
         documents = [
             f"the {animal} was {look} in the {place} . {_sentence(rng, [])} . {_sentence(rng, [])} ."
             for look, animal, place in facts
@@ -128,7 +128,7 @@ def _summaries(folder: Path, name: str, seed: int) -> None:
 
 
 def _images(folder: Path, name: str, seed: int) -> None:
-    """List files beside images/, as VTAB-1k is passed around."""
+    """Images and list files in the layout of VTAB-1k."""
     draw: Callable[[np.random.Generator, int, int], np.ndarray] = _dots if name == "clevr_count" else _coloured
     lists: dict[str, list[str]] = {}
     for split, rows in IMAGE_ROWS.items():
@@ -146,17 +146,17 @@ def _images(folder: Path, name: str, seed: int) -> None:
 
 
 def _coloured(rng: np.random.Generator, label: int, classes: int) -> np.ndarray:
-    """The class's hue with noise over it, (SIDE, SIDE, 3) uint8."""
+    """The hue of the class with noise, (SIDE, SIDE, 3) uint8."""
     colour = np.array(colorsys.hsv_to_rgb(label / classes, 0.9, 0.8)) * 255
     noise = rng.normal(0, 20, size=(SIDE, SIDE, 3))
     return np.clip(colour + noise, 0, 255).astype(np.uint8)
 
 
 def _dots(rng: np.random.Generator, label: int, _: int) -> np.ndarray:
-    """label + 3 bright squares on a dark grid of 16 places, (SIDE, SIDE, 3) uint8."""
+    """label + 3 bright squares on a dark 4 x 4 grid, (SIDE, SIDE, 3) uint8."""
     image = rng.integers(0, 40, size=(SIDE, SIDE, 3), dtype=np.uint8)
-    for place in rng.choice(16, size=label + 3, replace=False):
-        row, column = divmod(int(place), 4)
+    for position in rng.choice(16, size=label + 3, replace=False):
+        row, column = divmod(int(position), 4)
         image[8 * row + 1 : 8 * row + 7, 8 * column + 1 : 8 * column + 7] = 220
     return image
 

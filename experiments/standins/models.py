@@ -1,7 +1,7 @@
-"""Small random checkpoints of each architecture, in folders just as a hub snapshot has them.
+"""Small random checkpoints of each architecture, in the layout of a hub snapshot, for smoke runs without a hub.
 
-They exist so that every study, test and example runs end to end where no hub is reached: two layers of width 32, a
-tokenizer of letters and common words, or an image processor for 32 x 32 pixels. A score on them means nothing.
+Each has two layers of width 32 and a tokenizer of letters and common words, or an image processor for 32 x 32 pixels.
+Scores on them mean nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SPECIAL = {
 
 
 def make_models(folder: str | Path, seed: int = 0) -> Path:
-    """Writes one folder for each of FAMILIES below `folder`.
+    """Writes one checkpoint per family into subfolders of `folder`.
 
     Args:
-        folder: created.
-        seed: of the random weights; the global generator is left as it was.
+        folder: created if missing.
+        seed: of the random weights; the global generator is unchanged.
     """
     import transformers
 
@@ -34,12 +34,12 @@ def make_models(folder: str | Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         for name in FAMILIES:
             torch.manual_seed(seed)
-            place = folder / name
-            size = None if name == "vit" else _save_tokenizer(place, name)
+            checkpoint = folder / name
+            size = None if name == "vit" else _save_tokenizer(checkpoint, name)
             cls, config = _architecture(transformers, name, size)
-            cls(config).save_pretrained(place)
+            cls(config).save_pretrained(checkpoint)
             if name == "vit":
-                _save_image_processor(place)
+                _save_image_processor(checkpoint)
     return folder
 
 
@@ -73,8 +73,8 @@ def _architecture(tf: Any, name: str, size: int | None) -> tuple[Any, Any]:
     return tf.ViTModel, config
 
 
-def _save_tokenizer(place: Path, name: str) -> int:
-    """A lower-casing word-piece tokenizer that spells what it does not know; returns its size."""
+def _save_tokenizer(folder: Path, name: str) -> int:
+    """Saves a lower-casing word-piece tokenizer that spells unknown words; returns the size of its vocabulary."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -96,14 +96,14 @@ def _save_tokenizer(place: Path, name: str) -> int:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=begin, sep_token=end, mask_token=mask,
         model_max_length=512, model_input_names=["input_ids", *types, "attention_mask"],
-    ).save_pretrained(place)  # fmt: skip
+    ).save_pretrained(folder)  # fmt: skip
     return len(vocabulary)
 
 
-def _save_image_processor(place: Path, edge: int = 32) -> None:
-    told = {
+def _save_image_processor(folder: Path, edge: int = 32) -> None:
+    settings = {
         "image_processor_type": "ViTImageProcessor", "size": {"height": edge, "width": edge}, "resample": 2,
         "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
     }  # fmt: skip
-    (place / "preprocessor_config.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError, first_line
 from experiments.runtime.cache import cache_dir
+from experiments.runtime.files import new_folder
 from experiments.store.name import RunName
 
 SUFFIX = ".runs.parquet"
@@ -50,16 +49,9 @@ def _unpacked(files: tuple[tuple[Path, int, int], ...]) -> Path:
         digest.update(file.name.encode() + b"\n" + hashlib.sha256(file.read_bytes()).digest())
     folder = cache_dir(None) / "compact" / digest.hexdigest()[:20]
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="unpack-", dir=folder.parent) as part:
+        with new_folder(folder) as part:
             for file, *_ in files:
-                _unpack(file, Path(part) / file.name.removesuffix(SUFFIX))
-            try:
-                os.rename(part, folder)  # whole or not at all
-            except OSError:
-                if not folder.is_dir():  # else another process was first
-                    raise
-            Path(part).mkdir(exist_ok=True)  # for the context manager, which removes it
+                _unpack(file, part / file.name.removesuffix(SUFFIX))
     return folder
 
 

@@ -1,7 +1,7 @@
 """`python -m experiments status`: every run of a store by state, with progress, age, speed and error.
 
 Reads a few small files per run and imports nothing heavy, so that thousands of runs take seconds. A damaged or
-half-written file affects its own run only.
+half-written file affects that run only.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Mirrors a run to W&B while it goes on; the files of the run store stay the truth.
+"""Mirrors a run to W&B during training; the run store stays the record.
 
-What is unusual: the mirror of a run that was interrupted is not patched but made again. The lines that the store
-kept from earlier attempts are read back and come first, so there is always one whole history under the run's own
-id, and a later `wandb sync` makes no second copy. No failure of W&B reaches the run: it costs one warning line and
-ends the mirror. Neither code, console output, command line, environment, packages nor facts about the machine
-leave the process.
+After an interruption the mirror is rebuilt: the lines that the store kept from earlier attempts are logged first, so
+that there is one complete history under the run's id and a later `wandb sync` makes no second copy. No failure of W&B
+reaches the run: it prints one warning and ends the mirror. Code, console output, command line, environment, packages
+and facts about the machine never leave the process.
 """
 
 from __future__ import annotations
@@ -14,38 +13,37 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from elalora.errors import first_line
 from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
 
-INIT_SECONDS = 8.0  # how long a run waits for the server before it goes on offline
+INIT_SECONDS = 8.0  # how long a run waits for the server before it stays offline
 COSTS = ("train_seconds", "peak_memory_mib", "adapter_bytes")
-FINISH_SECONDS = 30.0  # how long the end of a run waits for uploads; what is left stays on disk
+FINISH_SECONDS = 30.0  # how long the end of a run waits for uploads; the rest stays on disk
 
 
 class Tracker(Protocol):
-    """What the runner and the training loop tell a mirror."""
+    """A mirror that the runner and the training loop report to."""
 
     def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
-        """Begins a run's mirror, with its identity as the id and its scientific configuration."""
+        """Starts the mirror of a run under its id, with its scientific configuration."""
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Numbers of one split at a step, after their lines were written to the store."""
+        """Logs metrics of one split at a step, after their lines were written to the store."""
 
     def round(self, line: dict[str, Any]) -> None:
-        """A line of ranks.jsonl: ranks of every matrix, what was pruned and grown."""
+        """Logs a line of ranks.jsonl: the ranks of every matrix, directions pruned and grown."""
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The content of result.json; ends the mirror."""
+        """Writes the main figures of result.json into the summary and ends the mirror."""
 
 
 class NullTracker:
-    """No mirror."""
+    """No mirror: every method does nothing."""
 
-    def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
-        """Does nothing, as the other methods do."""
+    def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None: ...
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None: ...
 
@@ -55,18 +53,17 @@ class NullTracker:
 
 
 def make_tracker(config: TrackingConfig) -> Tracker:
-    """The mirror that was asked for; in a run of several processes only the first one has it."""
+    """The configured mirror; in a distributed run only the main process has one."""
     if config.name is TrackerName.none or os.environ.get("RANK", "0") != "0":
         return NullTracker()
     return WandbTracker(config)
 
 
 class WandbTracker:
-    """A run in W&B, offline in the run's folder unless asked otherwise.
+    """Mirrors a run to W&B, into the run's folder unless the mode is online.
 
-    Scalars are named `<split>/<metric>`, `ranks/...` for totals and `rank/<matrix>` for each matrix;
-    `ranks/map` (the ranks now) and `ranks/over_time` (a table of all rounds so far) are heat maps in HTML, because a
-    W&B table would leave copies in the home folder. `scores/all` is the distribution of the directions' scores.
+    Scalars are named `<split>/<metric>`, `rank/<matrix>` for each matrix and `ranks/...` for totals of a round;
+    `scores/all` is the distribution of the directions' scores.
 
     Args:
         config: project and mode.
@@ -77,34 +74,33 @@ class WandbTracker:
         self.folder = Path()
         self._run: Any = None
         self._replayed = False
-        self._rounds: dict[int, dict[str, int]] = {}
 
     def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
-        """Begins the mirror; without a key or a network it stays offline and says so in one line."""
+        """Starts the mirror; without a key or a network it stays offline and prints one line."""
         self.folder = run_dir
         self._guard(lambda: self._begin(run_id, name, config, group))
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Numbers of one split at a step."""
+        """Logs metrics of one split at a step."""
         self._guard(lambda: self._event(step, {f"{split}/{name}": value for name, value in values.items()}))
 
     def round(self, line: dict[str, Any]) -> None:
-        """Ranks after a round: scalars and a map."""
+        """Logs ranks after a round."""
         self._guard(lambda: self._event(line["step"], self._ranks(line)))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Puts the result's figures into the run's summary and closes it."""
+        """Writes the summary and closes the mirror."""
         self._guard(lambda: self._end(result))
 
     def _guard(self, action: Callable[[], None]) -> None:
-        """Runs one action; the first failure of any kind is told and ends the mirror, not the run."""
+        """Runs one action; the first failure of any kind prints one line and ends the mirror, not the run."""
         if self._run is None and self._replayed:
             return
         try:
             action()
         except Exception as error:  # noqa: BLE001 - a mirror must never cost a run
             self._run, self._replayed = None, True
-            print(f"elalora: the W&B mirror ended ({_first_line(error)}); the run goes on", file=sys.stderr)
+            print(f"elalora: W&B logging stopped ({first_line(error)}); training continues", file=sys.stderr)
 
     # -- one run -------------------------------------------------------------------------------------------
 
@@ -113,33 +109,35 @@ class WandbTracker:
         import wandb
 
         if wandb.run is not None:
-            wandb.finish(exit_code=1)  # an earlier run of a sweep, which failed before its end
-        known = {"project": self.config.project, "id": run_id, "name": name, "group": group, "config": config}
+            wandb.finish(exit_code=1)  # an earlier run of a sweep, which failed
+        identity = {"project": self.config.project, "id": run_id, "name": name, "group": group, "config": config}
         problem = None
         if self.config.mode is TrackingMode.online and os.environ.get("WANDB_MODE") != "offline":
-            problem = self._go_online(known)
+            problem = self._go_online(identity)
             if problem is None:
                 return
-        shutil.rmtree(self.folder / "wandb", ignore_errors=True)  # an earlier attempt; its lines are replayed
-        self._run = self._init(known, "offline", resume=None)
+        shutil.rmtree(self.folder / "wandb", ignore_errors=True)  # an earlier attempt, whose lines are replayed
+        self._run = self._init(identity, "offline", resume=None)
         if problem:
-            print(f"elalora: W&B is not reached ({problem}); mirrored in {self.folder / 'wandb'}", file=sys.stderr)
+            print(f"elalora: W&B cannot be reached ({problem}); logging to {self.folder / 'wandb'}", file=sys.stderr)
 
-    def _go_online(self, known: dict[str, Any]) -> str | None:
-        """Begins an online run, or returns what is in the way; never asks for a key."""
+    def _go_online(self, identity: dict[str, Any]) -> str | None:
+        """Starts an online run, or returns the problem; never prompts for a key."""
         import wandb
 
         wandb.setup(settings=wandb.Settings(silent=True))
         try:
             if not wandb.login(prompt=False, verify=False):
                 return "no API key; type: wandb login"
-            self._run = self._init(known, "online", resume="allow")
-        except Exception as error:  # noqa: BLE001 - told by the caller; the mirror then stays on disk
-            wandb.teardown()  # else the service holds the id of the failed attempt
-            return _first_line(error)
+            self._run = self._init(identity, "online", resume="allow")
+        except Exception as error:  # noqa: BLE001 - the caller reports it and stays offline
+            wandb.teardown()  # else the service keeps the id of the failed attempt
+            return first_line(error)
         return None
 
-    def _init(self, known: dict[str, Any], mode: Literal["online", "offline"], resume: Literal["allow"] | None) -> Any:
+    def _init(
+        self, identity: dict[str, Any], mode: Literal["online", "offline"], resume: Literal["allow"] | None
+    ) -> Any:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +160,7 @@ class WandbTracker:
             x_executable="",
         )
         return wandb.init(
-            **known,
+            **identity,
             dir=str(self.folder.resolve()),
             mode=mode,
             resume=resume,
@@ -175,12 +173,12 @@ class WandbTracker:
         self._log(step, values)
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        step = max(step, 0)  # the ranks before the first step are of step -1 in the store
-        if step >= self._run.starting_step:  # an online run that resumes has the steps before
+        step = max(step, 0)  # the store has the ranks before the first step at step -1
+        if step >= self._run.starting_step:  # a resumed online run already has the earlier steps
             self._run.log(values, step=step)
 
     def _replay(self, before: int | None) -> None:
-        """Sends what the store kept of earlier attempts: its lines of steps before this attempt's first event."""
+        """Logs the stored lines of earlier attempts, up to the step of this attempt's first event."""
         self._replayed = True
         lines = [*self._stored("metrics.jsonl"), *self._stored("ranks.jsonl")]
         for line in sorted(lines, key=lambda entry: entry["step"]):
@@ -197,19 +195,15 @@ class WandbTracker:
         import wandb
 
         ranks = line["ranks"]
-        self._rounds[max(line["step"], 0)] = ranks
         values: dict[str, Any] = {f"rank/{name}": rank for name, rank in ranks.items()}
         values |= {f"ranks/{note}": count for note, count in line.get("notes", {}).items()}
         values |= {
             "ranks/sum": sum(ranks.values()),
             "ranks/pruned": len(line["pruned"]),
             "ranks/grown": len(line["grown"]),
-            "ranks/map": wandb.Html(rank_map(ranks), inject=False),
-            "ranks/over_time": wandb.Html(rank_table(self._rounds), inject=False),
         }
-        if scores := {name: own for name, own in line.get("scores", {}).items() if own}:
-            values["scores/all"] = wandb.Histogram([score for own in scores.values() for score in own])
-            values |= {f"score/{name}": sum(own) / len(own) for name, own in scores.items()}
+        if scores := [score for matrix in line.get("scores", {}).values() for score in matrix]:
+            values["scores/all"] = wandb.Histogram(scores)
         return values
 
     def _end(self, result: dict[str, Any]) -> None:
@@ -230,39 +224,3 @@ class WandbTracker:
         )
         self._run.finish()
         self._run = None
-
-
-def rank_map(ranks: dict[str, int]) -> str:
-    """A heat map as an HTML table: a row per layer, a column per matrix type, darker for a higher rank."""
-    from elalora.attach import place
-
-    cells = {place(name): rank for name, rank in ranks.items()}
-    kinds = list(dict.fromkeys(kind for _, kind in cells))
-    rows = {str(layer): [cells.get((layer, kind)) for kind in kinds] for layer in sorted({at for at, _ in cells})}
-    return _heat("layer", kinds, rows)
-
-
-def rank_table(rounds: dict[int, dict[str, int]]) -> str:
-    """Ranks over time as an HTML table: a row per matrix, a column per step at which there was a round."""
-    names = list(dict.fromkeys(name for ranks in rounds.values() for name in ranks))
-    rows = {name: [ranks.get(name) for ranks in rounds.values()] for name in names}
-    return _heat("matrix", [str(step) for step in rounds], rows)
-
-
-def _heat(corner: str, columns: list[str], rows: dict[str, list[int | None]]) -> str:
-    most = max((rank for row in rows.values() for rank in row if rank is not None), default=0) or 1
-
-    def cell(rank: int | None) -> str:
-        if rank is None:
-            return "<td></td>"
-        colour = "white" if 2 * rank > most else "black"
-        return f'<td style="background:rgba(8,81,156,{rank / most:.2f});color:{colour};padding:4px 9px">{rank}</td>'
-
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join(f"<tr><th>{escape(name)}</th>{''.join(map(cell, row))}</tr>" for name, row in rows.items())
-    return f'<table style="font:13px sans-serif;text-align:center"><tr><th>{corner}</th>{head}</tr>{body}</table>'
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -181,7 +181,7 @@ def test_a_folder_without_runs_says_what_makes_one(tmp_path: Path, capsys: pytes
     assert main([str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert main([str(tmp_path / "none")]) == 2
-    assert "is no folder of runs" in capsys.readouterr().err
+    assert "folder of runs" in capsys.readouterr().err
 
 
 def test_a_method_without_lora_form_is_passed_over(copy: Path, capsys: pytest.CaptureFixture[str]):
@@ -266,8 +266,8 @@ def test_items_of_an_image_task_are_drawn_from_every_class_alike():
 
     from datasets import Dataset
 
-    from experiments.contribution import _some
+    from experiments.contribution import _sample
 
     rows = Dataset.from_dict({"idx": range(40), "label": [i % 4 for i in range(40)]})
-    drawn = _some(rows, 12, SimpleNamespace(kind="image", name="a task"))
+    drawn = _sample(rows, 12, SimpleNamespace(kind="image", name="a task"))
     assert sorted(drawn["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]

@@ -83,7 +83,7 @@ BAD: list[Bad] = [
         "infinite number",
         text("train.csv", "text,label\na,1\nb,inf\n"),
         REAL,
-        "train.csv: row 2 has label inf; a finite number is wanted",
+        "train.csv: row 2 has label inf; expected a finite number",
     ),
     (
         "not a number",
@@ -95,7 +95,7 @@ BAD: list[Bad] = [
         "a word for a number",
         text("train.csv", "text,label\na,high\n"),
         REAL,
-        "train.csv: row 1 has label high; a finite number is wanted",
+        "train.csv: row 1 has label high; expected a finite number",
     ),
     ("no rows", text("train.csv", "text,label\n"), {}, "train.csv has no rows; give it at least one"),
     ("empty file", text("train.csv", ""), {}, "train.csv is empty; its first line must name the columns"),
@@ -149,7 +149,7 @@ BAD: list[Bad] = [
         "number that is none",
         table("train.parquet", text=["a"], label=[0], idx=["x"]),
         {},
-        "row 1 has an idx that is no whole number",
+        "row 1 has non-integer idx",
     ),
     (
         "missing text",
@@ -192,7 +192,7 @@ BAD: list[Bad] = [
         "image path that leads out",
         text("train.csv", "image,label\n../secret.png,0\n"),
         IMAGES,
-        "train.csv: row 1 names ../secret.png, which leads out of the folder: refused",
+        "train.csv: row 1 names ../secret.png, which leads out of the folder",
     ),
     (
         "image path that is absolute",
@@ -239,7 +239,7 @@ def test_a_class_that_train_lacks_is_refused_with_file_and_row(tmp_path: Path) -
 
 def test_a_missing_file_or_no_second_split_is_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", [("a", 0)])
-    with pytest.raises(UserError, match="absent.csv is not there"):
+    with pytest.raises(UserError, match="absent.csv is missing"):
         own(tmp_path, test="absent.csv")
     with pytest.raises(UserError, match="own needs task.files.train=PATH and task.files.test=PATH"):
         own(tmp_path, test=None)
@@ -251,15 +251,15 @@ def test_a_missing_file_or_no_second_split_is_named(tmp_path: Path) -> None:
 LISTS = {"train800": [("images/a.png", 0)], "val200": [("images/b.png", 1)], "test": [("images/c.png", 1)]}
 BAD_LISTS = {
     "label out of range": ("train800", "images/a.png 2\n", "camelyon/train800.txt: row 1 has label 2; allowed: 0 to 1"),
-    "no label": ("train800", "images/a.png\n", "train800.txt: line 1 is 'images/a.png'; wanted: relative/path label"),
-    "negative label": ("train800", "images/a.png -1\n", "line 1 is 'images/a.png -1'; wanted: relative/path label"),
+    "no label": ("train800", "images/a.png\n", "train800.txt: line 1 is 'images/a.png'; expected: relative/path label"),
+    "negative label": ("train800", "images/a.png -1\n", "line 1 is 'images/a.png -1'; expected: relative/path label"),
     "path upwards": (
         "test",
         "images/../../x.png 0\n",
         r"test.txt: line 1 names images/\.\./\.\./x.png, which leads out",
     ),
     "absolute path": ("test", "/etc/passwd 0\n", "test.txt: line 1 names /etc/passwd, which leads out"),
-    "drive letter": ("test", "C:\\x.png 0\n", "which leads out of the folder: refused"),
+    "drive letter": ("test", "C:\\x.png 0\n", "which leads out of the folder"),
     "missing image": (
         "val200",
         "images/z.png 0\n",
@@ -283,14 +283,14 @@ def test_bad_image_lists_are_one_line(stem: str, content: str | bytes, message: 
 def test_bad_image_folders_are_one_line(tmp_path: Path) -> None:
     folder = image_lists(tmp_path / "vtab-1k" / "patch_camelyon", LISTS)
     (folder / "val200.txt").unlink()
-    with pytest.raises(UserError, match="patch_camelyon/val200.txt in data.root is not there; it lists the validation"):
+    with pytest.raises(UserError, match="patch_camelyon/val200.txt in data.root is missing; it lists the validation"):
         load("camelyon", tmp_path, verify=False)
     (folder / "train800.txt").unlink()
     with pytest.raises(UserError, match="has neither train800.txt nor a folder train800 of train images"):
         load("camelyon", tmp_path, verify=False)
     (folder / "train800" / "a").mkdir(parents=True)
     (folder / "train800" / "a" / "notes.txt").write_text("")
-    with pytest.raises(UserError, match="train800/a/notes.txt is no image; allowed: .png"):
+    with pytest.raises(UserError, match="train800/a/notes.txt is not an image; allowed: .png"):
         load("camelyon", tmp_path, verify=False)
 
 
@@ -329,8 +329,8 @@ def test_a_plan_refuses_such_settings_before_anything_starts() -> None:
     [
         ("sst2", {"label": [0, 5]}, "glue/sst2 train: row 2 has label 5; allowed: 0 to 1"),
         ("sst2", {"sentence": ["a", None]}, "glue/sst2 train: row 2 has no text in column sentence"),
-        ("sst2", {"idx": [1, 1]}, "glue/sst2 train: rows 1 and 2 have one idx, 1"),
-        ("stsb", {"label": [1.0, float("inf")]}, "glue/stsb train: row 2 has label inf; a finite number is wanted"),
+        ("sst2", {"idx": [1, 1]}, "glue/sst2 train: rows 1 and 2 have the same idx 1"),
+        ("stsb", {"label": [1.0, float("inf")]}, "glue/stsb train: row 2 has label inf; expected a finite number"),
         ("xsum", {"summary": ["a", None]}, "summarization/xsum train: row 2 has no label"),
         ("xsum", {"document": ["a", None]}, "summarization/xsum train: row 2 has no text in column document"),
         ("xsum", {"summary": None}, "xsum train: no column summary or highlights or target among idx, label, document"),

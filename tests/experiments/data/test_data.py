@@ -23,9 +23,10 @@ from datasets_on_disk import task_config
 
 from elalora.errors import UserError
 from experiments.config.task import KNOWN_METRICS, DataConfig, TaskConfig, check_task
-from experiments.data import TaskData, cache_dir, content_hash, load_task, vader
+from experiments.data import TaskData, content_hash, load_task, vader
 from experiments.data.content import make_split
 from experiments.data.glue import SPLITS as GLUE
+from experiments.runtime.cache import cache_dir
 from experiments.runtime.places import CHECKOUT
 
 REPOSITORY = CHECKOUT
@@ -232,7 +233,7 @@ def test_an_archive_with_an_escaping_path_or_a_link_is_refused(name: str, kind: 
 
 def test_a_plain_archive_is_read_and_a_missing_member_is_named() -> None:
     assert vader.member(tar_with("other.txt"), "wanted.txt") == b"text"
-    with pytest.raises(UserError, match="holds no absent.txt"):
+    with pytest.raises(UserError, match="no file absent.txt"):
         vader.member(tar_with("other.txt"), "absent.txt")
 
 
@@ -300,7 +301,7 @@ def test_glue_from_a_folder_is_the_official_content(name: str) -> None:
 @needs_shared
 @pytest.mark.parametrize(("name", "missing"), [("mnli", "train"), ("qnli", "train")])
 def test_a_split_that_the_folder_lacks_is_named(name: str, missing: str) -> None:
-    with pytest.raises(UserError, match=f"glue/{name}/{missing}.parquet in data.root, which is not there"):
+    with pytest.raises(UserError, match=f"glue/{name}/{missing}.parquet in data.root, which is missing"):
         load_task(task_config(name), DataConfig(root=str(SHARED)))
 
 
@@ -334,7 +335,7 @@ def spoil(root: Path, change: str) -> None:
         ("row", "wnli train has 634 rows; the official split has 635"),
         ("label", "wnli train has rows per label .*; expected"),
         ("column", "no column idx among"),
-        ("text", "right counts but another content: fingerprint .* type task.fingerprint="),
+        ("text", "right counts but other content: fingerprint .* type task.fingerprint="),
     ],
 )
 def test_spoilt_data_are_refused(wnli: Path, change: str, message: str) -> None:
@@ -363,7 +364,7 @@ def test_without_hub_and_folder_one_line_says_what_to_put_where(
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    wanted = "qqp: nyu-mll/glue cannot be read from the hub here; put train.parquet and validation.parquet into"
+    wanted = "qqp: nyu-mll/glue cannot be read from the hub; put train.parquet and validation.parquet into"
     with pytest.raises(UserError, match=wanted):
         load_task(task_config("qqp"), DataConfig(root=str(tmp_path)))
 

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
 from experiments.runtime.places import CHECKOUT
-from experiments.training.tracking import NullTracker, WandbTracker, make_tracker, rank_map, rank_table
+from experiments.training.tracking import NullTracker, WandbTracker, make_tracker
 
 ROOT = CHECKOUT
 RUN_ID = "0123456789abcdef" * 4
@@ -197,49 +197,17 @@ def test_online_a_run_that_resumes_is_the_same_run_and_no_step_is_sent_twice(
     assert sent == [19, 19, 29, 39]  # loss and round of step 19 are one row; step 9 is there already
 
 
-def html(folder: Path, row: dict[str, Any], name: str) -> str:
-    [mirror] = (folder / "wandb").glob("offline-run-*")
-    return (mirror / "files" / row[f"{name}.path"]).read_text(encoding="utf-8")
-
-
-def test_a_round_shows_ranks_over_time_scores_and_the_summary_costs(tmp_path: Path):
+def test_a_round_shows_scores_and_the_summary_costs(tmp_path: Path):
     store(tmp_path, "ranks.jsonl", START)
     tracker = begin(tmp_path)
     train(tmp_path, tracker, range(30))
     tracker.finish(RESULT | {"cost": {"step_seconds_median": 0.4, "train_seconds": 12.0, "peak_memory_mib": None}})
     row = history(tmp_path)[19]
-    assert row["score/encoder.layer.0.query"] == 0.5 and "score/encoder.layer.1.dense" not in row
     assert row["scores/all._type"] == "histogram" and sum(row["scores/all.values"]) == 2
-    assert rank_table({0: RANKS, 19: MOVED}) in html(tmp_path, row, "ranks/over_time")
     summary: dict[str, Any] = {}
     for record in records(tmp_path):
         summary |= record.get("summary", {}).get("update", {})
     assert summary["train_seconds"] == 12.0 and "peak_memory_mib" not in summary
-
-
-def test_an_interrupted_run_shows_every_round_once_over_time(tmp_path: Path):
-    store(tmp_path, "ranks.jsonl", START)
-    train(tmp_path, begin(tmp_path), range(20))
-    resumed = begin(tmp_path)
-    train(tmp_path, resumed, range(20, 30))
-    resumed.round(ROUND | {"step": 35})
-    resumed.finish(RESULT)
-    assert html(tmp_path, history(tmp_path)[35], "ranks/over_time").count("<th>") == 1 + 3 + len(RANKS)
-
-
-def test_the_table_over_time_has_a_row_per_matrix_and_a_column_per_round():
-    table = rank_table({0: {"a<b": 4, "c": 4}, 19: {"a<b": 1, "c": 7}})
-    rows = table.split("<tr>")[1:]
-    assert rows[0].count("<th>") == 3 and "<th>19</th>" in rows[0]
-    assert "<th>a&lt;b</th>" in rows[1] and ">4</td>" in rows[1] and ">1</td>" in rows[1] and ">7</td>" in rows[2]
-
-
-def test_the_map_of_ranks_has_a_row_per_layer_and_a_column_per_type():
-    html = rank_map(MOVED | {"encoder.layer.1.<odd>": 2})
-    rows = html.split("<tr>")[2:]
-    assert "<th>layer</th><th>query</th><th>dense</th><th>&lt;odd&gt;</th>" in html
-    assert [row.count("<td") for row in rows] == [3, 3]
-    assert ">1</td>" in rows[0] and ">7</td>" in rows[1] and "rgba(8,81,156,1.00)" in rows[1]
 
 
 def test_no_secret_code_command_line_or_machine_is_in_the_mirror(tmp_path: Path):
@@ -283,7 +251,7 @@ def test_a_failing_mirror_is_told_once_and_the_run_goes_on(tmp_path: Path, capsy
     tracker.round(ROUND)
     tracker.finish(RESULT)
     said = capsys.readouterr().err.splitlines()
-    assert said == ["elalora: the W&B mirror ended (No space left on device); the run goes on"]
+    assert len(said) == 1 and "W&B" in said[0] and "(No space left on device)" in said[0]
 
 
 def test_online_without_a_key_stays_offline_and_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -291,7 +259,7 @@ def test_online_without_a_key_stays_offline_and_asks_nothing(tmp_path: Path, cap
     train(tmp_path, tracker, range(20))
     tracker.finish(RESULT)
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("elalora: W&B is not reached (no API key; type: wandb login); mirrored in ")
+    assert "no API key; type: wandb login" in line and str(tmp_path / "wandb") in line
     assert list(history(tmp_path)) == [9, 19]
 
 
