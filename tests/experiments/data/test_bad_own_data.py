@@ -149,7 +149,7 @@ BAD: list[Bad] = [
         "number that is none",
         table("train.parquet", text=["a"], label=[0], idx=["x"]),
         {},
-        "row 1 has non-integer idx",
+        "row 1 has a non-integer idx",
     ),
     (
         "missing text",
