@@ -89,7 +89,7 @@ BAD: list[Bad] = [
         "not a number",
         table("train.parquet", text=["a"], label=[float("nan")]),
         REAL,
-        "train.parquet: row 1 has label nan; a finite number",
+        "train.parquet: row 1 has label nan",
     ),
     (
         "a word for a number",
@@ -130,20 +130,20 @@ BAD: list[Bad] = [
         "a line that is no object",
         text("train.jsonl", "[1]\n"),
         {},
-        "train.jsonl: line 1 is list; one object a line is wanted",
+        "train.jsonl: line 1 is list",
     ),
     ("broken parquet", text("train.parquet", b"PAR1 it is not"), {}, "train.parquet is not a parquet file"),
     (
         "unknown suffix",
         text("train.xlsx", b"PK"),
         {},
-        "train.xlsx is no table that is read here; allowed: .parquet, .csv",
+        "train.xlsx .* allowed: .parquet, .csv",
     ),
     (
         "number twice",
         table("train.parquet", text=["a", "b"], label=[0, 1], idx=[3, 3]),
         {},
-        "train.parquet: rows 1 and 2 have one idx, 3",
+        "train.parquet: rows 1 and 2 .* idx 3",
     ),
     (
         "number that is none",
@@ -174,13 +174,13 @@ BAD: list[Bad] = [
         "image that is none",
         table("train.parquet", image=[png(), b"no image"], label=[0, 1]),
         IMAGES,
-        "train.parquet: row 2 is no readable image; allowed: PNG, JPEG",
+        "train.parquet: row 2 .* allowed: PNG, JPEG",
     ),
     (
         "image cut in its header",
         table("train.parquet", image=[png()[:20]], label=[0]),
         IMAGES,
-        "train.parquet: row 1 is no readable image",
+        "train.parquet: row 1 is not a readable image",
     ),
     (
         "missing image",
@@ -210,7 +210,7 @@ BAD: list[Bad] = [
         "blank image path",
         text("train.csv", "image,label\nx.png,0\n,1\n"),
         IMAGES,
-        "train.csv: row 2 has no image; a path relative to train.csv",
+        "train.csv: row 2 has no image.* relative to train.csv",
     ),
     (
         "few rows to draw from",
