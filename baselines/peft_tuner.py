@@ -89,12 +89,7 @@ class PeftTuner(Method):
             self._phases(self.config.options, total_steps)
 
     def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
+        self, model: nn.Module, targets: Sequence[str], total_steps: int, keep: Sequence[str] = (), seed: int = 0
     ) -> nn.Module:
         import peft
 

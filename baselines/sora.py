@@ -54,7 +54,7 @@ class SoRAConfig:
         lambda1: weight of the L1 term in the loss; None is 0 in "paper", because the proximal step *is* the
             L1 term (S2), and 10 in "official".
         gate_lr: learning rate of the gates; None is the learning rate of the rest.
-        lambda_num: stages of the sparsifying schedule, each with its own xi; 1 is no schedule.
+        lambda_num: stages of the sparsifying schedule, each with its own xi; 1 means no schedule.
         max_lambda: xi of the last stage.
         lambda_schedule: spacing of xi between the stages: "linear", "log_linear" or "exp_linear".
         stage_share: length of each later stage divided by the first; the authors' script has 15 epochs after 50.

@@ -9,13 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elalora.budget import Budget
-    from elalora.ela import ElaLoRA, ElaLoRAConfig
-    from elalora.errors import UserError
-    from elalora.low_rank import LowRankMethod
-    from elalora.method import Capabilities, Method, MethodFailure, Round
-    from elalora.optim import RowwiseAdamW
-    from elalora.schedules import Phases, Schedule
+    from elalora.budget import Budget as Budget
+    from elalora.ela import ElaLoRA as ElaLoRA
+    from elalora.ela import ElaLoRAConfig as ElaLoRAConfig
+    from elalora.errors import UserError as UserError
+    from elalora.low_rank import LowRankMethod as LowRankMethod
+    from elalora.method import Capabilities as Capabilities
+    from elalora.method import Method as Method
+    from elalora.method import MethodFailure as MethodFailure
+    from elalora.method import Round as Round
+    from elalora.optim import RowwiseAdamW as RowwiseAdamW
+    from elalora.schedules import Phases as Phases
+    from elalora.schedules import Schedule as Schedule
 
 __version__ = "0.1.0"
 
@@ -34,20 +39,7 @@ _HOMES = {
     "Schedule": "schedules",
     "UserError": "errors",
 }
-__all__ = [
-    "Budget",
-    "Capabilities",
-    "ElaLoRA",
-    "ElaLoRAConfig",
-    "LowRankMethod",
-    "Method",
-    "MethodFailure",
-    "Phases",
-    "Round",
-    "RowwiseAdamW",
-    "Schedule",
-    "UserError",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

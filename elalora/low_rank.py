@@ -42,12 +42,7 @@ class LowRankMethod(Method):
     trackers: list[Tracker]
 
     def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
+        self, model: nn.Module, targets: Sequence[str], total_steps: int, keep: Sequence[str] = (), seed: int = 0
     ) -> nn.Module:
         linears = find_linears(model, targets, outside=keep)
         costs = [linear.in_features + linear.out_features + self.singular for linear in linears.values()]
@@ -139,7 +134,7 @@ class LowRankMethod(Method):
         return Count.of(self.ranks(), {name: adapter.cost for name, adapter in self.adapters.items()})
 
     def prune(self, directions: Iterable[tuple[str, int]]) -> None:
-        """Removes directions, given as (matrix, slot)."""
+        """Removes directions, each a pair (matrix, slot)."""
         # from the highest slot down, because the last row moves into the gap
         for name, slot in sorted(directions, key=lambda entry: -entry[1]):
             self.adapters[name].directions.die(slot)

@@ -163,12 +163,7 @@ class Method:
         self.total_steps = total_steps
 
     def attach(
-        self,
-        model: nn.Module,
-        targets: Sequence[str],
-        total_steps: int,
-        keep: Sequence[str] = (),
-        seed: int = 0,
+        self, model: nn.Module, targets: Sequence[str], total_steps: int, keep: Sequence[str] = (), seed: int = 0
     ) -> nn.Module:
         """Freezes the model except for the modules in `keep` (the task head) and adds what the method trains.
 

@@ -62,7 +62,7 @@ def sequences(step: int) -> tuple[Tensor, Tensor]:
 
 
 STEPS, LR, DECAY, CLIP, WARMUP = 300, 5e-3, 0.01, 0.5, 20
-PHASES = {"t_initial": 40, "t_final": 67, "interval": 5}  # T - t_f = 233 is no multiple of 5
+PHASES = {"t_initial": 40, "t_final": 67, "interval": 5}  # T - t_f = 233 is not a multiple of 5
 
 
 def train_peft(start: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -242,7 +242,7 @@ def test_official_masks_every_step_of_the_final_phase_by_an_importance_that_neve
             assert [s > threshold for s in scores] == [k for row in method.kept.values() for k in row]
 
     train(net, method, 60, each=look)
-    # 40 is no multiple of 7, so at step 40 nothing is masked; stock PEFT would
+    # 40 is not a multiple of 7, so at step 40 nothing is masked; stock PEFT would
     assert largest.pop(40) > 0 and not any(largest.values())
 
 

@@ -1,6 +1,6 @@
-"""What every method promises by its capabilities, held against each method there is.
+"""Checks every method against what its capabilities promise.
 
-To hold a method of one's own against it: add its name and quick settings to METHODS, nothing else.
+To check your own method, add its name and settings for a short run to METHODS in tests/support/contract.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from elalora import Budget, LowRankMethod, RowwiseAdamW, UserError
 from elalora.attach import merge
 
 
-def of(**wanted):
+def of(**capabilities):
     """Names of the methods with these capabilities."""
     for name in METHODS:
         have = method_class(name.split()[0]).capabilities
-        if all(getattr(have, key) == value for key, value in wanted.items()):
+        if all(getattr(have, key) == value for key, value in capabilities.items()):
             yield name
 
 
@@ -236,7 +236,7 @@ def test_naming_the_methods_loads_none_of_them():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_length_is_refused_before_there_is_a_model_where_attach_refuses_it(name):
+def test_a_length_is_refused_before_a_model_is_loaded_if_attach_refuses_it(name):
     """`check_length` never refuses what some model could train, and finds all but what depends on a small rank sum."""
 
     def refusal(action):

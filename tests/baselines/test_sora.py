@@ -162,7 +162,7 @@ def test_a_model_without_any_gate_left_is_the_frozen_model():
     assert torch.equal(net(batch(0)[0]), frozen(batch(0)[0]))
 
 
-def test_a_gate_at_zero_may_return_and_the_record_tells_every_change():
+def test_a_gate_at_zero_may_return_and_the_record_has_every_change():
     net = Net()
     method = sora(net, 80, xi=0.004, report_every=7)
     train(net, method, 80, lr=2e-2)

@@ -45,7 +45,7 @@ def test_decisions_equal_the_plain_reference():
 def test_a_decision_worked_out_by_hand():
     scores = {"q": [0.5, 0.1, 0.9], "v": [0.2, 0.3], "f": [0.8]}
     made = decide(scores, 1, 2, {"q": 9, "v": 9, "f": 9})
-    # pool: q 0.1, q 0.5, v 0.2; f has one direction and is no candidate
+    # pool: q 0.1, q 0.5, v 0.2; f has one direction, so it has no candidate
     assert made.prune == [("q", 1)] and made.grow == ["q"] and made.pool == 3 and made.replaced == 1
     made = decide(scores, 1, 2, {"q": 9, "v": 9, "f": 9}, rank1_growth=True)
     assert made.grow == ["f"]

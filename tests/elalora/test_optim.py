@@ -111,7 +111,7 @@ def test_a_parameter_that_was_moved_in_memory_is_still_updated():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_ranks_restored_without_the_moments_are_told_and_an_optimizer_left_behind_does_no_harm():
+def test_ranks_restored_without_the_moments_are_refused_and_a_replaced_optimizer_does_no_harm():
     slots = Directions(4, 3)
     p = nn.Parameter(torch.ones(4, 5))
     old = RowwiseAdamW([p], {p: slots})

@@ -91,8 +91,8 @@ def test_matrices_and_costs_of_the_page_are_those_of_the_architecture(name):
     model = build(name=kind, layers=layers, width=width, inner=inner, heads=4)
     found = find_linears(model, patterns_of(kind, ["paper"]), outside=HEADS)
     assert table_of_models()[name] == (len(found), sum(m.in_features + m.out_features for m in found.values()))
-    told = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert told.get("matrices", len(found)) == len(found)
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert settings.get("matrices", len(found)) == len(found)
 
 
 def test_the_page_has_every_model_and_deberta_costs_what_the_logs_of_the_authors_say():

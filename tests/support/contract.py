@@ -1,4 +1,4 @@
-"""The methods that tests/baselines/test_contract.py holds to their promises, each with the settings of a short run."""
+"""The methods that tests/baselines/test_contract.py checks, each with the settings of a short run."""
 
 from __future__ import annotations
 

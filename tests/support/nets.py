@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def batch(step: int, items: int = 16, width: int = 10, classes: int = 3) -> tuple[Tensor, Tensor]:
-    """The same random batch for a step, whoever asks."""
+    """The random batch of a step; the same at every call."""
     g = torch.Generator().manual_seed(1000 + step)
     x = torch.randn(items, width, generator=g, dtype=torch.float64)
     return x, (x[:, 0] > 0).long() + (x[:, 1] > 0.5).long()

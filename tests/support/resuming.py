@@ -1,4 +1,4 @@
-"""A run that stops half-way and goes on in a new process must equal one that never stopped."""
+"""Checks that a run resumed half-way in a new process equals one that never stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def weights_after_a_stop(make: Callable[[Net], Method], steps: int, stop: int, l
     """The trained parameters of a run of `steps` that was saved and restored after `stop` of them.
 
     Args:
-        make: attaches a method to a net; called anew for each half.
+        make: attaches a method to a net; called once for each half.
     """
     net = Net()
     method = make(net)
@@ -33,7 +33,7 @@ def weights_after_a_stop(make: Callable[[Net], Method], steps: int, stop: int, l
 
 
 def weights_without_a_stop(make: Callable[[Net], Method], steps: int, lr: float = 5e-3) -> list[torch.Tensor]:
-    """The same run in one go."""
+    """The trained parameters of the same run without a stop."""
     net = Net()
     method = make(net)
     train(net, method, steps, lr=lr)
@@ -42,6 +42,6 @@ def weights_without_a_stop(make: Callable[[Net], Method], steps: int, lr: float 
 
 
 def check_resumes(make: Callable[[Net], Method], steps: int, stop: int) -> None:
-    """Asserts that both are the same numbers, bit for bit."""
+    """Asserts that both runs have the same parameters, bit for bit."""
     whole, halves = weights_without_a_stop(make, steps), weights_after_a_stop(make, steps, stop)
     assert len(whole) == len(halves) and all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
