@@ -25,7 +25,7 @@ from elalora.errors import UserError, first_line
 from experiments.config.schema import LauncherConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.display import clock, live_line, stderr_console
-from experiments.runtime.manifest import code_now, say_if_changed
+from experiments.runtime.manifest import code_now, warn_if_changed
 from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
 from experiments.runtime.text import counted
 from experiments.store.name import RunName
@@ -269,7 +269,7 @@ def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
     """A worker's loop until its parent closes the pipe; `code` is the commit that the sweep was started from."""
     os.setsid()  # Ctrl-C must reach the parent only: a second signal would stop the run without a checkpoint
     obey_the_parent()
-    say_if_changed(code, "the sweep was started")
+    warn_if_changed(code, "the sweep was started")
     import torch
 
     try:
@@ -278,7 +278,7 @@ def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
             plan: Plan = pipe.recv()
             torch.set_num_threads(threads)  # an earlier run may have set `threads`
             with _logged(Path(plan.config.store.root) / ".logs" / f"{plan.folder.path.name}.log"):
-                say_if_changed(code, "the sweep was started")  # some modules are imported only now
+                warn_if_changed(code, "the sweep was started")  # some modules are imported only now
                 outcome = _do(plan)
             pipe.send(outcome)
     except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent closed the pipe, died, or sent SIGINT

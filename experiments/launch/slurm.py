@@ -26,7 +26,7 @@ from elalora.errors import UserError
 from experiments.config.schema import LauncherConfig
 from experiments.launch.local import Sweep
 from experiments.runs.plan import Plan, in_order, make_plan
-from experiments.runtime.manifest import code_now, say_if_changed
+from experiments.runtime.manifest import code_now, warn_if_changed
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.signals import Preempted
 
@@ -110,7 +110,7 @@ class Job:
         signal.signal(REQUEUE, _stop)
         signal.signal(signal.SIGTERM, _stop)
         payload = json.loads(Path(self.path).read_text(encoding="utf-8"))
-        say_if_changed(payload["code"], "the job was submitted")
+        warn_if_changed(payload["code"], "the job was submitted")
         try:
             return Sweep([_submitted_plan(run, text) for run, text in payload["runs"].items()], self.workers).run()
         except (KeyboardInterrupt, Preempted) as stop:

@@ -46,7 +46,7 @@ def code_now() -> tuple[str | None, bool | None]:
     return commit_of(CHECKOUT)
 
 
-def say_if_changed(then: Sequence[Any], when: str) -> None:
+def warn_if_changed(then: Sequence[Any], when: str) -> None:
     """Warns on stderr if the code on disk is not the code from which the runs were started.
 
     Args:
