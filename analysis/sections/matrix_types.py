@@ -9,19 +9,19 @@ from typing import Any
 
 import pandas as pd
 
-SHORT = {
+SHORT_TYPES = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.self.query_proj": "query", "attention.self.key_proj": "key", "attention.self.value_proj": "value",
     "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
     "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
 }  # fmt: skip
-ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
-SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}  # of BART
-for _part, _side in SIDES.items():
-    SHORT |= {f"{_part}.{kind}_proj": f"{_side} {ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
+TYPE_ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+BART_SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}
+for _part, _side in BART_SIDES.items():
+    SHORT_TYPES |= {f"{_part}.{kind}_proj": f"{_side} {TYPE_ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
 for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
-    SHORT |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
-ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in ORDER]
+    SHORT_TYPES |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
+TYPE_ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in TYPE_ORDER]
 
 
 def layers_and_types(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
@@ -30,7 +30,7 @@ def layers_and_types(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[i
     Args:
         places: layer and type of every matrix, as a result stores them.
     """
-    short = {name: (layer, SHORT.get(kind, kind)) for name, (layer, kind) in places.items()}
+    short = {name: (layer, SHORT_TYPES.get(kind, kind)) for name, (layer, kind) in places.items()}
     for longer in (lambda name: re.sub(r"\.\d+\.", ".*.", name, count=1), str):
         count = Counter(short.values())
         short |= {name: (pair[0], longer(name)) for name, pair in short.items() if count[pair] > 1}
@@ -45,7 +45,7 @@ def types_of(matrices: Sequence[str], places: Mapping[str, tuple[int, str]]) -> 
 
 def type_order(kind: str) -> tuple[int, str]:
     """Sort key of a type: in the order of a transformer layer, unknown types last."""
-    return (ORDER.index(kind) if kind in ORDER else len(ORDER), kind)
+    return (TYPE_ORDER.index(kind) if kind in TYPE_ORDER else len(TYPE_ORDER), kind)
 
 
 def layer_map(values: Mapping[str, Any], places: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
