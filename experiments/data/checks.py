@@ -42,6 +42,15 @@ def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
     _check_labels(task, where, columns)
 
 
+def check_count(where: str, count: int, official: int, noun: str = "rows") -> None:
+    """Refuses a split that does not have the official size."""
+    if count != official:
+        raise UserError(
+            f"{where} has {count} {noun}; the official split has {official} "
+            "(for a subset or a stand-in type task.verify=false)"
+        )
+
+
 def _check_idx(where: str, idx: list[Any]) -> None:
     _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has a non-integer idx")
     _refuse(where, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that does not fit into 64 bits")

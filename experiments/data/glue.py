@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
-from experiments.data.checks import check_rows
+from experiments.data.checks import check_count, check_rows
 from experiments.data.content import data_root, make_split
 from experiments.data.hub import read_hub
-from experiments.data.tables import Columns, read_parquet
+from experiments.data.tables import read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +61,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     root, below = data_root(data), f"glue/{task.subset.removesuffix('_mm')}"
     names = ["idx", *task.text, "label"]
     if root is not None and (root / below).is_dir():
-        raw, source = _from_folder(task, root, below, names), f"local folder {below}"
+        raw, source = read_splits(root, below, SPLITS[task.subset], names), f"local folder {below}"
     else:
         files = " and ".join(f"{split}.parquet" for split in SPLITS[task.subset])
         instead = f"put {files} into FOLDER/{below}/ and type data.root=FOLDER"
@@ -75,19 +74,6 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     return {name: make_split(task, columns) for name, columns in raw.items()}, source
 
 
-def _from_folder(task: TaskConfig, root: Path, below: str, names: list[str]) -> dict[str, Columns]:
-    raw = {}
-    for name in SPLITS[task.subset]:
-        file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
-        if not file.is_file():
-            raise UserError(
-                f"task {task.name} needs {where}, which is missing; put the official split "
-                "there, or type data.root=null to read the hub"
-            )
-        raw[name] = read_parquet(file, where, names)
-    return raw
-
-
 def check_split(task: TaskConfig, name: str, labels: list[float]) -> None:
     """Compares one split with the official size and label balance.
 
@@ -96,11 +82,7 @@ def check_split(task: TaskConfig, name: str, labels: list[float]) -> None:
     """
     known = SPLITS[task.subset][name]
     where = f"glue/{task.subset} {name}"
-    if len(labels) != known.rows:
-        raise UserError(
-            f"{where} has {len(labels)} rows; the official split has {known.rows} "
-            "(for a subset or a stand-in type task.verify=false)"
-        )
+    check_count(where, len(labels), known.rows)
     if known.per_label is not None:
         counts = Counter(labels)
         expected = dict(enumerate(known.per_label))

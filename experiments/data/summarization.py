@@ -6,15 +6,14 @@ Files keep the upstream column names, so a parquet copy of the hub's data set is
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
-from experiments.data.checks import check_rows
+from experiments.data.checks import check_count, check_rows
 from experiments.data.content import data_root, make_split
 from experiments.data.hub import read_hub
-from experiments.data.tables import Columns, read_parquet
+from experiments.data.tables import Columns, read_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +42,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         )
     instead = f"put {', '.join(f'{s}.parquet' for s in SPLITS)} into FOLDER/{below}/ and type data.root=FOLDER"
     if root is not None and (root / below).is_dir():
-        raw, source = _from_folder(task, root, below), f"local folder {below}"
+        raw, source = read_splits(root, below, SPLITS), f"local folder {below}"
     elif task.subset in SIZES:
         raw = {name: read_hub(task, name, None, instead) for name in SPLITS}
         source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
@@ -54,24 +53,11 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         columns = _columns(task, f"{below} {name}", raw.pop(name), start)
         check_rows(task, f"{below} {name}", columns)
         rows = len(columns["idx"])
-        if task.verify and rows != size:
-            raise UserError(
-                f"{below} {name} has {rows} rows; the official split has {size} "
-                "(for a subset or a stand-in type task.verify=false)"
-            )
+        if task.verify:
+            check_count(f"{below} {name}", rows, size)
         splits[name] = make_split(task, columns)
         start += rows
     return splits, source
-
-
-def _from_folder(task: TaskConfig, root: Path, below: str) -> dict[str, Columns]:
-    raw = {}
-    for name in SPLITS:
-        file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
-        if not file.is_file():
-            raise UserError(f"task {task.name} needs {where}, which is missing; put the official split there")
-        raw[name] = read_parquet(file, where)
-    return raw
 
 
 def _columns(task: TaskConfig, where: str, raw: Columns, start: int) -> Columns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,23 @@ def read_parquet(file: Path, where: str, columns: Sequence[str] | None = None) -
         return parquet.read_table(file, columns=columns).to_pydict()
     except (ArrowException, OSError, *UNREADABLE) as error:
         raise UserError(f"{where} is not a parquet file that can be read: {first_line(error)}") from error
+
+
+def read_splits(
+    root: Path, below: str, splits: Iterable[str], columns: Sequence[str] | None = None
+) -> dict[str, Columns]:
+    """The parquet files FOLDER/SPLIT.parquet of a task in data.root, by split.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or lacks a column.
+    """
+    tables = {}
+    for name in splits:
+        file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
+        if not file.is_file():
+            raise UserError(f"{where} is missing; put the official split there, or type data.root=null to read the hub")
+        tables[name] = read_parquet(file, where, columns)
+    return tables
 
 
 def require_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:

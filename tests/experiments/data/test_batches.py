@@ -83,7 +83,7 @@ def test_a_batch_is_what_the_tokenizer_would_pad(
 def test_what_padding_adds_is_masked_and_changes_no_output(tokenizer: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(embedded_minilm()).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(embedded_minilm(), num_labels=1).eval()
     split = tokenise(pairs(), tokenizer, TWO, str(tmp_path))
     with torch.no_grad():
         alone, beside = (model(**split.batch(part)).logits[0] for part in ([2], [2, 1]))

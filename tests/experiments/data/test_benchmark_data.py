@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_runs import quick
 
 from elalora.errors import UserError
-from experiments.data import content_hash, tables, vtab
+from experiments.data import content_hash, hub, vtab
 from experiments.data.content import make_split
 from experiments.standins.data import IMAGE_SETS, make_data
 
@@ -138,7 +138,7 @@ def test_a_path_with_blanks_and_a_label_after_tabs_are_read(tmp_path: Path) -> N
 
 def test_vtab_sizes_are_compared_unless_told_otherwise(tmp_path: Path) -> None:
     make_data(tmp_path)
-    with pytest.raises(UserError, match="vtab-1k/eurosat/train800 has 80 images; expected 800"):
+    with pytest.raises(UserError, match="vtab-1k/eurosat/train800 has 80 images; the official split has 800"):
         load("eurosat", tmp_path)
     assert not load("eurosat", tmp_path, verify=False).verified
 
@@ -247,7 +247,7 @@ def test_a_data_set_that_needs_a_script_is_refused_with_what_to_put_where(monkey
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(UserError, match=r"put train.parquet.*\(Dataset scripts are no longer supported.*xsum.py\)$"):
-        tables.read_hub(task_config("xsum"), "train", None, "put train.parquet there")
+        hub.read_hub(task_config("xsum"), "train", None, "put train.parquet there")
 
 
 # -- stand-ins ---------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ def test_glue_from_a_folder_is_the_official_content(name: str) -> None:
 @needs_shared
 @pytest.mark.parametrize(("name", "missing"), [("mnli", "train"), ("qnli", "train")])
 def test_a_split_that_the_folder_lacks_is_named(name: str, missing: str) -> None:
-    with pytest.raises(UserError, match=f"glue/{name}/{missing}.parquet in data.root, which is missing"):
+    with pytest.raises(UserError, match=f"glue/{name}/{missing}.parquet in data.root is missing"):
         load_task(task_config(name), DataConfig(root=str(SHARED)))
 
 
