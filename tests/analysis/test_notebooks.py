@@ -94,7 +94,7 @@ run(make_plan(compose_run([*{words}, "seed=0"])))
 ---
 !{python} run.py {typed} seed=3 > {folder}/log 2>&1
 ---
-!{python} -m analysis {folder}/runs --out {folder}/tables
+!{python} -m analysis {folder}/runs --out {folder}/tables --no-figures
 """
 
 

@@ -47,7 +47,7 @@ def test_the_analysis_leaves_it_out_in_one_line(older: tuple[Plan, Path], tmp_pa
     assert str(plan.folder.path) in line and f"schema {OLDER}" in line and len(line.splitlines()) == 1
 
 
-def test_status_counts_it_and_goes_on(
+def test_status_lists_it_beside_the_others(
     older: tuple[Plan, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["status", str(tmp_path), "--json"]) == 0
