@@ -23,7 +23,13 @@ from experiments.launch.slurm import chunks, dependency_layers, describe, run_pl
 from experiments.runs.plan import make_plan
 from experiments.tools.slurm_cluster import cluster, kill_node, missing
 
-needs_slurm = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+def needs_slurm(test):
+    """Marks a test that needs a cluster; one cluster serves them all."""
+    skip = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+    return pytest.mark.slow(pytest.mark.xdist_group("slurm")(skip(test)))
+
+
 LINES = ("metrics.jsonl", "ranks.jsonl")
 
 
