@@ -69,12 +69,6 @@ class PaperCell:
                 self.missing[task] = lacking
                 notes.append(_missing_note(arm, runs, task, lacking))
 
-    def means(self) -> list[float] | None:
-        """The mean of every part; None if one is missing."""
-        if self.mixed or not all(self.scores):
-            return None
-        return [math.fsum(values.values()) / len(values) for values in self.scores]
-
     def by_seed(self) -> dict[int, float]:
         """The column's value of every seed that has all parts."""
         if self.mixed or not all(self.scores):
@@ -87,13 +81,12 @@ class PaperCell:
         if self.mixed:
             return "mixed"
         lacking = sum(map(len, self.missing.values()))
-        means = self.means()
-        if means is None:
+        if not all(self.scores):
             return f"{lacking} missing" if lacking else ""
-        spreads = [summary(list(values.values())).sd for values in self.scores]
-        text = "/".join(f"{mean:.2f}" for mean in means)
-        if not any(math.isnan(sd) for sd in spreads):
-            text += " ± " + "/".join(f"{sd:.2f}" for sd in spreads)
+        parts = [summary(list(values.values())) for values in self.scores]
+        text = "/".join(f"{math.fsum(values.values()) / len(values):.2f}" for values in self.scores)
+        if not any(math.isnan(part.sd) for part in parts):
+            text += " ± " + "/".join(f"{part.sd:.2f}" for part in parts)
         return text + (f" ({lacking} missing)" if lacking else "")
 
     def records(self, key: dict[str, Any]) -> list[dict[str, Any]]:
