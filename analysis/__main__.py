@@ -1,4 +1,4 @@
-"""`python -m analysis`: every table and figure again, from the stored runs."""
+"""`python -m analysis`: writes every table and figure of the stored runs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from experiments.runtime.pipes import as_command
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    given = argparse.ArgumentParser(
+    arguments = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Reads run stores; writes every table (Markdown, CSV, LaTeX), every figure and index.html.",
         epilog="example: python -m analysis runs ../cluster/runs --task vader_movies --budget r2,r4 --interval",
     )
-    given.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="folders of runs (default: runs)")
-    given.add_argument("--out", default="tables", metavar="FOLDER", help="where the files go (default: tables)")
+    arguments.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
+    arguments.add_argument("--out", default="tables", metavar="FOLDER", help="output folder (default: tables)")
     for name in ("method", "task", "budget", "protocol"):
-        given.add_argument(f"--{name}", default="", metavar="A,B", help=f"only these (one {name} or several)")
-    given.add_argument("--study", default="", metavar="NAME", help="only the runs of conf/study/NAME, with its tests")
-    given.add_argument("--baseline", default="", metavar="METHOD", help="differences are to it (default: lora)")
-    given.add_argument("--interval", action="store_true", help="t intervals in place of standard deviations")
-    given.add_argument("--reading", choices=("last", "best"), default="last", help="which checkpoint is read")
-    given.add_argument("--no-figures", action="store_true", help="tables and page only, in a fraction of the time")
-    return given
+        arguments.add_argument(f"--{name}", default="", metavar="A,B", help=f"only runs of these {name}s")
+    arguments.add_argument("--study", default="", metavar="NAME", help="only this study, with its declared tests")
+    arguments.add_argument("--baseline", default="", metavar="METHOD", help="method to compare against (default: lora)")
+    arguments.add_argument("--interval", action="store_true", help="show t intervals instead of standard deviations")
+    arguments.add_argument("--reading", choices=("last", "best"), default="last", help="checkpoint (default: last)")
+    arguments.add_argument("--no-figures", action="store_true", help="skip the figures, which take most of the time")
+    return arguments
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 written, 2 a mistake in what was asked for."""
-    asked = parser().parse_args(words)
+    """Returns the exit code: 0 written, 2 a mistake in the command."""
+    args = parser().parse_args(words)
     from analysis.report import report
 
-    wanted = {name: _list(getattr(asked, name)) for name in ("method", "task", "budget", "protocol")}
+    filters = {name: _list(getattr(args, name)) for name in ("method", "task", "budget", "protocol")}
     try:
         report(
-            asked.stores,
-            asked.out,
-            wanted,
-            study=asked.study,
-            baseline=asked.baseline,
-            spread="interval" if asked.interval else "sd",
-            reading=asked.reading,
-            with_figures=not asked.no_figures,
+            args.stores,
+            args.out,
+            filters,
+            study=args.study,
+            baseline=args.baseline,
+            spread="interval" if args.interval else "sd",
+            reading=args.reading,
+            with_figures=not args.no_figures,
         )
     except UserError as error:
         print(f"analysis: {error}", file=sys.stderr)

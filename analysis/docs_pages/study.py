@@ -1,7 +1,7 @@
 """docs/study.md and the README's table, from a template and the stored runs: `python -m analysis.docs_pages.study`.
 
-What is unusual: prose stands in the template and no number does. Tables, figures and the sentences of the tests are put
-in where the template names them, so the page cannot say anything else than the runs, and a test makes it again.
+The template holds the prose and no number. Tables, figures and the sentences of the tests are filled in where the
+template names them, so the page cannot disagree with the runs; a test makes it again and compares.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ README = re.compile(r"(<!-- from the study: (\w+) (\w+) -->\n).*?(<!-- end -->)"
 
 
 class Material:
-    """What the studies leave, each made once.
+    """Tables, figures and sentences of the studies, each made once.
 
     Args:
         stores: run stores.
@@ -47,7 +47,7 @@ class Material:
 
     def stored(self, study: str) -> Stored:
         if study not in STUDIES:
-            raise UserError(f"study {study} has no part in the page; allowed: {', '.join(STUDIES)}")
+            raise UserError(f"study {study} is not on the page; allowed: {', '.join(STUDIES)}")
         if study not in self._stored:
             self._stored[study] = read_stores(self._stores, study=study, baseline=STUDIES[study])
         return self._stored[study]
@@ -69,11 +69,11 @@ class Material:
 
     def lines(self, study: str, words: str) -> list[str]:
         """The sentences of the sections that have these words in their titles."""
-        found = [section for section in self.sections(study) if words.lower() in section.title.lower()]
-        if not found:
+        matching = [section for section in self.sections(study) if words.lower() in section.title.lower()]
+        if not matching:
             titles = ", ".join(section.title for section in self.sections(study))
             raise UserError(f"study {study} has no section '{words}'; it has {titles}")
-        return [line for section in found for line in section.lines]
+        return [line for section in matching for line in section.lines]
 
 
 def fill(template: str, material: Material, images: Path | None = None) -> str:
@@ -88,7 +88,7 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
         images: folder that takes the figures; None only names them.
 
     Raises:
-        UserError: a mark that names nothing.
+        UserError: a mark names something that does not exist.
     """
 
     def put(mark: re.Match[str]) -> str:
@@ -103,7 +103,7 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
             return _runs(material.stored(study))
         if kind == "figure":
             return _figure(material, study, name, caption or "", images)
-        raise UserError(f"{mark[0]}: no such mark; allowed: table, lines, figure, tuning, runs")
+        raise UserError(f"{mark[0]}: unknown mark; allowed: table, lines, figure, tuning, runs")
 
     return MARK.sub(put, template)
 
@@ -125,7 +125,7 @@ def _stems(folder: Path) -> list[str]:
 
 
 def _tuning(stored: Stored) -> str:
-    """Mean held-out score of every learning rate that was tried, the best of each arm in bold."""
+    """Mean held-out score of every learning rate, the best of each arm in bold."""
     assert stored.declared is not None
     cells = stored.declared.cells
     arms = cells[cells["part"] == TUNING_PART].set_index("id")["arm"]
@@ -145,7 +145,7 @@ def _tuning(stored: Stored) -> str:
 
 
 def _runs(stored: Stored) -> str:
-    """How many runs there are, on what, and when they were made."""
+    """Number of runs and tasks, and the runs that are missing."""
     tasks = ", ".join(sorted(set(stored.runs["task"])))
     lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
     assert stored.declared is not None
@@ -173,14 +173,14 @@ def write_page(stores: Sequence[str | Path], root: Path = CHECKOUT) -> list[Path
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 written, 2 a mistake in what was asked for."""
-    given = argparse.ArgumentParser(
+    """Returns the exit code: 0 written, 2 a mistake in the command."""
+    parser = argparse.ArgumentParser(
         prog="python -m analysis.docs_pages.study",
         description="Writes docs/study.md and the README's table from stored runs.",
     )
-    given.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
+    parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:
-        print("\n".join(map(str, write_page(given.parse_args(words).stores))))
+        print("\n".join(map(str, write_page(parser.parse_args(words).stores))))
     except UserError as error:
         print(f"study_page: {error}", file=sys.stderr)
         return 2

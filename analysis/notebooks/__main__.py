@@ -35,7 +35,7 @@ def execute(name: str, stores: Sequence[str | Path], out: Path) -> list[Path]:
         out: folder for NAME.html and NAME.ipynb; made when missing.
 
     Raises:
-        UserError: there is no such notebook, or one of its cells fails.
+        UserError: the notebook does not exist, or one of its cells fails.
     """
     import jupytext  # type: ignore[import-untyped]
     from nbclient import NotebookClient
@@ -43,7 +43,7 @@ def execute(name: str, stores: Sequence[str | Path], out: Path) -> list[Path]:
     from nbconvert import HTMLExporter
 
     if name not in available():
-        raise UserError(f"there is no notebook {name}; there are {', '.join(available())}")
+        raise UserError(f"unknown notebook {name}; available: {', '.join(available())}")
     notebook = jupytext.read(HERE / f"{name}.py")
     with tempfile.TemporaryDirectory() as private:  # nothing is left in the home folder
         changed = {
@@ -69,18 +69,18 @@ def execute(name: str, stores: Sequence[str | Path], out: Path) -> list[Path]:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 all executed, 2 a cell failed or a mistake in what was asked for."""
-    given = argparse.ArgumentParser(
+    """Exit codes: 0 all executed, 2 a cell failed or a mistake in the command."""
+    parser = argparse.ArgumentParser(
         prog="python -m analysis.notebooks", description="Executes the notebooks on run stores and writes them as HTML."
     )
-    given.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
-    given.add_argument("--out", default="tables/notebooks", metavar="FOLDER", help="default: tables/notebooks")
-    given.add_argument("--only", default="", metavar="A,B", help=f"of {', '.join(available())}")
-    asked = given.parse_args(words)
-    chosen = [part.strip() for part in asked.only.split(",") if part.strip()] or available()
+    parser.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
+    parser.add_argument("--out", default="tables/notebooks", metavar="FOLDER", help="default: tables/notebooks")
+    parser.add_argument("--only", default="", metavar="A,B", help=f"only these notebooks: {', '.join(available())}")
+    args = parser.parse_args(words)
+    chosen = [part.strip() for part in args.only.split(",") if part.strip()] or available()
     for name in chosen:
         try:
-            files = execute(name, asked.stores, Path(asked.out))
+            files = execute(name, args.stores, Path(args.out))
         except UserError as error:
             print(f"notebooks: {error}", file=sys.stderr)
             return 2

@@ -24,11 +24,10 @@ from tempfile import mkdtemp
 
 from IPython.display import Image, Markdown, display
 
+from analysis import load_runs, sign_flip, t_interval
 from analysis.output.writers import to_markdown
-from analysis.reading.runs import load_runs
 from analysis.sections.attribution import effects_table, factorials, paragraph
 from analysis.sections.attribution_figure import draw
-from analysis.stats.seeds import sign_flip, t_interval
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)
 runs = load_runs(*stores)

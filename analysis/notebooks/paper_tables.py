@@ -22,10 +22,9 @@ import os
 
 from IPython.display import Markdown, display
 
+from analysis import comparison, load_runs
 from analysis.output.writers import to_markdown
-from analysis.reading.runs import load_runs
 from analysis.sections.beside_published import against_published
-from analysis.sections.comparison import comparison
 from analysis.sections.papers import paper_tables
 
 stores = os.environ.get("ELALORA_STORES", "runs").split(os.pathsep)

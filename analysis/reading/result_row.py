@@ -1,6 +1,6 @@
 """One stored result as a flat row of checked values.
 
-A store may come from a stranger: only JSON is read (never pickle), and any value of a wrong type raises here, so that
+A store may come from other people: only JSON is read (never pickle), and any value of a wrong type raises here, so that
 later code can rely on the types.
 """
 
@@ -42,19 +42,19 @@ def _json(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
     value = json.loads(text)
     if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()  # half a character, which no table could be written with
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate, which cannot be written as UTF-8
     return value
 
 
 def reason(error: Exception) -> str:
-    """One line that says what is wrong, whatever the exception prints."""
+    """An error in one line of at most 200 characters."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return first_line(error)[:200]
 
 
 def digest(value: Any) -> str:
-    """Twelve hex digits that stand for a JSON value."""
+    """The first twelve hex digits of a JSON value's SHA-256."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -112,14 +112,14 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
     for when in ("initial", "peak", "final"):
         row[f"rank_sum_{when}"] = _whole(counts[when]["rank_sum"])
         row[f"params_{when}"] = _whole(counts[when]["params"])
-    if "count" in read:  # the best checkpoint has ranks of its own
+    if "count" in read:  # the best checkpoint has other ranks than the last
         row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
         row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})
     return row
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What a comparison must be warned about: versions, commit, machine and settings; empty without a manifest."""
+    """What may make runs incomparable: versions, commit, machine and settings; empty without a manifest."""
     try:
         whole = _json(folder / "manifest.json")
     except FileNotFoundError:

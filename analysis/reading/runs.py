@@ -1,6 +1,6 @@
 """Reads run stores into one data frame, a row per finished run.
 
-A store may come from a stranger: only JSON and parquet are read (never pickle), every value is checked for its type,
+A store may come from other people: only JSON and parquet are read (never pickle), every value is checked for its type,
 and a damaged or foreign result becomes a line in `frame.attrs["problems"]`, so it neither hides the other runs nor
 passes in silence. Runs that started and have no result are in `frame.attrs["unfinished"]`.
 """
@@ -70,7 +70,7 @@ def _read(folders: Sequence[Path], reading: str) -> tuple[list[dict[str, Any]], 
 
 
 def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Keeps the first of the rows that share an id; a line for each that scored otherwise."""
+    """Keeps the first of the rows that share an id; a line for each whose score differs from it."""
     again = frame.duplicated("id")
     first = frame[~again].set_index("id")
     lines = []
@@ -85,7 +85,7 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
-    """Names the runs that others started from by their settings instead of by their ids, which differ with the seed.
+    """Replaces ids of source runs by the sources' settings, because ids differ with the seed.
 
     A transplant's identity holds the id of the run that gave it its ranks. Runs of several seeds are one arm when
     their sources are one arm; a source that is in none of the stores keeps its id, and such runs stay apart.
@@ -114,10 +114,10 @@ def _named(tree: dict[str, Any], arms: Mapping[str, tuple[dict[str, Any], str]])
 
 
 def select(runs: pd.DataFrame, filters: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """The rows whose method, task, budget and protocol are among the wanted ones; no entry means all.
+    """The rows whose method, task, budget and protocol are among the wanted values; a missing entry means all.
 
     Raises:
-        UserError: a key is no filter, or a wanted value occurs in no run.
+        UserError: an unknown filter, or a value that no run has.
     """
     for key, wanted in filters.items():
         if key not in FILTERS:

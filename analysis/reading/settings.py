@@ -1,4 +1,8 @@
-"""The settings that a result stores: flat, compared, and as the command that makes the run again."""
+"""The settings that a result stores: flattened, compared, and written as a command.
+
+The command is derived from the settings and not from the overrides in config.yaml, because tables print commands of
+runs that do not exist yet: the method of one run with the task of another.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from typing import Any
 from analysis.reading.result_row import NO_BUDGET
 from experiments.runtime.places import CONF
 
-NOT_TYPED = ("name", "sha256", "ranks_from_arm", "init_from_arm")  # told by other words, or found at load
+NOT_TYPED = ("name", "sha256", "ranks_from_arm", "init_from_arm")  # given by other words, or determined when loading
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys, the way they are typed as overrides."""
+    """Nested settings as dotted keys, as in overrides."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -26,27 +30,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(settings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Dotted keys that are not the same in all of the given settings, with their distinct values as text."""
+    """The dotted keys whose values differ between the settings, with their distinct values as text."""
     flats = [flatten(tree) for tree in settings]
     keys = sorted({key for flat in flats for key in flat})
-    found = {key: list(dict.fromkeys(shown(flat.get(key)) for flat in flats)) for key in keys}
-    return {key: values for key, values in found.items() if len(values) > 1}
+    distinct = {key: list(dict.fromkeys(typed(flat.get(key)) for flat in flats)) for key in keys}
+    return {key: values for key, values in distinct.items() if len(values) > 1}
 
 
 def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> str:
-    """`python run.py` with every word that differs from what `conf/` would give.
+    """The `python run.py` command of a run: its choices, and every setting that differs from `conf/`.
 
     Args:
         settings: the identity of a run without its seed.
         budget: r4, params330000, or "none".
-        seeds: to be run.
+        seeds: of the runs.
     """
     words = []
     for group in ("method", "task", "model", "protocol"):
-        given = dict(settings.get(group) or {})
-        name = str(given.get("name", ""))
-        words.append(f"{group}={name}")
-        words += _changed(group, given, _defaults(group, name))
+        chosen = dict(settings.get(group) or {})
+        name = str(chosen.get("name", ""))
+        words += [f"{group}={name}", *_changed(group, chosen, _defaults(group, name))]
     if budget.startswith("params"):
         words += ["budget=params", f"budget.params={budget.removeprefix('params')}"]
     elif budget != NO_BUDGET:
@@ -59,18 +62,18 @@ def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> s
 
 
 def changed_knobs(settings: Mapping[str, Any]) -> list[str]:
-    """The method's knobs that are not as conf/method gives them, as they are typed, without the group's name."""
-    given = dict(settings.get("method") or {})
-    words = _changed("method", given, _defaults("method", str(given.get("name", ""))))
+    """The method's knobs that differ from conf/method, as overrides without the group's name: ["k=3"]."""
+    method = dict(settings.get("method") or {})
+    words = _changed("method", method, _defaults("method", str(method.get("name", ""))))
     return [word.removeprefix("method.") for word in words]
 
 
 def words_of_source(source: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The words by which a run names another one that it starts from: what that one has different.
+    """How a run names its source, for instance "elalora k=3": the settings in which the source differs.
 
     Args:
-        source: settings of the other run.
-        settings: of the run that names it.
+        source: settings of the run that gives ranks or weights.
+        settings: of the run that takes them.
     """
     name = str((source.get("method") or {}).get("name"))
     task = [str((tree.get("task") or {}).get("name")) for tree in (source, settings)]
@@ -80,14 +83,14 @@ def words_of_source(source: Mapping[str, Any], settings: Mapping[str, Any]) -> s
 
 
 def told_apart(knobs: Iterable[Sequence[str]]) -> list[list[str]]:
-    """What of each list of changed knobs is not in all of them: the base of an ablation keeps none."""
+    """Each list of changed knobs without those that all lists share; the base of an ablation has none left."""
     lists = list(knobs)
     common = set.intersection(*(set(changed) for changed in lists)) if lists else set()
     return [[knob for knob in changed if knob not in common] for changed in lists]
 
 
 def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(ranks, D1, D2) of a run's settings as positions in the factorial, None for a run outside of it.
+    """The run's place in the factorial: indices of (ranks, D1, D2), or None for a run outside it.
 
     The other side effects must be off: the factorial is run with variant=paper.
     """
@@ -105,7 +108,7 @@ def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 
 def arm_suffix(settings: Mapping[str, Any]) -> tuple[str, set[str]]:
-    """What the name of a cell of the factorial adds, ", random moves + D1", and the method's knobs that it tells."""
+    """What an arm of the factorial adds to its name, ", random moves + D1", and the knobs that this text covers."""
     cell = cell_of(settings)
     if cell is None or settings["method"].get("importance") not in PLAIN:
         return "", set()
@@ -114,12 +117,12 @@ def arm_suffix(settings: Mapping[str, Any]) -> tuple[str, set[str]]:
     return "".join(words), {"D1", "D2", "importance"}
 
 
-PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that such a name tells apart
+PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that such a name covers
 
 
 @cache
 def _defaults(group: str, name: str) -> dict[str, Any]:
-    """What a group holds when nothing of it is typed."""
+    """The settings of a group without overrides."""
     from omegaconf import OmegaConf
 
     from experiments.config.schema import ModelConfig, TrainerConfig
@@ -137,22 +140,23 @@ def _defaults(group: str, name: str) -> dict[str, Any]:
     return dict(base) | dict(file if name else file.get(group, {}))
 
 
-def _changed(group: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    known, flat = flatten(defaults), flatten(given)
+def _changed(group: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Overrides of a group's settings that differ from the defaults."""
+    default, flat = flatten(defaults), flatten(settings)
     words = [
-        f"{group}.{key}={_quoted(shown(value))}"
+        f"{group}.{key}={_quoted(typed(value))}"
         for key, value in flat.items()
-        if key not in NOT_TYPED and (key not in known or known[key] != value)
+        if key not in NOT_TYPED and (key not in default or default[key] != value)
     ]
-    if group == "model" and known.get("path") in (None, "???") and "path" not in flat:
-        words.append("model.path=FOLDER")  # where a local model lies is no part of a run's identity
+    if group == "model" and default.get("path") in (None, "???") and "path" not in flat:
+        words.append("model.path=FOLDER")  # the folder of a local model is not part of a run's identity
     return words
 
 
-def shown(value: Any) -> str:
-    """A value as it is typed."""
+def typed(value: Any) -> str:
+    """A value as it is typed in an override."""
     if isinstance(value, list | tuple):
-        return "[" + ",".join(shown(item) for item in value) + "]"
+        return "[" + ",".join(typed(item) for item in value) + "]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

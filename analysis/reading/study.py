@@ -1,4 +1,4 @@
-"""A study as the analysis sees it: which runs it has, by their ids, and what it declared before they ran."""
+"""A study for the analysis: the ids of its runs, and the comparisons that it declared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Study:
-    """Runs and declarations of one study.
+    """The runs and the declared comparisons of one study.
 
     Attributes:
         name: of its file in conf/study.
@@ -32,19 +32,19 @@ class Study:
     family: FamilyConfig | None
 
     def only(self, runs: pd.DataFrame, unfinished: Sequence[Unfinished]) -> tuple[pd.DataFrame, list[Unfinished]]:
-        """The study's own of the given runs."""
+        """Those of the runs that belong to the study."""
         ids = set(self.cells["id"]) - {""}
         short_ids = {short_id(run) for run in ids}
         return runs[runs["id"].isin(ids)].reset_index(drop=True), [r for r in unfinished if r.short_id in short_ids]
 
     def open_runs(self, runs: pd.DataFrame) -> pd.DataFrame:
-        """How many runs of every part and arm have no result yet: part, arm, missing, planned."""
+        """Number of runs without a result, by part and arm: columns part, arm, missing, planned."""
         cells = self.cells.assign(missing=~self.cells["id"].isin(set(runs["id"])), planned=True)
         counts = cells.groupby(["part", "arm"], sort=False)[["missing", "planned"]].sum().reset_index()
         return counts[counts["missing"] > 0]
 
     def gaps(self, runs: pd.DataFrame) -> list[str]:
-        """A line for every part with runs that have no result yet, and the command that makes them."""
+        """A line for every part with missing runs, and the command that makes them."""
         lines = []
         for part, arms in self.open_runs(runs).groupby("part", sort=False):
             listed = ", ".join(f"{arm} {missing}" for arm, missing in zip(arms["arm"], arms["missing"], strict=True))
@@ -57,10 +57,14 @@ class Study:
 
 
 def load_study(name: str, roots: Sequence[str | Path]) -> Study:
-    """Expands conf/study/NAME.yaml on the given stores.
+    """Expands conf/study/NAME.yaml on run stores.
+
+    Args:
+        name: of the study.
+        roots: run stores, which hold the results of its tuning.
 
     Raises:
-        UserError: there is no such study, or it is not consistent.
+        UserError: the study does not exist or is not consistent.
     """
     import pandas as pd
 

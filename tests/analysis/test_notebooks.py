@@ -80,7 +80,7 @@ def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys:
     assert main([str(tmp_path / "none"), "--only", "attribution", "--out", str(tmp_path)]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notebooks:")]
     assert "attribution" in line and "is not a folder of runs" in line
-    with pytest.raises(UserError, match="there is no notebook nothing"):
+    with pytest.raises(UserError, match="notebook nothing"):
         execute("nothing", [tmp_path], tmp_path)
 
 
