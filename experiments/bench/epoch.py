@@ -83,15 +83,16 @@ def bare_steps(plan: Plan) -> partial[None]:
     """Prepares the batches of one epoch; the returned call runs their steps and nothing else."""
     from experiments.runs.prepare import prepare
 
-    _, _, _, train, _, _, model, method = prepare(plan)
+    prepared = prepare(plan)
+    model, method, items = prepared.model, prepared.method, prepared.splits.train.data
     trainer, total = plan.config.trainer, method.total_steps
     optimizer = RowwiseAdamW(method.groups(model, trainer.lr, trainer.weight_decay), method.directions())
     schedule = Schedule(optimizer, total, steps_of(trainer.warmup, total, "trainer.warmup"), trainer.schedule)
     loop = Loop(method, model, optimizer, schedule, trainer.max_grad_norm)
-    order = train_batches(train.data.lengths, trainer.batch_size, stream(plan.config.seed, "data"), epoch=0)
+    order = train_batches(items.lengths, trainer.batch_size, stream(plan.config.seed, "data"), epoch=0)
     model.train()
     torch.manual_seed(plan.config.seed)
-    return partial(_run, loop, [train.data.batch(indices) for indices in order])
+    return partial(_run, loop, [items.batch(indices) for indices in order])
 
 
 def _run(loop: Loop, batches: Sequence[dict[str, torch.Tensor]]) -> None:

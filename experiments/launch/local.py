@@ -116,7 +116,7 @@ class Sweep:
             lost = next((source for source in plan.sources if source.id in self.failed), None)
             if lost is not None:
                 self.waiting.remove(plan)
-                self._fail(plan, 1, f"the run it depends on failed ({lost.setting}={lost.wanted})")
+                self._fail(plan, 1, f"the run it depends on failed ({lost.setting}={lost.value})")
                 open_ids.discard(plan.id)
             elif not any(source.id in open_ids for source in plan.sources) and (worker := self._idle_worker()):
                 self.waiting.remove(plan)

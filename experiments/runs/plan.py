@@ -1,7 +1,7 @@
-"""What a run is, before anything is loaded: its validated configuration, its identity and its folder.
+"""A run before anything is loaded: its validated configuration, its identity and its folder.
 
-A run's identity is the hash of everything that can change its numbers. Where results lie, how many threads
-work and what is logged are no part of it; they stand in the manifest.
+A run's identity covers everything that can change its numbers; its id is the hash. The place of the store, the number
+of threads and logging are not part of it; the manifest has them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from experiments.models.files import sha256_of
 from experiments.runtime.distributed import world_size
 from experiments.store.find import find
 from experiments.store.folder import RunFolder
+from experiments.store.name import RunName
 
 TRAINER_NUMERICS = 1
-LONG = 100_000  # steps; a schedule has room in that many, and listing its rounds would take time
+LONG = 100_000  # steps; any schedule fits into that many, and listing its rounds would take time
 OUTSIDE_IDENTITY = ("store", "tracking", "launcher", "threads", "recipe", "overrides", "study")
 
 
@@ -43,12 +44,12 @@ class Plan:
     """One run, ready to start.
 
     Attributes:
-        config: resolved, checked.
+        config: resolved and checked.
         method: its class; method_config: its dataclass.
         budget: None for methods without one.
         identity: the scientific configuration; id: its hash, 64 hex digits.
-        folder: where it is or will be.
-        sources: runs that must be done before, whose ranks or weights it takes.
+        name: of the folder.
+        sources: runs that must be done before, because it takes their ranks or weights.
     """
 
     config: DictConfig
@@ -57,17 +58,22 @@ class Plan:
     budget: Budget | None
     identity: dict[str, Any]
     id: str
-    folder: RunFolder
+    name: RunName
     sources: tuple[Source, ...] = ()
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """Where the run is or will be stored."""
+        return RunFolder(Path(self.config.store.root) / self.config.task.name / str(self.name))
 
     @property
     def label(self) -> str:
-        """task/method-budget-seed, for people."""
-        return f"{self.folder.path.parent.name}/{self.folder.path.name[:-11]}"
+        """task/method-budget-seed, for display."""
+        return f"{self.config.task.name}/{self.name.label}"
 
     @property
     def recipe(self) -> str:
-        """Where its settings come from, as tables show it."""
+        """The source of its settings, as tables show it."""
         recipe = self.config.recipe
         if not recipe.name.startswith("published"):
             return str(recipe.name)
@@ -76,11 +82,11 @@ class Plan:
         return f"{recipe.name} ({'; '.join([recipe.source, *(f'{key} changed' for key in recipe.changed)])})"
 
     def source(self, setting: str) -> Source | None:
-        """The run that a setting of this one names."""
+        """The run that one of its settings names."""
         return next((source for source in self.sources if source.setting == setting), None)
 
     def finished(self) -> RunFolder | None:
-        """The folder of its result, here or in a store named in `store.also`."""
+        """The folder of its result, in its store or in one of `store.also`; None while it is not done."""
         if self.folder.done:
             self.folder.result()
             return self.folder
@@ -91,59 +97,60 @@ def make_plan(config: DictConfig) -> Plan:
     """Checks a composed configuration and names the run.
 
     Raises:
-        UserError: a value of the wrong type, an unknown method knob, or a budget that is none.
+        UserError: an unknown setting, or a value of the wrong type or out of range.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{key} must be given: type {key}=...")
-    _check_places(config)
+        raise UserError(f"{key} is required: type {key}=...")
+    _check_paths(config)
     if not isinstance(config.method.get("name"), str):
-        raise UserError(f"method.name={config.method.get('name')} is no name; type method={next(iter(METHODS))}")
+        raise UserError(f"method.name={config.method.get('name')} is not a name; type method={next(iter(METHODS))}")
     cls = method_class(config.method.name)
-    knobs = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
-    method_config = check_method(cls, knobs)
+    settings = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
+    method_config = check_method(cls, settings)
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
     _check_counts(config)
     _check_trainer(config)
-    _check_length(config, cls(method_config, budget))
+    method = cls(method_config, budget)
+    _check_length(config, method)
     check_task(OmegaConf.to_object(config.task))
     sources = []
-    if (wanted := getattr(method_config, "ranks_from", None)) is not None:
-        sources.append(_source(config, "method.ranks_from", wanted))
+    if method.ranks_from is not None:
+        sources.append(_source(config, "method.ranks_from", method.ranks_from))
     if config.init_from is not None:
         sources.append(_start_of(config, cls, budget))
     identity = _identity(config, cls, method_config, budget, sources)
     run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    folder = RunFolder(
-        Path(config.store.root) / config.task.name / f"{_name(config, cls, method_config)}-{run_id[:10]}"
-    )
-    return Plan(config, cls, method_config, budget, identity, run_id, folder, tuple(sources))
+    name = RunName.of(_arm(method), config.seed, run_id)
+    return Plan(config, cls, method_config, budget, identity, run_id, name, tuple(sources))
 
 
 @cache
 def plan_of(overrides: tuple[str, ...]) -> Plan:
-    """The plan of a command, made once in a process: a study looks at the same run again after every stage."""
+    """The plan of a command, cached because a study asks for the same runs after every stage."""
     return make_plan(compose_run(overrides))
 
 
-def check_method(cls: type[Method], knobs: dict[str, Any]) -> Any:
-    """The method's dataclass from plain values; unknown names and wrong types are the user's mistakes."""
-    allowed = [f.name for f in fields(cls.Config)]
-    for name in knobs:
-        if name not in allowed:
-            raise UserError(f"method.{name} is no knob of method={cls.name}; allowed: {', '.join(allowed)}")
+def check_method(cls: type[Method], settings: dict[str, Any]) -> Any:
+    """The method's dataclass from plain values.
+
+    Raises:
+        UserError: a setting is unknown, has the wrong type or is out of range.
+    """
+    types = {f.name: f.type for f in fields(cls.Config)}
+    for name in settings:
+        if name not in types:
+            raise UserError(f"method.{name} is not a setting of method={cls.name}; allowed: {', '.join(types)}")
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(cls.Config), knobs)
-        return OmegaConf.to_object(typed)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), settings))
     except OmegaConfBaseException as error:
         key = str(error.full_key or "").split(".")[0].split("[")[0]
-        kinds = {f.name: f.type for f in fields(cls.Config)}
-        raise UserError(f"method.{key}={knobs.get(key)} is not of type {kinds.get(key)}") from error
+        raise UserError(f"method.{key}={settings.get(key)} is not of type {types.get(key)}") from error
     except OverflowError as error:
-        raise UserError(f"a knob of method={cls.name} is a number beyond all sense: {error}") from error
+        raise UserError(f"a setting of method={cls.name} is out of range: {error}") from error
 
 
 def budget_of(config: DictConfig) -> Budget:
-    """The run's budget; raises UserError when it is none."""
+    """The run's budget; raises UserError unless exactly one kind is set."""
     return Budget(config.budget.rank, config.budget.params)
 
 
@@ -154,21 +161,21 @@ def budget_name(budget: Budget | None) -> str | None:
     return f"r{budget.rank}" if budget.rank is not None else f"params{budget.params}"
 
 
-def _check_places(config: DictConfig) -> None:
-    """Refuses what can name no file or folder, before anything looks there."""
-    places = {"store.root": config.store.root, "data.root": config.data.root, "data.cache": config.data.cache}
-    places |= {f"store.also[{number}]": also for number, also in enumerate(config.store.also)}
-    places |= {f"task.files.{split}": file for split, file in config.task.files.items()}
-    for name, value in {**places, "model.path": config.model.path}.items():
+def _check_paths(config: DictConfig) -> None:
+    """Refuses what cannot be a path, before anything is looked up there; whoever needs a file says if it is missing."""
+    paths = {"store.root": config.store.root, "data.root": config.data.root, "data.cache": config.data.cache}
+    paths |= {f"store.also[{number}]": also for number, also in enumerate(config.store.also)}
+    paths |= {f"task.files.{split}": file for split, file in config.task.files.items()}
+    for name, value in {**paths, "model.path": config.model.path}.items():
         try:
             os.lstat(Path(value or "").expanduser())
         except (FileNotFoundError, NotADirectoryError):
-            pass  # whoever needs it says so
+            pass
         except (OSError, ValueError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
-            raise UserError(f"{name}={value} can name no file or folder here ({why})") from error
+            raise UserError(f"{name}={value} is not a valid path ({why})") from error
     if os.path.exists(config.store.root) and not os.path.isdir(config.store.root):
-        raise UserError(f"store.root={config.store.root} is a file; name a folder, which is made where it is missing")
+        raise UserError(f"store.root={config.store.root} is a file; type the path of a folder, which may be missing")
 
 
 def _check_counts(config: DictConfig) -> None:
@@ -184,15 +191,13 @@ def _check_counts(config: DictConfig) -> None:
 
 def _check_trainer(config: DictConfig) -> None:
     t = config.trainer
-    length = t.epochs if t.max_steps is None else t.max_steps
-    if not 0 < length < 2**63:
-        raise UserError(
-            f"trainer.max_steps={t.max_steps}, trainer.epochs={t.epochs}: nothing to train, or no end of it"
-        )
+    for name, value in (("epochs", t.epochs if t.max_steps is None else None), ("max_steps", t.max_steps)):
+        if value is not None and not 0 < value < 2**63:
+            raise UserError(f"trainer.{name}={value} must be above 0 and finite")
     if not 0 < t.lr < math.inf:
-        raise UserError(f"trainer.lr={t.lr} must be above 0, and finite")
+        raise UserError(f"trainer.lr={t.lr} must be above 0 and finite")
     if not 0 <= t.weight_decay < math.inf:
-        raise UserError(f"trainer.weight_decay={t.weight_decay} must be at least 0, and finite")
+        raise UserError(f"trainer.weight_decay={t.weight_decay} must be at least 0 and finite")
     if t.max_grad_norm is not None and not t.max_grad_norm > 0:
         raise UserError(f"trainer.max_grad_norm={t.max_grad_norm} must be above 0, or null for no clipping")
     if t.max_steps is not None and steps_of(t.warmup, t.max_steps, "trainer.warmup") >= t.max_steps:
@@ -200,7 +205,7 @@ def _check_trainer(config: DictConfig) -> None:
 
 
 def _check_length(config: DictConfig, method: Method) -> None:
-    """Refuses a number of steps that has no room for the method's phases or stages, where that number is known."""
+    """Refuses too few steps for the method's phases or stages, where the number of steps is known."""
     total = config.trainer.max_steps
     if total is None or total > LONG:
         return
@@ -232,81 +237,85 @@ def _identity(
 
 @dataclass(frozen=True)
 class Source:
-    """A run that another one takes something from: its plan where words name it, its folder where it is there already.
+    """A run whose ranks or weights another run takes.
 
     Attributes:
-        setting: the setting that names it; wanted: that setting's value; id: the run's.
+        setting: the setting that names it; value: that setting's value.
+        id: of the run.
+        plan: set where the value is a method or overrides; folder: set where it names a finished run.
     """
 
     setting: str
-    wanted: str
+    value: str
     id: str
     plan: Plan | None = None
     folder: RunFolder | None = None
 
     def finished(self) -> RunFolder:
-        """The folder of its result; raises UserError where that run is not done."""
+        """The folder of its result; raises UserError while it has none."""
         folder = self.folder if self.plan is None else self.plan.finished()
         if folder is None:
             assert self.plan is not None
             raise UserError(
-                f"{self.setting}={self.wanted} needs the run {self.plan.label} first; it is this command with other "
-                f"words: python run.py {' '.join(map(shlex.quote, self.plan.config.overrides))}"
+                f"{self.setting}={self.value} depends on run {self.plan.label}, which has not finished. Run it first: "
+                f"python run.py {' '.join(map(shlex.quote, self.plan.config.overrides))}"
             )
         return folder
 
 
-def _source(config: DictConfig, setting: str, wanted: str) -> Source:
-    """The run that a setting names, known before that run is done."""
-    words = wanted.split()
+def _source(config: DictConfig, setting: str, value: str) -> Source:
+    """The run that a setting names, whether it is done or not."""
+    words = value.split()
     if words and (words[0] in METHODS or "=" in words[0]):
-        # a source starts from the pretrained weights unless its own words say otherwise
-        more = " init_from=null" if setting == "init_from" and "init_from=" not in wanted else ""
-        plan = plan_of(same_command(config, wanted + more))
-        return Source(setting, wanted, plan.id, plan)
-    if os.path.isfile(Path(wanted, "result.json")):  # of words that can name no folder it is False too
-        folder: RunFolder | None = RunFolder(Path(wanted))
+        # a source starts from the pretrained weights unless its overrides say otherwise
+        more = " init_from=null" if setting == "init_from" and "init_from=" not in value else ""
+        plan = plan_of(same_command(config, value + more))
+        return Source(setting, value, plan.id, plan)
+    if os.path.isfile(Path(value, "result.json")):  # False, too, for what is not a valid path
+        folder: RunFolder | None = RunFolder(Path(value))
     else:
-        folder = find([config.store.root, *config.store.also], wanted)
+        folder = find([config.store.root, *config.store.also], value)
     if folder is None:
         raise UserError(
-            f"{setting}={wanted} is neither a method ({', '.join(METHODS)}) nor words such as task=mnli, nor the "
-            "folder of a finished run, nor the id of one in store.root"
+            f"{setting}={value} names no run; allowed: a method ({', '.join(METHODS)}), overrides such as task=mnli, "
+            "the folder of a finished run, or the id of one in store.root"
         )
-    return Source(setting, wanted, folder.result()["id"], folder=folder)
+    return Source(setting, value, folder.result()["id"], folder=folder)
 
 
 def _start_of(config: DictConfig, cls: type[Method], budget: Budget | None) -> Source:
     """The run that `init_from` names; it must have this run's method, model and budget."""
     source = _source(config, "init_from", config.init_from)
-    there = source.plan.identity if source.plan is not None else source.finished().result()["identity"]
-    mine = {"method": cls.name, "model": config.model.name, "budget": budget_name(budget)}
-    theirs = {"method": there["method"]["name"], "model": (there.get("model") or {}).get("name")}
-    theirs["budget"] = there.get("budget")
-    for name, value in mine.items():
-        if value != theirs[name]:
-            raise UserError(f"init_from={config.init_from}: that run has {name} {theirs[name]}, this one has {value}")
+    identity = source.plan.identity if source.plan is not None else source.finished().result()["identity"]
+    model = (identity.get("model") or {}).get("name")
+    for name, value, other in (
+        ("method", cls.name, identity["method"]["name"]),
+        ("model", config.model.name, model),
+        ("budget", budget_name(budget), identity.get("budget")),
+    ):
+        if value != other:
+            raise UserError(f"init_from={config.init_from}: that run has {name} {other}, this one has {value}")
     return source
 
 
 def in_order(plans: Iterable[Plan]) -> list[Plan]:
-    """Each plan once, and after those that it takes something from; else in the order given."""
-    given = {plan.id: plan for plan in plans}
-    out: dict[str, Plan] = {}
+    """Each plan once, after its sources, and otherwise in the given order."""
+    by_id = {plan.id: plan for plan in plans}
+    ordered: dict[str, Plan] = {}
 
     def visit(plan: Plan) -> None:
         for source in plan.sources:
-            if source.id in given and source.id not in out:
-                visit(given[source.id])
-        out.setdefault(plan.id, plan)
+            if source.id in by_id and source.id not in ordered:
+                visit(by_id[source.id])
+        ordered.setdefault(plan.id, plan)
 
-    for plan in given.values():
+    for plan in by_id.values():
         visit(plan)
-    return list(out.values())
+    return list(ordered.values())
 
 
 def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
-    """Weights in a package or folder by their digest, so that it does not matter where they lie; hub ids by name."""
+    """Weights in a package or folder by their digest, so that their path does not matter; hub ids by name."""
     model = dict(model)
     path, revision = model.pop("path"), model.pop("revision")
     weights = Path(path).expanduser() / "model.safetensors"
@@ -318,10 +327,8 @@ def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _name(config: DictConfig, cls: type[Method], method_config: Any) -> str:
-    variant = getattr(method_config, "variant", None)
-    default = next((f.default for f in fields(cls.Config) if f.name == "variant"), None)
-    parts = [cls.name, variant if variant != default else None]
-    if cls.capabilities.budget != "none":
-        parts.append(budget_name(budget_of(config)))
-    return "-".join([p for p in parts if p] + [f"s{config.seed}"])
+def _arm(method: Method) -> str:
+    """The arm in a folder's name: method, variant unless it is the default, budget."""
+    default = next((f.default for f in fields(method.Config) if f.name == "variant"), None)
+    parts = [method.name, method.variant if method.variant != default else None, budget_name(method.budget)]
+    return "-".join(part for part in parts if part)

@@ -1,129 +1,46 @@
-"""What a process keeps of one run for the next: data, tokenizer and token ids, each by everything that determines it.
+"""Loads data, tokenizer and model of a run and attaches its method.
 
-What is unusual: pretrained weights are not kept. They are mapped from their file, which takes less time than a copy in
-memory would, and so every run starts from the file's and none can have touched them.
+Data, tokenizers and token ids are cached in the process for the next run, each under everything that determines it.
+Pretrained weights are not: mapping them from their file is faster than a copy in memory, and no run can have changed
+them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
+from elalora.method import Method
+from experiments.config.schema import TrainerConfig
 from experiments.data.content import TaskData
 from experiments.runs.plan import Plan
-from experiments.runtime.distributed import (
-    on_cpu,
-)
+from experiments.runtime.distributed import on_cpu
 from experiments.runtime.seeds import stream
-from experiments.training.outcome import Split
+from experiments.training.types import Prepared, Split, Splits
 
 Value = TypeVar("Value")
-MOST = 2  # of each kind: a sweep over two tasks goes back and forth between them
+MOST = 2  # values a cache holds: a sweep over two tasks alternates between them
 
 
-class Kept(Generic[Value]):
-    """The last `MOST` values that were asked for; nobody may change one."""
+def prepare(plan: Plan) -> Prepared:
+    """Everything a run needs before its first step; a user's mistake shows here, before anything is written.
 
-    def __init__(self) -> None:
-        self._values: dict[str, Value] = {}  # the oldest first
-
-    def get(self, key: Any, make: Callable[[], Value]) -> Value:
-        """The value of a key, made where it is not there.
-
-        Args:
-            key: anything that JSON can write; must name all that `make` depends on.
-        """
-        text = json.dumps(key, sort_keys=True)
-        known = text in self._values
-        if not known and len(self._values) == MOST:  # before the new one is made: they need not fit side by side
-            self._values.pop(next(iter(self._values)))
-        value = self._values.pop(text) if known else make()
-        self._values[text] = value
-        return value
-
-
-class Splits(NamedTuple):
-    """The items of a run, by what they are for; select is None where no checkpoint is chosen."""
-
-    train: Split
-    select: Split | None
-    report: Split
-
-
-_data: Kept[TaskData] = Kept()
-_processors: Kept[Any] = Kept()
-_splits: Kept[Splits] = Kept()
-
-
-def data_of(plan: Plan) -> TaskData:
-    """The run's task, loaded and checked."""
-    from experiments.data import load_task
-
-    task, data = OmegaConf.to_object(plan.config.task), OmegaConf.to_object(plan.config.data)
-    return _data.get(_data_key(plan), lambda: load_task(task, data))
-
-
-def processor_of(plan: Plan) -> Any:
-    """The tokenizer of the run's model, or its image processor."""
-    from experiments.models.load import load_processor
-
-    return _processors.get(
-        _processor_key(plan), lambda: load_processor(plan.config.model, OmegaConf.to_object(plan.config.task))
-    )
-
-
-def splits_of(plan: Plan) -> Splits:
-    """The run's items, ready for batches."""
-    config = plan.config
-    seed = None if config.data.train_items is None else stream(config.seed, "subset")
-    key = [_data_key(plan), _processor_key(plan), plan.identity["protocol"], config.data.train_items, seed]
-    return _splits.get(key, lambda: _make_splits(plan))
-
-
-def _make_splits(plan: Plan) -> Splits:
-    from experiments.data.items import make_items
-    from experiments.data.protocols import apply_protocol
-
-    config = plan.config
-    task, processor = OmegaConf.to_object(config.task), processor_of(plan)
-    rows = apply_protocol(
-        data_of(plan),
-        OmegaConf.to_object(config.protocol),
-        train_items=config.data.train_items,
-        seed=stream(config.seed, "subset"),
-    )
-
-    def ready(dataset: Any, name: str) -> Split:
-        return Split(name, make_items(dataset, processor, task, config.data.cache))
-
-    select = None if rows.select is None else ready(rows.select, rows.select_name or "validation")
-    return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name))
-
-
-def _data_key(plan: Plan) -> list[Any]:
-    """The identity has the content of the user's own files, where the settings have paths."""
-    return [plan.identity["task"], plan.config.data.root, plan.config.data.cache]
-
-
-def _processor_key(plan: Plan) -> list[Any]:
-    model, task = plan.config.model, plan.config.task
-    return [plan.identity["model"], model.path, model.revision, task.kind, task.normalise]
-
-
-def prepare(plan: Plan) -> tuple[Any, ...]:
-    """Loads data, tokenizer and model and attaches the method: every user's mistake shows here, before a write."""
+    Raises:
+        UserError: data, model, method or a source run do not fit.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     from elalora.targets import matrices_in, patterns_in
     from experiments.models.load import check_fit, load_model
-    from experiments.runs.prepare import data_of, processor_of, splits_of
     from experiments.runtime.memory import use_cpu
-    from experiments.training.trainer import run_length
+    from experiments.training.readout import make_readout
 
     config = plan.config
     use_cpu(config.threads)
@@ -133,40 +50,127 @@ def prepare(plan: Plan) -> tuple[Any, ...]:
     data, processor = data_of(plan), processor_of(plan)
     model, head = load_model(config.model, task, stream(seed, "head"))
     check_fit(config.model, task, model, processor)
-    train, select, report = splits_of(plan)
+    splits = splits_of(plan)
     model = model.to(accelerator.device)
     method = plan.method(plan.method_config, plan.budget)
-    _take_pattern(plan, method)
-    total = run_length(config.trainer, len(train.data))
+    _set_pattern(plan, method)
+    total = run_length(config.trainer, len(splits.train.data))
     targets = list(config.model.targets)
     expected = config.model.matrices or matrices_in(model, targets)
     model = method.attach(model, patterns_in(model, targets), total, keep=head, seed=stream(seed, "adapter"))
     _check_matrices(expected, method)
-    _start(plan, method)
-    return accelerator, data, processor, train, select, report, model, method
+    _start_adapter(plan, method)
+    return Prepared(accelerator, data, splits, make_readout(task, processor, model), model, method)
 
 
-def _check_matrices(expected: int | None, method: Any) -> None:
-    found = len(method.ranks())
-    if method.capabilities.ranked and expected and found != expected:
+def run_length(config: TrainerConfig, items: int) -> int:
+    """Optimizer steps of a run over this many items."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return max(1, math.ceil(config.epochs * math.ceil(items / config.batch_size)))
+
+
+def _check_matrices(expected: int | None, method: Method) -> None:
+    count = len(method.ranks())
+    if method.capabilities.ranked and expected and count != expected:
         raise UserError(
-            f"model.targets match {found} matrices, {expected} are expected; "
-            f"type model.matrices={found} if that is meant"
+            f"model.targets match {count} matrices, {expected} are expected; type model.matrices={count} to accept that"
         )
 
 
-def _take_pattern(plan: Plan, method: Any) -> None:
-    """Hands the transplant its rank pattern, from the run that `method.ranks_from` names."""
+def _set_pattern(plan: Plan, method: Any) -> None:
+    """Gives a transplant its rank pattern, the final ranks of the run that `method.ranks_from` names."""
     source = plan.source("method.ranks_from")
     if source is not None:
-        final = source.finished().result()["ranks"]["final"]
-        method.pattern = {name: int(rank) for name, rank in final.items()}
+        ranks = source.finished().result()["ranks"]["final"]
+        method.pattern = {name: int(rank) for name, rank in ranks.items()}
 
 
-def _start(plan: Plan, method: Any) -> None:
+def _start_adapter(plan: Plan, method: Method) -> None:
     """Starts the adapter from the update of the run that `init_from` names."""
     source = plan.source("init_from")
     if source is not None:
         from elalora.export import read_factors
 
         method.start_from(read_factors(source.finished().path / "adapter"))
+
+
+# -- cached between runs -----------------------------------------------------------------------------------
+
+
+def cached(key: Callable[[Plan], Any]) -> Callable[[Callable[[Plan], Value]], Callable[[Plan], Value]]:
+    """Caches a function of a plan for the last `MOST` keys; nobody may change a value.
+
+    Unlike functools.lru_cache it drops the oldest value before it makes a new one, so that the two need not fit into
+    memory together.
+
+    Args:
+        key: JSON of everything the value depends on.
+    """
+
+    def decorate(make: Callable[[Plan], Value]) -> Callable[[Plan], Value]:
+        values: dict[str, Value] = {}  # the least recently used first
+
+        @wraps(make)
+        def get(plan: Plan) -> Value:
+            text = json.dumps(key(plan), sort_keys=True)
+            if text not in values and len(values) == MOST:
+                values.pop(next(iter(values)))
+            values[text] = values.pop(text) if text in values else make(plan)
+            return values[text]
+
+        get.cache_clear = values.clear  # type: ignore[attr-defined]
+        return get
+
+    return decorate
+
+
+def _data_key(plan: Plan) -> list[Any]:
+    # the identity has the content of the user's files, where the settings have their paths
+    return [plan.identity["task"], plan.config.data.root, plan.config.data.cache]
+
+
+def _processor_key(plan: Plan) -> list[Any]:
+    model, task = plan.config.model, plan.config.task
+    return [plan.identity["model"], model.path, model.revision, task.kind, task.normalise]
+
+
+def _splits_key(plan: Plan) -> list[Any]:
+    items = plan.config.data.train_items
+    seed = None if items is None else stream(plan.config.seed, "subset")
+    return [_data_key(plan), _processor_key(plan), plan.identity["protocol"], items, seed]
+
+
+@cached(_data_key)
+def data_of(plan: Plan) -> TaskData:
+    """The run's task, loaded and checked."""
+    from experiments.data import load_task
+
+    return load_task(OmegaConf.to_object(plan.config.task), OmegaConf.to_object(plan.config.data))
+
+
+@cached(_processor_key)
+def processor_of(plan: Plan) -> Any:
+    """The tokenizer of the run's model, or its image processor."""
+    from experiments.models.load import load_processor
+
+    return load_processor(plan.config.model, OmegaConf.to_object(plan.config.task))
+
+
+@cached(_splits_key)
+def splits_of(plan: Plan) -> Splits:
+    """The run's items, ready for batches."""
+    from experiments.data.items import make_items
+    from experiments.data.protocols import apply_protocol
+
+    config, processor = plan.config, processor_of(plan)
+    task, protocol = OmegaConf.to_object(config.task), OmegaConf.to_object(config.protocol)
+    rows = apply_protocol(
+        data_of(plan), protocol, train_items=config.data.train_items, seed=stream(config.seed, "subset")
+    )
+
+    def ready(dataset: Any, name: str) -> Split:
+        return Split(name, make_items(dataset, processor, task, config.data.cache))
+
+    select = None if rows.select is None else ready(rows.select, rows.select_name or "validation")
+    return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name))

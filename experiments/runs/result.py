@@ -1,47 +1,45 @@
-"""What a finished run leaves: result.json's content, predictions and the adapter's size."""
+"""What a finished run writes: result.json, its predictions and its adapter."""
 
 from __future__ import annotations
 
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.attach import place
-from elalora.budget import Count
 from elalora.method import Method, gross_share, net_share
-from experiments.config.task import TaskConfig
 from experiments.runs.plan import Plan, budget_name
-from experiments.runtime.places import CHECKOUT
+from experiments.runtime.files import replacing
 from experiments.store.folder import SCHEMA
 from experiments.training.metrics import majority_baseline
 
 if TYPE_CHECKING:
-    from experiments.training.outcome import Outcome, Reading
+    from experiments.training.progress import TrainState
+    from experiments.training.types import Prepared, Reading
 
 
-def assemble(
-    plan: Plan,
-    data: Any,
-    train: Any,
-    method: Method,
-    model: Any,
-    outcome: Outcome,
-    start: dict[str, int],
-    reading: Reading,
-    chosen: Reading | None,
-) -> dict[str, Any]:
-    """The content of result.json (schema: docs/store.md)."""
-    from experiments.runtime.manifest import commit_of
+def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]:
+    """The content of result.json (schema: docs/store.md).
 
+    Args:
+        plan: of the run; prepared: what it trained.
+        state: after training, with the last checkpoint's readings.
+    """
+    from experiments.runtime.manifest import code_now
+
+    data, items, method = prepared.data, prepared.splits.train.data, prepared.method
+    progress, reading, start = state.progress, state.report, state.start_ranks
+    assert data is not None and reading is not None
     config = plan.config
     return {
         "schema": SCHEMA,
         "id": plan.id,
         "identity": plan.identity,
-        "commit": commit_of(CHECKOUT)[0],
+        "commit": code_now()[0],
         "method": method.name,
-        "variant": getattr(plan.method_config, "variant", None),
-        "label": _label(plan),
+        "variant": method.variant,
+        "label": method.label,
         "reconstructed": method.reconstructed,
         "task": config.task.name,
         "model": config.model.name,
@@ -51,19 +49,31 @@ def assemble(
         "seed": config.seed,
         "metric": config.task.metrics[0],
         "steps": method.total_steps,
-        "readings": {"last": _last(method.total_steps, reading, chosen), "best": outcome.best},
+        "readings": {
+            "last": {
+                "step": method.total_steps,
+                "report": asdict(reading.scores),
+                "select": None if state.select is None else asdict(state.select.scores),
+            },
+            "best": None if progress.best is None else asdict(progress.best),
+        },
         "ranks": {
             "initial": start,
             "final": method.ranks(),
             "places": {name: list(place(name)) for name in start},
             "shapes": {name: list(shape) for name, shape in method.shapes().items()},
         },
-        "counts": _counts(plan, method, model, outcome),
+        "counts": {
+            "initial": asdict(progress.initial),
+            "peak": asdict(progress.peak),
+            "final": asdict(method.count()),
+            **_other_parameters(prepared),
+        },
         "moves": _moves(method, start),
         "cost": {
-            "step_seconds_median": statistics.median(outcome.step_seconds) if outcome.step_seconds else None,
-            "train_seconds": outcome.train_seconds,
-            "eval_seconds": outcome.eval_seconds,
+            "step_seconds_median": statistics.median(state.step_seconds) if state.step_seconds else None,
+            "train_seconds": progress.seconds[0],
+            "eval_seconds": progress.seconds[1],
             "peak_memory_mib": _peak_memory(),
             "adapter_bytes": _size(plan.folder.path / "adapter"),
         },
@@ -72,69 +82,40 @@ def assemble(
             "source": data.source,
             "verified": data.verified,
             "citation": config.task.citation,
-            "train_items": len(train.data),
+            "train_items": len(items),
             "report_items": len(reading.rows),
-            "truncated": train.data.truncated,
-            "truncated_targets": getattr(train.data, "truncated_targets", 0),
-            "majority": _constant_answer(config.task, reading),
+            "truncated": items.truncated,
+            "truncated_targets": getattr(items, "truncated_targets", 0),
+            "majority": _majority(config.task, reading),
         },
-        "flags": _flags(reading, data) + method.remarks(),
+        "flags": ["collapsed"] * reading.collapsed + ["unverified data"] * (not data.verified) + method.remarks(),
     }
 
 
-def _flags(reading: Reading, data: Any) -> list[str]:
-    return ["collapsed"] * reading.collapsed + ["unverified data"] * (not data.verified)
-
-
-def _label(plan: Plan) -> str:
-    label = plan.method.title
-    if getattr(plan.method_config, "ranks_from", None):
-        label += " transplant" + (" shuffled" if plan.method_config.shuffle else "")
-    return label
-
-
-def _constant_answer(task: Any, reading: Reading) -> dict[str, float]:
-    """Scores of the best constant answer; a summary has none."""
+def _majority(task: Any, reading: Reading) -> dict[str, float]:
+    """Scores of the best constant answer; empty for summaries."""
     if task.kind == "summarization":
         return {}
     kind = "regression" if task.kind == "regression" else "classification"
     return majority_baseline(kind, list(task.metrics), [row[1] for row in reading.rows])
 
 
-def _last(step: int, reading: Reading, chosen: Reading | None) -> dict[str, Any]:
-    select = None if chosen is None else {"split": chosen.split, "metrics": chosen.metrics}
-    return {"step": step, "report": {"split": reading.split, "metrics": reading.metrics}, "select": select}
-
-
-def _counts(plan: Plan, method: Method, model: Any, outcome: Outcome) -> dict[str, Any]:
-    """Adapter parameters at the start, at the peak and at the end; the head and other trained parts apart."""
-    factors = {id(p) for p in method.adapter_parameters()}
-    head = other = 0
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or id(parameter) in factors:
-            continue
-        if any(name.startswith(h + ".") for h in method.whole):
-            head += parameter.numel()
-        else:
-            other += parameter.numel()
-
-    def shown(count: Count) -> dict[str, int]:
-        return {"rank_sum": count.rank_sum, "params": count.params}
-
-    return {
-        "initial": shown(outcome.initial),
-        "peak": shown(outcome.peak),
-        "final": shown(method.count()),
-        "head_params": head,
-        "other_params": other,
-    }
+def _other_parameters(prepared: Prepared) -> dict[str, int]:
+    """Trained parameters that belong to no adapter: the task head, and the rest."""
+    method = prepared.method
+    adapter = {id(p) for p in method.adapter_parameters()}
+    counts = {"head_params": 0, "other_params": 0}
+    for name, parameter in prepared.model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in adapter:
+            head = any(name.startswith(f"{module}.") for module in method.whole)
+            counts["head_params" if head else "other_params"] += parameter.numel()
+    return counts
 
 
 def _moves(method: Method, start: dict[str, int]) -> dict[str, Any]:
     rounds = method.rounds_seen
-    phases = getattr(method, "phases", None)
     return {
-        "rounds_due": len(phases.rounds()) if phases is not None and method.capabilities.adaptive else len(rounds),
+        "rounds_due": method.rounds_due(),
         "rounds": len(rounds),
         "pruned": sum(len(r.pruned) for r in rounds),
         "grown": sum(len(r.grown) for r in rounds),
@@ -155,12 +136,12 @@ def _size(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
-def export_adapter(plan: Plan, method: Method, model: Any) -> None:
-    """adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
+def export_adapter(plan: Plan, prepared: Prepared) -> None:
+    """Writes adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
     from elalora.export import export_peft, export_trained
     from experiments.models.load import HEADED, resolve_model
 
-    folder = plan.folder.path / "adapter"
+    folder, method, model = plan.folder.path / "adapter", prepared.method, prepared.model
     head = method.whole + method.trained_modules()
     if not method.capabilities.exports_lora:
         export_trained(model, folder)
@@ -173,19 +154,17 @@ def export_adapter(plan: Plan, method: Method, model: Any) -> None:
     export_peft(method, model, folder, head, task_type=HEADED[plan.config.task.kind][1], base=base)
 
 
-def store_predictions(folder: Path, reading: Reading, task: TaskConfig) -> None:
-    """predictions.parquet: idx, label, prediction, score of every reported item."""
-    import os
-
+def store_predictions(plan: Plan, state: TrainState) -> None:
+    """Writes predictions.parquet: idx, label, prediction and score of every reported item."""
     import pyarrow
     from pyarrow import parquet
 
+    assert state.report is not None
     text = pyarrow.string()
     answers = {"regression": (pyarrow.float64(),) * 2, "summarization": (pyarrow.list_(text), text)}
-    label, prediction = answers.get(task.kind, (pyarrow.int64(),) * 2)
+    label, prediction = answers.get(plan.config.task.kind, (pyarrow.int64(),) * 2)
     types = {"idx": pyarrow.int64(), "label": label, "prediction": prediction, "score": pyarrow.float64()}
-    columns = zip(types.items(), zip(*reading.rows, strict=True), strict=True)
+    columns = zip(types.items(), zip(*state.report.rows, strict=True), strict=True)
     table = pyarrow.table({name: pyarrow.array(list(values), kind) for (name, kind), values in columns})
-    part = folder / f".predictions.{os.getpid()}"
-    parquet.write_table(table, part, compression="zstd")
-    os.replace(part, folder / "predictions.parquet")
+    with replacing(plan.folder.path / "predictions.parquet") as part:
+        parquet.write_table(table, part, compression="zstd")

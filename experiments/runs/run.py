@@ -1,4 +1,4 @@
-"""One run from its configuration to its result: skip what is done, else load, attach, train, read, store."""
+"""Runs a plan from its configuration to its result: skip if done, else prepare, train, evaluate and store."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import shutil
 import sys
 import traceback
 from contextlib import ExitStack, suppress
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -24,12 +23,16 @@ from experiments.runtime.distributed import (
     run_everywhere,
     run_on_main,
 )
+from experiments.runtime.files import write_whole
 from experiments.runtime.signals import Preempted, Stop, listening
 from experiments.store.folder import Busy
 
+if TYPE_CHECKING:
+    from experiments.training.types import Prepared
+
 
 class RunFailed(RuntimeError):
-    """A run that stopped with an error; its status.json holds the traceback.
+    """A run that stopped with an error; its status.json has the traceback.
 
     Attributes:
         shared: whether all processes of the run raised it together.
@@ -38,16 +41,16 @@ class RunFailed(RuntimeError):
     shared = True
 
 
-def run_plans(given: list[Plan]) -> int:
-    """Does every run, one after the other, sources first; a failure does not stop the others.
+def run_plans(plans: list[Plan]) -> int:
+    """Runs every plan, one after the other, sources first; a failure does not stop the others.
 
     Returns:
-        0 when every run is done, 1 when one failed, 2 when one could not start because of what was asked for.
+        0 when every run is done, 1 when one failed, 2 when one was refused because of the user's settings.
     """
     connect()
-    plans = in_order(given)
+    plans = in_order(plans)
     if run_on_main(lambda: [plan.id for plan in plans]) != [plan.id for plan in plans]:
-        raise UserError("the processes see different stores: store.root must be one folder for all of them")
+        raise UserError("the processes see different stores: set store.root to one folder that all of them share")
     problems: list[Exception] = []
     for number, plan in enumerate(plans, start=1):
         if len(plans) > 1:
@@ -58,43 +61,45 @@ def run_plans(given: list[Plan]) -> int:
             print_once(f"elalora: {error}", error=True)
             problems.append(error)
             if not raised_everywhere(error):
-                print("elalora: this process failed alone, and no further run can start in it", file=sys.stderr)
+                print("elalora: one process of the distributed run failed; stopping this process", file=sys.stderr)
                 return 1
     if problems and len(plans) > 1:
-        line = f"elalora: {len(plans) - len(problems)} of {len(plans)} runs are done; the same command does the rest"
+        done = f"{len(plans) - len(problems)} of {len(plans)} runs are done"
+        line = f"elalora: {done}; run the same command again for the rest"
         print_once(line, error=True)
     return max((2 if isinstance(problem, UserError) else 1 for problem in problems), default=0)
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Does one run, or returns the stored result of a run that was done before.
+    """Returns the result of a run, which is trained unless it is stored.
 
     Raises:
-        UserError: a mistake in what was asked for; nothing was written but, in a sweep, a status with the reason.
-        RunFailed: the run stopped; what it wrote is kept, and the same command goes on from its checkpoint.
-        Preempted: this process was asked to stop, and no further run is to be started in it.
+        UserError: a mistake in the settings; nothing was written except, in a sweep, a status with the reason.
+        RunFailed: the run stopped; its files are kept, and the same command resumes from its checkpoint.
+        Preempted: this process was asked to stop; start no further run in it.
     """
-    before = run_on_main(lambda: _done_before(plan))
-    if before is not None:
-        return before
+    stored = run_on_main(lambda: _stored(plan))
+    if stored is not None:
+        return stored
     try:
         with listening() as stop, ExitStack() as held:
             prepared = run_everywhere(lambda: prepare(plan))
             if asked := next(filter(None, gather(stop.signal)), None):
                 raise Preempted(f"{asked} before the first step", stop.signal)
-            # another command may have finished it since the first look
-            result = run_on_main(lambda: _take(plan, held)) or _train(plan, stop, *prepared)
+            # another command may have finished it in the meantime
+            result = run_on_main(lambda: _hold(plan, held)) or _train(plan, prepared, stop)
     except KeyboardInterrupt:
         raise
     except UserError as error:
-        _note_refusal(plan, error)
+        _write_refusal(plan, error)
         raise
     except Preempted as error:
-        raise Preempted(f"{plan.label} stopped: {error}; the same command goes on", error.signal) from error
-    except (Busy, OtherProcessFailed) as error:  # what another process failed at is told by that one
+        line = f"{plan.label} was stopped: {error}; run the same command again to resume"
+        raise Preempted(line, error.signal) from error
+    except (Busy, OtherProcessFailed) as error:  # the other process reports its own error
         raise _failed(str(error), error) from error
     except Exception as error:
-        if not (is_main() and plan.folder.path.exists()):  # there is no status.json to keep the traceback
+        if not (is_main() and plan.folder.path.exists()):  # no status.json will keep the traceback
             traceback.print_exc()
         line = f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})"
         raise _failed(line, error) from error
@@ -104,10 +109,10 @@ def run(plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _note_refusal(plan: Plan, error: UserError) -> None:
-    """Leaves the reason in the run's folder, for `status` and the tables: nobody watches a worker or a job.
+def _write_refusal(plan: Plan, error: UserError) -> None:
+    """Writes the reason to status.json, for `status` and the tables: nobody watches a worker or a job.
 
-    A run that was started alone writes nothing: its line is on the screen.
+    A run that was started alone writes nothing, because the user reads the message on the screen.
     """
     if plan.config.launcher.kind == "basic" or not is_main():
         return
@@ -121,8 +126,8 @@ def _failed(line: str, cause: Exception) -> RunFailed:
     return error
 
 
-def _done_before(plan: Plan) -> dict[str, Any] | None:
-    """The stored result of a run that was done before, which is told."""
+def _stored(plan: Plan) -> dict[str, Any] | None:
+    """The result of a run that was done before, with a line that says so."""
     done = plan.finished()
     if done is None:
         return None
@@ -132,21 +137,21 @@ def _done_before(plan: Plan) -> dict[str, Any] | None:
     return result
 
 
-def _take(plan: Plan, held: ExitStack) -> dict[str, Any] | None:
-    """Holds the run's folder until `held` is left; its result where there is one already."""
+def _hold(plan: Plan, held: ExitStack) -> dict[str, Any] | None:
+    """Locks the run's folder until `held` is left; returns the result if there is one already."""
     held.enter_context(plan.folder.working())
     return plan.folder.result() if plan.folder.done else None
 
 
 def _tidy(plan: Plan) -> None:
-    """Ends what a process that was killed right after writing its result left: status.json and the checkpoints."""
+    """Cleans up after a process that was killed right after writing its result: status.json and checkpoints."""
     folder = plan.folder
     if not folder.done or folder.status().get("state") == "done":
         return
     try:
         with folder.working():
             _drop_checkpoints(plan)
-    except (Busy, UserError):  # somebody else's store, or its own process does it just now
+    except (Busy, UserError):  # a read-only store, or another process is cleaning up
         pass
 
 
@@ -156,53 +161,46 @@ def headline(result: dict[str, Any]) -> str:
     return f"{report['split']} {result['metric']} {report['metrics'][result['metric']]:.2f}"
 
 
-def _train(plan: Plan, stop: Stop, *prepared: Any) -> dict[str, Any]:
+def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
     import torch
 
     from experiments.runtime.display import RunDisplay, silent_console
-    from experiments.training.readout import make_readout
+    from experiments.training.recorder import Recorder
+    from experiments.training.resume import Checkpoints
     from experiments.training.tracking import make_tracker
     from experiments.training.trainer import Trainer
 
-    accelerator, data, processor, train, select, report, model, method = prepared
     config, folder = plan.config, plan.folder
     tracker = make_tracker(OmegaConf.to_object(config.tracking))
-    total = method.total_steps
-    if accelerator.device.type == "cuda":
+    checkpoints = Checkpoints(folder, plan.id, config.store.checkpoint_every)
+    if prepared.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
-    with RunDisplay(plan.label, total, None if is_main() else silent_console()) as display:
-        readout = make_readout(OmegaConf.to_object(config.task), processor, model)
-        made = partial(
-            Trainer, config.trainer, readout, config.seed, method, model, train, select, report, folder, accelerator,
-            display, tracker, config.store.checkpoint_every, plan.id, stop,
-        )  # fmt: skip
-        trainer = run_everywhere(made)
-        start_ranks = method.ranks()
+    with RunDisplay(plan.label, prepared.method.total_steps, None if is_main() else silent_console()) as display:
+        recorder = Recorder(folder, display, tracker)
+        trainer = run_everywhere(lambda: Trainer(prepared, config.trainer, config.seed, recorder, checkpoints, stop))
         trainer.resume()
         run_on_main(lambda: _write_facts(plan))
         tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
-        outcome = trainer.run()
-        reading = trainer.evaluate(report, total)
-        chosen = trainer.evaluate(select, total) if select is not None and select.name != report.name else None
+        trainer.run()
+        trainer.evaluator.read_last()
 
-    def stored() -> dict[str, Any]:
+    def store() -> dict[str, Any]:
         from experiments.runs.result import assemble, export_adapter, store_predictions
 
-        export_adapter(plan, method, model)
-        result = assemble(plan, data, train, method, model, outcome, start_ranks, reading, chosen)
-        store_predictions(folder.path, reading, OmegaConf.to_object(config.task))
+        export_adapter(plan, prepared)
+        result = assemble(plan, prepared, trainer.state)
+        store_predictions(plan, trainer.state)
         tracker.finish(result)
         folder.sync()
         folder.write("result.json", result)
         _drop_checkpoints(plan)
         return result
 
-    return run_on_main(stored)
+    return run_on_main(store)
 
 
 def _write_facts(plan: Plan) -> None:
-    """config.yaml and manifest.json: what was asked for, and what it ran on."""
-    from experiments.runtime.files import write_whole
+    """Writes config.yaml and manifest.json: the settings, and the machine and versions."""
     from experiments.runtime.manifest import manifest
 
     write_whole(plan.folder.path / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))

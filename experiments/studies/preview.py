@@ -156,7 +156,7 @@ def _without_seed(plan: Plan) -> str:
     """A key that all repeats of a run share; their sources differ by seed, but the settings that name them do not."""
     identity = {k: v for k, v in plan.identity.items() if k not in ("seed", "init_from")}
     identity["method"] = {k: v for k, v in plan.identity["method"].items() if k != "ranks_from"}
-    sources = {source.setting: source.wanted for source in plan.sources}
+    sources = {source.setting: source.value for source in plan.sources}
     return json.dumps([identity, sources], sort_keys=True)
 
 

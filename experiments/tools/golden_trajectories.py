@@ -78,9 +78,11 @@ def trainer_trajectory() -> dict[str, Any]:
     from experiments.config.task import TaskConfig
     from experiments.runs.plan import TRAINER_NUMERICS
     from experiments.store.folder import RunFolder
-    from experiments.training.outcome import Split
     from experiments.training.readout import make_readout
+    from experiments.training.recorder import Recorder
+    from experiments.training.resume import Checkpoints
     from experiments.training.trainer import Trainer
+    from experiments.training.types import Prepared, Split, Splits
 
     AcceleratorState._reset_state(True)
     model = bert().double()
@@ -91,11 +93,11 @@ def trainer_trajectory() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run")
         with run.working():
-            select, report = (Split(n, _tokens(s)) for n, s in (("validation", 1), ("test", 2)))
-            trainer = Trainer(
-                config, make_readout(task, None, model), 0, method, model, Split("train", _tokens(0)), select, report,
-                run, Accelerator(cpu=True), _Silent(), _Silent(),
-            )  # fmt: skip
+            splits = Splits(*(Split(n, _tokens(s)) for s, n in enumerate(("train", "validation", "test"))))
+            readout = make_readout(task, None, model)
+            prepared = Prepared(Accelerator(cpu=True), None, splits, readout, model, method)
+            silent: Any = _Silent()
+            trainer = Trainer(prepared, config, 0, Recorder(run, silent, silent), Checkpoints(run))
             trainer.resume()
             trainer.run()
             losses = [line["value"] for line in run.lines("metrics.jsonl")]

@@ -136,7 +136,7 @@ class Arm:
             self.prepared = pair_ready(self.prepared)
         runner.prepare = lambda _: self.prepared
         probe.install()
-        mark_rounds(self.prepared[-1], probe, self.rounds)
+        mark_rounds(self.prepared.method, probe, self.rounds)
         try:
             runner.run(plan)
         except BaseException:

@@ -11,7 +11,11 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.training.types import Prepared
 
 
 def in_pair(work: Callable[[], None]) -> int:
@@ -34,11 +38,11 @@ def in_pair(work: Callable[[], None]) -> int:
     return 0
 
 
-def pair_ready(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
+def pair_ready(prepared: Prepared) -> Prepared:
     """What was loaded before the fork, with an accelerator that knows of both processes."""
     from accelerate import Accelerator
 
-    return (Accelerator(cpu=True), *prepared[1:])
+    return replace(prepared, accelerator=Accelerator(cpu=True))
 
 
 def reconnect() -> None:

@@ -97,6 +97,7 @@ class Probe:
         from experiments.runs import run as runner
         from experiments.store.folder import RunFolder
         from experiments.training import checkpoint
+        from experiments.training.evaluation import Evaluator
         from experiments.training.trainer import Trainer
 
         self.rank = int(os.environ.get("RANK", "0"))
@@ -107,7 +108,7 @@ class Probe:
         self.wrap(RunFolder, "beat", "status")
         self.wrap(checkpoint, "save", "checkpoint")
         self.wrap(checkpoint, "drop", "checkpoint")
-        self.wrap(Trainer, "evaluate", "evaluation")
+        self.wrap(Evaluator, "evaluate", "evaluation")
         self.wrap(results, "export_adapter", "result")
         self.wrap(results, "store_predictions", "result")
         self.wrap(RunFolder, "write", "result")

@@ -1,9 +1,9 @@
-"""Rolling checkpoints of safetensors and JSON only: nothing that is read back can run code.
+"""Checkpoint folders of safetensors and JSON only, so that reading one can never run code.
 
 A checkpoint is a folder step-N with tensors.safetensors, state.json and digests.json. It is written under another
-name and moved into place; the last two are kept, and one whose digests do not fit is passed over. One that is whole
-and belongs to another run or version is a mistake that is told: nothing is overwritten silently. What was taken up must
-be all that was read, so that nothing a checkpoint lacks is quietly what it was at the start.
+name and moved into place. One whose digests do not match is corrupt and skipped. One that is intact and belongs to
+another run or version is an error: nothing is overwritten silently. After restoring, the state is compared with
+what was read, so that nothing a checkpoint lacks silently keeps its initial value.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from experiments.runtime.files import sync_folder
 
 SCHEMA = 3
 KEPT = 2
-START_ANEW = "move the folder away, and the run starts anew"
+RESTART = "delete or move the folder to restart from scratch"
 
 
 def collect(model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule: Schedule) -> dict[str, Any]:
-    """Everything a run needs to go on: tensors and JSON values, by flat names."""
+    """Everything a run needs to resume: tensors and JSON values, by flat names."""
     state: dict[str, Any] = {f"model/{n}": p.detach() for n, p in trained(model).items()}
     state |= {f"method/{name}": value for name, value in method.state_dict().items()}
     saved = optimizer.state_dict()
@@ -46,11 +46,11 @@ def collect(model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule:
 def restore(
     state: dict[str, Any], model: nn.Module, method: Method, optimizer: RowwiseAdamW, schedule: Schedule
 ) -> None:
-    """Puts back what `collect` took; ranks first, because the rest has their shape.
+    """Restores what `collect` returned; ranks first, because shapes depend on them.
 
     Raises:
-        Exception: of many kinds, where the state has not what `collect` gives here, or has more; the run is then
-            neither what it was nor what the state says.
+        Exception: of many kinds, where the state has less or more than `collect` returns here; the run is then partly
+            restored and must not be used.
     """
     method.load_state_dict({n[7:]: v for n, v in state.items() if n.startswith("method/")})
     for name, parameter in trained(model).items():
@@ -63,23 +63,23 @@ def restore(
         if name.startswith("optimizer/"):
             _, index, kind = name.split("/")
             moments.setdefault(int(index), {})[kind] = value
-    own = optimizer.state_dict()["param_groups"]
-    moved = ("lr", "weight_decay")  # what training changes: the schedule the first, ElaLoRA's D4 the second
     groups = [
-        {**mine, **{name: saved[name] for name in moved}} for mine, saved in zip(own, state["groups"], strict=True)
+        # training changes these two: the schedule the first, ElaLoRA's D4 the second
+        {**group, "lr": saved["lr"], "weight_decay": saved["weight_decay"]}
+        for group, saved in zip(optimizer.state_dict()["param_groups"], state["groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     schedule.load_state_dict(state["schedule"])
     _compare(state, collect(model, method, optimizer, schedule))
 
 
-def _compare(read: dict[str, Any], taken: dict[str, Any]) -> None:
-    """Raises ValueError where what was taken up is not what was read, to the last bit."""
-    for name in sorted(read.keys() | taken.keys()):
-        if name not in read or name not in taken:
-            raise ValueError(f"{name} is {'missing' if name not in read else 'nothing that this run has'}")
-        if not _same(read[name], taken[name]):
-            raise ValueError(f"{name} is of another kind or shape")
+def _compare(read: dict[str, Any], restored: dict[str, Any]) -> None:
+    """Raises ValueError where the restored state is not what was read, to the last bit."""
+    for name in sorted(read.keys() | restored.keys()):
+        if name not in read or name not in restored:
+            raise ValueError(f"{name} is {'missing' if name not in read else 'unknown to this run'}")
+        if not _same(read[name], restored[name]):
+            raise ValueError(f"{name} has another type or shape")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -93,23 +93,30 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def check_form(read: dict[str, Any], fresh: dict[str, Any]) -> None:
-    """Raises ValueError where a JSON value of a checkpoint has not the form that it has in a run that starts."""
+    """Checks the JSON values of method, optimizer and schedule against those of a run before its first step.
+
+    What a method stores is its own affair, so that only an example says which keys and types to expect.
+
+    Raises:
+        ValueError: a value is missing or has another form.
+    """
     for name, like in fresh.items():
-        if not isinstance(like, Tensor) and not (name in read and alike(read[name], like)):
-            raise ValueError(f"{name} is {'of another form' if name in read else 'missing'}")
+        if not isinstance(like, Tensor) and not (name in read and _alike(read[name], like)):
+            raise ValueError(f"{name} {'has another form' if name in read else 'is missing'}")
 
 
-def alike(value: Any, like: Any) -> bool:
-    """Whether a JSON value has the form of another: the same keys and types, and no NaN or infinity.
+def _alike(value: Any, like: Any) -> bool:
+    """Whether a JSON value has the same keys and types as another, and neither NaN nor infinity.
 
-    Lists are of any length, and so is what belongs in an empty one or an empty object; null is a number not yet known.
+    Lists may have any length, and an empty list or object in `like` accepts any content; null stands for a number that
+    is not known yet.
     """
     if isinstance(like, dict):
         if not isinstance(value, dict) or like and value.keys() != like.keys():
             return False
-        return all(alike(value[key], part) for key, part in like.items())
+        return all(_alike(value[key], part) for key, part in like.items())
     if isinstance(like, list | tuple):
-        return isinstance(value, list) and (not like or all(alike(part, like[0]) for part in value))
+        return isinstance(value, list) and (not like or all(_alike(part, like[0]) for part in value))
     if like is None or isinstance(like, float):
         return value is like is None or type(value) in (int, float) and math.isfinite(value)
     return type(value) is type(like)
@@ -121,11 +128,11 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes step-N under `folder`, whole or not at all."""
+    """Writes step-N under `folder`, completely or not at all."""
     from safetensors.torch import save_file
 
     for left in folder.glob(".part-*"):
-        shutil.rmtree(left)  # of an attempt that was killed here
+        shutil.rmtree(left)  # of an attempt that was killed while writing
     part = folder / f".part-{os.getpid()}"
     part.mkdir(parents=True)
     try:
@@ -156,7 +163,7 @@ def drop(folder: Path, keep: set[int]) -> None:
 
 
 def best_step(state: dict[str, Any] | None) -> int | None:
-    """The step of the best checkpoint that a checkpoint refers to; None where none is there or can be read."""
+    """The step of the best checkpoint that a checkpoint refers to, None without one."""
     try:
         return int(state["progress"]["best"]["step"]) if state is not None else None
     except (KeyError, TypeError, ValueError):
@@ -169,10 +176,10 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(folder: Path, step: int) -> dict[str, Any] | None:
-    """The state of one checkpoint, or None where it is not there or not whole.
+    """The state of one checkpoint, or None where it is missing or corrupt.
 
     Raises:
-        UserError: it is whole, and another version or something else wrote it.
+        UserError: it is intact, and another version or something else wrote it.
     """
     from safetensors.torch import load_file
 
@@ -182,20 +189,20 @@ def load(folder: Path, step: int) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}/state.json cannot be read ({error}); {START_ANEW}") from error
+        raise UserError(f"{path}/state.json cannot be read ({error}); {RESTART}") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path}/state.json is no JSON object; {START_ANEW}")
+        raise UserError(f"{path}/state.json is not a JSON object; {RESTART}")
     schema = state.pop("schema", None)
     if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; {START_ANEW}")
+        raise UserError(f"{path} has schema {schema}, this version reads schema {SCHEMA}; {RESTART}")
     if state.pop("step", None) != step:
-        raise UserError(f"{path} holds another step than its name says; {START_ANEW}")
+        raise UserError(f"{path} is not of step {step} as its name says; {RESTART}")
     try:
         tensors = load_file(path / "tensors.safetensors")
     except SafetensorError as error:
-        raise UserError(f"{path}/tensors.safetensors cannot be read ({error}); {START_ANEW}") from error
+        raise UserError(f"{path}/tensors.safetensors cannot be read ({error}); {RESTART}") from error
     if state.pop("tensors", None) != sorted(tensors):
-        raise UserError(f"{path}/tensors.safetensors has other tensors than state.json says; {START_ANEW}")
+        raise UserError(f"{path}/tensors.safetensors does not have the tensors that state.json lists; {RESTART}")
     return state | tensors
 
 

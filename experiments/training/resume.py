@@ -1,130 +1,183 @@
-"""The checkpoints of one run: which are kept, and whether one is whole, this run's and complete, so that it can go on.
+"""The checkpoints of one run: when to write one, which to keep, and which one to resume from.
 
-A checkpoint alone is not enough: the lines that the run had written by then must still be there, and so must the best
-checkpoint of its time, which is read when training is over.
+A checkpoint alone is not enough to resume from. The lines that the run had written by then must still be there, and
+so must the best checkpoint of its time, which is evaluated when training is over.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NoReturn
 
-from elalora.errors import UserError
-from elalora.method import Method, Round
+from elalora.errors import UserError, first_line
+from elalora.method import Round
+from experiments.runtime.distributed import is_main, run_everywhere, run_on_main
+from experiments.runtime.signals import Preempted, Stop
 from experiments.store.folder import RunFolder
 from experiments.training import checkpoint
+from experiments.training.progress import Progress, TrainState
 
-State = dict[str, Any]
+Saved = dict[str, Any]  # what `checkpoint.collect` gives
 
 
 class Checkpoints:
-    """What one run keeps under checkpoint/, and what it finds there when it starts.
+    """What one run keeps under checkpoint/.
 
     Args:
         folder: of the run.
         run_id: written into every checkpoint, so that those of another run are refused.
-        method: attached; metrics: names of the task's metrics. Both say what a checkpoint's progress looks like.
+        every: steps between two checkpoints; 0 writes one only when the run is asked to stop.
     """
 
-    def __init__(self, folder: RunFolder, run_id: str, method: Method, metrics: list[str]) -> None:
-        self.folder, self.run_id, self.method, self.metrics = folder, run_id, method, metrics
+    def __init__(self, folder: RunFolder, run_id: str = "", every: int = 0) -> None:
+        self.folder, self.run_id, self.every = folder, run_id, every
         self.path = folder.path / "checkpoint"
         self.best_path = self.path / "best"
+        self.saved: int | None = None  # step of the newest checkpoint
         self._bests: list[int] = []  # best steps at the checkpoints so far
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
-        """Writes everything that the rest of the run depends on, and drops what no resumed run can need."""
-        checkpoint.save(self.path, step, state | {"progress": progress})
+    def due(self, state: TrainState) -> bool:
+        """Whether a checkpoint is to be written after the step just done."""
+        return bool(self.every) and (state.step % self.every == 0 or state.step == state.total)
+
+    def save(self, state: TrainState) -> None:
+        """Writes everything the rest of the run depends on, and drops what no resumed run can need."""
+        self.saved = state.step
+        if not is_main():
+            return
+        progress = state.progress
+        progress.losses, progress.lines = [float(loss) for loss in state.losses], self.folder.sizes()
+        checkpoint.save(self.path, state.step, snapshot(state) | {"progress": asdict(progress)})
         checkpoint.drop(self.path, set(checkpoint.steps(self.path)[: checkpoint.KEPT]))
-        if progress["best"] is not None:
-            self._bests.append(progress["best"]["step"])
+        if progress.best is not None:
+            self._bests.append(progress.best.step)
             checkpoint.drop(self.best_path, set(self._bests[-checkpoint.KEPT :]))
 
-    def save_best(self, step: int, state: State) -> None:
-        """Keeps a new best; a checkpoint that a resumed run may fall back to needs the best of its time."""
-        checkpoint.save(self.best_path, step, state)
-        checkpoint.drop(self.best_path, {step, *self._bests[-checkpoint.KEPT :]})
+    def save_best(self, state: TrainState, step: int) -> None:
+        """Writes a new best; a checkpoint that a resumed run may fall back to needs the best of its time."""
+        if is_main():
+            checkpoint.save(self.best_path, step, snapshot(state))
+            checkpoint.drop(self.best_path, {step, *self._bests[-checkpoint.KEPT :]})
 
-    # -- finding ---------------------------------------------------------------------------------------
-
-    def best(self, step: int) -> State | None:
-        """The best checkpoint of a step, or None where it is not there or not whole."""
-        return checkpoint.load(self.best_path, step)
-
-    def newest(self, like: dict[str, Any]) -> tuple[int, State] | None:
-        """Step and state of the newest checkpoint that is whole and complete.
-
-        Args:
-            like: the progress of this run as it starts, whose form that of a checkpoint must have.
+    def preempt(self, state: TrainState, stop: Stop) -> NoReturn:
+        """Leaves the run where it is asked to stop, after a checkpoint unless the newest one still holds.
 
         Raises:
-            UserError: one is whole and does not belong to this run.
+            Preempted: always.
         """
+        if not state.finishing and (self.saved != state.step or state.progress.unread is not None):
+            self.save(state)
+        asked = stop.signal or "a signal to another process"
+        raise Preempted(f"{asked} after step {state.step} of {state.total}", stop.signal)
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def best(self, step: int) -> Saved | None:
+        """The best checkpoint of a step, in every process; None where it is missing or corrupt."""
+        return run_on_main(lambda: checkpoint.load(self.best_path, step))
+
+    def resume(self, state: TrainState, metrics: list[str]) -> bool:
+        """Resumes from the newest valid checkpoint and truncates the logs to it; returns whether there was one.
+
+        Args:
+            state: of a run before its first step.
+            metrics: names of the task's metrics.
+
+        Raises:
+            UserError: a checkpoint is intact and does not belong to this run.
+        """
+        newest = run_on_main(lambda: self._newest(state, metrics))
+        if newest is not None:
+            step, saved, progress = newest
+            run_everywhere(lambda: self._restore(state, step, saved, progress))
+            state.method.rounds_seen = run_on_main(lambda: self._truncate(step, progress))
+            self.saved = step
+        if is_main():
+            self._drop_after(state.step)
+            if newest is None:
+                self.folder.cut_back({})
+        return newest is not None
+
+    def _newest(self, state: TrainState, metrics: list[str]) -> tuple[int, Saved, Progress] | None:
         for step in checkpoint.steps(self.path):
-            state = checkpoint.load(self.path, step)
-            if state is not None and self._complete(step, state, like):
-                return step, state
-            print(f"elalora: checkpoint step {step} is damaged; going on from the one before", file=sys.stderr)
+            saved = checkpoint.load(self.path, step)
+            if saved is not None:
+                progress = self._progress(saved.pop("progress", None), step, state, metrics)
+                if self._complete(step, progress):
+                    return step, saved, progress
+            print(f"elalora: checkpoint at step {step} is corrupt; falling back to the one before", file=sys.stderr)
         return None
 
-    def go_on(self, step: int, progress: dict[str, Any]) -> list[Round]:
-        """Cuts the lines back to a checkpoint; the rounds that are left."""
-        best = progress["best"]
-        self._bests = [] if best is None else [best["step"]]
-        self.folder.cut_back(progress["lines"])
-        return self._rounds(step, progress["lines"])
+    def _progress(self, value: Any, step: int, state: TrainState, metrics: list[str]) -> Progress:
+        if not isinstance(value, dict) or "run" not in value:
+            raise self._foreign(step, "it has no progress")
+        if value["run"] != self.run_id:
+            raise self._foreign(step, f"it belongs to run {str(value['run'])[:10]}")
+        try:
+            return Progress.read(value, step, state.method, metrics)
+        except (ValueError, OverflowError) as error:
+            raise self._foreign(step, f"its progress is invalid ({error})") from error
 
-    def drop_left(self, step: int) -> None:
-        """Removes what an abandoned attempt wrote after a step, and what it had meant to remove before."""
-        kept = [s for s in checkpoint.steps(self.path) if s <= step][: checkpoint.KEPT]
-        checkpoint.drop(self.path, set(kept))
-        bests = {checkpoint.best_step(checkpoint.load(self.path, s)) for s in kept}
+    def _complete(self, step: int, progress: Progress) -> bool:
+        """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
+        best = progress.best
+        if best is not None and best.report is None and checkpoint.load(self.best_path, best.step) is None:
+            return False
+        try:
+            return self.folder.has(progress.lines) and self._rounds(step, progress) is not None
+        except (ValueError, LookupError, TypeError, RecursionError):  # lines of ranks.jsonl that are no rounds
+            return False
+
+    def _restore(self, state: TrainState, step: int, saved: Saved, progress: Progress) -> None:
+        fresh, best = snapshot(state), progress.best
+        try:
+            if best is not None and best.report is None:  # restored once now: after training is too late to refuse it
+                _put_back(state, self.best(best.step) or {}, fresh)
+            _put_back(state, saved, fresh)
+        except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+            raise self._foreign(step, f"{type(error).__name__} {first_line(error)}") from error
+        state.schedule.at(step)
+        state.step, state.progress = step, progress
+
+    def _truncate(self, step: int, progress: Progress) -> list[Round]:
+        """Cuts the lines back to a checkpoint; returns the rounds before it."""
+        self._bests = [] if progress.best is None else [progress.best.step]
+        self.folder.cut_back(progress.lines)
+        return self._rounds(step, progress)
+
+    def _rounds(self, step: int, progress: Progress) -> list[Round]:
+        lines = self.folder.lines("ranks.jsonl", progress.lines["ranks.jsonl"])
+        return [_round(line) for line in lines if 0 <= line["step"] < step]
+
+    def _drop_after(self, step: int) -> None:
+        """Removes what an abandoned attempt wrote after a step, and what it had no time to remove."""
+        keep = [s for s in checkpoint.steps(self.path) if s <= step][: checkpoint.KEPT]
+        checkpoint.drop(self.path, set(keep))
+        bests = {checkpoint.best_step(checkpoint.load(self.path, s)) for s in keep}
         checkpoint.drop(self.best_path, {s for s in bests if s is not None})
 
-    def foreign(self, step: int, why: str) -> UserError:
-        """What is said of a checkpoint that is whole and not this run's."""
+    def _foreign(self, step: int, why: str) -> UserError:
         return UserError(
-            f"{self.path} holds a checkpoint of step {step} that does not fit this run: {why}; {checkpoint.START_ANEW}"
+            f"{self.path} has a checkpoint at step {step} that does not fit this run: {why}; {checkpoint.RESTART}"
         )
 
-    def _complete(self, step: int, state: State, like: dict[str, Any]) -> bool:
-        """Whether the lines before a checkpoint and the best checkpoint of its time are there."""
-        progress = state.get("progress")
-        if not isinstance(progress, dict) or "run" not in progress:
-            raise self.foreign(step, "it has no progress")
-        if progress["run"] != self.run_id:
-            raise self.foreign(step, f"it is of the run {str(progress['run'])[:10]}")
-        if not self._has_form(step, progress, like):
-            raise self.foreign(step, "its progress is of another form")
-        best = progress["best"]
-        if best is not None and best["report"] is None and self.best(best["step"]) is None:
-            return False
-        try:
-            return self.folder.has(progress["lines"]) and self._rounds(step, progress["lines"]) is not None
-        except (ValueError, LookupError, TypeError, RecursionError):  # rounds that are none
-            return False
 
-    def _has_form(self, step: int, progress: dict[str, Any], like: dict[str, Any]) -> bool:
-        try:
-            best, unread = progress["best"], progress["unread"]
-            like = like | {"seconds": [0.0], "unread": None if unread is None else step}
-            if best is not None:
-                brief = {"split": "", "metrics": dict.fromkeys(self.metrics, 0.0)}
-                report = None if best["report"] is None else brief
-                count = vars(self.method.count())
-                like["best"] = {
-                    "step": step, "select": brief, "report": report, "ranks": self.method.ranks(), "count": count,
-                }  # fmt: skip
-        except (KeyError, TypeError, IndexError):
-            return False
-        fits = checkpoint.alike(progress, like) and unread in (None, step - 1) and len(progress["seconds"]) == 2
-        return fits and (best is None or 0 < best["step"] <= step)
+def snapshot(state: TrainState) -> Saved:
+    """The run's tensors and settings now; tensors are not copied."""
+    return checkpoint.collect(state.model, state.method, state.optimizer, state.schedule)
 
-    def _rounds(self, step: int, sizes: dict[str, int]) -> list[Round]:
-        lines = self.folder.lines("ranks.jsonl", sizes["ranks.jsonl"])
-        return [_round(line) for line in lines if 0 <= line["step"] < step]
+
+def restore(state: TrainState, saved: Saved) -> None:
+    """Sets tensors, method, optimizer and schedule to what `collect` gave."""
+    checkpoint.restore(saved, state.model, state.method, state.optimizer, state.schedule)
+
+
+def _put_back(state: TrainState, saved: Saved, fresh: Saved) -> None:
+    checkpoint.check_form(saved, fresh)
+    restore(state, saved)
 
 
 def _round(line: dict[str, Any]) -> Round:

@@ -143,10 +143,10 @@ def test_a_run_starts_from_the_run_that_its_own_command_makes_on_another_task(ti
     source = plan.source("init_from").plan
     assert source.id == make_plan(quick(tiny_model_dir, tmp_path, *words, "task=vader_tweets_binary")).id
     assert plan.identity["init_from"] == source.id
-    with pytest.raises(UserError, match="needs the run vader_tweets_binary/svd_lora-r4-s0 first"):
+    with pytest.raises(UserError, match="depends on run vader_tweets_binary/svd_lora-r4-s0"):
         run(plan)
     run(source)
-    *_, method = prepare(plan)
+    method = prepare(plan).method
     for name, (a, b) in read_factors(source.folder.path / "adapter").items():
         assert b.any()
         torch.testing.assert_close(method.adapters[name].delta(), b @ a, rtol=1e-4, atol=1e-7)

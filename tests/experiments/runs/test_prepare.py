@@ -1,25 +1,25 @@
-"""What a process keeps between its runs: loaded once, dropped in time, and never another run's."""
+"""What a process caches between its runs: loaded once, dropped in time, and never another run's."""
 
 from __future__ import annotations
 
 from collections import Counter
+from weakref import WeakValueDictionary
 
 import pytest
 from tiny_runs import quick
 
-from experiments.runs import prepare as kept
 from experiments.runs.plan import make_plan
-from experiments.runs.prepare import MOST, Kept, data_of, processor_of, splits_of
+from experiments.runs.prepare import MOST, cached, data_of, processor_of, splits_of
 
 WHOLE = ("method=lora", "data.train_items=null", "task=vader_tweets")
 
 
 @pytest.fixture
 def loads(monkeypatch):
-    """How often each thing is loaded, by a process that has kept nothing yet."""
+    """How often each thing is loaded, by a process with empty caches."""
     counts = Counter()
-    for name in ("_data", "_processors", "_splits"):
-        monkeypatch.setattr(kept, name, Kept())
+    for function in (data_of, processor_of, splits_of):
+        function.cache_clear()
     for place in ("data.load_task", "models.load.load_processor", "data.items.make_items"):
         place = f"experiments.{place}"
         module, _, name = place.rpartition(".")
@@ -38,18 +38,32 @@ def loaded(plan):
 
 
 def test_the_oldest_goes_before_a_new_one_is_made():
-    few, held = Kept(), []
+    class Value:
+        """Something that can be referred to weakly."""
+
+    living, alive_when_made, made = WeakValueDictionary(), {}, []
+
+    @cached(lambda key: key)
+    def value_of(key):
+        made.append(key)
+        alive_when_made[key] = set(living)
+        living[key] = value = Value()
+        return value
+
     for key in ("a", "b", "a", "c"):
-        few.get(key, lambda: held.append(list(few._values)))
-    assert held == [[], ['"a"'], ['"a"']] and list(few._values) == ['"a"', '"c"'] and len(few._values) == MOST
-    assert few.get("a", lambda: "anew") is None and few.get("b", lambda: "anew") == "anew"
+        value_of(key)
+    assert made == ["a", "b", "c"] and alive_when_made == {"a": set(), "b": {"a"}, "c": {"a"}} and MOST == 2
+    assert set(living) == {"a", "c"}
+    value_of("a"), value_of("b")
+    assert made[-1] == "b" and alive_when_made["b"] == {"a"}
 
 
-def test_what_fails_to_load_is_not_kept():
-    few = Kept()
+def test_what_fails_to_load_is_not_cached():
+    numbers = iter([0, 2])
+    half = cached(lambda key: key)(lambda _: 4 // next(numbers))
     with pytest.raises(ZeroDivisionError):
-        few.get("a", lambda: 1 // 0)
-    assert few.get("a", lambda: 2) == 2
+        half("a")
+    assert half("a") == half("a") == 2
 
 
 def test_repeats_and_arms_load_their_data_once(loads, tiny_model_dir, tmp_path):
@@ -71,13 +85,13 @@ def test_a_subset_is_its_own_seed_s(loads, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("changed", [
     "task=vader_nyt", "task.max_length=12", "protocol=tune", "protocol.split_seed=1", "data.train_items=90",
 ])  # fmt: skip
-def test_another_setting_is_loaded_anew(changed, loads, tiny_model_dir, tmp_path):
+def test_another_setting_is_loaded_again(changed, loads, tiny_model_dir, tmp_path):
     plans = [make_plan(quick(tiny_model_dir, tmp_path, *WHOLE, *more)) for more in ((), (changed,))]
     first, second = (splits_of(plan) for plan in plans)
     assert first is not second and splits_of(plans[0]) is first
 
 
-def test_a_file_that_changed_is_read_anew(loads, tiny_model_dir, tmp_path):
+def test_a_file_that_changed_is_read_again(loads, tiny_model_dir, tmp_path):
     found = []
     for number in (0, 1):
         for split, rows in {"train": 12, "test": 4, "validation": 4}.items():

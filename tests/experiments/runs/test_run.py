@@ -13,13 +13,13 @@ from tiny_runs import MOVES, ROOT, command, quick
 from elalora import UserError
 from experiments.launch.choose import run_all
 from experiments.runs.plan import make_plan
-from experiments.runs.prepare import prepare
+from experiments.runs.prepare import prepare, run_length
 from experiments.runs.run import RunFailed, run
 from experiments.runtime.seeds import stream
 from experiments.store.find import find
 from experiments.store.folder import RunFolder
 from experiments.training import checkpoint
-from experiments.training.trainer import Trainer, run_length
+from experiments.training.trainer import Trainer
 
 TIMES = {"timing.jsonl", "status.json", "manifest.json", "result.json", "config.yaml", ".lock"}
 
@@ -205,8 +205,8 @@ def test_arms_of_a_seed_share_data_order_subset_and_head(movies, tiny_model_dir,
         prepare(make_plan(quick(tiny_model_dir, tmp_path, *m)))
         for m in (["method=lora"], ["method=sora"], ["method=lora", "seed=1"])
     ]
-    trains = [p[3].data.idx.tolist() for p in prepared]
-    heads = [p[6].classifier.weight for p in prepared]
+    trains = [p.splits.train.data.idx.tolist() for p in prepared]
+    heads = [p.model.classifier.weight for p in prepared]
     assert trains[0] == trains[1] != trains[2]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
@@ -279,7 +279,7 @@ def test_the_transplant_takes_the_final_ranks_of_the_run_it_names(elalora_run, t
     store = plan.config.store.root
     knobs = "elalora t_initial=3 t_final=6 interval=4"
     base = ["method=svd_lora", f"method.ranks_from='{knobs} k=1'"]
-    with pytest.raises(UserError, match="needs the run vader_movies/elalora-r4-s0 first"):
+    with pytest.raises(UserError, match="depends on run vader_movies/elalora-r4-s0"):
         run(make_plan(quick(tiny_model_dir, store, *base)))  # the run that is there has k=2
     by_id = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.id}"))
     by_folder = make_plan(quick(tiny_model_dir, store, "method=svd_lora", f"method.ranks_from={plan.folder.path}"))

@@ -112,7 +112,7 @@ def read_again(plan):
     if (folder / "trained.safetensors").is_file():
         from safetensors.torch import load_file
 
-        network = prepare(plan)[-2]  # as before its first step
+        network = prepare(plan).model  # as before its first step
         missing, unexpected = network.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
         assert not unexpected
     else:

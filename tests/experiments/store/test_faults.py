@@ -23,7 +23,8 @@ from experiments.runtime.manifest import manifest
 from experiments.runtime.signals import SIGNALS, listening
 from experiments.store.folder import RunFolder
 from experiments.tools.kill_harness import ARMS, BASE, STEPS, files, write_data
-from experiments.training import checkpoint
+from experiments.training import checkpoint, evaluation
+from experiments.training.evaluation import Evaluator
 from experiments.training.trainer import Trainer
 
 
@@ -61,7 +62,7 @@ FULL = pytest.mark.full
     "number", [SIGNALS[0], *(pytest.param(s, marks=FULL) for s in SIGNALS[1:])], ids=lambda s: s.name
 )
 @pytest.mark.parametrize(("owner", "name", "call"), [
-    (Trainer, "_step", 11), (Trainer, "_to_device", 40), (Trainer, "evaluate", 9), (checkpoint, "save", 3),
+    (Trainer, "_step", 11), (evaluation, "to_device", 8), (Evaluator, "evaluate", 9), (checkpoint, "save", 3),
 ], ids=["step", "batch", "final reading", "checkpoint"])  # fmt: skip
 def test_a_signal_anywhere_leaves_a_run_that_goes_on_exactly(
     number, owner, name, call, plan_in, whole, tmp_path, monkeypatch
@@ -141,7 +142,7 @@ def test_damaged_checkpoints_cost_steps_and_no_number(kept, plan_in, whole, tmp_
     times = iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(time, "time", lambda: float(next(times)))  # a clock that runs backwards
     run(plan)
-    assert capsys.readouterr().err.count("is damaged; going on from the one before") == 2 - kept
+    assert capsys.readouterr().err.count("is corrupt; falling back to") == 2 - kept
     assert files(plan.folder.path) == whole
 
 
@@ -166,7 +167,7 @@ def write_part(name, content):
 
 
 WRONG_STATES = {
-    "of another run": (lambda s: progress_with(s, run="other"), "does not fit this run: it is of the run other"),
+    "of another run": (lambda s: progress_with(s, run="other"), "does not fit this run: it belongs to run other"),
     "without progress": (lambda s: without(s, "progress"), "it has no progress"),
     "without weights": (lambda s: without(s, "model/"), "does not fit this run: KeyError"),
     "of another shape": (
@@ -176,14 +177,14 @@ WRONG_STATES = {
     "without groups": (lambda s: without(s, "groups"), "does not fit this run: ValueError groups is missing"),
     "of fewer groups": (lambda s: {**s, "groups": s["groups"][:1]}, "does not fit this run: ValueError"),
     "without a schedule": (lambda s: without(s, "schedule"), "does not fit this run: ValueError schedule is missing"),
-    "with odd lines": (lambda s: progress_with(s, lines=[1]), "its progress is of another form"),
-    "with an odd best": (lambda s: progress_with(s, best="none"), "its progress is of another form"),
+    "with odd lines": (lambda s: progress_with(s, lines=[1]), "its progress is invalid"),
+    "with an odd best": (lambda s: progress_with(s, best="none"), "its progress is invalid"),
 }
 WRONG_FILES = {
-    "a list": (write_part("state.json", b"[1]"), "state.json is no JSON object"),
+    "a list": (write_part("state.json", b"[1]"), "state.json is not a JSON object"),
     "no JSON": (write_part("state.json", b"{1"), "state.json cannot be read"),
-    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads 3"),
-    "another step": (write_part("state.json", b'{"schema": 3, "step": 3}'), "holds another step than its name says"),
+    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads schema 3"),
+    "another step": (write_part("state.json", b'{"schema": 3, "step": 3}'), "is not of step 7"),
     "no tensors": (write_part("tensors.safetensors", b"\x80\x04pickle"), "tensors.safetensors cannot be read"),
 }
 
@@ -232,7 +233,7 @@ def files_and_times(folder):
 
 def test_a_store_that_is_a_file_is_one_line(plan_in, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="is a file; name a folder"):
+    with pytest.raises(UserError, match="store.root=.* is a file"):
         run(plan_in(tmp_path / "file"))
 
 

@@ -10,6 +10,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from experiments.runs.plan import Plan, make_plan
 from experiments.runs.prepare import prepare
 from experiments.runs.run import RunFailed, run
 from experiments.tools.kill_harness import ARMS, BASE, write_data
-from experiments.training import checkpoint
+from experiments.training import checkpoint, resume
 from experiments.training.readout import NotFinite
 from experiments.training.trainer import Trainer
 
@@ -77,19 +78,16 @@ def stopped(method: str, last: int) -> tuple[Path, dict[str, Any], dict[str, Any
 
 def trainer_of(plan: Plan) -> Trainer:
     """A trainer as the runner makes one, with nothing to show."""
-    from omegaconf import OmegaConf
-
     from experiments.runtime.display import RunDisplay, silent_console
-    from experiments.training.readout import make_readout
-    from experiments.training.tracking import make_tracker
+    from experiments.training.recorder import Recorder
+    from experiments.training.resume import Checkpoints
+    from experiments.training.tracking import NullTracker
 
-    accelerator, _, processor, train, select, report, model, method = prepare(plan)
-    readout = make_readout(OmegaConf.to_object(plan.config.task), processor, model)
-    return Trainer(
-        plan.config.trainer, readout, plan.config.seed, method, model, train, select, report, plan.folder, accelerator,
-        RunDisplay("", method.total_steps, silent_console()), make_tracker(OmegaConf.to_object(plan.config.tracking)),
-        plan.config.store.checkpoint_every, plan.id,
-    )  # fmt: skip
+    prepared, config = prepare(plan), plan.config
+    display = RunDisplay("", prepared.method.total_steps, silent_console())
+    recorder = Recorder(plan.folder, display, NullTracker())
+    checkpoints = Checkpoints(plan.folder, plan.id, config.store.checkpoint_every)
+    return Trainer(prepared, config.trainer, config.seed, recorder, checkpoints)
 
 
 CHANGES = {
@@ -149,7 +147,7 @@ def resumed(method: str, last: int, change: Callable[[Path], None]) -> tuple[int
         if outcome(lambda: trainer.resume() or True) is None:
             assert lines_of(plan.folder.path) == before, "a refusal cut or wrote something"
             return None
-        step, held = trainer._steps, snapshot(trainer)
+        step, held = trainer.state.step, snapshot(trainer)
         try:  # what was taken up is enough to train with
             if last == LATE:
                 trainer.run()
@@ -166,7 +164,9 @@ def lines_of(folder: Path) -> dict[str, bytes]:
 
 
 def snapshot(trainer: Trainer) -> dict[str, Any]:
-    state = trainer._state() | {"progress": trainer._progress()}
+    losses = [float(loss) for loss in trainer.state.losses]
+    progress = replace(trainer.state.progress, losses=losses)
+    state = resume.snapshot(trainer.state) | {"progress": asdict(progress)}
     return {name: v.clone() if isinstance(v, Tensor) else json.loads(json.dumps(v)) for name, v in state.items()}
 
 

@@ -1,0 +1,142 @@
+"""Evaluates splits during and after training, and chooses the best checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from elalora.method import Method, MethodFailure
+from experiments.data.batches import eval_batches
+from experiments.runtime.distributed import gather
+from experiments.runtime.signals import Stop
+from experiments.training.progress import Best, TrainState
+from experiments.training.readout import Row
+from experiments.training.recorder import Recorder
+from experiments.training.resume import Checkpoints, restore, snapshot
+from experiments.training.types import Prepared, Reading, Scores, Split
+
+HEARTBEAT_SECONDS = 60  # between two heartbeats of a long evaluation
+BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
+
+
+class Evaluator:
+    """The evaluations of one run.
+
+    Args:
+        prepared: gives splits, readout and processes.
+        model: the one to call; its weights are those of `state`.
+        state: the run's; it receives the readings.
+        batch_size: of training; an evaluation takes twice as many items.
+        recorder: receives the scores.
+        checkpoints: where the best weights go.
+        stop: looked at after every batch.
+    """
+
+    def __init__(
+        self, prepared: Prepared, model: nn.Module, state: TrainState, batch_size: int,
+        recorder: Recorder, checkpoints: Checkpoints, stop: Stop,
+    ) -> None:  # fmt: skip
+        self.accelerator, self.splits, self.readout = prepared.accelerator, prepared.splits, prepared.readout
+        self.model, self.state, self.batch_size = model, state, batch_size
+        self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop
+
+    def evaluate(self, split: Split, step: int) -> Reading:
+        """Scores a split with the current weights; every process returns the same rows in the same order."""
+        began = time.perf_counter()
+        self.model.eval()
+        shares = gather(list(self._predict(split, step)))
+        rows = sorted((row for share in shares for row in share), key=lambda row: row[0])
+        self.model.train()
+        self.state.progress.seconds[1] += time.perf_counter() - began
+        metrics, collapsed = self.readout.score(rows)
+        self.recorder.scores(step, split.name, metrics)
+        return Reading(Scores(split.name, metrics), collapsed, rows)
+
+    def _predict(self, split: Split, step: int) -> Iterator[Row]:
+        """Rows of this process's share; one process alone may be stopped between two batches."""
+        data, beaten = split.data, time.monotonic()
+        batches = eval_batches(data.lengths, 2 * self.batch_size)
+        share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        with torch.inference_mode():
+            for number, indices in enumerate(share):
+                if self.stop.signal is not None and self._may_leave():
+                    self.checkpoints.preempt(self.state, self.stop)
+                self.recorder.display.reading(split.name, number, len(share))
+                if time.monotonic() - beaten > HEARTBEAT_SECONDS:
+                    beaten = time.monotonic()
+                    self.recorder.heartbeat(min(step + 1, self.state.total), self.state.total)
+                batch = to_device(data.batch(indices), self.accelerator.device)
+                yield from self.readout.read(self.model, data, indices, batch)
+
+    def _may_leave(self) -> bool:
+        """Whether no other process waits for this one, and a checkpoint has this step or can be written."""
+        saved = not self.state.finishing or self.checkpoints.saved == self.state.total
+        return self.accelerator.num_processes == 1 and saved
+
+    # -- the best checkpoint ---------------------------------------------------------------------------
+
+    def steps(self, evaluations: int) -> set[int]:
+        """The numbers of steps done at which the selection split is evaluated."""
+        count = evaluations if self.splits.select is not None else 0
+        return {round(self.state.total * (i + 1) / count) for i in range(count)}
+
+    def choose(self, step: int) -> None:
+        """Evaluates the selection split; a new best inside the common window is saved, to be evaluated at the end."""
+        state, select = self.state, self.splits.select
+        assert select is not None
+        state.progress.unread = step
+        scores = self.evaluate(select, step).scores
+        primary = self.readout.metrics[0]
+        self.recorder.show(state, step, f"{select.name} {primary} {scores.metrics[primary]:.1f}")
+        if step + 1 >= state.total * (1 - BEST_WINDOW) and within_budget(state.method):
+            best = state.progress.best
+            if best is None or scores.metrics[primary] > best.select.metrics[primary]:
+                self._save_best(step + 1, scores)
+        state.progress.unread = None
+
+    def _save_best(self, step: int, scores: Scores) -> None:
+        method = self.state.method
+        report = scores if self.splits.report.name == scores.split else None
+        self.state.progress.best = Best(step, scores, report, method.ranks(), method.count())
+        self.checkpoints.save_best(self.state, step)
+
+    def read_best(self) -> None:
+        """Evaluates the reported split once with the best weights, and puts the last ones back."""
+        best = self.state.progress.best
+        if best is None or best.report is not None:
+            return
+        saved = self.checkpoints.best(best.step)
+        if saved is None:
+            raise RuntimeError("the best checkpoint is corrupt; run the same command again to resume from before it")
+        last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in snapshot(self.state).items()}
+        restore(self.state, saved)
+        best.report = self.evaluate(self.splits.report, best.step - 1).scores
+        restore(self.state, last)
+
+    def read_last(self) -> None:
+        """Evaluates the last checkpoint: the reported split, and the selection split where it is another one."""
+        _, select, report = self.splits
+        self.state.report = self.evaluate(report, self.state.total)
+        if select is not None and select.name != report.name:
+            self.state.select = self.evaluate(select, self.state.total)
+
+
+def within_budget(method: Method) -> bool:
+    """Whether the method now is what its budget allows, so that this step may be chosen as the best."""
+    if "off budget" in method.remarks():
+        return False
+    if method.capabilities.budget == "soft":
+        return True
+    try:
+        method.check_budget()
+    except MethodFailure:
+        return False
+    return True
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
