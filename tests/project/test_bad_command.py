@@ -22,7 +22,7 @@ MISTAKES = {
     "several values for one run": (["seed=0,1"], "'seed=0,1' has several values: for a sweep over them type -m"),
     "no folder of data": (["data.root=missing"], "data.root=missing is not a folder"),
     "a damaged model": ([*OWN, "model.path=damaged"], "damaged"),
-    "a store that is a file": (["store.root=file"], "store.root=file is a file; name a folder"),
+    "a store that is a file": (["store.root=file"], "store.root=file is a file"),
 }
 SLOW = ("no folder of data", "a damaged model", "a store that is a file")  # found after the imports of a run
 

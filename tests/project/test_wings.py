@@ -42,7 +42,7 @@ def test_the_declared_wings_are_those_of_the_packages():
 
 def test_imports_inside_functions_and_for_type_checking_count():
     assert "experiments.launch.local" in graph()["experiments.launch.choose"]  # inside a function
-    assert "experiments.training.outcome" in graph()["experiments.runs.result"]  # if TYPE_CHECKING
+    assert "experiments.training.progress" in graph()["experiments.runs.result"]  # if TYPE_CHECKING
 
 
 def test_the_picture_is_the_one_that_the_imports_make():

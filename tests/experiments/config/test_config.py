@@ -145,7 +145,7 @@ WRONG = {
     "method.kk=3": "unknown setting 'method.kk'; available of method: D1",
     "method.k=two": "method.k",
     "method.importance=best": "method.importance=best is unknown; allowed: sensitivity_uncertainty",
-    "model=local": "model.path must be given",
+    "model=local": "model.path is required",
     "protocol=dirty": "protocol=dirty is unknown; allowed: clean",
     "color=blue": "unknown setting 'color'; available: budget, data",
     "trainer.lr=[1": "'trainer.lr=[1' cannot be read as an override",
@@ -204,6 +204,6 @@ def test_an_unknown_knob_is_refused_by_the_plan_too():
     cfg = config()
     OmegaConf.set_struct(cfg, False)
     cfg.method.other = 1
-    with pytest.raises(UserError, match="method.other is no knob of method=elalora; allowed: variant"):
+    with pytest.raises(UserError, match="method.other is not a setting of method=elalora; allowed: variant"):
         make_plan(cfg)
     assert math.isfinite(cfg.trainer.lr)

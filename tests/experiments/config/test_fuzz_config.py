@@ -73,7 +73,7 @@ IN_WORDS = {
     "budget.rank=${oc.env:NOPE}": "Environment variable 'NOPE' not found",
     "task={a:1}": "task is a group and takes a name: type task=NAME",
     "study.name=x": "type +study=NAME",
-    f"+task.files.train={LONG}": "can name no file or folder here (File name too long)",
+    f"+task.files.train={LONG}": "is not a valid path (File name too long)",
     "init_from='budget=4'": "'budget=4' is not valid: expected GROUP=NAME",
 }
 
@@ -120,23 +120,23 @@ def one_line(error: Exception) -> None:
 
 
 IN_VALUES = {
-    "method.t_initial": (10**400, "a number beyond all sense"),
-    "method.name": (7, "method.name=7 is no name"),
+    "method.t_initial": (10**400, "method=elalora is out of range"),
+    "method.name": (7, "method.name=7 is not a name"),
     "method.name ": ("os:path", "method.name=os:path is not a method"),
     "trainer.warmup": (float("nan"), "trainer.warmup=nan is neither"),
-    "trainer.lr": (float("inf"), "trainer.lr=inf must be above 0, and finite"),
-    "trainer.max_steps": (2**63, "nothing to train, or no end of it"),
+    "trainer.lr": (float("inf"), "trainer.lr=inf must be above 0 and finite"),
+    "trainer.max_steps": (2**63, "must be above 0 and finite"),
     "threads": (-1, "threads=-1 must be at least 1"),
     "seed": (-1, "seed=-1 must be at least 0"),
     "seed ": (2**63, "must be at least 0 and below 2^63"),
     "budget.rank": (10**300, "is not a positive integer of at most 12 digits"),
     "task.name": ("../x", "task.name=../x becomes a folder name"),
-    "store.root": (LONG, "can name no file or folder here (File name too long)"),
-    "store.root ": ("a\0b", "can name no file or folder here (embedded null byte)"),
-    "model.path": (LONG, "can name no file or folder here (File name too long)"),
-    "data.root": ("~no_such_user/x", "can name no file or folder here (Could not determine home directory.)"),
-    "init_from": (LONG, "is neither a method"),
-    "init_from ": ("**", "is neither a method"),
+    "store.root": (LONG, "is not a valid path (File name too long)"),
+    "store.root ": ("a\0b", "is not a valid path (embedded null byte)"),
+    "model.path": (LONG, "is not a valid path (File name too long)"),
+    "data.root": ("~no_such_user/x", "is not a valid path (Could not determine home directory.)"),
+    "init_from": (LONG, "names no run"),
+    "init_from ": ("**", "names no run"),
 }
 
 

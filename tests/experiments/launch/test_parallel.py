@@ -173,7 +173,7 @@ def test_an_error_in_one_process_alone_ends_the_command_and_is_told(tmp_path: Pa
     words = f"{words_of('lora')};{words_of('head')}"
     failed = two(tmp_path, words, DIE_AT="1:5", DIE_BY="raising")
     assert failed.returncode != 0
-    assert "this process alone" in failed.stderr and "failed alone, and no further run" in failed.stderr
+    assert "this process alone" in failed.stderr and "one process of the distributed run failed" in failed.stderr
     status = json.loads((only_run(tmp_path) / "status.json").read_text())
     assert status["state"] == "failed"
     done = two(tmp_path, words)
