@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from analysis.stats.seeds import Array, holm, sign_flip, t_interval
-
-if TYPE_CHECKING:
-    pass
-
 
 RANKS = ("fixed", "random", "scored")
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.stats.seeds import Array
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK = 1000  # shuffles drawn at once
 
@@ -187,6 +184,3 @@ def groups_of(strata: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:
         raise ValueError(f"{len(strata)} types are given for {n} matrices")
     names = list(dict.fromkeys(strata))
     return [np.flatnonzero([kind == name for kind in strata]) for name in names]
-
-
-# -- from the run store to arrays --------------------------------------------------------------------------

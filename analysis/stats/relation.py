@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -20,9 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.stats.rank_agreement import groups_of, pattern_array
 from analysis.stats.seeds import Array
-
-if TYPE_CHECKING:
-    pass
 
 
 class Relation(NamedTuple):
@@ -113,9 +110,3 @@ def _places(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
 def _mean(values: Array) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
-
-
-# -- from the run store ------------------------------------------------------------------------------------
-
-
-# -- does the layout itself help? --------------------------------------------------------------------------
