@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,9 +63,9 @@ def test_only_the_study_s_runs_are_read_and_gaps_are_named_with_their_command(st
     files = report([store], tmp_path / "out", study="small", with_figures=False, quiet=True)
     assert "AdaLoRA" not in text_of(files, "comparison.md")
     assert "not tested" in text_of(files, "confirmatory.md")
-    page = text_of(files, "index.html")
+    page = unescape(text_of(files, "index.html"))
     assert "elalora and lora at r4 are not tested yet: 1 runs are missing." in page
-    command = "make them with: python run.py -m +study=small &#x27;study.only=[main]&#x27;"
+    command = "make them with: python run.py -m +study=small 'study.only=[main]'"
     assert f"part main: 1 of 12 runs are missing (elalora 1); {command}" in page
     assert "part later: 1 of 1 runs are missing (sora 1)" in page and "better" not in page
 

@@ -87,11 +87,11 @@ def test_images_beyond_the_memory_bound_are_the_same_decoded_each_time(monkeypat
     import experiments.data.image_items as images
 
     rows = pictures(png(np.random.default_rng(1).integers(0, 256, (8, 8, 3))))
-    kept = ImageItems(rows, WANTED)
+    held = ImageItems(rows, WANTED)
     monkeypatch.setattr(images, "MEMORY", 0)
     fresh = ImageItems(rows, WANTED)
-    assert kept._kept is not None and fresh._kept is None
-    assert torch.equal(kept.batch([0])["pixel_values"], fresh.batch([0])["pixel_values"])
+    assert held._decoded is not None and fresh._decoded is None
+    assert torch.equal(held.batch([0])["pixel_values"], fresh.batch([0])["pixel_values"])
 
 
 def test_a_broken_image_is_named():
