@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +20,8 @@ PACKAGES = ("elalora", "baselines", "experiments", "analysis")  # each may impor
 COMMANDS = "commands"  # the modules of a package that lie in no folder
 # by package: levels from the top, each of which may import those below it; None leaves a place of the picture empty
 WINGS: dict[str, tuple[tuple[str | None, ...], ...]] = {
-    "elalora": ((COMMANDS,),),
-    "baselines": ((COMMANDS,),),
+    "elalora": ((None, COMMANDS),),
+    "baselines": ((None, COMMANDS),),
     "experiments": (
         (None, COMMANDS, None, "tools"),
         ("bench", None, "studies", None),
@@ -33,13 +32,7 @@ WINGS: dict[str, tuple[tuple[str | None, ...], ...]] = {
         ("store", None, "config", None),
         (None, "runtime", None, None),
     ),
-    "analysis": (
-        ("docs_pages", "notebooks"),
-        (COMMANDS,),
-        ("sections",),
-        ("reading",),
-        ("stats", "output"),
-    ),
+    "analysis": (("docs_pages", "notebooks"), (COMMANDS,), ("sections",), ("reading",), ("stats", "output")),
 }
 Wing = tuple[str, str]  # package and name
 Graph = Mapping[str, set[str]]  # what each module imports
@@ -119,145 +112,91 @@ def _below(wing: Wing) -> set[Wing]:
     return {further for target in lower for further in ({target} | _below(target))}
 
 
-# -- the picture -------------------------------------------------------------------------------------------
-
 WIDTH, HEIGHT, PITCH_X, PITCH_Y = 110, 46, 122, 84  # of a box, and from one to the next
-PAD, HEAD, EDGE = 18, 36, 12  # inside a package's frame: around the boxes, for its name; around everything
+PAD, HEAD, EDGE, GAP = 14, 30, 12, 56  # in a package's frame, and for its name; around everything, between columns
 LABELS = {"elalora": "library", "baselines": "methods", "experiments": "commands", "analysis": "report"}
-STYLE = """
-  text { font-family: Helvetica, Arial, sans-serif; text-anchor: middle; fill: #1f2937 }
-  .package { font-size: 16px; font-weight: bold; text-anchor: start; fill: #4b5563 }
-  .wing { font-size: 15px; font-weight: bold }
-  .files { font-size: 12px; fill: #6b7280 }
-  .frame { fill: #f3f4f6; stroke: #d1d5db }
-  .box { fill: #ffffff; stroke: #6366f1; stroke-width: 1.5 }
-  .arrow { fill: none; stroke: #6b7280; stroke-width: 1.4; marker-end: url(#tip) }
-  .thick { fill: none; stroke: #a5b4fc; stroke-width: 7; marker-end: url(#thick) }
-"""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A package in the picture: its upper left corner and its size."""
-
-    package: str
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-def frame(package: str, x: float, y: float) -> Frame:
-    """A frame with room for the levels of a package."""
-    levels = WINGS[package]
-    width = (max(map(len, levels)) - 1) * PITCH_X + WIDTH + 2 * PAD
-    return Frame(package, x, y, width, HEAD + (len(levels) - 1) * PITCH_Y + HEIGHT + PAD)
-
-
-def strip(package: str, y: float, above: Frame) -> Frame:
-    """A low frame, as wide as another, for a package of one wing; its name is beside the box."""
-    return Frame(package, above.x, y, above.width, HEIGHT + 2 * EDGE)
-
-
-def places(inside: Frame) -> dict[Wing, tuple[float, float]]:
-    """Upper middle of the box of every wing that has files."""
-    levels, middles = WINGS[inside.package], {}
-    if levels == ((COMMANDS,),):
-        return {(inside.package, COMMANDS): (inside.x + inside.width - PAD - WIDTH / 2, inside.y + EDGE)}
-    for row, names in enumerate(levels):
-        left = inside.x + inside.width / 2 - (len(names) - 1) * PITCH_X / 2
-        for column, name in enumerate(names):
-            if name is not None and (inside.package, name) in arrows():
-                middles[inside.package, name] = (left + column * PITCH_X, inside.y + HEAD + row * PITCH_Y)
-    return middles
+START = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">
+<title>The wings of the packages; an arrow leads from a wing to one that it imports</title>
+<style>
+  text {{ font-family: Helvetica, Arial, sans-serif; text-anchor: middle; fill: #1f2937 }}
+  .package {{ font-size: 16px; font-weight: bold; text-anchor: start; fill: #4b5563 }}
+  .wing {{ font-size: 15px; font-weight: bold }}
+  .files {{ font-size: 12px; fill: #6b7280 }}
+  .frame {{ fill: #f3f4f6; stroke: #d1d5db }}
+  .box {{ fill: #ffffff; stroke: #6366f1; stroke-width: 1.5 }}
+  .arrow {{ fill: none; stroke: #6b7280; stroke-width: 1.4; marker-end: url(#tip) }}
+  .thick {{ fill: none; stroke: #a5b4fc; stroke-width: 7; marker-end: url(#thick) }}
+  marker {{ overflow: visible }}
+</style>
+<defs>
+<marker id="tip" orient="auto"><path d="M-6 -3.5 L1 0 L-6 3.5 Z" fill="#6b7280"/></marker>
+<marker id="thick" orient="auto"><path d="M-1.5 -1.3 L1 0 L-1.5 1.3 Z" fill="#a5b4fc"/></marker>
+</defs>
+<rect width="{width}" height="{height}" fill="#ffffff"/>"""
 
 
 def draw() -> str:
-    """The picture as SVG."""
-    analysis = frame("analysis", EDGE, EDGE)
-    experiments = frame("experiments", analysis.x + analysis.width + 56, EDGE)
-    bottom = experiments.y + experiments.height
-    elalora = strip("elalora", bottom - HEIGHT - 2 * EDGE, analysis)
-    baselines = strip("baselines", (analysis.y + analysis.height + elalora.y - elalora.height) / 2, analysis)
-    frames = [analysis, experiments, baselines, elalora]
-    middles = {wing: middle for one in frames for wing, middle in places(one).items()}
-    width, height = experiments.x + experiments.width + EDGE, bottom + EDGE
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}">',
-        "<title>The wings of the packages; an arrow leads from a wing to one that it imports</title>",
-        f"<style>{STYLE}</style>",
-        f"<defs>{_tip('tip', '#6b7280', 7)}{_tip('thick', '#a5b4fc', 2.6)}</defs>",
-        f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>',
-    ]
-    for one in frames:
-        size = f'width="{one.width:g}" height="{one.height:g}"'
-        name_y = one.y + (one.height / 2 + 5 if one in (baselines, elalora) else 24)
-        lines.append(f'<rect class="frame" x="{one.x:g}" y="{one.y:g}" {size} rx="8"/>')
-        lines.append(f'<text class="package" x="{one.x + PAD:g}" y="{name_y:g}">{one.package}/</text>')
-    lines += _between(analysis, experiments, baselines, elalora)
-    lines += _curves(middles)
-    for wing, (x, y) in middles.items():
-        lines += _box(wing, x, y)
-    return "\n".join([*lines, "</svg>", ""])
+    """The picture as SVG: on the left analysis above baselines and elalora, on the right experiments."""
+    size = {
+        package: (
+            (max(map(len, levels)) - 1) * PITCH_X + WIDTH + 2 * PAD,
+            HEAD + (len(levels) - 1) * PITCH_Y + HEIGHT + PAD,
+        )
+        for package, levels in WINGS.items()
+    }
+    (left, tall), (right, whole), (_, low) = size["analysis"], size["experiments"], size["elalora"]
+    x, y = EDGE + left + GAP, EDGE + whole - low
+    middle = (EDGE + tall + y - low) / 2
+    corners = {"analysis": (EDGE, EDGE), "experiments": (x, EDGE), "baselines": (EDGE, middle), "elalora": (EDGE, y)}
+    lines = [START.format(width=x + right + EDGE, height=whole + 2 * EDGE)]
+    tops: dict[Wing, tuple[float, float]] = {}  # upper middle of every box
+    for package, (at_x, at_y) in corners.items():
+        width, height = size[package]
+        lines.append(f'<rect class="frame" x="{at_x}" y="{at_y:g}" width="{width}" height="{height}" rx="8"/>')
+        lines.append(f'<text class="package" x="{at_x + PAD}" y="{at_y + 22:g}">{package}/</text>')
+        for row, names in enumerate(WINGS[package]):
+            first = at_x + (width - (len(names) - 1) * PITCH_X) / 2
+            for column, name in enumerate(names):
+                if name is not None:
+                    tops[package, name] = (first + column * PITCH_X, at_y + HEAD + row * PITCH_Y)
+    for way in (  # from package to package; the arrows that follow from these are left out
+        f"M{EDGE + left + 4} {EDGE + tall / 2:g} H{x - 10}",
+        f"M{x - 4} {middle + low / 2:g} H{EDGE + left + 10}",
+        f"M{EDGE + left / 2:g} {middle + low + 2:g} V{y - 10:g}",
+    ):
+        lines.append(f'<path class="thick" d="{way}"/>')
+    return "\n".join([*lines, *_arrows(tops), *(_box(wing, *top) for wing, top in tops.items()), "</svg>", ""])
 
 
-def _tip(name: str, colour: str, size: float) -> str:
-    return (
-        f'<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="{size:g}" markerHeight="{size:g}" '
-        f'orient="auto"><path d="M0 0 L10 5 L0 10 Z" fill="{colour}"/></marker>'
-    )
-
-
-def _between(analysis: Frame, experiments: Frame, baselines: Frame, elalora: Frame) -> list[str]:
-    """The arrows from package to package; those that follow from them are left out."""
-    left, right, middle = analysis.x + analysis.width, experiments.x, baselines.y + baselines.height / 2
-    high = analysis.y + analysis.height / 2
-    column = baselines.x + baselines.width / 2
-    return [
-        f'<path class="thick" d="M{left + 4:g} {high:g} H{right - 6:g}"/>',
-        f'<path class="thick" d="M{right - 4:g} {middle:g} H{left + 6:g}"/>',
-        f'<path class="thick" d="M{column:g} {baselines.y + baselines.height + 4:g} V{elalora.y - 6:g}"/>',
-    ]
-
-
-def _curves(middles: Mapping[Wing, tuple[float, float]]) -> list[str]:
+def _arrows(tops: Mapping[Wing, tuple[float, float]]) -> Iterator[str]:
     """An arrow for each pair of wings, spread over the edges of their boxes so that no two meet."""
-    pairs = [(upper, lower) for upper in middles for lower in needed(upper)]
-    lines = []
+    pairs = [(upper, lower) for upper in tops for lower in needed(upper)]
+
+    def end(wing: Wing, other: Wing, others: list[Wing]) -> float:
+        number = sorted(others, key=lambda one: tops[one][0]).index(other)
+        return tops[wing][0] + (number - (len(others) - 1) / 2) * min(30, WIDTH / (len(others) + 1))
+
     for upper, lower in pairs:
-        x = _end(upper, lower, [end for start, end in pairs if start == upper], middles)
-        to_x = _end(lower, upper, [start for start, end in pairs if end == lower], middles)
-        y, to_y = middles[upper][1] + HEIGHT, middles[lower][1] - 2
+        x = end(upper, lower, [target for source, target in pairs if source == upper])
+        to_x = end(lower, upper, [source for source, target in pairs if target == lower])
+        y, to_y = tops[upper][1] + HEIGHT, tops[lower][1] - 2
         turn = to_y + 2 - PITCH_Y + HEIGHT  # it passes levels in its own column and turns in the last gap
         half = (turn + to_y) / 2
         bend = f"C{x:g} {half:g} {to_x:g} {half:g} {to_x:g} {to_y:g}"
-        lines.append(f'<path class="arrow" d="M{x:g} {y:g} V{turn:g} {bend}"/>')
-    return lines
+        yield f'<path class="arrow" d="M{x:g} {y:g} V{turn:g} {bend}"/>'
 
 
-def _end(wing: Wing, other: Wing, others: list[Wing], middles: Mapping[Wing, tuple[float, float]]) -> float:
-    """Where on a box's edge the arrow from or to another box ends, among those of all boxes on that side."""
-    number = sorted(others, key=lambda one: middles[one][0]).index(other)
-    return middles[wing][0] + (number - (len(others) - 1) / 2) * min(30, WIDTH / (len(others) + 1))
-
-
-def _box(wing: Wing, x: float, y: float) -> list[str]:
+def _box(wing: Wing, x: float, y: float) -> str:
     package, name = wing
-    modules = [module for module in graph() if wing_of(module) == wing]
-    files = sum(1 for path in map(_file, modules) if path.name != "__init__.py")
-    shown = LABELS[package] if name == COMMANDS else name
+    files = sum(path.name != "__init__.py" and wing_of(_module(path)) == wing for path in sources(package))
+    label = LABELS[package] if name == COMMANDS else name
     targets = ", ".join("/".join(target).removesuffix(f"/{COMMANDS}") for target in sorted(arrows()[wing]))
-    return [
-        f"<g><title>{package}/{name}: imports {targets or 'no other wing'}</title>",
-        f'<rect class="box" x="{x - WIDTH / 2:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
-        f'<text class="wing" x="{x:g}" y="{y + 20:g}">{shown}</text>',
-        f'<text class="files" x="{x:g}" y="{y + 37:g}">{files} file{"" if files == 1 else "s"}</text></g>',
-    ]
-
-
-def _file(module: str) -> Path:
-    path = CHECKOUT / Path(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return (
+        f"<g><title>{package}/{name}: imports {targets or 'no other wing'}</title>\n"
+        f'<rect class="box" x="{x - WIDTH / 2:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>\n'
+        f'<text class="wing" x="{x:g}" y="{y + 20:g}">{label}</text>\n'
+        f'<text class="files" x="{x:g}" y="{y + 37:g}">{files} file{"" if files == 1 else "s"}</text></g>'
+    )
 
 
 def main(words: list[str] | None = None) -> int:
