@@ -86,7 +86,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         papers,
         rank_maps,
         rank_study,
-    )
+    )  # fmt: skip
 
     subjects = [
         confirmatory, comparison, papers, ablations, overall, items, cost, rank_maps, rank_study, attribution, endings,

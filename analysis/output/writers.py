@@ -49,37 +49,32 @@ def to_latex(table: Table) -> str:
     def line(cells: list[str]) -> str:
         return " & ".join(latex(cell) for cell in cells) + r" \\"
 
+    rows = "".join(line(row) + "\n" for row in table.rows)
     notes = "\n".join(latex(note) + r"\par" for note in table.notes)
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs,graphicx}",
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{latex(table.caption)}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{{form}}}",
-            r"\toprule",
-            line(table.columns),
-            r"\midrule",
-            *[line(row) for row in table.rows],
-            r"\bottomrule",
-            r"\end{tabular}}",
-            rf"\par\smallskip\raggedright\footnotesize {notes}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return rf"""% needs \usepackage{{booktabs,graphicx}}
+\begin{{table}}[t]
+\centering
+\caption{{{latex(table.caption)}}}
+\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
+\begin{{tabular}}{{{form}}}
+\toprule
+{line(table.columns)}
+\midrule
+{rows}\bottomrule
+\end{{tabular}}}}
+\par\smallskip\raggedright\footnotesize {notes}
+\end{{table}}
+"""
 
 
 def latex(text: str) -> str:
     """Plain text as LaTeX that any engine compiles; characters it could not set become a question mark."""
-    return "".join(LATEX.get(c) or _plain(c) for c in " ".join(text.split()))
 
+    def plain(c: str) -> str:
+        known = c.isascii() or "À" <= c <= "ÿ"
+        return c if known else unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
 
-def _plain(character: str) -> str:
-    if character.isascii() or "À" <= character <= "ÿ":
-        return character
-    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+    return "".join(LATEX.get(c) or plain(c) for c in " ".join(text.split()))
 
 
 def to_csv(table: Table) -> str:

@@ -28,9 +28,6 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 def ablations(runs: pd.DataFrame) -> Table | None:
     """Arms that differ only in the knobs of their method, beside the arm with no knob turned.
 
-    Args:
-        runs: from `load_runs`.
-
     Returns:
         None if no method has two arms that are otherwise alike.
     """

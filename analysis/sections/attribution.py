@@ -33,12 +33,7 @@ FACTORIAL_KEYS = ["model", "budget", "protocol", "recipe"]  # a factorial lies w
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """Paragraph, table and figure of every complete factorial among the runs, and what the others lack.
-
-    Args:
-        stored: from `read_stores`.
-        folder: for the figures; None draws none.
-    """
+    """Paragraph, table and figure of every complete factorial among the runs, and what the others lack."""
     complete, gaps = factorials(stored.runs)
     section = Section("Attribution: ranks or side effects", lines=[paragraph(one) for one in complete] + gaps)
     for number, factorial in enumerate(complete, start=1):
@@ -50,9 +45,6 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     return [section] if section.lines else []
 
 
-# -- from the run store ------------------------------------------------------------------------------------
-
-
 def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial], list[str]]:
     """Every complete factorial among the runs, and what the incomplete ones lack.
 
@@ -60,7 +52,6 @@ def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial]
     and the seed; so runs at another learning rate are another factorial.
 
     Args:
-        runs: from `load_runs`.
         tuned: whether the cells may differ in learning rate and weight decay.
     """
     placed = runs.assign(cell=[cell_of(s) for s in runs["settings"]])
@@ -110,9 +101,6 @@ def cell_name(cell: Sequence[int]) -> str:
     """ "random + D1" for (1, 1, 0)."""
     switches = [name for name, on in zip(("D1", "D2"), cell[1:], strict=True) if on]
     return " + ".join([RANKS[cell[0]], *switches])
-
-
-# -- one table, one paragraph ------------------------------------------------------------------------------
 
 
 def effects_table(factorial: Factorial) -> Table:

@@ -12,12 +12,7 @@ from analysis.stats.seeds import t_interval
 
 
 def draw(factorial: Factorial, path: Path) -> list[Path]:
-    """Left: the twelve arms, mean and t interval over seeds. Right: the effects with their intervals.
-
-    Args:
-        factorial: complete.
-        path: without suffix; .png and .svg are written.
-    """
+    """Left: the twelve arms, mean and t interval over seeds. Right: the effects with their intervals."""
     results = effects(factorial.scores, np.random.default_rng(0))
     figure = new_figure(10.5, 4.6)
     arms, forest = figure.subplots(1, 2, width_ratios=[1.0, 1.15])

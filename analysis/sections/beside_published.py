@@ -18,7 +18,6 @@ def against_published(runs: pd.DataFrame, rows: Sequence[Published] | None = Non
     """Compares our runs with every published number of the same method, model, task, metric and, if stated, budget.
 
     Args:
-        runs: from `load_runs`.
         rows: published ones; None means all.
 
     Returns:

@@ -35,7 +35,7 @@ from analysis.sections.arms import (
     protocol_notes,
     start_to_end,
     training_differences,
-)
+)  # fmt: skip
 from analysis.stats.seeds import t_interval
 from elalora.errors import UserError
 
@@ -68,7 +68,6 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     """Compares every method with a baseline at the same task, model, budget and protocol.
 
     Args:
-        runs: from `analysis.reading.runs.load_runs`.
         baseline: name of the method to compare against.
         spread: "sd" (standard deviation, ddof 1) or "interval" (t interval from 3 seeds on) after each mean.
         level: of all intervals.
@@ -92,9 +91,6 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     return Table(_caption(runs), text.columns(), text.rows(), _notes(runs, baseline, spread, level, notes), frame)
 
 
-# -- numbers -----------------------------------------------------------------------------------------------
-
-
 def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> list[dict[str, Any]]:
     """The rows of all arms that share task, model, budget and protocol."""
     arms = [arm.sort_values("seed") for _, arm in cell.groupby(["arm", "fingerprint"], sort=False)]
@@ -104,7 +100,8 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     for name in [arm["shown"].iloc[0] for arm in arms if arm["off_budget"].any()]:
         notes.append(f"{label}: {name} is off the budget and stands outside the comparison.")
     sizes = {arm["shown"].iloc[0]: arm["params_final"].mean() for arm in within}
-    gap = _relative_gap(sizes.values())
+    least, most = min(sizes.values(), default=0.0), max(sizes.values(), default=0.0)
+    gap = (most - least) / least if least > 0 else 0.0
     mismatch = bool(cell["budget"].iloc[0] != NO_BUDGET and gap > PARAMETER_TOLERANCE)
     if mismatch:
         notes.append(f"‡ {label}: final adapter parameters differ by {100 * gap:.1f} % ({_sizes(sizes)}).")
@@ -123,17 +120,10 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     """One row: means over the seeds of one configuration."""
     first, scores = arm.iloc[0], arm["score"].to_numpy(float)
     low, high = _interval(scores, level)
-    record: dict[str, Any] = {
-        **{key: first[key] for key in (*CELL, "split", "metric", "method", "variant", "label", "shown")},
-        "reconstructed": first["reconstructed"],
-        "citation": first["citation"],
-        "n": len(arm),
-        "seeds": " ".join(str(seed) for seed in arm["seed"]),
-        "score_mean": scores.mean(),
-        "score_sd": scores.std(ddof=1) if len(arm) > 1 else math.nan,
-        "score_low": low,
-        "score_high": high,
-    }
+    labels = ("split", "metric", "method", "variant", "label", "shown", "reconstructed", "citation")
+    record: dict[str, Any] = {key: first[key] for key in (*CELL, *labels)}
+    record |= {"n": len(arm), "seeds": " ".join(map(str, arm["seed"])), "score_mean": scores.mean()}
+    record |= {"score_sd": scores.std(ddof=1) if len(arm) > 1 else math.nan, "score_low": low, "score_high": high}
     for count in ("rank_sum", "params"):
         for when in ("initial", "peak", "final"):
             record[f"{count}_{when}"] = arm[f"{count}_{when}"].mean()
@@ -164,14 +154,9 @@ def _difference(
     if not len(gaps):
         return {"diff_n": 0}
     low, high = _interval(gaps, level)
-    return {
-        "diff_n": len(gaps),
-        "diff_mean": gaps.mean(),
-        "diff_sd": gaps.std(ddof=1) if len(gaps) > 1 else math.nan,
-        "diff_low": low,
-        "diff_high": high,
-        "diffs": " ".join(f"{gap:.4f}" for gap in gaps),
-    }
+    sd = gaps.std(ddof=1) if len(gaps) > 1 else math.nan
+    numbers = {"diff_n": len(gaps), "diff_mean": gaps.mean(), "diff_sd": sd, "diff_low": low, "diff_high": high}
+    return numbers | {"diffs": " ".join(f"{gap:.4f}" for gap in gaps)}
 
 
 def _interval(values: Any, level: float) -> tuple[float, float]:
@@ -186,11 +171,6 @@ def _majority_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
         | {"method": "majority", "shown": "Constant answer", "score_mean": row["majority"]}
         for row in splits.to_dict("records")
     ]
-
-
-def _relative_gap(counts: Iterable[float]) -> float:
-    sizes = list(counts)
-    return (max(sizes) - min(sizes)) / min(sizes) if sizes and min(sizes) > 0 else 0.0
 
 
 def _sizes(params: dict[str, float]) -> str:
@@ -213,9 +193,6 @@ def _order(record: dict[str, Any]) -> tuple[Any, ...]:
         *budget_order(str(record.get("budget", ""))), record.get("off_budget", False),
         method_order(record["method"]), record["shown"],
     )  # fmt: skip
-
-
-# -- notes -------------------------------------------------------------------------------------------------
 
 
 def _training_notes(arms: Iterable[pd.DataFrame], label: str) -> Iterable[str]:
@@ -261,14 +238,11 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
     return notes + list(dict.fromkeys(cell_notes))
 
 
-# -- text -------------------------------------------------------------------------------------------------
-
-
 class _TextTable:
     """The frame's numbers as text; a key column with one value throughout is left out."""
 
     def __init__(self, frame: pd.DataFrame, baseline: str, spread: str) -> None:
-        self.records = [{k: v for k, v in r.items() if not _missing(v)} for r in frame.to_dict("records")]
+        self.records = [{k: v for k, v in r.items() if pd.notna(v)} for r in frame.to_dict("records")]
         self.spread = spread
         arms = [r for r in self.records if r["method"] != "majority"]
         self.keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
@@ -302,10 +276,6 @@ class _TextTable:
         if self.spread == "interval" and "score_low" in record:
             return f"{text} [{record['score_low']:.2f}, {record['score_high']:.2f}]"
         return f"{text} ± {record['score_sd']:.2f}" if self.spread == "sd" and "score_sd" in record else text
-
-
-def _missing(value: Any) -> bool:
-    return value is None or isinstance(value, float) and math.isnan(value)
 
 
 def _diff(record: dict[str, Any]) -> str:

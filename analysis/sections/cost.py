@@ -39,12 +39,7 @@ class SuiteCosts(NamedTuple):
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The table of costs, and score against each of them, by task and over a suite.
-
-    Args:
-        stored: from `read_stores`.
-        folder: for the figures; None draws none.
-    """
+    """The table of costs, and score against each of them, by task and over a suite."""
     table = compared(stored)
     section = Section("Cost", {"cost": cost_table(table)})
     if folder is None:
@@ -71,11 +66,7 @@ def _arms(compared: Table) -> pd.DataFrame:
 
 
 def task_costs(compared: Table) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    """Arms with mean score and costs, by task, model, protocol and recipe, if there are two or more.
-
-    Args:
-        compared: from `analysis.sections.comparison.comparison`.
-    """
+    """Arms with mean score and costs, by task, model, protocol and recipe, if there are two or more."""
     return [
         (dict(zip(FIGURE_KEYS, key, strict=True)), arms.reset_index(drop=True))
         for key, arms in _arms(compared).groupby(FIGURE_KEYS, sort=True)
@@ -89,9 +80,6 @@ def suite_costs(runs: pd.DataFrame) -> list[SuiteCosts]:
     Only tasks and seeds that every arm has enter the means, so that all points are of the same tasks. A suite with one
     such task is left out, and so are arms that are off their budget on any task. The score's standard deviation is over
     seeds, of a seed's mean over tasks.
-
-    Args:
-        runs: from `load_runs`.
     """
     suites = [_suite(task, settings) for task, settings in zip(runs["task"], runs["settings"], strict=True)]
     rows = named_across_tasks(runs).assign(suite=suites, shown=runs["row_name"] + "\t" + runs["budget"])
@@ -129,11 +117,7 @@ def _suite(task: str, settings: dict[str, Any]) -> str:
 
 
 def cost_table(compared: Table) -> Table:
-    """Score, ranks and parameters at the start, at the peak and at the end, time, memory and file of every arm.
-
-    Args:
-        compared: from `analysis.sections.comparison.comparison`.
-    """
+    """Score, ranks and parameters at the start, at the peak and at the end, time, memory and file of every arm."""
     arms = _arms(compared)
     sizes = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
     columns = [

@@ -31,15 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 def draw_pareto(
     arms: pd.DataFrame, path: Path, title: str = "", data: str = "", report_arms: Sequence[str] = ()
 ) -> list[Path]:
-    """Draws score against every cost that was measured and differs between arms.
-
-    Args:
-        arms: from `analysis.sections.cost.task_costs` or `suite_costs`.
-        path: without suffix; .png and .svg are written.
-        title: above all panels.
-        data: source of the data, below.
-        report_arms: all arms of the report, so that an arm looks the same in every figure.
-    """
+    """Draws score against every cost that was measured and differs between arms (of `task_costs` or `suite_costs`)."""
     from matplotlib.lines import Line2D
 
     costs = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]

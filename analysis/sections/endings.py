@@ -54,10 +54,11 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
             count[run.ending or "open"] += 1
     if not any(sum(count.values()) - count["done"] for count in counts.values()):
         return None
-    records: list[dict[str, Any]] = [
-        {"arm": arm, **count, "failure_rate": _rate(sum(count[e] for e in ENDINGS), count["done"])}
-        for arm, count in sorted(counts.items())
-    ]
+    records: list[dict[str, Any]] = []
+    for arm, count in sorted(counts.items()):
+        failed = sum(count[ending] for ending in ENDINGS)
+        ended = failed + count["done"]
+        records.append({"arm": arm, **count, "failure_rate": failed / ended if ended else math.nan})
     columns = ["Arm", "Done", "Open", "Crash", "NaN", "Over budget", "Method failed", "Failure rate", "Collapsed"]
     rows = [
         [r["arm"], *(str(r[key]) for key in ("done", "open", *ENDINGS)),
@@ -69,7 +70,3 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
         "A collapsed run gives every item the same answer; it is done, keeps its score and enters every mean and test.",
     ]
     return Table("How the runs ended, by arm.", columns, rows, notes, pd.DataFrame(records))
-
-
-def _rate(failed: int, done: int) -> float:
-    return failed / (failed + done) if failed + done else math.nan

@@ -154,16 +154,12 @@ def _tests(pair: Pair, answers: Mapping[str, pd.DataFrame], level: float, proble
         _, (low, high) = two_way_bootstrap(differences, np.random.default_rng(0), level)
     sure = [test for test in tests if test.p < ALPHA]
     return {
-        "seeds": a.shape[0],
-        "items": a.shape[1],
-        "diff": float(differences.mean()),
-        "low": low,
-        "high": high,
+        "seeds": a.shape[0], "items": a.shape[1], "diff": float(differences.mean()), "low": low, "high": high,
         "only_it": float(np.median([test.only_first for test in tests])),
         "only_base": float(np.median([test.only_second for test in tests])),
         "higher": sum(test.only_first > test.only_second for test in sure),
         "lower": sum(test.only_first < test.only_second for test in sure),
-    }
+    }  # fmt: skip
 
 
 def _shown(frame: pd.DataFrame, baseline: str) -> tuple[list[str], list[list[str]]]:

@@ -20,18 +20,13 @@ from analysis.sections.shared_tasks import (
     SharedTasks,
     mean_ranks,
     shared_tasks,
-)
+)  # fmt: skip
 from analysis.stats.seeds import win_tie_loss
 from analysis.stats.tasks import cliques, interquartile_mean, probability_of_improvement, stratified_bootstrap_t
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The table over all tasks, and ranks and profiles of every pool of tasks that is large enough for them.
-
-    Args:
-        stored: from `read_stores`.
-        folder: for the figures; None draws none.
-    """
+    """The table over all tasks, and ranks and profiles of every pool of tasks that is large enough for them."""
     pools = shared_tasks(stored.runs)
     table = overall(pools, stored.baseline)
     if table is None:

@@ -46,13 +46,7 @@ def why_not_profiles(pool: SharedTasks) -> str:
 
 
 def draw_ranks(pool: SharedTasks, path: Path, title: str = "") -> list[Path]:
-    """Critical-difference diagram (Demsar, JMLR 2006): mean ranks on a line, a bar joins arms that are not separated.
-
-    Args:
-        pool: of three arms or more.
-        path: without suffix; .png and .svg are written.
-        title: above.
-    """
+    """Critical-difference diagram (Demsar, JMLR 2006): mean ranks on a line, bars join arms not separated."""
     test, bound = mean_ranks(pool)
     order = np.argsort(test.mean_ranks, kind="stable")
     names = [wrapped(name, 34) for name in pool.arms]
@@ -98,9 +92,6 @@ def draw_profiles(
     Args:
         pool: of `LEAST_SEEDS_FOR_PROFILE` seeds or more.
         baseline: the method whose mean on a task is the 0 of that task; the mean of all arms if it has not one arm.
-        path: without suffix; .png and .svg are written.
-        title: above.
-        report_arms: all arms of the report, so that an arm looks the same in every figure.
     """
     scores = {name: table.to_numpy(float) for name, table in pool.arms.items()}  # (seeds, tasks)
     base = pool.baseline_arm(baseline)

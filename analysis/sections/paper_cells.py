@@ -18,11 +18,7 @@ ROW_KEYS = ["shown", "budget", "protocol", "recipe"]
 
 
 def table_rows(runs: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Key and runs of every row, by protocol, recipe, budget and method.
-
-    Args:
-        runs: from `named_across_tasks`.
-    """
+    """Key and runs (of `named_across_tasks`) of every row, by protocol, recipe, budget and method."""
 
     def order(row: tuple[dict[str, Any], pd.DataFrame]) -> tuple[Any, ...]:
         key, arm = row

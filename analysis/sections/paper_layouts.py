@@ -43,19 +43,14 @@ def _one(title: str, task: str, metric: str = "accuracy", group: str = "") -> Co
 
 
 GLUE = Layout(
-    "glue",
-    "GLUE",
+    "glue", "GLUE",
     (
         Column("MNLI m/mm", (("mnli", "accuracy"), ("mnli_mm", "accuracy"))),
-        _one("SST-2", "sst2"),
-        _one("CoLA (Mcc)", "cola", "mcc"),
+        _one("SST-2", "sst2"), _one("CoLA (Mcc)", "cola", "mcc"),
         Column("QQP Acc/F1", (("qqp", "accuracy"), ("qqp", "f1"))),
-        _one("QNLI", "qnli"),
-        _one("RTE", "rte"),
-        _one("MRPC", "mrpc"),
-        _one("STS-B (Corr)", "stsb", "correlation"),
+        _one("QNLI", "qnli"), _one("RTE", "rte"), _one("MRPC", "mrpc"), _one("STS-B (Corr)", "stsb", "correlation"),
     ),
-)
+)  # fmt: skip
 SUMMARIZATION = Layout(
     "summarization",
     "Summarization (ROUGE-1/2/L)",

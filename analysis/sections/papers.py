@@ -39,11 +39,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 
 
 def paper_tables(runs: pd.DataFrame) -> dict[str, Table]:
-    """A table for every suite and model of which there are runs, by a name for files.
-
-    Args:
-        runs: from `analysis.reading.runs.load_runs`.
-    """
+    """A table for every suite and model of which there are runs, by a name for files."""
     tables: dict[str, Table] = {}
     for layout in LAYOUTS if len(runs) else ():
         of_suite = named_across_tasks(runs[runs["task"].isin(layout.tasks())])
@@ -77,9 +73,6 @@ def _paper_table(runs: pd.DataFrame, layout: Layout, model: str) -> Table:
     frame = pd.DataFrame(records).assign(model=model, suite=layout.suite)
     text = [[row.get(title, "") for title in titles] for row in rows]
     return Table(caption, titles, text, _notes(runs, layout, printed, columns) + notes, frame)
-
-
-# -- our rows ----------------------------------------------------------------------------------------------
 
 
 def _our_row(arm: pd.DataFrame, layout: Layout, cells: Mapping[str, PaperCell]) -> dict[str, str]:
@@ -132,9 +125,6 @@ def _mean_over_seeds(groups: Sequence[Mapping[int, float]]) -> str:
     return mean_sd(s.mean, s.sd) if s else ""
 
 
-# -- published rows ------------------------------------------------------------------------------------------
-
-
 def _published_row(row: Published, layout: Layout, columns: Sequence[Column]) -> dict[str, str]:
     cells = {
         "Method": f"{row.label}, published" + ("" if row.values else " (not found)"),
@@ -161,9 +151,6 @@ def _published_records(row: Published) -> list[dict[str, Any]]:
          "metric": metric, "mean": value, "source": row.source}
         for (task, metric), value in row.values.items()
     ]  # fmt: skip
-
-
-# -- notes -------------------------------------------------------------------------------------------------
 
 
 def _notes(runs: pd.DataFrame, layout: Layout, printed: Sequence[Published], columns: Sequence[Column]) -> list[str]:

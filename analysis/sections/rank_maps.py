@@ -30,12 +30,7 @@ MOST_SEEDS = 3  # with more, trajectories show their mean
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any.
-
-    Args:
-        stored: from `read_stores`.
-        folder: for the figures; None draws none, and there is no section.
-    """
+    """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any."""
     if folder is None:
         return []
     section = Section("Ranks")
@@ -56,23 +51,13 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 
 
 def rank_map(runs: pd.DataFrame) -> pd.DataFrame:
-    """Final ranks averaged over runs.
-
-    Args:
-        runs: rows of one arm, from `load_runs`.
-
-    Returns:
-        (layers, matrix types); a type that a layer lacks is NaN.
-    """
+    """Final ranks averaged over the runs of an arm: (layers, matrix types); NaN for a type that a layer lacks."""
     ranks, matrices = patterns(runs)
     return layer_map(dict(zip(matrices, ranks.mean(axis=0), strict=True)), runs["places"].iloc[0])
 
 
 def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
-    """The ranks of one run over its rounds.
-
-    Args:
-        run: a row of `load_runs`.
+    """The ranks of one run, a row of `load_runs`, over its rounds.
 
     Returns:
         One row per step at which ranks changed (0 for the start, the last step repeats the end), columns
@@ -98,9 +83,6 @@ def draw_rank_maps(
     Args:
         maps: from `rank_map`, by the panel's title.
         centre: the rank that is drawn white: the budget's mean rank.
-        path: without suffix; .png and .svg are written.
-        title: above all panels.
-        data: source of the data, below.
     """
     from matplotlib.colors import TwoSlopeNorm
 
@@ -138,14 +120,7 @@ def _annotate(axis: Axes, ranks: Any, centre: float, reach: float) -> None:
 
 
 def draw_trajectories(courses: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
-    """A panel per matrix type and course, a line per layer, as steps.
-
-    Args:
-        courses: from `trajectory`, by the row's title, for instance "seed 0".
-        path: without suffix; .png and .svg are written.
-        title: above all panels.
-        data: source of the data, below.
-    """
+    """A panel per matrix type and course, a line per layer, as steps; courses by their row's title ("seed 0")."""
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
 

@@ -32,12 +32,7 @@ LOGGED_PATTERNS = CHECKOUT / "analysis" / "published" / "elalora_githistory_rank
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The rank study of every task, model, budget and protocol among the runs.
-
-    Args:
-        stored: from `read_stores`.
-        folder: for the figures; None draws none.
-    """
+    """The rank study of every task, model, budget and protocol among the runs."""
     ranked = stored.runs[[bool(ranks) for ranks in stored.runs["ranks_final"]]]
     parts = [_section(cell, folder) for _, cell in ranked.groupby(CELL, sort=False)]
     return [part for part in parts if part.tables or part.figures]
@@ -47,7 +42,9 @@ def _section(cell: pd.DataFrame, folder: Path | None) -> Section:
     label, stem = cell_label(cell), file_name(cell_stem(cell))
     arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
     # ranks taken from another run are not a result of this one, and would count twice
-    chosen = {name: arm for name, arm in arms.items() if not _took_ranks(arm)}
+    chosen = {
+        name: arm for name, arm in arms.items() if not arm.iloc[0]["settings"].get("method", {}).get("ranks_from")
+    }
     measured = contributions(arms)
     tables = {
         "stability": stability(chosen, label),
@@ -60,11 +57,6 @@ def _section(cell: pd.DataFrame, folder: Path | None) -> Section:
     if folder is not None:
         section.figures = figures(chosen, measured, folder, stem, label, cell["citation"].iloc[0])
     return section
-
-
-def _took_ranks(arm: pd.DataFrame) -> bool:
-    """Whether the ranks are those of another run; they would count twice in tables of what arms choose."""
-    return bool(arm.iloc[0]["settings"].get("method", {}).get("ranks_from"))
 
 
 def stability(arms: Mapping[str, pd.DataFrame], label: str) -> Table | None:

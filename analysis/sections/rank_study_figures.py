@@ -1,6 +1,6 @@
 """Drawings of the rank study: spread over seeds, ranks round by round, moves, agreement, scores, contribution.
 
-Each function takes frames from `analysis.sections.rank_study_frames`, writes .png and .svg and returns the paths.
+Each function takes frames from `analysis.sections.rank_study_frames`.
 Colours are safe for colour-blind readers: orange and purple for signed values, cividis for amounts, and the Okabe-Ito
 set with a marker for every matrix type.
 """
@@ -29,14 +29,7 @@ MOST_COLUMNS = 24  # of all panels of moves together
 
 
 def draw_spreads(maps: Mapping[str, pd.DataFrame], path: Path, title: str = "", data: str = "") -> list[Path]:
-    """Heat maps of the standard deviation of final ranks over seeds, layer by matrix type, on one scale.
-
-    Args:
-        maps: (layers, matrix types) by the panel's title.
-        path: without suffix.
-        title: above all panels.
-        data: source of the data, below.
-    """
+    """Heat maps of the standard deviation of final ranks over seeds, layer by matrix type, on one scale."""
     most = max(float(np.nanmax(m.to_numpy(float))) for m in maps.values()) or 1.0
     return _panels(maps, path, title, data, "cividis", 0.0, most, "standard deviation over seeds", "{:.1f}")
 
@@ -47,9 +40,6 @@ def draw_rounds(maps: Mapping[str, pd.DataFrame], centre: float, path: Path, tit
     Args:
         maps: from `maps_of_rounds`.
         centre: the rank drawn white, the budget's mean rank.
-        path: without suffix.
-        title: above all panels.
-        data: source of the data, below.
     """
     reach = max(1.0, max(float(np.nanmax(np.abs(m.to_numpy(float) - centre))) for m in maps.values()))
     low, high = centre - reach, centre + reach
@@ -57,16 +47,9 @@ def draw_rounds(maps: Mapping[str, pd.DataFrame], centre: float, path: Path, tit
 
 
 def _panels(
-    maps: Mapping[str, pd.DataFrame],
-    path: Path,
-    title: str,
-    data: str,
-    colours: str,
-    low: float,
-    high: float,
-    meaning: str,
-    form: str,
-) -> list[Path]:
+    maps: Mapping[str, pd.DataFrame], path: Path, title: str, data: str, colours: str, low: float, high: float,
+    meaning: str, form: str,
+) -> list[Path]:  # fmt: skip
     first = next(iter(maps.values()))
     width = max(2.9, 0.5 * len(first.columns) + 0.7)
     columns = min(len(maps), 4, max(1, int(WIDEST / width)))
@@ -109,9 +92,6 @@ def draw_events(net: pd.DataFrame, replaced: pd.DataFrame, path: Path, title: st
     Args:
         net: directions gained less lost, (matrices, steps), mean over seeds; only matrices that ever moved.
         replaced: directions replaced within the matrix in that round, likewise; drawn as dots.
-        path: without suffix.
-        title: above.
-        data: source of the data, below.
     """
     panels = _by_types(list(net.index))
     rounds, most_columns = len(net.columns), max(8, MOST_COLUMNS // len(panels))
@@ -159,14 +139,7 @@ def _joined(frame: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def draw_agreement(taus: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
-    """Mean tau-b between seeds, within an arm on the diagonal and between arms beside it; grey is not defined.
-
-    Args:
-        taus: (arms, arms).
-        path: without suffix.
-        title: above.
-        data: source of the data, below.
-    """
+    """Mean tau-b between seeds, within an arm on the diagonal and between arms beside it; grey is not defined."""
     from matplotlib import colormaps
 
     colours = colormaps["PuOr_r"].with_extremes(bad="0.85")
@@ -186,9 +159,6 @@ def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data
 
     Args:
         frames: from `analysis.reading.rounds.scores`, all seeds of an arm joined, by the panel's title.
-        path: without suffix.
-        title: above.
-        data: source of the data, below.
     """
     figure = new_figure(max(6.0, 4.6 * len(frames)), 3.8)
     axes = figure.subplots(1, len(frames), squeeze=False, sharey=True)
@@ -211,14 +181,7 @@ def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data
 
 
 def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
-    """Rank against contribution, a panel per comparison, a look per matrix type; a point is the mean over seeds.
-
-    Args:
-        points: columns panel, type, rank, rise.
-        path: without suffix.
-        title: above.
-        data: source of the data, below.
-    """
+    """Rank against contribution, a panel per comparison, a look per matrix type; a point is the mean over seeds."""
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
     kinds = sorted(set(points["type"]), key=type_order)
     figure = new_figure(4.4 * len(panels) + 1.4, 4.0)

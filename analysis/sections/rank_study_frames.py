@@ -21,7 +21,7 @@ from analysis.sections.rank_study_figures import (
     draw_rounds,
     draw_scores,
     draw_spreads,
-)
+)  # fmt: skip
 from analysis.sections.transplant import arm_of
 from analysis.stats.rank_agreement import mean_tau, mean_tau_between
 from analysis.stats.seeds import Array
@@ -46,12 +46,7 @@ class Contribution(NamedTuple):
 
 
 def figures(
-    chosen: Mapping[str, pd.DataFrame],
-    measured: Sequence[Contribution],
-    out: Path,
-    stem: str,
-    label: str,
-    data: str,
+    chosen: Mapping[str, pd.DataFrame], measured: Sequence[Contribution], out: Path, stem: str, label: str, data: str
 ) -> dict[Path, str]:
     """Draws spread over seeds, agreement, rounds, moves, scores and contribution, each if the runs have it.
 
@@ -168,9 +163,8 @@ def contribution_points(measured: Sequence[Contribution]) -> pd.DataFrame:
     rows = []
     for c in measured:
         own = c.ranks_of == c.measured_in
-        panel = (
-            f"{c.ranks_of}, own contributions" if own else f"ranks of {c.ranks_of}, contributions in {c.measured_in}"
-        )
+        other = f"ranks of {c.ranks_of}, contributions in {c.measured_in}"
+        panel = f"{c.ranks_of}, own contributions" if own else other
         rows += [(panel, *line) for line in zip(c.types, c.ranks.mean(axis=0), c.rises.mean(axis=0), strict=True)]
     return pd.DataFrame(rows, columns=["panel", "type", "rank", "rise"])
 

@@ -35,12 +35,10 @@ class SharedTasks:
 
     @property
     def label(self) -> str:
-        """The key in words."""
         return key_label(self.key)
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks."""
         return list(next(iter(self.arms.values())).columns)
 
     @property
@@ -63,9 +61,6 @@ def shared_tasks(runs: pd.DataFrame) -> list[SharedTasks]:
     """Every model, protocol, recipe and budget at which two or more arms share two or more tasks.
 
     Arms that are off their budget on any task are left out.
-
-    Args:
-        runs: from `load_runs`.
     """
     pools = []
     for key, group in named_across_tasks(runs).groupby(SHARED_KEYS, sort=True):

@@ -85,17 +85,10 @@ def transplant_table(cell: pd.DataFrame, label: str) -> Table | None:
     if len(steps) < 2:
         return None
     rows = [
-        [
-            s.name,
-            s.meaning,
-            str(s.seeds),
-            signed(s.mean),
-            signed_range(s.low, s.high).strip(),
-            p_value(s.p),
-            p_value(s.corrected),
-        ]
+        [s.name, s.meaning, str(s.seeds), signed(s.mean), signed_range(s.low, s.high).strip(), p_value(s.p),
+         p_value(s.corrected)]
         for s in steps
-    ]
+    ]  # fmt: skip
     present = {step.name for step in steps}
     notes = [f"{name}: {arm} less {less}." for name, arm, less, _ in STEPS if name in present]
     arms = [arm_of(s) for s in cell["settings"]]
