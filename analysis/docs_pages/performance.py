@@ -20,20 +20,14 @@ PAGE, MEASURED = CHECKOUT / "docs/performance.md", CHECKOUT / "docs/performance"
 MARK = re.compile(r"(<!-- from ([\w.-]+): (\w+) -->\n).*?(<!-- end -->)", re.S)
 COLUMNS = {  # of the summary tables: title by file
     "shapes": {
-        "minilm_16": "MiniLM 32 x 16 tokens",
-        "minilm_32": "16 x 32",
-        "minilm_64": "16 x 64",
-        "minilm_128": "16 x 128",
-        "deberta": "DeBERTa-v3-base 2 x 32",
-        "bart": "BART-base 2 x 32",
-        "vit": "ViT-B/16, one image",
+        "minilm_16": "MiniLM 32 x 16 tokens", "minilm_32": "16 x 32", "minilm_64": "16 x 64", "minilm_128": "16 x 128",
+        "deberta": "DeBERTa-v3-base 2 x 32", "bart": "BART-base 2 x 32", "vit": "ViT-B/16, one image",
     },
     "batches": {
-        "deberta_batch": "DeBERTa-v3-base 8 x 128",
-        "bart_batch": "BART-base 8 x 128",
+        "deberta_batch": "DeBERTa-v3-base 8 x 128", "bart_batch": "BART-base 8 x 128",
         "vit_batch": "ViT-B/16, 8 images",
     },
-}
+}  # fmt: skip
 PARTS = {"ratios": ratio_lines, "steps": step_lines, "start": start_lines}
 
 
@@ -46,13 +40,13 @@ def main() -> None:
 
 def filled(page: str) -> str:
     """The page with every marked table made from its file."""
-    return MARK.sub(lambda match: match[1] + "\n".join(_table(match[2], match[3])) + "\n" + match[4], page)
 
+    def table(match: re.Match[str]) -> str:
+        start, name, part, end = match.groups()
+        lines = _summary(COLUMNS[name]) if name in COLUMNS else PARTS[part](_read(name))
+        return start + "\n".join(lines) + "\n" + end
 
-def _table(name: str, part: str) -> list[str]:
-    if name in COLUMNS:
-        return _summary({title: _read(file) for file, title in COLUMNS[name].items()})
-    return PARTS[part](_read(name))
+    return MARK.sub(table, page)
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -60,24 +54,21 @@ def _read(name: str) -> dict[str, Any]:
     return measured
 
 
-def _summary(measured: dict[str, dict[str, Any]]) -> list[str]:
+def _summary(columns: dict[str, str]) -> list[str]:
     """A row per ratio that has a target, a column per shape."""
-    lines = ["| | target | " + " | ".join(measured) + " |", "| --- | ---: |" + " --- |" * len(measured)]
-    names = {row["what"] for shape in measured.values() for row in shape["ratios"]}
+    lines = ["| | target | " + " | ".join(columns.values()) + " |", "| --- | ---: |" + " --- |" * len(columns)]
+    shapes = [_read(file) for file in columns]
+    ratios = [{r["what"]: Ratio(r["median"], r["low"], r["high"]) for r in shape["ratios"]} for shape in shapes]
     for one, other, target in TARGETS:
-        if target is not None and f"{one} / {other}" in names:
-            cells = [_cell(shape, f"{one} / {other}", target) for shape in measured.values()]
-            lines.append(f"| {one} / {other} | ≤ {target:.2f} | " + " | ".join(cells) + " |")
+        what = f"{one} / {other}"
+        if target is not None and any(what in of_shape for of_shape in ratios):
+            values = [of_shape[what] for of_shape in ratios]
+            cells = [f"{v.median:.3f} ({v.low:.3f} to {v.high:.3f}) {verdict(v, target)}" for v in values]
+            lines.append(f"| {what} | ≤ {target:.2f} | " + " | ".join(cells) + " |")
     one, other, target = MEMORY_TARGET
-    sizes = [shape["bytes"][one]["total"] / shape["bytes"][other]["total"] for shape in measured.values()]
+    sizes = [shape["bytes"][one]["total"] / shape["bytes"][other]["total"] for shape in shapes]
     cells = [f"{size:.3f} {'met' if size <= target else 'missed'}" for size in sizes]
     return [*lines, f"| {one} / {other}, peak bytes | ≤ {target:.2f} | " + " | ".join(cells) + " |"]
-
-
-def _cell(shape: dict[str, Any], what: str, target: float) -> str:
-    row = next(row for row in shape["ratios"] if row["what"] == what)
-    value = Ratio(row["median"], row["low"], row["high"])
-    return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f}) {verdict(value, target)}"
 
 
 if __name__ == "__main__":

@@ -114,14 +114,11 @@ def _figure(material: Material, study: str, stem: str, caption: str, images: Pat
         material.sections(study)
         drawn = material.folder / study / f"{stem}.png"
         if not drawn.is_file():
-            raise UserError(f"study {study} drew no {stem}; it drew {', '.join(_stems(material.folder / study))}")
+            stems = sorted(path.stem for path in drawn.parent.glob("*.png"))
+            raise UserError(f"study {study} drew no {stem}; it drew {', '.join(stems)}")
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn, images / file)
     return f"![{caption}]({IMAGES}/{file})\n\n*{caption}*"
-
-
-def _stems(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.png"))
 
 
 def _tuning(stored: Stored) -> str:

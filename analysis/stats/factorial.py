@@ -13,11 +13,7 @@ from numpy.typing import ArrayLike
 from analysis.stats.seeds import Array, holm, sign_flip, t_interval
 
 RANKS = ("fixed", "random", "scored")
-
-
 WEIGHTS = {"moving": (-1.0, 0.5, 0.5), "scores": (0.0, -1.0, 1.0)}  # on fixed, random, scored
-
-
 MEANING = {
     "moving": "moving ranks at all (random and scored together) against fixed ranks",
     "scores": "choosing by scores against choosing at random",
@@ -59,20 +55,16 @@ class Factorial:
 def contrasts() -> dict[str, Array]:
     """The eleven contrasts as weights (ranks, D1, D2): four main effects, five pairs, two triples."""
     means, switch, half = (1 / 3, 1 / 3, 1 / 3), (-1.0, 1.0), (0.5, 0.5)
-    found: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
     for ranks in ("", *WEIGHTS):
         for d1 in ("", "D1"):
             for d2 in ("", "D2"):
                 name = " x ".join(part for part in (ranks, d1, d2) if part)
                 on_ranks = WEIGHTS[ranks] if ranks else means
-                found[name] = np.einsum("i,j,k->ijk", on_ranks, switch if d1 else half, switch if d2 else half)
-    del found[""]  # the mean of all is no effect
+                weights[name] = np.einsum("i,j,k->ijk", on_ranks, switch if d1 else half, switch if d2 else half)
+    del weights[""]  # the mean of all is no effect
     order = list(MEANING)
-    return dict(sorted(found.items(), key=lambda item: (item[0].count(" x "), *map(order.index, _parts(item[0])))))
-
-
-def _parts(name: str) -> list[str]:
-    return name.split(" x ")
+    return dict(sorted(weights.items(), key=lambda w: (w[0].count(" x "), *map(order.index, w[0].split(" x ")))))
 
 
 def effects(scores: ArrayLike, rng: Generator | None = None) -> list[Effect]:

@@ -1,6 +1,6 @@
 """Do runs that differ only in their seed end with the same ranks? Agreement of rank patterns, and what moved when.
 
-What is unusual: seeds are the sample, matrices are not. A pattern is one observation of its seed, so intervals come
+Seeds are the sample, matrices are not. A pattern is one observation of its seed, so intervals come
 from leaving out seeds (the mean over pairs of seeds is a U-statistic; Arvesen 1969), never from resampling the
 matrices as if they were independent. Ranks are small whole numbers, so ties are everywhere: tau is tau-b, and
 Kendall's W is corrected for ties.
@@ -45,9 +45,6 @@ def pattern_array(values: ArrayLike, seeds: int = 1) -> Array:
     return x
 
 
-# -- agreement ---------------------------------------------------------------------------------------------
-
-
 def tau_matrix(first: ArrayLike, second: ArrayLike | None = None) -> Array:
     """Kendall's tau-b between every row of `first` and every row of `second` (or of `first`).
 
@@ -78,7 +75,7 @@ def mean_tau(ranks: ArrayLike, level: float = 0.95) -> Agreement:
         level: of the interval.
     """
     taus = tau_matrix(pattern_array(ranks, seeds=2))
-    return _jackknife(lambda kept: _mean_of_pairs(taus[np.ix_(kept, kept)]), len(taus), level)
+    return _jackknife(lambda kept: taus[np.ix_(kept, kept)][np.triu_indices(len(kept), 1)].mean(), len(taus), level)
 
 
 def mean_tau_between(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Agreement:
@@ -93,10 +90,6 @@ def mean_tau_between(first: ArrayLike, second: ArrayLike, level: float = 0.95) -
     if taus.shape[0] != taus.shape[1]:
         return Agreement(float(taus.mean()), math.nan, math.nan)
     return _jackknife(lambda kept: float(taus[np.ix_(kept, kept)].mean()), len(taus), level)
-
-
-def _mean_of_pairs(taus: Array) -> float:
-    return float(taus[np.triu_indices(len(taus), 1)].mean())
 
 
 def kendalls_w(ranks: ArrayLike) -> float:

@@ -1,6 +1,6 @@
 """Do the matrices that carry more get more ranks? Contributions (`experiments.contribution`) against ranks.
 
-What is unusual: both patterns are alike in all seeds, so ten seeds of 36 matrices are not 360 independent points. A
+Both patterns are alike in all seeds, so ten seeds of 36 matrices are not 360 independent points. A
 permutation moves the matrices of all seeds together, and a bootstrap draws matrices with all their seeds. The seed is
 the sample only where two arms are paired by it. "Within types" compares a matrix with others of its type only: types
 differ in size, and a rank in a large matrix is another thing than in a small one.
@@ -87,9 +87,10 @@ def relation(
     drawn, extreme = [], 0
     a, b = _centred(x, groups), _centred(y, groups)
     length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    ends = np.cumsum([len(members) for members in groups])  # of the groups, joined one after the other
+    places = [np.arange(end - len(members), end) for end, members in zip(ends, groups, strict=True)]
     for _ in range(resamples):
         taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
-        places = _places(groups)
         drawn.append(_mean(_correlation(x[:, taken], y[:, taken], places)))
         order = np.arange(x.shape[1])
         for members in groups:
@@ -99,12 +100,6 @@ def relation(
         extreme += abs(shuffled) >= abs(rho) - 1e-12
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
-
-
-def _places(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Where the groups stand once they are joined one after the other."""
-    ends = np.cumsum([len(members) for members in groups])
-    return [np.arange(end - len(members), end) for end, members in zip(ends, groups, strict=True)]
 
 
 def _mean(values: Array) -> float:

@@ -57,9 +57,6 @@ def summary(values: ArrayLike, level: float = 0.95) -> Summary:
     return Summary(x.size, float(x.mean()), sd, float(np.median(x)), low, high)
 
 
-# -- intervals ---------------------------------------------------------------------------------------------
-
-
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student's interval for the mean of (runs,), n at least 2."""
     from scipy import stats
@@ -67,9 +64,6 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     x = sample(values, least=2)
     half = stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)
     return float(x.mean() - half), float(x.mean() + half)
-
-
-# -- paired tests ------------------------------------------------------------------------------------------
 
 
 def sign_flip(differences: ArrayLike, rng: Generator | None = None, resamples: int = 99_999) -> float:
@@ -107,9 +101,6 @@ def holm(p_values: ArrayLike) -> Array:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
-
-
-# -- effect sizes and power --------------------------------------------------------------------------------
 
 
 def paired_d(differences: ArrayLike) -> float:
