@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.bench import arms
-from experiments.bench.flops import counted_flops
-from experiments.bench.memory import peak_bytes
+from experiments.bench.counting import counted_flops, peak_bytes
 from experiments.bench.report import TARGETS, save, table
 from experiments.bench.shapes import SHAPES, build, make_batch
 from experiments.bench.timing import interleaved, ratio
@@ -49,7 +50,10 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     Returns:
         milliseconds, flops and bytes by arm, and the ratios of `TARGETS`.
     """
-    setting = _setting(options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = SHAPES[options.shape]
+    batch = make_batch(shape, options.batch or shape.batch, options.length or shape.length, device)
+    setting = arms.Setting(shape, build(shape.name).to(device), batch, options.rank, options.bf16, options.compile)
     makers = _makers(setting)
     chosen = options.arms.split(",") if options.arms else list(makers)
     made = {name: makers[name]() for name in chosen}
@@ -58,8 +62,7 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
         steps["bare products"] = arms.bare_products(setting)
     seconds = interleaved(steps, blocks, options.repeats)
     if "frozen backbone" in made:
-        pairs = zip(seconds["frozen backbone"], seconds["bare products"], strict=True)
-        seconds["floor"] = [a + b for a, b in pairs]
+        seconds["floor"] = list(map(add, seconds["frozen backbone"], seconds["bare products"]))
     flops = {name: counted_flops(arm) for name, arm in made.items()}
     ratios = [
         {"what": f"{a} / {b}", "target": target, **ratio(seconds[a], seconds[b])._asdict()}
@@ -75,33 +78,25 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     }
 
 
-def _setting(options: argparse.Namespace) -> arms.Setting:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = SHAPES[options.shape]
-    batch = make_batch(shape, options.batch or shape.batch, options.length or shape.length, device)
-    model = build(shape.name).to(device)
-    return arms.Setting(shape, model, batch, options.rank, options.bf16, options.compile)
-
-
 def _makers(setting: arms.Setting) -> dict[str, Callable[[], arms.Arm]]:
     """How to build each arm, by name."""
-    r, start = setting.rank, -(-3 * setting.rank // 2)
+    start = -(-3 * setting.rank // 2)
+    ours = partial(partial, arms.ours, setting)
+    adalora = partial(ours, "adalora", interval=arms.INTERVAL, init_rank=start)
     return {
-        "LoRA": lambda: arms.ours(setting, "lora"),
-        "SVD-LoRA": lambda: arms.ours(setting, "svd_lora"),
-        "ElaLoRA": lambda: arms.ours(setting, "elalora", interval=arms.INTERVAL),
-        "AdaLoRA": lambda: arms.ours(setting, "adalora", interval=arms.INTERVAL, init_rank=start),
-        "pruned AdaLoRA": lambda: arms.ours(
-            setting, "adalora", interval=arms.INTERVAL, init_rank=start, final=True, compact=True
-        ),
-        "LoRA at 1.5 r": lambda: arms.ours(setting, "lora", rank=start),
-        "SoRA": lambda: arms.ours(setting, "sora"),
-        "LoRA at 2 r": lambda: arms.ours(setting, "lora", rank=2 * r),
-        "PRILoRA": lambda: arms.ours(setting, "prilora"),
-        "PEFT LoRA": lambda: arms.peft(setting),
-        "PEFT AdaLoRA": lambda: arms.peft(setting, adalora=True),
-        "full fine-tuning": lambda: arms.full(setting),
-        "frozen backbone": lambda: arms.frozen_backbone(setting),
+        "LoRA": ours("lora"),
+        "SVD-LoRA": ours("svd_lora"),
+        "ElaLoRA": ours("elalora", interval=arms.INTERVAL),
+        "AdaLoRA": adalora(),
+        "pruned AdaLoRA": adalora(final=True, compact=True),
+        "LoRA at 1.5 r": ours("lora", rank=start),
+        "SoRA": ours("sora"),
+        "LoRA at 2 r": ours("lora", rank=2 * setting.rank),
+        "PRILoRA": ours("prilora"),
+        "PEFT LoRA": partial(arms.peft, setting),
+        "PEFT AdaLoRA": partial(arms.peft, setting, adalora=True),
+        "full fine-tuning": partial(arms.full, setting),
+        "frozen backbone": partial(arms.frozen_backbone, setting),
     }
 
 

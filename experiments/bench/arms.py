@@ -7,10 +7,12 @@ head while gradients flow to the first layer's input, plus the bare matrix produ
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -149,40 +151,29 @@ def peft(setting: Setting, adalora: bool = False) -> Arm:
         config = stock.LoraConfig(task_type=task, r=setting.rank, **common)
     model: Any = stock.get_peft_model(twin(setting.model, setting.shape), config)
     model.train()
-    at = TOTAL // 10 + 1
-
-    def after() -> None:
-        nonlocal at
-        if adalora:
-            model.base_model.update_and_allocate(at)
-            at += 1
-
-    return _plain(setting, model, after)
+    steps = count(TOTAL // 10 + 1)
+    return _plain(setting, model, (lambda: model.base_model.update_and_allocate(next(steps))) if adalora else None)
 
 
 def full(setting: Setting) -> Arm:
     """Full fine-tuning with torch's foreach AdamW, on a copy of the weights."""
-    import copy
-
     return _plain(setting, copy.deepcopy(setting.model).requires_grad_(True))
 
 
 def frozen_backbone(setting: Setting) -> Arm:
     """Only the head trains, while gradients flow through the whole frozen backbone."""
-    model = twin(setting.model, setting.shape)
+    model: Any = twin(setting.model, setting.shape)
     head = tuple(f"{name}." for name in setting.shape.head)  # empty for BART: then nothing trains
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(head))
-    for inputs in _inputs(model, setting.shape.name):
-        inputs.register_forward_hook(lambda module, given, output: output.requires_grad_())
+    # the modules whose outputs the first layers read
+    if setting.shape.name == "bart-base":
+        inputs = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    else:
+        inputs = [model.vit.embeddings if setting.shape.name == "vit-b16" else model.get_input_embeddings()]
+    for module in inputs:
+        module.register_forward_hook(lambda module, arguments, output: output.requires_grad_())
     return _plain(setting, model)
-
-
-def _inputs(model: Any, name: str) -> list[nn.Module]:
-    """The modules whose outputs the first layers read; an encoder-decoder has several embeddings."""
-    if name == "bart-base":
-        return [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return [model.get_submodule("vit.embeddings") if name == "vit-b16" else model.get_input_embeddings()]
 
 
 def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None = None) -> Arm:
@@ -194,13 +185,13 @@ def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None 
         with setting.autocast():
             loss = call(**setting.batch).loss
         loss.backward()
-        if optimizer is not None:
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
+        if optimizer is None:
+            return
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
         if after is not None:
             after()
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     def tensors() -> list[Tensor]:
         state = optimizer.state.values() if optimizer is not None else []
@@ -212,13 +203,12 @@ def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None 
 def bare_products(setting: Setting) -> Callable[[], None]:
     """The six thin matrix products of every adapter, forward and backward, at the shapes of the batch."""
     sizes: list[tuple[int, int, int]] = []  # (tokens, d_in, d_out)
-    hooks = []
-    for linear in find_linears(setting.model, setting.shape.targets, outside=setting.shape.head).values():
 
-        def note(module: Any, given: Any, output: Tensor) -> None:
-            sizes.append((given[0].numel() // given[0].shape[-1], module.in_features, module.out_features))
+    def note(module: Any, arguments: Any, output: Tensor) -> None:
+        sizes.append((output.numel() // output.shape[-1], module.in_features, module.out_features))
 
-        hooks.append(linear.register_forward_hook(note))
+    linears = find_linears(setting.model, setting.shape.targets, outside=setting.shape.head).values()
+    hooks = [linear.register_forward_hook(note) for linear in linears]
     with torch.no_grad(), setting.autocast():
         setting.model(**setting.batch)
     for hook in hooks:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,12 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
 
     whole, bare = [], []
     with tempfile.TemporaryDirectory() as folder:
-        run(_plan([*words, "trainer.max_steps=1", f"store.root={folder}/first"]))  # imports, tokenised data
+        plan = make_plan(compose_run([*words, "trainer.max_steps=1", f"store.root={folder}/first"]))
+        run(plan)  # imports, tokenised data
         for block in range(blocks):
-            plan = _plan([*words, f"store.root={folder}/{block}"])
+            plan = make_plan(compose_run([*words, f"store.root={folder}/{block}"]))
             whole.append(seconds_of(partial(run, plan)))
-            bare.append(seconds_of(bare_steps(_plan([*words, f"store.root={folder}/bare"]))))
+            bare.append(seconds_of(bare_steps(plan)))
         finished = plan.finished()
         assert finished is not None
         recorded = finished.result()["cost"]
@@ -79,7 +80,7 @@ def end_to_end(words: Sequence[str], blocks: int) -> dict[str, Any]:
     }
 
 
-def bare_steps(plan: Plan) -> partial[None]:
+def bare_steps(plan: Plan) -> Callable[[], None]:
     """Prepares the batches of one epoch; the returned call runs their steps and nothing else."""
     from experiments.runs.prepare import prepare
 
@@ -92,16 +93,13 @@ def bare_steps(plan: Plan) -> partial[None]:
     order = train_batches(items.lengths, trainer.batch_size, stream(plan.config.seed, "data"), epoch=0)
     model.train()
     torch.manual_seed(plan.config.seed)
-    return partial(_run, loop, [items.batch(indices) for indices in order])
+    batches = [items.batch(indices) for indices in order]
 
+    def steps() -> None:
+        for batch in batches:
+            loop.step(batch)
 
-def _run(loop: Loop, batches: Sequence[dict[str, torch.Tensor]]) -> None:
-    for batch in batches:
-        loop.step(batch)
-
-
-def _plan(words: Sequence[str]) -> Plan:
-    return make_plan(compose_run(words))
+    return steps
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 PER_LAYER = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "layer.*.output.dense"]
+DEBERTA = ["query_proj", "key_proj", "value_proj", *PER_LAYER[3:]]
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,7 @@ class Shape:
 
 SHAPES = {
     "minilm": Shape("minilm", PER_LAYER, 36, ["bert.pooler", "classifier"], 32, 32),
-    "deberta-v3-base": Shape(
-        "deberta-v3-base",
-        ["query_proj", "key_proj", "value_proj", *PER_LAYER[3:]],
-        72,
-        ["pooler", "classifier"],
-        8,
-        64,
-    ),
+    "deberta-v3-base": Shape("deberta-v3-base", DEBERTA, 72, ["pooler", "classifier"], 8, 64),
     "bart-base": Shape("bart-base", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"], 96, [], 8, 64),
     "vit-b16": Shape("vit-b16", ["q_proj", "k_proj", "v_proj", "fc1", "fc2"], 60, ["classifier"], 8, 224),
 }

@@ -6,6 +6,7 @@ Rows are counted from 1, without a header.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,12 +19,12 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 LARGEST = (2 - 2**-23) * 2.0**127  # in single precision
 
 
-def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
+def check_rows(task: TaskConfig, label: str, columns: Columns) -> None:
     """Checks a split before it becomes a data set.
 
     Args:
         task: defines inputs and labels.
-        where: how errors name the split's file.
+        label: how errors name the split's file.
         columns: idx, the input columns ("image" for images), label, and references for summaries.
 
     Raises:
@@ -31,49 +32,47 @@ def check_rows(task: TaskConfig, where: str, columns: Columns) -> None:
             be read.
     """
     if not columns["idx"]:
-        raise UserError(f"{where} has no rows; give it at least one")
-    _check_idx(where, columns["idx"])
+        raise UserError(f"{label} has no rows; give it at least one")
+    _check_idx(label, columns["idx"])
     if task.kind == "image":
         for row, image in enumerate(columns["image"], start=1):
-            check_image(f"{where}: row {row}", image)
+            check_image(f"{label}: row {row}", image)
     else:
         for name in task.text:
-            _refuse(where, columns[name], lambda v: not isinstance(v, str), f"has no text in column {name}")
-    _check_labels(task, where, columns)
+            _refuse(label, columns[name], lambda v: not isinstance(v, str), f"has no text in column {name}")
+    _check_labels(task, label, columns)
 
 
-def check_count(where: str, count: int, official: int, noun: str = "rows") -> None:
+def check_count(label: str, count: int, official: int, noun: str = "rows") -> None:
     """Refuses a split that does not have the official size."""
     if count != official:
         raise UserError(
-            f"{where} has {count} {noun}; the official split has {official} "
+            f"{label} has {count} {noun}; the official split has {official} "
             "(for a subset or a stand-in type task.verify=false)"
         )
 
 
-def _check_idx(where: str, idx: list[Any]) -> None:
-    _refuse(where, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has a non-integer idx")
-    _refuse(where, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that does not fit into 64 bits")
+def _check_idx(label: str, idx: list[Any]) -> None:
+    _refuse(label, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has a non-integer idx")
+    _refuse(label, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that does not fit into 64 bits")
     if len(set(idx)) < len(idx):
-        seen: dict[int, int] = {}
-        for row, number in enumerate(idx, start=1):
-            if number in seen:
-                raise UserError(f"{where}: rows {seen[number]} and {row} have the same idx {number}; it must be unique")
-            seen[number] = row
+        number = next(n for n, count in Counter(idx).items() if count > 1)
+        first, second = [row for row, n in enumerate(idx, start=1) if n == number][:2]
+        raise UserError(f"{label}: rows {first} and {second} have the same idx {number}; it must be unique")
 
 
-def _check_labels(task: TaskConfig, where: str, columns: Columns) -> None:
+def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
     labels = columns["label"]
-    _refuse(where, labels, lambda v: v is None, "has no label")
+    _refuse(label, labels, lambda v: v is None, "has no label")
     if task.kind == "summarization":
-        _refuse(where, labels, lambda v: not isinstance(v, str), "has a summary that is not text")
-        _refuse(where, columns["references"], _no_references, "has no list of references")
+        _refuse(label, labels, lambda v: not isinstance(v, str), "has a summary that is not text")
+        _refuse(label, columns["references"], _no_references, "has no list of references")
     elif task.kind == "regression":
-        _refuse(where, labels, lambda v: not _is_finite(v), "has label {value}; expected a finite number")
+        _refuse(label, labels, lambda v: not _is_finite(v), "has label {value}; expected a finite number")
     else:
         allowed = range(task.num_labels)
         text = f"has label {{value}}; allowed: 0 to {task.num_labels - 1} (task.num_labels={task.num_labels})"
-        _refuse(where, labels, lambda v: isinstance(v, bool) or not isinstance(v, int) or v not in allowed, text)
+        _refuse(label, labels, lambda v: isinstance(v, bool) or not isinstance(v, int) or v not in allowed, text)
 
 
 def _no_references(value: Any) -> bool:
@@ -81,17 +80,16 @@ def _no_references(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value is a finite number in single precision, as labels are stored."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def _refuse(where: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:
+def _refuse(label: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:
     for row, value in enumerate(values, start=1):
         if wrong(value):
-            raise UserError(f"{where}: row {row} {text.format(value=value)}")
+            raise UserError(f"{label}: row {row} {text.format(value=value)}")
 
 
-def check_image(where: str, content: Any) -> None:
+def check_image(label: str, content: Any) -> None:
     """Checks format and size in an image's header, without decoding pixels.
 
     Raises:
@@ -100,10 +98,10 @@ def check_image(where: str, content: Any) -> None:
     from PIL import Image, UnidentifiedImageError
 
     if not isinstance(content, bytes):
-        raise UserError(f"{where} has no image")
+        raise UserError(f"{label} has no image")
     try:
         Image.open(io.BytesIO(content), formats=IMAGE_FORMATS).close()
     except UnidentifiedImageError:
-        raise UserError(f"{where} is not a readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
+        raise UserError(f"{label} is not a readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where} is not a readable image: {first_line(error)}") from error
+        raise UserError(f"{label} is not a readable image: {first_line(error)}") from error

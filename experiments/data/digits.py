@@ -19,22 +19,25 @@ TRAIN_SHARE, VALIDATION_SHARE = 0.2, 0.2  # the rest is test
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     """Train, validation and test, drawn by a hash of the row numbers."""
-    from PIL import Image
-
     images, labels = digits(range(5, 10))
     order = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"elalora-digits/{i}".encode()).digest())
     first, second = int(TRAIN_SHARE * len(order)), int((TRAIN_SHARE + VALIDATION_SHARE) * len(order))
     parts = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
     splits = {}
     for name, rows in parts.items():
-        rows = sorted(rows)
-        files = []
-        for i in rows:
-            buffer = io.BytesIO()
-            Image.fromarray(images[i]).save(buffer, "png")
-            files.append(buffer.getvalue())
-        splits[name] = make_split(task, {"idx": rows, "image": files, "label": [int(labels[i]) for i in rows]})
+        rows.sort()
+        columns = {"idx": rows, "image": [png(images[i]) for i in rows], "label": labels[rows].tolist()}
+        splits[name] = make_split(task, columns)
     return splits, "scikit-learn's digits, 5 to 9"
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """The PNG file of an image, (height, width) or (height, width, 3) uint8."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def digits(classes: range) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_count, check_rows
-from experiments.data.content import data_root, make_split
-from experiments.data.hub import read_hub
-from experiments.data.tables import read_splits
+from experiments.data.content import make_split
+from experiments.data.hub import read_official
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,15 +57,8 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     """
     if task.subset not in SPLITS:
         raise UserError(f"task.subset={task.subset} is not a GLUE task; type one of {', '.join(SPLITS)}")
-    root, below = data_root(data), f"glue/{task.subset.removesuffix('_mm')}"
-    names = ["idx", *task.text, "label"]
-    if root is not None and (root / below).is_dir():
-        raw, source = read_splits(root, below, SPLITS[task.subset], names), f"local folder {below}"
-    else:
-        files = " and ".join(f"{split}.parquet" for split in SPLITS[task.subset])
-        instead = f"put {files} into FOLDER/{below}/ and type data.root=FOLDER"
-        raw = {name: read_hub(task, name, names, instead) for name in SPLITS[task.subset]}
-        source = f"hub {task.hub_id} ({task.hub_name}) @{task.hub_revision}"
+    below = f"glue/{task.subset.removesuffix('_mm')}"
+    raw, source = read_official(task, data, below, SPLITS[task.subset], ["idx", *task.text, "label"])
     for name, columns in raw.items():
         check_rows(task, f"{below} {name}", columns)
         if task.verify:
@@ -81,14 +73,14 @@ def check_split(task: TaskConfig, name: str, labels: list[float]) -> None:
         UserError: they differ.
     """
     known = SPLITS[task.subset][name]
-    where = f"glue/{task.subset} {name}"
-    check_count(where, len(labels), known.rows)
+    label = f"glue/{task.subset} {name}"
+    check_count(label, len(labels), known.rows)
     if known.per_label is not None:
         counts = Counter(labels)
         expected = dict(enumerate(known.per_label))
         if counts != expected:
-            raise UserError(f"{where} has rows per label {dict(counts)}; expected {expected}")
+            raise UserError(f"{label} has rows per label {dict(counts)}; expected {expected}")
     if known.mean is not None:
         mean = sum(labels) / len(labels)
         if abs(mean - known.mean) > 5e-4:
-            raise UserError(f"{where} has mean label {mean:.4f}; expected {known.mean:.4f}")
+            raise UserError(f"{label} has mean label {mean:.4f}; expected {known.mean:.4f}")

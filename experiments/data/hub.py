@@ -1,12 +1,46 @@
-"""Reads data sets from the hub."""
+"""Reads official data sets: parquet files in data.root, or else the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from elalora.errors import UserError, first_line
-from experiments.config.task import TaskConfig
-from experiments.data.tables import Columns, require_columns
+from experiments.config.task import DataConfig, TaskConfig
+from experiments.data.content import data_root
+from experiments.data.tables import Columns, read_parquet, require_columns
+
+
+def read_official(
+    task: TaskConfig, data: DataConfig, below: str, splits: Iterable[str], columns: Sequence[str] | None = None
+) -> tuple[dict[str, Columns], str]:
+    """The splits of a data set by name, and their source.
+
+    Args:
+        task: names the data set on the hub; without a hub_id it must be in data.root.
+        data: where to look first.
+        below: the data set's folder in data.root; it has a file SPLIT.parquet for each split.
+        splits: names of the splits.
+        columns: to read; None reads all.
+
+    Raises:
+        UserError: data are missing, cannot be read, or lack a column.
+    """
+    root, splits = data_root(data), list(splits)
+    if root is not None and (root / below).is_dir():
+        tables = {}
+        for name in splits:
+            file, label = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
+            if not file.is_file():
+                raise UserError(
+                    f"{label} is missing; put the official split there, or type data.root=null to read the hub"
+                )
+            tables[name] = read_parquet(file, label, columns)
+        return tables, f"local folder {below}"
+    instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
+    if task.hub_id is None:
+        raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
+    source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
+    return {name: read_hub(task, name, columns, instead) for name in splits}, source
 
 
 def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:
@@ -16,7 +50,7 @@ def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instea
         task: names the data set, its configuration and commit.
         split: name of the split.
         columns: to read; None reads all.
-        instead: what the user can do if the hub cannot be read.
+        instead: what errors suggest to the user.
 
     Raises:
         UserError: no commit is pinned, or the hub cannot be read.

@@ -17,7 +17,7 @@ WHOLE = re.compile(r"\d{1,18}")  # a number that fits into 64 bits
 MANY = 2_000  # images from which reading shows a progress bar
 
 
-def read_list(file: Path, where: str) -> list[tuple[str, int]]:
+def read_list(file: Path, label: str) -> list[tuple[str, int]]:
     """Path and label of every line of a list file ("images/a b.png 3"; blank lines are skipped).
 
     Raises:
@@ -27,20 +27,20 @@ def read_list(file: Path, where: str) -> list[tuple[str, int]]:
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+        raise UserError(f"{label} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text; expected lines: relative/path label") from error
-    for number, line in enumerate(lines, start=1):
+        raise UserError(f"{label} is not UTF-8 text; expected lines: relative/path label") from error
+    for row, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        path, label = [*line.rsplit(None, 1), ""][:2]
-        if not WHOLE.fullmatch(label):
-            raise UserError(f"{where}: line {number} is {line.strip()!r}; expected: relative/path label")
-        entries.append((inside(path.strip(), f"{where}: line {number}"), int(label)))
+        path, number = [*line.rsplit(None, 1), ""][:2]
+        if not WHOLE.fullmatch(number):
+            raise UserError(f"{label}: line {row} is {line.strip()!r}; expected: relative/path label")
+        entries.append((inside(path.strip(), f"{label}: line {row}"), int(number)))
     return entries
 
 
-def inside(path: str, where: str) -> str:
+def inside(path: str, label: str) -> str:
     """The path unchanged, if it stays below the folder that it is relative to.
 
     Raises:
@@ -49,13 +49,13 @@ def inside(path: str, where: str) -> str:
     pure = PurePosixPath(path.replace("\\", "/"))
     drive = bool(pure.parts) and pure.parts[0].endswith(":")
     if pure.is_absolute() or ".." in pure.parts or drive:
-        raise UserError(f"{where} names {path}, which leads out of the folder")
+        raise UserError(f"{label} names {path}, which leads out of the folder")
     if "\0" in path:
-        raise UserError(f"{where} names {path}, which is not a valid file name")
+        raise UserError(f"{label} names {path}, which is not a valid file name")
     return path
 
 
-def class_folders(folder: Path, where: str) -> dict[str, list[str]]:
+def class_folders(folder: Path, label: str) -> dict[str, list[str]]:
     """Class name -> its images as paths relative to `folder`, both sorted.
 
     Raises:
@@ -67,14 +67,14 @@ def class_folders(folder: Path, where: str) -> dict[str, list[str]]:
             continue
         names = sorted(path.name for path in entry.iterdir() if not path.name.startswith("."))
         if other := [name for name in names if Path(name).suffix.lower() not in SUFFIXES]:
-            raise UserError(f"{where}/{entry.name}/{other[0]} is not an image; allowed: {', '.join(SUFFIXES)}")
+            raise UserError(f"{label}/{entry.name}/{other[0]} is not an image; allowed: {', '.join(SUFFIXES)}")
         classes[entry.name] = [f"{entry.name}/{name}" for name in names]
     if not classes:
-        raise UserError(f"{where} has no class folders; expected: {where}/CLASS/IMAGE")
+        raise UserError(f"{label} has no class folders; expected: {label}/CLASS/IMAGE")
     return classes
 
 
-def class_ids(names: Iterable[str], labels: Sequence[str] | None, num_labels: int, where: str) -> dict[str, int]:
+def class_ids(names: Iterable[str], labels: Sequence[str] | None, num_labels: int, label: str) -> dict[str, int]:
     """The id of every class name: its index in `labels`; else the number it spells; else its sorted position.
 
     Raises:
@@ -83,29 +83,29 @@ def class_ids(names: Iterable[str], labels: Sequence[str] | None, num_labels: in
     distinct = sorted(set(names))
     if labels is not None:
         if unknown := [name for name in distinct if name not in labels]:
-            raise UserError(f"{where}: unknown class {unknown[0]}; task.labels allows {', '.join(labels)}")
+            raise UserError(f"{label}: unknown class {unknown[0]}; task.labels allows {', '.join(labels)}")
         return {name: list(labels).index(name) for name in distinct}
     if all(WHOLE.fullmatch(name) for name in distinct):
         return {name: int(name) for name in distinct}
     if len(distinct) != num_labels:
         shown = ", ".join(distinct[:8]) + (", ..." if len(distinct) > 8 else "")
         raise UserError(
-            f"{where} has {len(distinct)} classes ({shown}), but task.num_labels={num_labels}; "
+            f"{label} has {len(distinct)} classes ({shown}), but task.num_labels={num_labels}; "
             f"type task.num_labels={len(distinct)}, or name all classes with task.labels=[...]"
         )
     return {name: number for number, name in enumerate(distinct)}
 
 
-def read_images(folder: Path, paths: Sequence[str], where: str) -> list[bytes]:
+def read_images(folder: Path, paths: Sequence[str], label: str) -> list[bytes]:
     """The bytes of the files; shows a progress bar for many files on a terminal.
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
     contents = []
-    for path in tracked(paths, f"reading {where}") if len(paths) >= MANY else paths:
+    for path in tracked(paths, f"reading {label}") if len(paths) >= MANY else paths:
         try:
             contents.append((folder / path).read_bytes())
         except OSError as error:
-            raise UserError(f"{where} names {path}, which cannot be read: {error.strerror}") from error
+            raise UserError(f"{label} names {path}, which cannot be read: {error.strerror}") from error
     return contents

@@ -66,14 +66,9 @@ class ImageItems:
         }
 
     def _pixels(self, index: int) -> Tensor:
-        if self._decoded is None:
-            return self._decode(index)
-        if index not in self._decoded:
-            self._decoded[index] = self._decode(index)
-        return self._decoded[index]
-
-    def _decode(self, index: int) -> Tensor:
         """(3, height, width) uint8."""
+        if self._decoded is not None and index in self._decoded:
+            return self._decoded[index]
         from PIL import Image, UnidentifiedImageError
 
         height, width = self.processor.size
@@ -82,4 +77,7 @@ class ImageItems:
                 fitted = image.convert("RGB").resize((width, height), self.processor.resample)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"image {int(self.idx[index])} cannot be decoded: {error}") from error
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+        if self._decoded is not None:
+            self._decoded[index] = pixels
+        return pixels

@@ -91,17 +91,20 @@ def _located(root: str | None, path: str) -> Path:
     return Path(root or "").expanduser() / Path(path).expanduser()
 
 
-def _read(task: TaskConfig, path: Path, where: str) -> Columns:
+def _read(task: TaskConfig, path: Path, label: str) -> Columns:
     """Inputs, label, and idx if the file has one."""
     if path.is_dir():
-        return _read_folder(task, path, where)
-    table = read_table(path, where)
-    require_columns(where, list(table), [*task.text, task.label])
+        if task.kind != "image":
+            raise UserError(f"{label} is a folder, which only task.kind=image reads; name a table")
+        pairs = [(file, name) for name, files in class_folders(path, label).items() for file in files]
+        return {"image": read_images(path, [file for file, _ in pairs], label), "label": [name for _, name in pairs]}
+    table = read_table(path, label)
+    require_columns(label, list(table), [*task.text, task.label])
     columns = {name: table[name] for name in task.text} | {"label": table[task.label]}
     if "idx" in table:
         columns["idx"] = table["idx"]
     if task.kind == "image":
-        columns["image"] = _images(path, where, columns.pop(task.text[0]))
+        columns["image"] = _images(path, label, columns.pop(task.text[0]))
     elif task.kind == "regression":
         columns["label"] = [_number(value) for value in columns["label"]]
     elif task.kind == "summarization":
@@ -109,23 +112,16 @@ def _read(task: TaskConfig, path: Path, where: str) -> Columns:
     return columns
 
 
-def _read_folder(task: TaskConfig, folder: Path, where: str) -> Columns:
-    if task.kind != "image":
-        raise UserError(f"{where} is a folder, which only task.kind=image reads; name a table")
-    pairs = [(path, name) for name, paths in class_folders(folder, where).items() for path in paths]
-    return {"image": read_images(folder, [path for path, _ in pairs], where), "label": [name for _, name in pairs]}
-
-
-def _images(file: Path, where: str, cells: Sequence[Any]) -> list[Any]:
+def _images(file: Path, label: str, cells: Sequence[Any]) -> list[Any]:
     """Image bytes from cells of bytes, of {"bytes": ...} as the datasets library stores them, or of relative paths."""
     cells = [cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell for cell in cells]
     if not any(isinstance(cell, str) for cell in cells):
         return cells
     for row, cell in enumerate(cells, start=1):
         if not isinstance(cell, str) or not cell.strip():
-            raise UserError(f"{where}: row {row} has no image; expected a path relative to {file.name}")
-        inside(cell, f"{where}: row {row}")
-    return read_images(file.parent, cells, where)
+            raise UserError(f"{label}: row {row} has no image; expected a path relative to {file.name}")
+        inside(cell, f"{label}: row {row}")
+    return read_images(file.parent, cells, label)
 
 
 def _number(value: Any) -> Any:
@@ -165,13 +161,13 @@ def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
     return _whole(value) if value.strip() else None
 
 
-def _refuse_blank(task: TaskConfig, where: str, columns: Columns) -> None:
+def _refuse_blank(task: TaskConfig, label: str, columns: Columns) -> None:
     """Refuses items without any text, which benchmarks may have but own data should not."""
     if task.kind == "image":
         return
     for row, texts in enumerate(zip(*(columns[name] for name in task.text), strict=True), start=1):
         if not any(text.strip() for text in texts):
-            raise UserError(f"{where}: row {row} has no text in {', '.join(task.text)}")
+            raise UserError(f"{label}: row {row} has no text in {', '.join(task.text)}")
 
 
 def _with_validation(task: TaskConfig, splits: dict[str, Dataset]) -> dict[str, Dataset]:

@@ -6,14 +6,15 @@ Files keep the upstream column names, so a parquet copy of the hub's data set is
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_count, check_rows
-from experiments.data.content import data_root, make_split
-from experiments.data.hub import read_hub
-from experiments.data.tables import Columns, read_splits
+from experiments.data.content import make_split
+from experiments.data.hub import read_official
+from experiments.data.tables import Columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,20 +35,14 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     Raises:
         UserError: unknown subset, missing data, bad rows, or counts that differ from the official ones.
     """
-    root, below = data_root(data), f"summarization/{task.subset}"
+    below = f"summarization/{task.subset}"
     if task.verify and task.subset not in SIZES:
         raise UserError(
             f"task.subset={task.subset} has no known counts; type one of {', '.join(SIZES)}, "
             "or type task.verify=false for a subset or a stand-in"
         )
-    instead = f"put {', '.join(f'{s}.parquet' for s in SPLITS)} into FOLDER/{below}/ and type data.root=FOLDER"
-    if root is not None and (root / below).is_dir():
-        raw, source = read_splits(root, below, SPLITS), f"local folder {below}"
-    elif task.subset in SIZES:
-        raw = {name: read_hub(task, name, None, instead) for name in SPLITS}
-        source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
-    else:
-        raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
+    hub = task if task.subset in SIZES else replace(task, hub_id=None)
+    raw, source = read_official(hub, data, below, SPLITS)
     splits, start = {}, 0
     for name, size in zip(SPLITS, SIZES.get(task.subset, (0, 0, 0)), strict=True):
         columns = _columns(task, f"{below} {name}", raw.pop(name), start)
@@ -60,20 +55,19 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     return splits, source
 
 
-def _columns(task: TaskConfig, where: str, raw: Columns, start: int) -> Columns:
+def _columns(task: TaskConfig, label: str, raw: Columns, start: int) -> Columns:
     """The columns of `make_split`; idx continues over the splits."""
-    documents, summaries = _one_of(where, raw, DOCUMENTS), _one_of(where, raw, SUMMARIES)
-    references = raw.get("references", [s if isinstance(s, list) else [s] for s in summaries])
+    documents, summaries = _one_of(label, raw, DOCUMENTS), _one_of(label, raw, SUMMARIES)
     return {
         "idx": list(range(start, start + len(documents))),
         task.text[0]: [" ".join(d) if isinstance(d, list) else d for d in documents],
         "label": [(s[0] if s else None) if isinstance(s, list) else s for s in summaries],
-        "references": references,
+        "references": raw.get("references", [s if isinstance(s, list) else [s] for s in summaries]),
     }
 
 
-def _one_of(where: str, raw: Columns, names: tuple[str, ...]) -> list[Any]:
-    for name in names:
-        if name in raw:
-            return raw[name]
-    raise UserError(f"{where}: no column {' or '.join(names)} among {', '.join(raw)}")
+def _one_of(label: str, raw: Columns, names: tuple[str, ...]) -> list[Any]:
+    name = next((name for name in names if name in raw), None)
+    if name is None:
+        raise UserError(f"{label}: no column {' or '.join(names)} among {', '.join(raw)}")
+    return raw[name]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,32 @@ UNREADABLE = (ValueError, OverflowError, KeyError)  # parquet values that Python
 MOST_FIELD = 2**24  # characters of one CSV field; the module's own limit of 131,072 is too small for documents
 
 
-def read_table(file: Path, where: str) -> Columns:
+def read_table(file: Path, label: str) -> Columns:
     """All columns of a table file, by its suffix.
 
     Args:
         file: *.parquet, *.csv, *.tsv, *.jsonl or *.json (one object a line).
-        where: how errors name the file.
+        label: how errors name the file.
 
     Raises:
         UserError: the file is missing, has an unknown suffix, or content that does not match its suffix.
     """
     readers: dict[str, Callable[[Path, str], Columns]] = {
         ".parquet": read_parquet,
-        ".csv": _read_csv,
-        ".tsv": _read_tsv,
+        ".csv": partial(_read_delimited, delimiter=",", strict=True),
+        # as in GLUE's files, a quotation mark is an ordinary character
+        ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
         ".jsonl": _read_json_lines,
         ".json": _read_json_lines,
     }
     if file.suffix not in readers:
-        raise UserError(f"{where} is not a supported table; allowed: {', '.join(readers)}, or a folder of images")
+        raise UserError(f"{label} is not a supported table; allowed: {', '.join(readers)}, or a folder of images")
     if not file.is_file():
-        raise UserError(f"{where} is missing; paths are relative to data.root, or to the current folder if it is null")
-    return readers[file.suffix](file, where)
+        raise UserError(f"{label} is missing; paths are relative to data.root, or to the current folder if it is null")
+    return readers[file.suffix](file, label)
 
 
-def read_parquet(file: Path, where: str, columns: Sequence[str] | None = None) -> Columns:
+def read_parquet(file: Path, label: str, columns: Sequence[str] | None = None) -> Columns:
     """Columns of a parquet file, by default all.
 
     Raises:
@@ -55,68 +57,42 @@ def read_parquet(file: Path, where: str, columns: Sequence[str] | None = None) -
 
     try:
         if columns is not None:
-            require_columns(where, parquet.read_schema(file).names, columns)
+            require_columns(label, parquet.read_schema(file).names, columns)
         return parquet.read_table(file, columns=columns).to_pydict()
     except (ArrowException, OSError, *UNREADABLE) as error:
-        raise UserError(f"{where} is not a parquet file that can be read: {first_line(error)}") from error
+        raise UserError(f"{label} is not a parquet file that can be read: {first_line(error)}") from error
 
 
-def read_splits(
-    root: Path, below: str, splits: Iterable[str], columns: Sequence[str] | None = None
-) -> dict[str, Columns]:
-    """The parquet files FOLDER/SPLIT.parquet of a task in data.root, by split.
-
-    Raises:
-        UserError: a file is missing or cannot be read, or lacks a column.
-    """
-    tables = {}
-    for name in splits:
-        file, where = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
-        if not file.is_file():
-            raise UserError(f"{where} is missing; put the official split there, or type data.root=null to read the hub")
-        tables[name] = read_parquet(file, where, columns)
-    return tables
-
-
-def require_columns(where: str, present: Sequence[str], columns: Sequence[str]) -> None:
+def require_columns(label: str, present: Sequence[str], columns: Sequence[str]) -> None:
     """Refuses a table that lacks a column."""
     if missing := [name for name in columns if name not in present]:
-        raise UserError(f"{where}: no column {missing[0]} among {', '.join(map(str, present))}")
+        raise UserError(f"{label}: no column {missing[0]} among {', '.join(map(str, present))}")
 
 
-def _read_csv(file: Path, where: str) -> Columns:
-    return _read_delimited(file, where, delimiter=",", strict=True)
-
-
-def _read_tsv(file: Path, where: str) -> Columns:
-    # as in GLUE's files, a quotation mark is an ordinary character
-    return _read_delimited(file, where, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _read_delimited(file: Path, where: str, **dialect: Any) -> Columns:
+def _read_delimited(file: Path, label: str, **dialect: Any) -> Columns:
     csv.field_size_limit(MOST_FIELD)
-    lines = csv.reader(io.StringIO(_text(file, where), newline=""), **dialect)
+    lines = csv.reader(io.StringIO(_text(file, label), newline=""), **dialect)
     try:
         header = next(lines, None)
         if not header:
-            raise UserError(f"{where} is empty; its first line must name the columns")
+            raise UserError(f"{label} is empty; its first line must name the columns")
         if twice := [name for name in header if header.count(name) > 1]:
-            raise UserError(f"{where}: column {twice[0]} is named twice in the first line")
+            raise UserError(f"{label}: column {twice[0]} is named twice in the first line")
         rows = []
         for row in lines:
             if len(row) != len(header) and row:  # empty lines are skipped
                 raise UserError(
-                    f"{where}: line {lines.line_num} has {len(row)} fields; the first line has {len(header)}"
+                    f"{label}: line {lines.line_num} has {len(row)} fields; the first line has {len(header)}"
                 )
             rows += [row] if row else []
     except csv.Error as error:
-        raise UserError(f"{where}: line {lines.line_num} cannot be read: {error}") from error
+        raise UserError(f"{label}: line {lines.line_num} cannot be read: {error}") from error
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def _read_json_lines(file: Path, where: str) -> Columns:
+def _read_json_lines(file: Path, label: str) -> Columns:
     rows = []
-    for number, line in enumerate(_text(file, where).split("\n"), start=1):
+    for number, line in enumerate(_text(file, label).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -124,21 +100,21 @@ def _read_json_lines(file: Path, where: str) -> Columns:
             if "\\u" in line:
                 json.dumps(row, ensure_ascii=False).encode()  # refuses half a surrogate pair
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: line {number} is not JSON: {error}") from error
+            raise UserError(f"{label}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{where}: line {number} is {type(row).__name__}; expected one object per line")
+            raise UserError(f"{label}: line {number} is {type(row).__name__}; expected one object per line")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _text(file: Path, where: str) -> str:
+def _text(file: Path, label: str) -> str:
     try:
         raw = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from error
+        raise UserError(f"{label} cannot be read: {error.strerror}") from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}: line {line} is not UTF-8 text; save the file as UTF-8") from error
+        raise UserError(f"{label}: line {line} is not UTF-8 text; save the file as UTF-8") from error

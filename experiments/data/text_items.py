@@ -221,12 +221,15 @@ def _encode(
         words = [column[part] for column in texts]
         return tokenizer(*words, truncation=True, max_length=task.max_length, return_attention_mask=False)
 
+    def whole_inputs(rows: list[int]) -> Any:
+        return tokenizer(*([column[i] for i in rows] for column in texts), verbose=False)
+
     encoded = _in_slices(len(dataset), "items", inputs)
     tokens = _ragged(encoded["input_ids"], torch.int32)
     tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
     if "token_type_ids" in encoded:
         tensors["token_type_ids"] = _ragged(encoded["token_type_ids"], torch.uint8).flat
-    cut = _truncated(encoded["input_ids"], task.max_length, lambda full: tokenizer(*_rows(texts, full), verbose=False))
+    cut = _truncated(encoded["input_ids"], task.max_length, whole_inputs)
     if task.kind != "summarization":
         kind = torch.float32 if task.kind == "regression" else torch.int64
         tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
@@ -251,10 +254,6 @@ def _in_slices(count: int, what: str, encode: Callable[[slice], Any]) -> dict[st
     steps = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
     parts = [encode(slice(start, start + SLICE)) for start in steps]
     return {name: [row for part in parts for row in part[name]] for name in parts[0]}
-
-
-def _rows(texts: list[list[str]], indices: list[int]) -> list[list[str]]:
-    return [[column[i] for i in indices] for column in texts]
 
 
 def _ragged(rows: list[list[int]], dtype: torch.dtype) -> Ragged:

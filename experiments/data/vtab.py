@@ -82,13 +82,13 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     _check_entries(task, below, entries)
     splits, start = {}, 0
     for name, part in entries.items():
-        where = f"{below}/{SPLITS[name]}" + (".txt" if listed else "")
+        label = f"{below}/{SPLITS[name]}" + (".txt" if listed else "")
         columns: Columns = {
             "idx": list(range(start, start + len(part))),
-            "image": read_images(folder, [path for path, _ in part], where),
-            "label": [label for _, label in part],
+            "image": read_images(folder, [path for path, _ in part], label),
+            "label": [number for _, number in part],
         }
-        check_rows(task, where, columns)
+        check_rows(task, label, columns)
         splits[name] = make_split(task, columns)
         start += len(part)
     return splits, f"local folder {below}"
@@ -97,10 +97,10 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
 def _listed(folder: Path, below: str) -> dict[str, Entries]:
     entries = {}
     for name, stem in SPLITS.items():
-        file, where = folder / f"{stem}.txt", f"{below}/{stem}.txt"
+        file, label = folder / f"{stem}.txt", f"{below}/{stem}.txt"
         if not file.is_file():
-            raise UserError(f"{where} in data.root is missing; it lists the {name} images, one line each: path label")
-        entries[name] = read_list(file, where)
+            raise UserError(f"{label} in data.root is missing; it lists the {name} images, one line each: path label")
+        entries[name] = read_list(file, label)
     return entries
 
 

@@ -78,19 +78,19 @@ def load_processor(model: ModelConfig, task: TaskConfig) -> Any:
     Raises:
         UserError: the model has none, or it does not load.
     """
-    where = resolve_model(model.path, model.sha256, model.revision)
+    source = resolve_model(model.path, model.sha256, model.revision)
     if task.kind == "image":
-        return _image_processor(model, where, task)
+        return _image_processor(model, source, task)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, revision=model.revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
     except _LOADING as error:
         raise UserError(f"model.path={model.path} has no tokenizer that loads: {first_line(error)}") from error
 
 
-def _image_processor(model: ModelConfig, where: str, task: TaskConfig) -> ImageProcessor:
-    file = model_file(where, "preprocessor_config.json", model.revision)
+def _image_processor(model: ModelConfig, source: str, task: TaskConfig) -> ImageProcessor:
+    file = model_file(source, "preprocessor_config.json", model.revision)
     if file is None:
         raise UserError(f"model.path={model.path} has no preprocessor_config.json, so it is not an image model")
     try:
@@ -129,11 +129,11 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    where = resolve_model(model.path, model.sha256, model.revision)
-    _refuse_pickle(model, where)
+    source = resolve_model(model.path, model.sha256, model.revision)
+    _refuse_pickle(model, source)
     cls = getattr(transformers, HEADED[task.kind][0])
     try:
-        config = transformers.AutoConfig.from_pretrained(where, revision=model.revision, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
         if task.kind != "summarization":
             config.num_labels = task.num_labels
             config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
@@ -147,7 +147,7 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network, loading = cls.from_pretrained(
-                where,
+                source,
                 config=config,
                 revision=model.revision,
                 dtype=torch.float32,
@@ -225,9 +225,9 @@ def _positions(config: Any) -> int | None:
     return most - config.pad_token_id - 1 if config.model_type == "roberta" else most
 
 
-def _refuse_pickle(model: ModelConfig, where: str) -> None:
+def _refuse_pickle(model: ModelConfig, source: str) -> None:
     """Refuses a folder with pickled weights only: loading them could run code, so the user must convert them."""
-    folder = Path(where)
+    folder = Path(source)
     if folder.is_dir() and not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         raise UserError(
             f"model.path={model.path} has pickled weights only, which could run code when they are read; if you "

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.data.digits import png
 from experiments.data.glue import SPLITS as GLUE
 from experiments.data.vtab import SPLITS as IMAGE_SPLITS
 from experiments.data.vtab import TASKS as VTAB
@@ -138,7 +138,7 @@ def _images(folder: Path, name: str, seed: int) -> None:
         lists[stem] = []
         for number, label in enumerate(_balanced(rng, VTAB[name].classes, rows)):
             path = f"images/{stem}/{number:06d}.png"
-            (folder / path).write_bytes(_png(draw(rng, label, VTAB[name].classes)))
+            (folder / path).write_bytes(png(draw(rng, label, VTAB[name].classes)))
             lists[stem].append(f"{path} {label}\n")
     lists["train800val200"] = lists["train800"] + lists["val200"]
     for stem, lines in lists.items():
@@ -159,11 +159,3 @@ def _dots(rng: np.random.Generator, label: int, _: int) -> np.ndarray:
         row, column = divmod(int(position), 4)
         image[8 * row + 1 : 8 * row + 7, 8 * column + 1 : 8 * column + 7] = 220
     return image
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -22,6 +22,7 @@ DEFAULT_FOLDERS: dict[str, dict[str, Any]] = {
     "data": {"root": None, "cache": None},
     "store": {"root": "runs", "also": []},
 }  # replace the folders of this machine in config.yaml
+SAME = ("id", "readings", "ranks", "counts")  # repetitions of a run differ in time, commit and speed only
 FOLDER_WORD = re.compile(r"\+*(data\.(root|cache)|store\.(root|also))=")
 
 
@@ -57,7 +58,8 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
         if present is None or present["result.json"] is None:
             rows[key] = row
         elif row["result.json"] is not None:
-            if not _same(present["result.json"], row["result.json"]):
+            first, second = json.loads(present["result.json"]), json.loads(row["result.json"])
+            if any(first[key] != second[key] for key in SAME):
                 left_out.append(f"{folder}: left out, {out} has another result of this run")
             elif row["contributions.json"]:
                 present["contributions.json"] = row["contributions.json"]
@@ -74,12 +76,6 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     return [*left_out, *lines, f"{len(rows)} runs, {len(rows) - before} of them new"]
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two results agree in all but time, commit and speed."""
-    first, second = json.loads(one), json.loads(other)
-    return all(first[key] == second[key] for key in ("id", "readings", "ranks", "counts"))
-
-
 def _ended(stores: Iterable[str | Path]) -> list[Path]:
     """Folders of runs that have a result or failed; running and preempted ones are neither."""
     folders = []
@@ -89,8 +85,7 @@ def _ended(stores: Iterable[str | Path]) -> list[Path]:
         root = opened(store)
         done = {path.parent for path in root.glob("*/*/result.json")}
         started = {path.parent for path in root.glob("*/*/status.json")}
-        failed = {folder for folder in started if RunFolder(folder).status().get("state") == "failed"}
-        folders += sorted(done | failed)
+        folders += sorted(done | {run for run in started if RunFolder(run).status().get("state") == "failed"})
     return folders
 
 
@@ -98,7 +93,8 @@ def _row(folder: Path) -> dict[str, Any]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    texts = {name: _text(folder / name) for name in TEXTS}
+    files = {name: folder / name for name in TEXTS}
+    texts = {name: file.read_text(encoding="utf-8") if file.is_file() else None for name, file in files.items()}
     if texts["config.yaml"] is not None:
         texts["config.yaml"] = _without_folders(texts["config.yaml"])
     if texts["result.json"] is not None:
@@ -112,10 +108,6 @@ def _row(folder: Path) -> dict[str, Any]:
         texts["status.json"] = json.dumps(public | {"error": error}, sort_keys=True)
         predictions = pa.table({name: pa.array([], pa.int64()) for name in PREDICTIONS})
     return {"folder": folder.name, "task": folder.parent.name, **texts, "predictions": predictions}
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _without_folders(text: str) -> str:

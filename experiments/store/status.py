@@ -145,23 +145,16 @@ def _overrides(path: Path) -> list[str] | None:
     return [str(word) for word in words] if isinstance(words, list) else None
 
 
-# -- showing -------------------------------------------------------------------------------------------
-
-
 def overview(runs: Sequence[RunStatus]) -> str:
     """States in one line, arms with their repeats, running and stopped runs, and commands that resume them."""
     counts = Counter(run.state for run in runs)
     lines = [f"{counted(len(runs), 'run')}: " + (", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]) or "none")]
     lines += [f"  {name}: {_repeats(alike)}" for name, alike in sorted(arms(runs).items())]
-    active = [run for run in runs if run.state in ("running", "stale")]
-    if active:
-        lines += ["", "running:", *(f"  {run.path}  {_progress(run)}" for run in active)]
-    stopped = [run for run in runs if run.state in ("failed", "preempted", "unreadable")]
-    if stopped:
-        lines += ["", "stopped:", *(f"  {run.path}  {_why(run)}" for run in stopped)]
-    commands = retry(runs)
-    if commands:
-        lines += ["", "to resume:", *(f"  {command}" for command in commands)]
+    active = [f"{run.path}  {_progress(run)}" for run in runs if run.state in ("running", "stale")]
+    stopped = [f"{run.path}  {_why(run)}" for run in runs if run.state in ("failed", "preempted", "unreadable")]
+    for title, entries in (("running", active), ("stopped", stopped), ("to resume", retry(runs))):
+        if entries:
+            lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
 
 
@@ -220,9 +213,6 @@ def retry(runs: Iterable[RunStatus]) -> list[str]:
         arguments = [*words, f"seed={','.join(map(str, seeds))}"] if seeds else words
         commands.append("python run.py " + ("-m " if many else "") + shlex.join(arguments))
     return commands
-
-
-# -- the command ---------------------------------------------------------------------------------------
 
 
 def add_to(commands: Any) -> None:

@@ -12,9 +12,8 @@ from baselines.registry import method_class
 from elalora.budget import Budget
 from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
+from experiments.bench.counting import counted_flops, peak_bytes
 from experiments.bench.epoch import end_to_end
-from experiments.bench.flops import counted_flops
-from experiments.bench.memory import peak_bytes
 from experiments.bench.report import table
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step

@@ -220,7 +220,7 @@ def test_more_images_than_one_chunk_holds_keep_order_and_types(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("xsum", "EdinburghNLP/xsum cannot be read from the hub; put train.parquet, .*/summarization/xsum/ and"),
+        ("xsum", "EdinburghNLP/xsum cannot be read from the hub; put train.parquet .*/summarization/xsum/ and"),
         ("cnn_dailymail", "abisee/cnn_dailymail cannot be read from the hub; put .*type data.root=FOLDER"),
         ("mnli_mm", "put train.parquet and validation_mismatched.parquet into FOLDER/glue/mnli/ and type data.root"),
         ("scitldr", "commit of allenai/scitldr on the hub is not pinned; put .* or type task.hub_revision=COMMIT"),

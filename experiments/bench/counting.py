@@ -1,16 +1,30 @@
-"""Peak bytes of a training step, counted from its allocations, so that other processes do not matter."""
+"""Operations and peak bytes of a training step, counted, so that other processes do not matter."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench.arms import Arm
+
+
+def counted_flops(arm: Arm) -> int:
+    """Multiplications and additions in the matrix products, attention and convolutions of one step."""
+
+    def in_place(added: Any, left: Any, right: Any, **_: Any) -> int:
+        """Operations of `addmm_`, which torch's table lacks; the arguments are shapes."""
+        return 2 * left[0] * left[1] * right[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        arm.step()
+    return counter.get_total_flops()
 
 
 def peak_bytes(arm: Arm) -> dict[str, int]:
@@ -23,11 +37,7 @@ def peak_bytes(arm: Arm) -> dict[str, int]:
         parameters (of the whole model), state (optimizer and method), step (the most held at one time on top of these:
         gradients, temporary results, what is saved for the backward pass) and total, their sum.
     """
-    parts = {
-        "parameters": _size(arm.model.parameters()),
-        "state": _size(arm.tensors()),
-        "step": _peak(arm),
-    }
+    parts = {"parameters": _size(arm.model.parameters()), "state": _size(arm.tensors()), "step": _peak(arm)}
     return parts | {"total": sum(parts.values())}
 
 
