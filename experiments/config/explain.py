@@ -37,9 +37,11 @@ def _line(error: Exception) -> str:
     if override := getattr(error, "override", None):
         return f"'{override}' cannot be read as an override ({reason}); type NAME=VALUE, in quotes"
     text, cause = str(error).strip(), str(error.__cause__ or "").strip()
-    for line_for in (_unknown_choice, _unknown_key, _wrong_type, _several):
+    for line_for in (_unknown_choice, _unknown_key, _wrong_type):
         if line := line_for(text, f"{text}\n{cause}"):
             return line
+    if match := re.match(r"Ambiguous value for argument '(.+)'", text):
+        return f"'{match[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
     if isinstance(error, InterpolationResolutionError):  # OmegaConf does not name the word
         word = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
         return word + reason
@@ -80,11 +82,6 @@ def _wrong_type(text: str, both: str) -> str | None:
         r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both
     )
     return match and f"{key}={match[1]} is not a {match[2].lower()}"
-
-
-def _several(text: str, both: str) -> str | None:
-    match = re.match(r"Ambiguous value for argument '(.+)'", text)
-    return match and f"'{match[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
 
 
 def _unknown(word: str, value: str, names: list[str]) -> str:

@@ -48,10 +48,9 @@ class TaskConfig:
         files: split -> path, for source "files": train, and validation or test or both. Relative paths start in
             data.root, or in the current folder if data.root is null.
         metrics: names of experiments.training.metrics, the primary one first.
-        max_length: maximum tokens of an input; longer ones are cut, and the cuts are counted.
-        target_length: the same for a summary that is trained on.
-        generate_length: maximum number of generated tokens.
-        beams: of the beam search.
+        max_length, target_length: maximum tokens of an input, and of a summary that is trained on; longer ones are cut,
+            and the cuts are counted.
+        generate_length, beams: maximum number of generated tokens, and width of the beam search.
         normalise: of images: "checkpoint" takes mean and deviation from the model's image processor, "imagenet" those
             of ImageNet, as ElaLoRA's code does.
         citation: what to cite in docs and tables.
@@ -59,9 +58,7 @@ class TaskConfig:
             and every result then says so.
         fingerprint: expected sha256 of the content, part of a run's identity and checked at load; null accepts any
             content with the right counts.
-        hub_id: data set on the hub, for sources that have one.
-        hub_name: its configuration on the hub.
-        hub_revision: the pinned commit on the hub.
+        hub_id, hub_name, hub_revision: data set on the hub, its configuration and the pinned commit.
     """
 
     name: str = MISSING

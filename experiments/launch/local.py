@@ -28,7 +28,6 @@ from experiments.runtime.display import clock, live_line, stderr_console
 from experiments.runtime.manifest import code_now, warn_if_changed
 from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
 from experiments.runtime.text import counted
-from experiments.store.name import RunName
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -210,15 +209,8 @@ class Sweep:
 
 def repeats(plans: Sequence[Plan]) -> list[str]:
     """One line for each arm and task, whose runs differ in the seed only."""
-    counts = Counter(f"{arm_of(plan)} x {plan.config.task.name}" for plan in plans)
+    counts = Counter(f"{plan.name.arm} x {plan.config.task.name}" for plan in plans)
     return [f"{arm}: {counted(number, 'repeat')}" for arm, number in counts.items()]
-
-
-def arm_of(plan: Plan) -> str:
-    """Method, variant and budget, as in the name of the run's folder."""
-    name = RunName.parse(plan.folder.path)
-    assert name is not None
-    return name.arm
 
 
 def _mark_crashed(plan: Plan, line: str) -> None:

@@ -122,9 +122,7 @@ class Job:
     def _requeue(self) -> NoReturn:
         job = os.environ["SLURM_JOB_ID"]
         if int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= self.max_requeues:
-            raise UserError(
-                f"job {job} was requeued {self.max_requeues} times, as often as launcher.max_requeues allows"
-            )
+            raise UserError(f"job {job} was requeued {self.max_requeues} times, the limit of launcher.max_requeues")
         print(f"elalora: job {job} was stopped; it is requeued and will resume", file=sys.stderr, flush=True)
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
         sys.exit(1)
@@ -194,11 +192,7 @@ def _resources(config: LauncherConfig) -> dict[str, Any]:
     resources = {
         "job_name": "elalora",
         "time": config.minutes,
-        "partition": config.partition,
-        "account": config.account,
-        "qos": config.qos,
-        "constraint": config.constraint,
-        "gres": config.gres,
+        **{name: getattr(config, name) for name in ("partition", "account", "qos", "constraint", "gres")},
         "gpus_per_node": config.gpus,
         "cpus_per_task": config.cpus,
         "mem": None if config.mem_gb is None else f"{round(config.mem_gb * 1024)}M",
@@ -294,6 +288,5 @@ def _check(config: LauncherConfig) -> None:
             f"{config.runs_per_job}); type for instance launcher.runs_per_job={2 * config.workers}"
         )
     if config.signal_seconds >= 60 * config.minutes:
-        raise UserError(
-            f"launcher.signal_seconds={config.signal_seconds} leaves no time of launcher.minutes={config.minutes}"
-        )
+        line = f"launcher.signal_seconds={config.signal_seconds} leaves no time of launcher.minutes={config.minutes}"
+        raise UserError(line)

@@ -8,10 +8,12 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from experiments.runtime.distributed import world_size
 from experiments.runtime.places import CHECKOUT
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "scikit-learn", "tokenizers", "peft")
@@ -22,7 +24,6 @@ def manifest() -> dict[str, Any]:
     import torch
 
     commit, dirty = code_now()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "commit": commit,
@@ -33,8 +34,8 @@ def manifest() -> dict[str, Any]:
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": gpu,
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "processes": world_size(),
         },
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -84,10 +85,8 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     """The processor's model, if the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -19,14 +19,12 @@ LARGE = 2**25  # bytes; larger blocks are still returned: kept blocks of many si
 
 
 def use_cpu(threads: int | None) -> None:
-    """Sets the number of threads (None or 0: unchanged) and keeps freed memory, for the rest of the process."""
+    """Sets the number of threads (None or 0: unchanged) and keeps freed memory, for the rest of the process.
+
+    Memory is left alone on systems without glibc, and if the environment configures malloc.
+    """
     if threads:
         torch.set_num_threads(threads)
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory; does nothing on other systems, or where the environment configures malloc."""
     configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if configured or not sys.platform.startswith("linux"):
         return

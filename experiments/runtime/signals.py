@@ -67,11 +67,8 @@ def listening() -> Iterator[Stop]:
         if stop.signal is not None:
             raise KeyboardInterrupt(f"{stop.signal}, then {name}")
         stop.signal, stop.when = name, time.monotonic()
-        # not print: a handler may run inside another print
-        os.write(
-            2,
-            f"elalora: {name}: stopping at the next step with a checkpoint; again stops at once\n".encode(),
-        )
+        line = f"elalora: {name}: stopping at the next step with a checkpoint; again stops at once\n"
+        os.write(2, line.encode())  # not print: a handler may run inside another print
 
     handled = [number for number in SIGNALS if signal.getsignal(number) is not _ignore]
     before = {number: signal.signal(number, request) for number in handled}

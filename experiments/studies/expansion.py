@@ -114,7 +114,10 @@ class Expansion:
         for word in self.words:
             self._check_word(word, key_of(word))
         self.choices: dict[tuple[str, str, str], Choice] = {}
-        self.cells = [*self._tuning(), *self._parts()]
+        self.cells = self._tuning()  # first: the parts read its choices
+        for name, part in self.study.parts.items():
+            for coordinates in product(part.arms, part.tasks, part.budgets, seeds_of(part.seeds)):
+                self.cells.append(self._cell(name, *coordinates))
 
     def _check_word(self, word: str, key: str) -> None:
         """Refuses a word of the command that the study would ignore."""
@@ -137,28 +140,14 @@ class Expansion:
         for part in [part for part in self.study.parts.values() if part.tuned]:
             for task, budget in product(part.tasks, part.budgets):
                 arms = tuned.setdefault((task, tuning.budget or budget), {})
-                for arm in self._with_sources(map(self._tuned_as, part.arms)):
+                names = [self._tuned_as(arm) for arm in part.arms]
+                sources = [self._tuned_as(s) for arm in names if (s := self.study.arms[arm].ranks_from) is not None]
+                for arm in (*sources, *names):
                     arms[arm] = arms.get(arm, False) or part.kind == "confirmatory"
         return [cell for (task, budget), arms in tuned.items() for cell in self._tune(tuning, arms, task, budget)]
 
     def _tuned_as(self, arm: str) -> str:
         return self.study.arms[arm].tuned_as or arm
-
-    def _with_sources(self, names: Iterable[str]) -> Iterable[str]:
-        """The arms and those that give them their ranks, each once."""
-        arms = list(names)
-        sources = [self._tuned_as(s) for a in arms if (s := self.study.arms[a].ranks_from) is not None]
-        return dict.fromkeys([*sources, *arms])
-
-    def _sources_first(self, arms: Iterable[str]) -> list[str]:
-        return sorted(arms, key=lambda arm: self.study.arms[arm].ranks_from is not None)
-
-    def _parts(self) -> list[Cell]:
-        return [
-            self._cell(name, arm, task, budget, seed)
-            for name, part in self.study.parts.items()
-            for arm, task, budget, seed in product(part.arms, part.tasks, part.budgets, seeds_of(part.seeds))
-        ]
 
     def _shared(self, task: str, budget: str, stage: list[str]) -> list[str]:
         """Words of all arms at a task and budget; later ones win: study, task, part or tuning, smoke, command."""
@@ -196,8 +185,6 @@ class Expansion:
         after = tuple(source.id for source in plan.sources if source.plan is not None)
         return Cell(part, kind, arm, task, budget, seed, tuple(words), plan, after)
 
-    # -- tuning ------------------------------------------------------------------------------------------
-
     def _tune(self, tuning: TuningConfig, tuned: dict[str, bool], task: str, budget: str) -> list[Cell]:
         """Plans the trials of one task and budget, and chooses the learning rates of arms whose trials are done.
 
@@ -212,7 +199,8 @@ class Expansion:
         trials: dict[str, list[Cell]] = {}
         first = 0
         for confirmatory in (True, False):
-            arms = self._sources_first(arm for arm, needed in tuned.items() if needed is confirmatory)
+            arms = [arm for arm, needed in tuned.items() if needed is confirmatory]
+            arms.sort(key=lambda arm: self.study.arms[arm].ranks_from is not None)  # sources first
             for extension in range(first, last + 1):
                 trials |= {arm: self._trials(tuning, arm, task, budget, extension) for arm in arms}
                 first = extension
@@ -227,17 +215,17 @@ class Expansion:
         source = self.study.arms[arm].ranks_from
         shared = [*self._shared(task, budget, tuning.overrides), f"protocol={Protocol.tune}"]
         grid = extended(tuning.grids[self._family(arm, shared, tuning)], extension)
-        source_rate: dict[str, float] = {}
+        rates: dict[str, float] = {}
         if source is not None:
             chosen = self.choices[self._tuned_as(source), task, budget]
             if chosen.lr is None:
                 self.choices[key] = Choice(None, grid, False, chosen.runs)
                 return []
-            source_rate[source] = chosen.lr
+            rates[source] = chosen.lr
         cells: list[Cell] = []
         scores = []
         for lr in grid:
-            words = self._words(arm, {arm: lr, **source_rate})
+            words = self._words(arm, {arm: lr, **rates})
             trial = [
                 self._make(TUNING_PART, TUNING_PART, arm, task, budget, seed, [*shared, f"seed={seed}", *words])
                 for seed in seeds_of(tuning.seeds)
@@ -287,9 +275,7 @@ def score_of(plan: Plan | None) -> float | None:
     if done is not None:
         result = done.result()
         return float(result["readings"]["last"]["report"]["metrics"][result["metric"]])
-    status = plan.folder.status()
-    lost = status.get("failure") in ("nan", "never_acted", "budget")
-    return -math.inf if lost else None
+    return -math.inf if plan.folder.status().get("failure") in ("nan", "never_acted", "budget") else None
 
 
 def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:

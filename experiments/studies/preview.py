@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.config.study import StudyConfig
-from experiments.launch.local import arm_of
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.text import counted, duration
 from experiments.store.compact import opened
@@ -27,7 +26,8 @@ def preview(plans: Sequence[Plan]) -> str:
     plans = in_order(plans)
     groups: dict[str, list[Plan]] = defaultdict(list)
     for plan in plans:
-        groups[_without_seed(plan)].append(plan)
+        sources = {source.setting: source.value for source in plan.sources}
+        groups[json.dumps([_without_seed(plan.identity), sources], sort_keys=True)].append(plan)
     lines = []
     for repeats in groups.values():
         lines.append(f"  {_label(repeats[0])}: {_repeats(p.config.seed for p in repeats)}{_done(repeats)}")
@@ -146,18 +146,15 @@ class Timings:
 def _kinds(identity: dict[str, Any]) -> list[str]:
     """Keys of similar runs, from the narrowest kind to the widest."""
     trainer = {k: v for k, v in identity["trainer"].items() if k != "lr"}
-    near = {k: v for k, v in identity.items() if k not in ("seed", "init_from")} | {"trainer": trainer}
-    near["method"] = {k: v for k, v in identity["method"].items() if k != "ranks_from"}
+    near = _without_seed(identity) | {"trainer": trainer}
     wide = {k: near[k] for k in ("task", "model", "data", "protocol")} | {"trainer": trainer}
     return [json.dumps(kind, sort_keys=True) for kind in (near, wide)]
 
 
-def _without_seed(plan: Plan) -> str:
-    """A key that all repeats of a run share; their sources differ by seed, but the settings that name them do not."""
-    identity = {k: v for k, v in plan.identity.items() if k not in ("seed", "init_from")}
-    identity["method"] = {k: v for k, v in plan.identity["method"].items() if k != "ranks_from"}
-    sources = {source.setting: source.value for source in plan.sources}
-    return json.dumps([identity, sources], sort_keys=True)
+def _without_seed(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity without the seed and the ids of sources, which differ by seed too."""
+    method = {k: v for k, v in identity["method"].items() if k != "ranks_from"}
+    return {k: v for k, v in identity.items() if k not in ("seed", "init_from")} | {"method": method}
 
 
 def _sources(repeats: list[Plan], planned: set[str]) -> list[str]:
@@ -174,7 +171,7 @@ def _sources(repeats: list[Plan], planned: set[str]) -> list[str]:
 
 def _label(plan: Plan) -> str:
     """Task and arm, without the seed."""
-    return f"{plan.config.task.name}/{arm_of(plan)}"
+    return f"{plan.config.task.name}/{plan.name.arm}"
 
 
 def _done(plans: Sequence[Plan]) -> str:
