@@ -186,14 +186,11 @@ class AdaLoRA(SVDMethod):
         self.threshold: float | None = None
         self.fixed = False
         self._factors: list[Tensor] = []
-        self._first, self._last = self._limits()
-
-    def _limits(self) -> tuple[int, int]:
-        """b_0 and b_T: rank sums, or adapter parameters if the budget counts those."""
         assert self.budget is not None
+        # b_0 and b_T: rank sums, or adapter parameters if the budget counts those
+        self._first, self._last = self.count().rank_sum, self.mean_rank * len(self.adapters)
         if self.budget.params is not None:
-            return self.count().params, self.budget.params
-        return self.count().rank_sum, self.mean_rank * len(self.adapters)
+            self._first, self._last = self.count().params, self.budget.params
 
     # -- training --------------------------------------------------------------------------------------
 

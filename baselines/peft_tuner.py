@@ -198,7 +198,9 @@ class PeftTuner(Method):
         self._shapes = {n: (int(m.out_features), int(m.in_features)) for n, m in layers.items()}
         start = getattr(config, "init_lora_weights", True)
         self._waiting = start == "eva" and self.config.tuner == "LORA"
-        self._start = self._residual_start(start)
+        # A0 and B0 of initialisations that changed the frozen weight
+        residual = self.config.tuner == "LORA" and str(start).startswith(RESIDUAL)
+        self._start = {n: (a.clone(), b.clone()) for n, (a, b) in self._factors().items()} if residual else {}
         # PEFT casts this constant into a trainable parameter unless the model is float32 on the CPU
         for name, p in model.named_parameters():
             if ".ranknum." in name:
@@ -211,12 +213,6 @@ class PeftTuner(Method):
             exports_lora=self._why_not_lora() is None,
             budget="none" if not held else "final" if adaptive else "constant",
         )
-
-    def _residual_start(self, start: Any) -> dict[str, tuple[Tensor, Tensor]]:
-        """Copies of A0 and B0, for initialisations that changed the frozen weight."""
-        if self.config.tuner != "LORA" or not str(start).startswith(RESIDUAL):
-            return {}
-        return {n: (a.clone(), b.clone()) for n, (a, b) in self._factors().items()}
 
     @property
     def batches_wanted(self) -> bool:

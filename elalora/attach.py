@@ -151,16 +151,13 @@ def attach(
         adapters[name] = make(name, linear)
         _put(model, name, adapters[name])
     for module in model.modules():
-        _disable_fast_path(module)
+        # the fast path of torch's own encoder in evaluation reads weights without calling layers: it is disabled
+        if isinstance(module, nn.TransformerEncoderLayer):
+            if any(isinstance(m, LowRankLinear) for m in module.modules()):
+                module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # used by the fast path only
     return adapters
-
-
-def _disable_fast_path(module: nn.Module) -> None:
-    """Disables the fast path of torch's own encoder in evaluation, which reads weights without calling layers."""
-    if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, LowRankLinear) for m in module.modules()):
-        module.activation_relu_or_gelu = 0
-    if isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False  # used by the fast path only
 
 
 def detach(model: nn.Module) -> nn.Module:

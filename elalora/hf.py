@@ -134,11 +134,7 @@ class TrainerSchedule:
         """Holds the rate at its peak from now on (D2)."""
         self.held = True
         scheduler = self._trainer.lr_scheduler
-        scheduler.lr_lambdas = [_one] * len(scheduler.lr_lambdas)
-
-
-def _one(step: int) -> float:
-    return 1.0
+        scheduler.lr_lambdas = [lambda step: 1.0] * len(scheduler.lr_lambdas)
 
 
 class _Session:

@@ -44,7 +44,9 @@ class Deviation(torch.autograd.Function):
         ctx.save_for_backward(*factors)
         total = factors[0].new_zeros(())
         for members in _of_one_width(factors):
-            gap = _gaps(_stacked(factors, ranks, members), [ranks[i] for i in members])
+            rows = _stacked(factors, ranks, members)
+            identities = _identities(tuple(ranks[i] for i in members), rows.dtype, rows.device)
+            gap = torch.bmm(rows, rows.transpose(1, 2)) - identities  # F F^T - I of each, (m, most, most)
             squares = gap.square().sum((1, 2))  # (m,)
             size = squares if form == "squared" else squares.sqrt()
             total = total + size.sum().to(total)
@@ -87,11 +89,6 @@ def _stacked(factors: Sequence[Tensor], ranks: Sequence[int], members: Sequence[
     """The active rows of some factors, (m, most, width)."""
     most = max(ranks[i] for i in members)
     return torch.stack([_first(factors[i], most) for i in members])
-
-
-def _gaps(rows: Tensor, ranks: Sequence[int]) -> Tensor:
-    """F F^T - I of each, (m, most, most)."""
-    return torch.bmm(rows, rows.transpose(1, 2)) - _identities(tuple(ranks), rows.dtype, rows.device)
 
 
 def _first(factor: Tensor, most: int) -> Tensor:
