@@ -60,8 +60,8 @@ def test_the_template_has_no_number_of_a_result() -> None:
     [
         ("{table offline_main nothing}", "has no table nothing; it has confirmatory"),
         ("{lines offline_main nothing}", "has no section 'nothing'"),
-        ("{score offline_main x}", "no such mark; allowed: table, lines"),
-        ("{runs pilot}", "study pilot has no part in the page"),
+        ("{score offline_main x}", "allowed: table, lines"),
+        ("{runs pilot}", "study pilot is not on the page"),
     ],
 )
 def test_a_mark_that_names_nothing_is_told(material: Material, mark: str, said: str) -> None:
