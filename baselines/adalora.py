@@ -26,9 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from elalora.adapters import LowRankLinear
-from elalora.checks import check_choices, check_fractions
-from elalora.errors import UserError
+from elalora.errors import UserError, check_choices, check_numbers
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
 from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
@@ -71,7 +69,7 @@ class AdaLoRAConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, variant=VARIANTS, orth_form=FORMS)
-        check_fractions(self, "beta1", "beta2")
+        check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
 
 
 @dataclass(frozen=True)
@@ -90,15 +88,11 @@ class Masking(ThreePhases):
         return int((first - last) * left**3 + last)
 
     def due(self, t: int) -> bool:
-        """Whether a new pattern is due after step t."""
+        """Whether a new pattern is due after step t; the last one that is due stays."""
         regular = t % self.interval == 0
         if t <= self.end:
             return t > self.start and (regular or (self.forced and t == self.end))
         return t == self.end + 1 and not self.due(self.end)
-
-    def rounds(self) -> list[int]:
-        """The steps after which a new pattern is due; the last one sets the final pattern."""
-        return [t for t in range(self.total) if self.due(t)]
 
 
 def plan_masking(
@@ -112,13 +106,6 @@ def plan_masking(
     t_i = steps_of(0.13 if start is None else start, total, "method.t_initial")
     t_f = steps_of(0.47 if final is None else final, total, "method.t_final")
     every = max(1, total // 600) if interval is None else interval
-    if every < 1:
-        raise UserError(f"method.interval={every} must be at least 1")
-    if t_i + t_f >= total:
-        raise UserError(
-            f"a warm-up of {t_i} steps and a final phase of {t_f} leave no step for masking in a run of {total}: "
-            "lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
-        )
     plan = Masking(total, t_i, t_f, every, forced)
     rounds = plan.rounds()
     if not rounds or rounds[-1] < plan.end:
@@ -150,6 +137,7 @@ class AdaLoRA(SVDMethod):
     saved: ClassVar[Sequence[str]] = ("kept", "threshold", "fixed")
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="final")
     Config: ClassVar[type] = AdaLoRAConfig
+    rank_advice: ClassVar[str] = "type method.init_rank={limit} or less, above the budget's rank, or a smaller budget"
     config: AdaLoRAConfig
     phases: Masking
 
@@ -163,13 +151,6 @@ class AdaLoRA(SVDMethod):
                 f"method.init_rank={first} must be above the final rank {self.mean_rank} of the budget: "
                 f"type method.init_rank={default} or a smaller budget"
             )
-        for name, linear in linears.items():
-            limit = min(linear.in_features, linear.out_features)
-            if first > limit:
-                raise UserError(
-                    f"method.init_rank={first} is above min(d_in, d_out) = {limit} of '{name}': "
-                    f"type method.init_rank={limit} or less, above the budget's {self.mean_rank}, or a smaller budget"
-                )
         return dict.fromkeys(linears, first)
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
@@ -186,11 +167,7 @@ class AdaLoRA(SVDMethod):
         self.threshold: float | None = None
         self.fixed = False
         self._factors: list[Tensor] = []
-        assert self.budget is not None
-        # b_0 and b_T: rank sums, or adapter parameters if the budget counts those
-        self._first, self._last = self.count().rank_sum, self.mean_rank * len(self.adapters)
-        if self.budget.params is not None:
-            self._first, self._last = self.count().params, self.budget.params
+        self._first, self._last = self.budget_use()  # b_0 and b_T
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -242,17 +219,11 @@ class AdaLoRA(SVDMethod):
     @torch.no_grad()
     def _mask(self) -> None:
         """Sets the singular values that are not kept to 0; A, B and all moments stay."""
-        values = [self._value(adapter) for adapter in self.adapters.values()]
+        values = [adapter.E.detach()[: adapter.rank] for adapter in self.adapters.values() if adapter.E is not None]
         if not self._factors:
             pairs = zip(self.kept.values(), values, strict=True)
             self._factors = [v.new_tensor(kept, dtype=v.dtype) for kept, v in pairs]
         torch._foreach_mul_(values, self._factors)
-
-    @staticmethod
-    def _value(adapter: LowRankLinear) -> Tensor:
-        """E of the slots in use, (rank,)."""
-        assert adapter.E is not None
-        return adapter.E.detach()[: adapter.rank]
 
     def _remove(self) -> None:
         """Removes masked directions; outputs are unchanged, because their singular values are 0."""

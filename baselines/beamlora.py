@@ -29,14 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
-from elalora.checks import check_above_0, check_choices
 from elalora.directions import Directions
-from elalora.errors import UserError
-from elalora.low_rank import LowRankMethod, draw_kaiming
+from elalora.errors import UserError, check_choices, check_numbers
+from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
-from elalora.trackers import NamedTensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -65,9 +63,8 @@ class BeamLoRAConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, variant=("paper", "official"))
-        check_above_0(self, "tau")
-        if not 0 < self.keep <= 1:
-            raise UserError(f"method.keep={self.keep} must lie in (0, 1]")
+        check_numbers(self, "be above 0", "tau")
+        check_numbers(self, "lie in (0, 1]", "keep")
 
 
 class BeamLinear(LowRankLinear):

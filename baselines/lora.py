@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from elalora.adapters import LowRankLinear
-from elalora.checks import check_fractions
+from elalora.errors import check_numbers
 from elalora.low_rank import LowRankMethod, draw_kaiming
 
 
@@ -32,7 +32,7 @@ class LoRAConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fractions(self, "dropout")
+        check_numbers(self, "lie in [0, 1)", "dropout")
 
 
 class LoRA(LowRankMethod):

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from baselines.adalora import Masking, initial_rank, plan_masking
 from elalora.attach import find_linears
-from elalora.budget import Budget, Count, check_rank
+from elalora.budget import Budget, Count
 from elalora.errors import UserError
+from elalora.low_rank import check_rank
 from elalora.method import BudgetExceeded, Capabilities, Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes
@@ -142,7 +143,7 @@ class PeftTuner(Method):
         settings: dict[str, Any] = {"target_modules": list(linears)}
         if self.rank_key is not None and self.rank_key not in options:
             for name, linear in linears.items():
-                check_rank(self.mean_rank, name, linear.in_features, linear.out_features)
+                check_rank(self.mean_rank, name, linear)
             settings[self.rank_key] = self.mean_rank
         if self.config.tuner == "ADALORA":
             settings |= self._adalora_schedule(options, total_steps)

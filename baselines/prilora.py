@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from elalora.adapters import InputNorm, LowRankLinear
-from elalora.checks import check_above_0, check_at_least_1, check_fractions
-from elalora.errors import UserError
-from elalora.low_rank import LowRankMethod, draw_kaiming
+from elalora.errors import UserError, check_numbers
+from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
-from elalora.trackers import NamedTensors
 
 
 @dataclass
@@ -52,9 +50,9 @@ class PRILoRAConfig:
     beta: float = 0.9  # unverified
 
     def __post_init__(self) -> None:
-        check_above_0(self, "start", "end")
-        check_fractions(self, "share", "beta")
-        check_at_least_1(self, "every")
+        check_numbers(self, "be above 0", "start", "end")
+        check_numbers(self, "lie in [0, 1)", "share", "beta")
+        check_numbers(self, "be at least 1", "every")
 
 
 class PRILoRA(LowRankMethod):
@@ -69,6 +67,7 @@ class PRILoRA(LowRankMethod):
     title: ClassVar[str] = "PRILoRA"
     capabilities: ClassVar[Capabilities] = Capabilities(reconstructed=True)
     Config: ClassVar[type] = PRILoRAConfig
+    rank_advice: ClassVar[str] = "lower the budget, or make the ramp from method.start to method.end flatter"
     config: PRILoRAConfig
     saved: ClassVar[Sequence[str]] = ("prunings",)
 
@@ -76,22 +75,15 @@ class PRILoRA(LowRankMethod):
 
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         assert self.budget is not None
-        shapes = {name: (linear.in_features, linear.out_features) for name, linear in linears.items()}
+        costs = {name: linear.in_features + linear.out_features for name, linear in linears.items()}
         layers = depths(list(linears))
         total, cap = self.mean_rank * len(linears), self.budget.params
         while True:
             ranks = dict(zip(linears, ramp(layers, total, self.config.start, self.config.end), strict=True))
             # wide matrices in upper layers can cost more than the budget's uniform rank: then the ramp is lowered
-            if cap is None or sum(rank * sum(shapes[name]) for name, rank in ranks.items()) <= cap:
-                break
+            if cap is None or sum(rank * costs[name] for name, rank in ranks.items()) <= cap:
+                return ranks
             total -= 1
-        for name, rank in ranks.items():
-            if rank > min(shapes[name]):
-                raise UserError(
-                    f"the ramp from method.start={self.config.start} to method.end={self.config.end} gives "
-                    f"'{name}' rank {rank}, above its {min(shapes[name])}: lower the budget or make the ramp flatter"
-                )
-        return ranks
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
         if self.config.every > total_steps:

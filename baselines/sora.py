@@ -28,8 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
-from elalora.checks import check_at_least_1, check_choices
-from elalora.errors import UserError
+from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, draw_kaiming, draw_normal
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
@@ -82,11 +81,8 @@ class SoRAConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, variant=VARIANTS, lambda_schedule=SPACINGS)
-        for name in ("xi", "lambda1", "gate_lr", "max_lambda", "stage_share"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"method.{name}={value} must not be negative")
-        check_at_least_1(self, "lambda_num", "report_every")
+        check_numbers(self, "not be negative", "xi", "lambda1", "gate_lr", "max_lambda", "stage_share")
+        check_numbers(self, "be at least 1", "lambda_num", "report_every")
         if self.lambda_num > 1 and self.max_lambda is None:
             raise UserError(f"method.lambda_num={self.lambda_num} stages need a last xi: type method.max_lambda=7e-4")
         if self.lambda_num > 1 and self.lambda_schedule == "exp_linear" and 0 in (self.xi, self.max_lambda):
@@ -250,10 +246,8 @@ class SoRA(LowRankMethod):
     @property
     def budget_distance(self) -> float:
         """Relative distance of the adapter to its budget: 0.1 is ten per cent above."""
-        assert self.budget is not None
-        if self.budget.params is not None:
-            return self.count().params / self.budget.params - 1
-        return self.count().rank_sum / (self.mean_rank * len(self.adapters)) - 1
+        now, allowed = self.budget_use()
+        return now / allowed - 1
 
     @property
     def reconstructed(self) -> bool:

@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from elalora.attach import place
-from elalora.checks import check_choices
-from elalora.errors import UserError
+from elalora.errors import UserError, check_choices
 from elalora.low_rank import SVDMethod
 from elalora.method import Round
 from elalora.optim import RowwiseAdamW

@@ -6,7 +6,7 @@ adapter parameters, because a rank costs more parameters in a wide matrix than i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elalora.errors import UserError
@@ -64,21 +64,3 @@ class Count:
 
     rank_sum: int
     params: int
-
-    @classmethod
-    def of(cls, ranks: Mapping[str, int], costs: Mapping[str, int]) -> Count:
-        """Counts ranks, and parameters from the cost per rank of every matrix."""
-        return cls(sum(ranks.values()), sum(rank * costs[name] for name, rank in ranks.items()))
-
-
-def check_rank(rank: int, name: str, d_in: int, d_out: int) -> None:
-    """Refuses a rank that a (d_out, d_in) matrix cannot have.
-
-    Raises:
-        UserError: the rank is above min(d_in, d_out).
-    """
-    if rank > min(d_in, d_out):
-        raise UserError(
-            f"rank {rank} is above min(d_in, d_out) = {min(d_in, d_out)} of '{name}' ({d_out} x {d_in}): "
-            f"type budget=r{min(d_in, d_out)} or less"
-        )

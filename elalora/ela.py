@@ -22,7 +22,7 @@ from torch import Tensor
 
 from elalora.adapters import LowRankLinear
 from elalora.allocation import EXPANSIONS, Decision, decide, widen_ties
-from elalora.checks import check_at_least_1, check_choices, check_fractions
+from elalora.errors import check_choices, check_numbers
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
@@ -94,8 +94,8 @@ class ElaLoRAConfig:
             orth_form=ORTHOGONALITY,
             D4=(None, "off", *DECAY),
         )
-        check_at_least_1(self, "k")
-        check_fractions(self, "beta1", "beta2")
+        check_numbers(self, "be at least 1", "k")
+        check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
 
     def side_effects(self) -> SideEffects:
         """The side effects that are on: as set, or else as the variant has them."""
@@ -129,6 +129,7 @@ class ElaLoRA(SVDMethod):
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
         self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
+        self._rounds_due = len(self.phases.rounds())
 
     def scale(self, rank: int) -> float:
         # the official code divides by its stored rank plus 1e-5
@@ -138,7 +139,7 @@ class ElaLoRA(SVDMethod):
         if self.config.capacity is not None:
             return max(rank, self.config.capacity)
         if self.config.variant == "official":  # never reached: a matrix gains at most k directions per round
-            return rank + self.config.k * len(self.phases.rounds())
+            return rank + self.config.k * self._rounds_due
         return max(2 * rank, rank + 8)
 
     def after_attach(self) -> None:
@@ -233,7 +234,7 @@ class ElaLoRA(SVDMethod):
         return z / (z.norm() + 1e-6)
 
     def finish(self) -> None:
-        self.check_acted(len(self.phases.rounds()), "after_step was not called, or the pool was empty at every round")
+        self.check_acted(self._rounds_due, "after_step was not called, or the pool was empty at every round")
         self.check_budget()
 
     # -- reading ---------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ class _Session:
 
         values = _values(folder)
         self.method.load_state_dict(values["state"] | load_file(folder / TENSORS))
-        self.method.rounds_seen = [Round(**r | {"pruned": [(m, i) for m, i in r["pruned"]]}) for r in values["rounds"]]
+        self.method.rounds_seen = [Round.read(line) for line in values["rounds"]]
 
 
 def _values(folder: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Importance:
 
     Attributes:
         smooth, uncertainty: Ibar and U of every factor, (rank, d) or (rank,).
-        prefix: of their names in the method's saved state (`elalora.trackers`).
+        prefix: of their names in the method's saved state (`elalora.low_rank.Tracker`).
     """
 
     prefix = "importance"

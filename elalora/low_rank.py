@@ -8,21 +8,62 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
 from elalora.attach import attach, find_linears
-from elalora.budget import Count, check_rank
+from elalora.budget import Count
 from elalora.directions import Directions
 from elalora.errors import UserError
 from elalora.method import BudgetExceeded, Capabilities, Method, NeverActed
 from elalora.regulariser import orthogonality
-from elalora.trackers import Tracker
 
 MANY = 10_000  # more matrices, or ranks, than any model has
+
+
+class Tracker(Protocol):
+    """Tensors that are saved with the method under a prefix."""
+
+    prefix: str
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned; the ranks of the adapters are restored before."""
+        ...
+
+
+class NamedTensors(dict[str, Tensor]):
+    """A dictionary of tensors that is saved with the method; empty at the start.
+
+    Args:
+        prefix: of the names in the saved state.
+        shapes: shape of every tensor, once there are any.
+    """
+
+    def __init__(self, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.prefix, self.shapes = prefix, dict(shapes)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return dict(self)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores copies of the tensors.
+
+        Raises:
+            ValueError: names or shapes are not those of the adapted matrices.
+        """
+        if state and {name: tuple(tensor.shape) for name, tensor in state.items()} != self.shapes:
+            raise ValueError(f"the saved tensors '{self.prefix}.*' do not fit the adapted matrices")
+        self.clear()
+        self.update({name: tensor.clone() for name, tensor in state.items()})
 
 
 class LowRankMethod(Method):
@@ -31,12 +72,14 @@ class LowRankMethod(Method):
     Attributes:
         singular: whether adapters have E, one number per direction (singular values or gates).
         saved: names of attributes with JSON values that are saved with the method.
+        rank_advice: what to type if a matrix starts above its largest rank, {limit}.
         adapters: by module name, in the model's order; set by `attach`.
         trackers: what else is saved and restored with the method; filled in `after_attach`.
     """
 
     singular: ClassVar[bool] = False
     saved: ClassVar[Sequence[str]] = ()
+    rank_advice: ClassVar[str] = "type budget=r{limit} or less"
     capabilities: ClassVar[Capabilities] = Capabilities()
     adapters: dict[str, LowRankLinear]
     trackers: list[Tracker]
@@ -51,7 +94,7 @@ class LowRankMethod(Method):
         self.generator.manual_seed(seed)  # initial ranks may be random
         ranks = self.initial_ranks(linears)
         for name, linear in linears.items():
-            check_rank(ranks[name], name, linear.in_features, linear.out_features)
+            check_rank(ranks[name], name, linear, self.rank_advice)
         self.plan(total_steps, sum(ranks.values()))
         super().attach(model, targets, total_steps, keep, seed)
         self.adapters = attach(model, linears, lambda name, linear: self._adapter(linear, ranks[name]))
@@ -131,7 +174,15 @@ class LowRankMethod(Method):
         return {n: (a.base.out_features, a.base.in_features) for n, a in self.adapters.items()}
 
     def count(self) -> Count:
-        return Count.of(self.ranks(), {name: adapter.cost for name, adapter in self.adapters.items()})
+        ranks = self.ranks()
+        return Count(sum(ranks.values()), sum(rank * self.adapters[name].cost for name, rank in ranks.items()))
+
+    def budget_use(self) -> tuple[int, int]:
+        """What the budget counts, now and at most: the rank sum, or the adapter parameters."""
+        assert self.budget is not None
+        if self.budget.params is not None:
+            return self.count().params, self.budget.params
+        return self.count().rank_sum, self.mean_rank * len(self.adapters)
 
     def prune(self, directions: Iterable[tuple[str, int]]) -> None:
         """Removes directions, each a pair (matrix, slot)."""
@@ -153,13 +204,10 @@ class LowRankMethod(Method):
             raise NeverActed(f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): {cause}")
 
     def check_budget(self) -> None:
-        assert self.budget is not None
-        now = self.count()
-        allowed = self.mean_rank * len(self.adapters)
-        if self.budget.rank is not None and now.rank_sum > allowed:
-            raise BudgetExceeded(f"budget overrun: rank sum {now.rank_sum}, allowed {allowed}")
-        if self.budget.params is not None and now.params > self.budget.params:
-            raise BudgetExceeded(f"budget overrun: {now.params} adapter parameters, allowed {self.budget.params}")
+        now, allowed = self.budget_use()
+        if now > allowed:
+            kind = "rank sum" if self.budget is not None and self.budget.params is None else "adapter parameters"
+            raise BudgetExceeded(f"budget overrun: {kind} {now}, allowed {allowed}")
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}
@@ -194,6 +242,16 @@ class SVDMethod(LowRankMethod):
         if not self.config.orth_weight:
             return None
         return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
+
+
+def check_rank(rank: int, name: str, linear: nn.Linear, advice: str = LowRankMethod.rank_advice) -> None:
+    """Raises UserError for a rank above min(d_in, d_out), with what to type as `LowRankMethod.rank_advice`."""
+    d_in, d_out = linear.in_features, linear.out_features
+    if rank > min(d_in, d_out):
+        raise UserError(
+            f"rank {rank} is above min(d_in, d_out) = {min(d_in, d_out)} of '{name}' ({d_out} x {d_in}): "
+            + advice.format(limit=min(d_in, d_out))
+        )
 
 
 @torch.no_grad()

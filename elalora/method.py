@@ -101,6 +101,11 @@ class Round:
     scores: dict[str, list[float]] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> Round:
+        """The round whose attributes were written as JSON, which has lists for pairs."""
+        return cls(**{**line, "pruned": [(name, slot) for name, slot in line["pruned"]]})
+
 
 class Method:
     """A fine-tuning method; this base class adapts nothing and trains only the modules in `keep`.

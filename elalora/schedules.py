@@ -86,6 +86,9 @@ class ThreePhases:
         start: t_i, the last step of the warm-up.
         final: t_f, steps of the final phase, in which ranks stay.
         interval: steps between rounds.
+
+    Raises:
+        UserError: the interval is below 1, or no step is left between warm-up and final phase.
     """
 
     total: int
@@ -93,18 +96,27 @@ class ThreePhases:
     final: int
     interval: int
 
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UserError(f"method.interval={self.interval} must be at least 1")
+        if self.start >= self.end:
+            raise UserError(
+                f"a warm-up of {self.start} steps and a final phase of {self.final} leave no step for rounds in a run "
+                f"of {self.total}: lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
+            )
+
     @property
     def end(self) -> int:
         """First step of the final phase, T - t_f."""
         return self.total - self.final
 
-    def rounds(self) -> list[int]:
-        """The steps after which a round is due."""
-        raise NotImplementedError
-
     def due(self, t: int) -> bool:
         """Whether a round is due after step t, 0-based."""
         raise NotImplementedError
+
+    def rounds(self) -> list[int]:
+        """The steps after which a round is due."""
+        return [t for t in range(self.total) if self.due(t)]
 
     def name(self, t: int) -> str:
         """warm-up, adjust or stabilise."""
@@ -123,16 +135,9 @@ class Phases(ThreePhases):
     moves: int
     cubic: bool = True
 
-    def rounds(self) -> list[int]:
-        """The steps after which a round with at least one move is due."""
-        return [t for t in self._regular() if self.moves_at(t) > 0]
-
     def due(self, t: int) -> bool:
         """Whether a round with at least one move is due after step t."""
-        return t in self._regular() and self.moves_at(t) > 0
-
-    def _regular(self) -> range:
-        return range(self.start + self.interval, self.end, self.interval)
+        return self.start < t < self.end and (t - self.start) % self.interval == 0 and self.moves_at(t) > 0
 
     def moves_at(self, t: int) -> int:
         """Moves of a round after step t: round(b (1 - p^3)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
@@ -175,19 +180,14 @@ def plan_phases(
     t_f = steps_of(0.25 if final is None else final, total, "method.t_final")
     every = max(20, round(0.65 * total / 8)) if interval is None else interval
     b = math.ceil(0.05 * rank_sum) if moves is None else moves
-    if every < 1 or b < 0:
-        raise UserError(f"method.interval={every} must be at least 1 and method.b={b} at least 0")
-    if t_i + t_f >= total:
-        raise UserError(
-            f"a warm-up of {t_i} steps and a final phase of {t_f} leave no step for adjustment in a run of {total}: "
-            "lower method.t_initial or method.t_final, or train longer (trainer.max_steps)"
-        )
-    if b and t_i + every >= total - t_f:
-        raise UserError(
-            f"method.interval={every} is longer than the adjustment phase, steps {t_i} to {total - t_f} of {total}: "
-            f"no round would ever happen; type method.interval={max(1, (total - t_f - t_i) // 3)} or train longer"
-        )
+    if b < 0:
+        raise UserError(f"method.b={b} must be at least 0")
     phases = Phases(total, t_i, t_f, every, b, cubic)
+    if b and t_i + every >= phases.end:
+        raise UserError(
+            f"method.interval={every} is longer than the adjustment phase, steps {t_i} to {phases.end} of {total}: "
+            f"no round would ever happen; type method.interval={max(1, (phases.end - t_i) // 3)} or train longer"
+        )
     if b and not phases.rounds():
         raise UserError(
             f"method.b={b} has fallen to 0 at the first round, step {t_i + every} of {total}: raise method.b, lower "

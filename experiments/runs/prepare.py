@@ -22,7 +22,7 @@ from experiments.data.content import TaskData
 from experiments.runs.plan import Plan
 from experiments.runtime.distributed import on_cpu
 from experiments.runtime.seeds import stream
-from experiments.training.types import Prepared, Split, Splits
+from experiments.training.progress import Prepared, Split, Splits
 
 Value = TypeVar("Value")
 MOST = 2  # values a cache holds: a sweep over two tasks alternates between them

@@ -15,8 +15,7 @@ from experiments.store.folder import SCHEMA
 from experiments.training.metrics import majority_baseline
 
 if TYPE_CHECKING:
-    from experiments.training.progress import TrainState
-    from experiments.training.types import Prepared, Reading
+    from experiments.training.progress import Prepared, Reading, TrainState
 
 
 def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from experiments.runtime.signals import Preempted, Stop, listening
 from experiments.store.folder import Busy
 
 if TYPE_CHECKING:
-    from experiments.training.types import Prepared
+    from experiments.training.progress import Prepared
 
 
 class RunFailed(RuntimeError):

@@ -78,11 +78,11 @@ def trainer_trajectory() -> dict[str, Any]:
     from experiments.config.task import TaskConfig
     from experiments.runs.plan import TRAINER_NUMERICS
     from experiments.store.folder import RunFolder
+    from experiments.training.progress import Prepared, Split, Splits
     from experiments.training.readout import make_readout
     from experiments.training.recorder import Recorder
     from experiments.training.resume import Checkpoints
     from experiments.training.trainer import Trainer
-    from experiments.training.types import Prepared, Split, Splits
 
     AcceleratorState._reset_state(True)
     model = bert().double()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from experiments.training.types import Prepared
+    from experiments.training.progress import Prepared
 
 
 def in_pair(work: Callable[[], None]) -> int:

@@ -12,11 +12,10 @@ from elalora.method import Method, MethodFailure
 from experiments.data.batches import eval_batches
 from experiments.runtime.distributed import gather
 from experiments.runtime.signals import Stop
-from experiments.training.progress import Best, TrainState
+from experiments.training.progress import Best, Prepared, Reading, Scores, Split, TrainState
 from experiments.training.readout import Row
 from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints, restore, snapshot
-from experiments.training.types import Prepared, Reading, Scores, Split
 
 HEARTBEAT_SECONDS = 60  # between two heartbeats of a long evaluation
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
@@ -62,7 +61,9 @@ class Evaluator:
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with torch.inference_mode():
             for number, indices in enumerate(share):
-                if self.stop.signal is not None and self._may_leave():
+                # no other process waits for this one, and a checkpoint has this step or can be written
+                saved = not self.state.finishing or self.checkpoints.saved == self.state.total
+                if self.stop.signal is not None and self.accelerator.num_processes == 1 and saved:
                     self.checkpoints.preempt(self.state, self.stop)
                 self.recorder.display.reading(split.name, number, len(share))
                 if time.monotonic() - beaten > HEARTBEAT_SECONDS:
@@ -70,13 +71,6 @@ class Evaluator:
                     self.recorder.heartbeat(min(step + 1, self.state.total), self.state.total)
                 batch = to_device(data.batch(indices), self.accelerator.device)
                 yield from self.readout.read(self.model, data, indices, batch)
-
-    def _may_leave(self) -> bool:
-        """Whether no other process waits for this one, and a checkpoint has this step or can be written."""
-        saved = not self.state.finishing or self.checkpoints.saved == self.state.total
-        return self.accelerator.num_processes == 1 and saved
-
-    # -- the best checkpoint ---------------------------------------------------------------------------
 
     def steps(self, evaluations: int) -> set[int]:
         """The numbers of steps done at which the selection split is evaluated."""
@@ -94,14 +88,10 @@ class Evaluator:
         if step + 1 >= state.total * (1 - BEST_WINDOW) and within_budget(state.method):
             best = state.progress.best
             if best is None or scores.metrics[primary] > best.select.metrics[primary]:
-                self._save_best(step + 1, scores)
+                report = scores if self.splits.report.name == scores.split else None
+                state.progress.best = Best(step + 1, scores, report, state.method.ranks(), state.method.count())
+                self.checkpoints.save_best(state, step + 1)
         state.progress.unread = None
-
-    def _save_best(self, step: int, scores: Scores) -> None:
-        method = self.state.method
-        report = scores if self.splits.report.name == scores.split else None
-        self.state.progress.best = Best(step, scores, report, method.ranks(), method.count())
-        self.checkpoints.save_best(self.state, step)
 
     def read_best(self) -> None:
         """Evaluates the reported split once with the best weights, and puts the last ones back."""

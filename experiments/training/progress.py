@@ -1,4 +1,4 @@
-"""The state of a run that trains, and the part of it that a checkpoint stores as JSON.
+"""What training is given, the state of a run that trains, and the part of it that a checkpoint stores as JSON.
 
 A checkpoint is a file that may come from another run, another version or an editor. `Progress.read` therefore checks
 every type and every cross-reference before anything of the run is changed.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -18,8 +18,64 @@ from elalora.budget import Count
 from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
+from experiments.data.items import Items
 from experiments.store.folder import LINES
-from experiments.training.types import Reading, Scores
+from experiments.training.readout import Readout, Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from experiments.data.content import TaskData
+
+
+class Split(NamedTuple):
+    """The items of one split and its name."""
+
+    name: str
+    data: Items
+
+
+class Splits(NamedTuple):
+    """The items of a run by purpose; `select` is None where no checkpoint is chosen."""
+
+    train: Split
+    select: Split | None
+    report: Split
+
+
+@dataclass
+class Prepared:
+    """Everything a run needs before its first step; the method is attached to the model.
+
+    Attributes:
+        accelerator: device, precision and processes.
+        data: the loaded task; None in tests that make their own splits.
+        readout: how the task's outputs become predictions and scores.
+    """
+
+    accelerator: Accelerator
+    data: TaskData | None
+    splits: Splits
+    readout: Readout
+    model: nn.Module
+    method: Method
+
+
+@dataclass
+class Scores:
+    """The metrics of one split, in points."""
+
+    split: str
+    metrics: dict[str, float]
+
+
+@dataclass
+class Reading:
+    """One evaluation of one split: its scores and a row for every item."""
+
+    scores: Scores
+    collapsed: bool
+    rows: list[Row]
 
 
 @dataclass

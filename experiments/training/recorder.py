@@ -32,9 +32,8 @@ class Recorder:
 
     def round(self, moved: Round) -> None:
         """Writes one change of ranks."""
-        line = {**vars(moved), "pruned": [list(entry) for entry in moved.pruned]}
-        self._line("ranks.jsonl", line)
-        self.tracker.round(line)
+        self._line("ranks.jsonl", vars(moved))
+        self.tracker.round(vars(moved))
 
     def scores(self, step: int, split: str, values: dict[str, float]) -> None:
         """Writes metrics of a split after a step."""

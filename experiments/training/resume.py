@@ -37,8 +37,6 @@ class Checkpoints:
         self.saved: int | None = None  # step of the newest checkpoint
         self._bests: list[int] = []  # best steps at the checkpoints so far
 
-    # -- writing ---------------------------------------------------------------------------------------
-
     def due(self, state: TrainState) -> bool:
         """Whether a checkpoint is to be written after the step just done."""
         return bool(self.every) and (state.step % self.every == 0 or state.step == state.total)
@@ -72,8 +70,6 @@ class Checkpoints:
             self.save(state)
         asked = stop.signal or "a signal to another process"
         raise Preempted(f"{asked} after step {state.step} of {state.total}", stop.signal)
-
-    # -- reading ---------------------------------------------------------------------------------------
 
     def best(self, step: int) -> Saved | None:
         """The best checkpoint of a step, in every process; None where it is missing or corrupt."""
@@ -132,11 +128,13 @@ class Checkpoints:
             return False
 
     def _restore(self, state: TrainState, step: int, saved: Saved, progress: Progress) -> None:
-        fresh, best = snapshot(state), progress.best
+        fresh, best, states = snapshot(state), progress.best, [saved]
+        if best is not None and best.report is None:  # restored once now: after training is too late to refuse it
+            states.insert(0, self.best(best.step) or {})
         try:
-            if best is not None and best.report is None:  # restored once now: after training is too late to refuse it
-                _put_back(state, self.best(best.step) or {}, fresh)
-            _put_back(state, saved, fresh)
+            for each in states:
+                checkpoint.check_form(each, fresh)
+                restore(state, each)
         except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
             raise self._foreign(step, f"{type(error).__name__} {first_line(error)}") from error
         state.schedule.at(step)
@@ -150,7 +148,7 @@ class Checkpoints:
 
     def _rounds(self, step: int, progress: Progress) -> list[Round]:
         lines = self.folder.lines("ranks.jsonl", progress.lines["ranks.jsonl"])
-        return [_round(line) for line in lines if 0 <= line["step"] < step]
+        return [Round.read(line) for line in lines if 0 <= line["step"] < step]
 
     def _drop_after(self, step: int) -> None:
         """Removes what an abandoned attempt wrote after a step, and what it had no time to remove."""
@@ -173,13 +171,3 @@ def snapshot(state: TrainState) -> Saved:
 def restore(state: TrainState, saved: Saved) -> None:
     """Sets tensors, method, optimizer and schedule to what `collect` gave."""
     checkpoint.restore(saved, state.model, state.method, state.optimizer, state.schedule)
-
-
-def _put_back(state: TrainState, saved: Saved, fresh: Saved) -> None:
-    checkpoint.check_form(saved, fresh)
-    restore(state, saved)
-
-
-def _round(line: dict[str, Any]) -> Round:
-    """A round as it was before it was written."""
-    return Round(**{**line, "pruned": [(name, slot) for name, slot in line["pruned"]]})

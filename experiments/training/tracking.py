@@ -13,8 +13,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from elalora.errors import first_line
 from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
@@ -24,8 +25,8 @@ COSTS = ("train_seconds", "peak_memory_mib", "adapter_bytes")
 FINISH_SECONDS = 30.0  # how long the end of a run waits for uploads; the rest stays on disk
 
 
-class Tracker(Protocol):
-    """A mirror that the runner and the training loop report to."""
+class Tracker:
+    """A mirror that the runner and the training loop report to; this base class mirrors nothing."""
 
     def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
         """Starts the mirror of a run under its id, with its scientific configuration."""
@@ -40,26 +41,30 @@ class Tracker(Protocol):
         """Writes the main figures of result.json into the summary and ends the mirror."""
 
 
-class NullTracker:
-    """No mirror: every method does nothing."""
-
-    def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None: ...
-
-    def metrics(self, step: int, split: str, values: dict[str, float]) -> None: ...
-
-    def round(self, line: dict[str, Any]) -> None: ...
-
-    def finish(self, result: dict[str, Any]) -> None: ...
-
-
 def make_tracker(config: TrackingConfig) -> Tracker:
     """The configured mirror; in a distributed run only the main process has one."""
     if config.name is TrackerName.none or os.environ.get("RANK", "0") != "0":
-        return NullTracker()
+        return Tracker()
     return WandbTracker(config)
 
 
-class WandbTracker:
+def _guarded(action: Callable[..., None]) -> Callable[..., None]:
+    """Makes the first failure of any kind print one line and end the mirror, not the run."""
+
+    @wraps(action)
+    def guarded(self: WandbTracker, *args: Any) -> None:
+        if self._run is None and self._replayed:
+            return
+        try:
+            action(self, *args)
+        except Exception as error:  # noqa: BLE001 - a mirror must never cost a run
+            self._run, self._replayed = None, True
+            print(f"elalora: W&B logging stopped ({first_line(error)}); training continues", file=sys.stderr)
+
+    return guarded
+
+
+class WandbTracker(Tracker):
     """Mirrors a run to W&B, into the run's folder unless the mode is online.
 
     Scalars are named `<split>/<metric>`, `rank/<matrix>` for each matrix and `ranks/...` for totals of a round;
@@ -75,36 +80,10 @@ class WandbTracker:
         self._run: Any = None
         self._replayed = False
 
+    @_guarded
     def start(self, run_dir: Path, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
         """Starts the mirror; without a key or a network it stays offline and prints one line."""
         self.folder = run_dir
-        self._guard(lambda: self._begin(run_id, name, config, group))
-
-    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Logs metrics of one split at a step."""
-        self._guard(lambda: self._event(step, {f"{split}/{name}": value for name, value in values.items()}))
-
-    def round(self, line: dict[str, Any]) -> None:
-        """Logs ranks after a round."""
-        self._guard(lambda: self._event(line["step"], self._ranks(line)))
-
-    def finish(self, result: dict[str, Any]) -> None:
-        """Writes the summary and closes the mirror."""
-        self._guard(lambda: self._end(result))
-
-    def _guard(self, action: Callable[[], None]) -> None:
-        """Runs one action; the first failure of any kind prints one line and ends the mirror, not the run."""
-        if self._run is None and self._replayed:
-            return
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - a mirror must never cost a run
-            self._run, self._replayed = None, True
-            print(f"elalora: W&B logging stopped ({first_line(error)}); training continues", file=sys.stderr)
-
-    # -- one run -------------------------------------------------------------------------------------------
-
-    def _begin(self, run_id: str, name: str, config: dict[str, Any], group: str) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
         import wandb
 
@@ -159,20 +138,20 @@ class WandbTracker:
             program="",
             x_executable="",
         )
-        return wandb.init(
-            **identity,
-            dir=str(self.folder.resolve()),
-            mode=mode,
-            resume=resume,
-            settings=settings,
-        )
+        folder = str(self.folder.resolve())
+        return wandb.init(**identity, dir=folder, mode=mode, resume=resume, settings=settings)
 
-    def _event(self, step: int, values: dict[str, Any]) -> None:
-        if not self._replayed:
-            self._replay(step)
-        self._log(step, values)
+    @_guarded
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+        self._log(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    @_guarded
+    def round(self, line: dict[str, Any]) -> None:
+        self._log(line["step"], self._ranks(line))
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
+        if not self._replayed:
+            self._replay(step)
         step = max(step, 0)  # the store has the ranks before the first step at step -1
         if step >= self._run.starting_step:  # a resumed online run already has the earlier steps
             self._run.log(values, step=step)
@@ -180,16 +159,14 @@ class WandbTracker:
     def _replay(self, before: int | None) -> None:
         """Logs the stored lines of earlier attempts, up to the step of this attempt's first event."""
         self._replayed = True
-        lines = [*self._stored("metrics.jsonl"), *self._stored("ranks.jsonl")]
+        files = [self.folder / name for name in ("metrics.jsonl", "ranks.jsonl")]
+        texts = [path.read_text(encoding="utf-8") for path in files if path.is_file()]
+        lines = [json.loads(line) for text in texts for line in text.splitlines()]
         for line in sorted(lines, key=lambda entry: entry["step"]):
             if before is not None and line["step"] >= before:
                 break
             values = self._ranks(line) if "ranks" in line else {f"{line['split']}/{line['metric']}": line["value"]}
             self._log(line["step"], values)
-
-    def _stored(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def _ranks(self, line: dict[str, Any]) -> dict[str, Any]:
         import wandb
@@ -206,7 +183,8 @@ class WandbTracker:
             values["scores/all"] = wandb.Histogram(scores)
         return values
 
-    def _end(self, result: dict[str, Any]) -> None:
+    @_guarded
+    def finish(self, result: dict[str, Any]) -> None:
         if not self._replayed:
             self._replay(None)
         final = result["counts"]["final"]

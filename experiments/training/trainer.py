@@ -18,7 +18,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 from experiments.config.schema import TrainerConfig
@@ -28,11 +27,10 @@ from experiments.runtime.distributed import average_gradients
 from experiments.runtime.seeds import stream
 from experiments.runtime.signals import Stop
 from experiments.training.evaluation import Evaluator, to_device
-from experiments.training.progress import Progress, TrainState
+from experiments.training.progress import Prepared, Progress, TrainState
 from experiments.training.readout import NotFinite
 from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints
-from experiments.training.types import Prepared
 
 PREPARE_BATCHES = 8  # training batches that a data-driven initialisation sees
 
@@ -54,11 +52,7 @@ class Trainer:
         stop: Stop | None = None,
     ) -> None:  # fmt: skip
         self.config, self.seed, self.method = config, seed, prepared.method
-        self.accelerator, self.data, self.metrics = (
-            prepared.accelerator,
-            prepared.splits.train.data,
-            prepared.readout.metrics,
-        )
+        self.accelerator, self.data = prepared.accelerator, prepared.splits.train.data
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop or Stop()
         self._epoch: tuple[int, list[list[int]]] | None = None
         model = prepared.model.to(self.accelerator.device)
@@ -84,13 +78,11 @@ class Trainer:
 
     def resume(self) -> None:
         """Resumes from the newest valid checkpoint, or writes the ranks at the start where there is none."""
-        if self.checkpoints.resume(self.state, self.metrics):
+        if self.checkpoints.resume(self.state, self.evaluator.readout.metrics):
             kind, device = self._loss_type, self.accelerator.device
             self.state.losses = [torch.tensor(v, dtype=kind, device=device) for v in self.state.progress.losses]
         elif self.method.capabilities.ranked:
             self.recorder.start(self.method.ranks())
-
-    # -- the algorithm ---------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Trains from where `resume` left it to the end.
@@ -106,8 +98,8 @@ class Trainer:
         for step in range(state.step, state.total):
             began = time.perf_counter()
             state.losses.append(self._step(step))
-            if self._logged(step):
-                self._synchronize()
+            if self._logged(step) and self.accelerator.device.type == "cuda":
+                torch.cuda.synchronize()  # so that step times measure the work, not the launch
             state.step_seconds.append(time.perf_counter() - began)
             state.progress.seconds[0] += state.step_seconds[-1]
             state.step = step + 1
@@ -127,7 +119,8 @@ class Trainer:
         optimizer, schedule = self.state.optimizer, self.state.schedule
         torch.manual_seed(stream(self.seed, f"dropout:{step}:{self.accelerator.process_index}"))
         loss = self._average(self._backward(step))
-        norm = self._clip()
+        limit = self.config.max_grad_norm
+        norm = None if limit is None else nn.utils.clip_grad_norm_(self.parameters, limit)
         self._refuse_not_finite(step, loss, norm)
         self.method.gradients_ready(step)
         optimizer.step()
@@ -135,7 +128,10 @@ class Trainer:
         moved = self.method.after_step(step, optimizer, schedule)
         optimizer.zero_grad(set_to_none=True)
         if moved is not None:
-            self._record_round(moved)
+            progress = self.state.progress
+            progress.moved += len(moved.grown) or len(moved.pruned)
+            progress.peak = max(progress.peak, self.method.count(), key=lambda c: (c.params, c.rank_sum))
+            self.recorder.round(moved)
         return loss
 
     def _backward(self, step: int) -> Tensor:
@@ -152,16 +148,13 @@ class Trainer:
             weight = share_of_batch if share else 0.0
             # before the forward pass, so that its gradients are made last and added to the others in place
             penalty = self.method.penalty() if number == len(chunks) - 1 else None
-            loss = self._forward(chunk, watch=bool(share)) * weight
+            batch = self._batch(chunk)
+            # a process without a share runs one item, which the method does not see
+            with self.method.watching(*_masks(batch)) if share else nullcontext():
+                loss = self.model(**batch).loss * weight
             total += loss.detach()
             self.accelerator.backward(loss if penalty is None else loss + penalty)
         return total
-
-    def _forward(self, indices: Sequence[int], watch: bool) -> Tensor:
-        """The mean loss of some items, (); a process without a share runs one item, which the method does not see."""
-        batch = self._batch(indices)
-        with self.method.watching(*_masks(batch)) if watch else nullcontext():
-            return self.model(**batch).loss
 
     def _average(self, loss: Tensor) -> Tensor:
         """Averages gradients and loss over the processes, and shares whether one was asked to stop."""
@@ -170,11 +163,6 @@ class Trainer:
             loss, self._stop_asked = average_gradients(grads, loss, self.stop.signal is not None)
         return loss
 
-    def _clip(self) -> Tensor | None:
-        if self.config.max_grad_norm is None:
-            return None
-        return nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-
     def _refuse_not_finite(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
         """Checks every step on the CPU, where it is free, and with each logged loss elsewhere."""
         if self.accelerator.device.type != "cpu" and not self._logged(step):
@@ -182,8 +170,6 @@ class Trainer:
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if value is not None and not torch.isfinite(value):
                 raise NotFinite(f"{name} is {value.item()} at step {step}; lower trainer.lr ({self.config.lr})")
-
-    # -- batches, records, stops -----------------------------------------------------------------------
 
     def _items(self, step: int) -> list[int]:
         """Item numbers of a step's global batch."""
@@ -195,12 +181,6 @@ class Trainer:
 
     def _batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return to_device(self.data.batch(indices), self.accelerator.device)
-
-    def _record_round(self, moved: Round) -> None:
-        progress = self.state.progress
-        progress.moved += len(moved.grown) or len(moved.pruned)
-        progress.peak = max(progress.peak, self.method.count(), key=lambda c: (c.params, c.rank_sum))
-        self.recorder.round(moved)
 
     def _log(self, step: int) -> None:
         """Every `log_every` steps: the mean training loss since the last line, in order of the steps."""
@@ -220,11 +200,6 @@ class Trainer:
         if self._stop_asked is None:
             return self.stop.signal is not None
         return (self.accelerator.device.type == "cpu" or self._logged(step)) and bool(self._stop_asked > 0)
-
-    def _synchronize(self) -> None:
-        """Synchronises the GPU so that step times measure the work, not the launch."""
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def _masks(batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:

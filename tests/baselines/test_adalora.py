@@ -454,7 +454,7 @@ def test_default_phases_scale_with_the_run(total):
     [
         ({"init_rank": 2}, "method.init_rank=2 must be above the final rank 2"),
         ({"init_rank": 11}, r"min\(d_in, d_out\) = 10 .* method.init_rank=10"),
-        ({"t_initial": 40}, "leave no step for masking"),
+        ({"t_initial": 40}, "leave no step for rounds"),
         ({"interval": 41}, r"no multiple between steps 10 and 40.*method.interval=10"),
         ({"interval": 0}, "method.interval=0 must be at least 1"),
         ({"t_final": 0}, "method.t_final=1 or more"),

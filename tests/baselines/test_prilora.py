@@ -304,7 +304,7 @@ def test_a_forward_pass_that_was_not_watched_fails_the_run():
         ({"every": 0}, "method.every=0"),
         ({"share": 1.0}, "method.share=1.0"),
         ({"start": 0.0}, "method.start=0.0"),
-        ({"rank": 9}, "gives 'layers.2.up' rank 14, above its 10"),
+        ({"rank": 9}, "rank 14 is above .* 10 of 'layers.2.up' .*: lower the budget, .* method.start to method.end"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(knobs, message):

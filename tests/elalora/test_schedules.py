@@ -90,8 +90,8 @@ def test_phases_are_named():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ((100, 8, 60, 60, None, None), "leave no step for adjustment"),
-        ((100, 8, 0.5, 0.6, None, None), "leave no step for adjustment"),
+        ((100, 8, 60, 60, None, None), "leave no step for rounds"),
+        ((100, 8, 0.5, 0.6, None, None), "leave no step for rounds"),
         ((100, 8, 10, 25, 70, None), "longer than the adjustment phase"),
         ((100, 8, 10, 25, 0, None), "must be at least 1"),
         ((100, 8, 10, 25, 20, -1), "at least 0"),

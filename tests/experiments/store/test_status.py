@@ -186,7 +186,7 @@ def test_a_refusal_takes_nothing_from_a_run_that_is_done_or_under_way(tmp_path):
 
 SCHEDULES = {
     ("method=elalora",): "method.interval=20 is longer than the adjustment phase, steps 3 to 22 of 30",
-    ("method=adalora", "method.t_initial=20"): "leave no step for masking in a run of 30",
+    ("method=adalora", "method.t_initial=20"): "leave no step for rounds in a run of 30",
     ("method=beamlora", "method.interval=20"): "must lie between 2 and half of the run's 30 steps",
     ("method=prilora", "method.every=31"): "method.every=31 is longer than the run of 30 steps",
     (

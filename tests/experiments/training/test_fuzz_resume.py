@@ -81,11 +81,11 @@ def trainer_of(plan: Plan) -> Trainer:
     from experiments.runtime.display import RunDisplay, silent_console
     from experiments.training.recorder import Recorder
     from experiments.training.resume import Checkpoints
-    from experiments.training.tracking import NullTracker
+    from experiments.training.tracking import Tracker
 
     prepared, config = prepare(plan), plan.config
     display = RunDisplay("", prepared.method.total_steps, silent_console())
-    recorder = Recorder(plan.folder, display, NullTracker())
+    recorder = Recorder(plan.folder, display, Tracker())
     checkpoints = Checkpoints(plan.folder, plan.id, config.store.checkpoint_every)
     return Trainer(prepared, config.trainer, config.seed, recorder, checkpoints)
 
