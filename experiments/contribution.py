@@ -36,19 +36,11 @@ ITEMS = 500  # default number of held-out items; each matrix costs one pass over
 
 @dataclass
 class Rebuilt:
-    """A finished run's model in eval mode, and data that it was not trained on.
-
-    Attributes:
-        model: with trained head and adapters.
-        adapters: by matrix, without those of rank 0.
-        batches: (weight, keyword arguments of the model) in a fixed order; weights count items or label tokens.
-        split: name of the split.
-        items: number of items.
-    """
+    """A finished run's model with head and adapters, in eval mode, and `items` of the `split` that it held out."""
 
     model: nn.Module
-    adapters: dict[str, LowRankLinear]
-    batches: list[tuple[float, dict[str, Tensor]]]
+    adapters: dict[str, LowRankLinear]  # by matrix, without those of rank 0
+    batches: list[tuple[float, dict[str, Tensor]]]  # (number of items or label tokens, arguments of the model)
     split: str
     items: int
 
@@ -71,22 +63,12 @@ def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
     result = _result(folder)
     rebuilt = rebuild(folder, items)
     loss = mean_loss(rebuilt)
-    rises = {}
-    for name in result["ranks"]["final"]:
-        if name not in rebuilt.adapters:
-            rises[name] = 0.0
-            continue
-        with without(rebuilt.adapters[name]):
+    rises = dict.fromkeys(result["ranks"]["final"], 0.0)
+    for name, adapter in rebuilt.adapters.items():
+        with without(adapter):
             rises[name] = mean_loss(rebuilt) - loss
-    return {
-        "schema": SCHEMA,
-        "id": result["id"],
-        "asked": items,
-        "split": rebuilt.split,
-        "items": rebuilt.items,
-        "loss": loss,
-        "rises": rises,
-    }
+    facts = {"schema": SCHEMA, "id": result["id"], "asked": items, "split": rebuilt.split, "items": rebuilt.items}
+    return {**facts, "loss": loss, "rises": rises}
 
 
 @contextmanager
@@ -111,9 +93,6 @@ def mean_loss(rebuilt: Rebuilt) -> float:
     return total / count
 
 
-# -- rebuilding a finished run -----------------------------------------------------------------------------
-
-
 def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     """Rebuilds the model of a finished run and loads its held-out data, from config.yaml and adapter/.
 
@@ -131,7 +110,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from experiments.data import load_task
     from experiments.data.batches import eval_batches
     from experiments.data.items import make_items
-    from experiments.data.protocols import apply_protocol
+    from experiments.data.protocols import apply_protocol, draw_rows
     from experiments.models.load import load_model, load_processor
     from experiments.runtime.memory import use_cpu
     from experiments.runtime.seeds import stream
@@ -157,22 +136,15 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
         )
     model = load_model(config.model, task, stream(config.seed, "head")).network
     adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
-    processor = load_processor(config.model, task)
-    data = make_items(_sample(held_out, items, task), processor, task, config.data.cache)
+    if items is not None and items < len(held_out):
+        held_out = held_out.select(draw_rows(held_out, task, items, "contribution"))
+    data = make_items(held_out, load_processor(config.model, task), task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batches = []
-    for indices in eval_batches(data.lengths, BATCH):
-        batch = {name: tensor.to(device) for name, tensor in data.batch(indices).items()}
-        batches.append((data.weight(indices), batch))
+    batches = [
+        (data.weight(indices), {name: tensor.to(device) for name, tensor in data.batch(indices).items()})
+        for indices in eval_batches(data.lengths, BATCH)
+    ]
     return Rebuilt(model.to(device).eval(), adapters, batches, split, len(data))
-
-
-def _sample(rows: Any, items: int | None, task: Any) -> Any:
-    from experiments.data.protocols import draw_rows
-
-    if items is None or items >= len(rows):
-        return rows
-    return rows.select(draw_rows(rows, task, items, "contribution"))
 
 
 def put_adapter(
@@ -204,12 +176,13 @@ def put_adapter(
     if unknown:
         raise UserError(f"{weights} holds {', '.join(unknown[:3])}, which this model lacks")
 
-    def adapter(name: str, linear: nn.Linear) -> LowRankLinear:
-        rank = factors[name][0].shape[0]
-        return LowRankLinear(linear, Directions(rank, rank), 1.0, singular=False)
-
+    ranks = {name: a.shape[0] for name, (a, _) in factors.items()}
     linears = find_linears(model, list(factors))
-    adapters = attach(model, {name: linears[name] for name in factors}, adapter)
+    adapters = attach(
+        model,
+        {name: linears[name] for name in factors},
+        lambda name, linear: LowRankLinear(linear, Directions(ranks[name], ranks[name]), 1.0, singular=False),
+    )
     with torch.no_grad():
         for name, (a, b) in factors.items():
             adapters[name].A.copy_(a)
@@ -241,9 +214,6 @@ def _config(folder: Path) -> Any:
     except OmegaConfBaseException as error:
         line = first_line(error)
         raise UserError(f"{path} does not fit this version ({line}); check out the commit in manifest.json") from error
-
-
-# -- many runs ---------------------------------------------------------------------------------------------
 
 
 def finished(paths: Iterable[str | Path]) -> list[Path]:
@@ -323,11 +293,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", default=["runs"], metavar="RUN_OR_STORE", help="default: runs")
     parser.add_argument("--method", default="", metavar="A,B", help="only runs of these methods")
     parser.add_argument(
-        "--items",
-        type=int,
-        default=ITEMS,
-        metavar="N",
-        help="held-out items, 0 for all (default: %(default)s)",
+        "--items", type=int, default=ITEMS, metavar="N", help="held-out items, 0 for all (default: %(default)s)"
     )
     args = parser.parse_args(words)
     try:

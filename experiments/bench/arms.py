@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
@@ -52,21 +52,14 @@ class Setting:
 
 @dataclass
 class Loop:
-    """The training loop described in `elalora.method`.
-
-    Attributes:
-        method: already attached.
-        call: the forward pass, possibly compiled.
-        clip: maximum gradient norm; None disables clipping.
-        at: index of the next step.
-    """
+    """The training loop described in `elalora.method`, for a method that is attached."""
 
     method: Method
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # the forward pass, possibly compiled
     optimizer: RowwiseAdamW
     schedule: Schedule
-    clip: float | None = 1.0
-    at: int = 0
+    clip: float | None = 1.0  # maximum gradient norm
+    at: int = 0  # index of the next step
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -89,28 +82,17 @@ class Loop:
 
 @dataclass
 class Arm:
-    """A training step and the objects that hold its memory.
-
-    Attributes:
-        step: runs one training step.
-        model: with all adapters attached.
-        tensors: returns the tensors of optimizer and method state.
-    """
+    """A training step and the objects that hold its memory."""
 
     step: Callable[[], None]
-    model: nn.Module
-    tensors: Callable[[], list[Tensor]] = field(default=list)
+    model: nn.Module  # with all adapters
+    tensors: Callable[[], list[Tensor]] = field(default=list)  # the state of optimizer and method
 
 
 def ours(setting: Setting, name: str, rank: int | None = None, final: bool = False, **knobs: Any) -> Arm:
-    """A method of this project.
+    """A method of this project with some of its settings, at the setting's rank unless another is given.
 
-    Args:
-        setting: see `Setting`.
-        name: of the method.
-        rank: budget, if not the setting's.
-        final: start in the last phase; the third step then sets the final ranks, from the scores of two steps.
-        knobs: settings of the method.
+    With `final` it starts in the last phase: the third step sets the final ranks, from the scores of two steps.
     """
     from baselines.registry import method_class
 
@@ -122,15 +104,15 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
     begin = phases.end - 2 if final else TOTAL // 10 + 1  # the middle phase has begun
     optimizer = RowwiseAdamW(method.groups(model, 1e-4, 0.0), method.directions())
     loop = Loop(method, setting.call(model), optimizer, Schedule(optimizer, TOTAL), at=begin)
+    return Arm(
+        lambda: loop.step(setting.batch, setting.autocast()),
+        model,
+        lambda: _tensors([*optimizer.state.values(), method.state_dict()]),
+    )
 
-    def step() -> None:
-        loop.step(setting.batch, setting.autocast())
 
-    def tensors() -> list[Tensor]:
-        state = [t for slot in optimizer.state.values() for t in slot.values()]
-        return state + [t for t in method.state_dict().values() if isinstance(t, Tensor)]
-
-    return Arm(step, model, tensors)
+def _tensors(states: Iterable[Mapping[str, Any]]) -> list[Tensor]:
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def peft(setting: Setting, adalora: bool = False) -> Arm:
@@ -193,11 +175,7 @@ def _plain(setting: Setting, model: nn.Module, after: Callable[[], None] | None 
             after()
         optimizer.zero_grad(set_to_none=True)
 
-    def tensors() -> list[Tensor]:
-        state = optimizer.state.values() if optimizer is not None else []
-        return [t for slot in state for t in slot.values() if isinstance(t, Tensor)]
-
-    return Arm(step, model, tensors)
+    return Arm(step, model, lambda: _tensors(optimizer.state.values()) if optimizer is not None else [])
 
 
 def bare_products(setting: Setting) -> Callable[[], None]:

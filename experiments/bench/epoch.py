@@ -35,10 +35,7 @@ FOLDERS = ("data.root=", "store.root=")  # words that name folders of this machi
 
 def main() -> None:
     """Measures and prints the ratio."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.epoch",
-        description="Seconds of a whole run over the seconds of its bare steps.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.epoch", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="as for run.py")
     parser.add_argument("--blocks", type=int, default=5, help="runs to measure (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=1, help="default: %(default)s")

@@ -18,22 +18,14 @@ DEBERTA = ["query_proj", "key_proj", "value_proj", *PER_LAYER[3:]]
 
 @dataclass(frozen=True)
 class Shape:
-    """One architecture.
-
-    Attributes:
-        targets: patterns of the adapted layers.
-        matrices: number of layers they match.
-        head: modules that train whole.
-        batch: default number of items.
-        length: default number of tokens, or pixels per side of an image.
-    """
+    """One architecture."""
 
     name: str
-    targets: list[str]
-    matrices: int
-    head: list[str]
-    batch: int
-    length: int
+    targets: list[str]  # patterns of the adapted layers
+    matrices: int  # number of layers they match
+    head: list[str]  # modules that train whole
+    batch: int  # default number of items
+    length: int  # default number of tokens, or pixels per side of an image
 
 
 SHAPES = {
@@ -81,15 +73,15 @@ def make_batch(shape: Shape, batch: int, length: int, device: str) -> dict[str, 
     """A random batch without padding."""
     generator = torch.Generator().manual_seed(1)
     if shape.name == "vit-b16":
-        made = {"pixel_values": torch.randn(batch, 3, length, length, generator=generator)}
+        inputs = {"pixel_values": torch.randn(batch, 3, length, length, generator=generator)}
     else:
         ids = torch.randint(1000, 30000, (batch, length), generator=generator)
-        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if shape.name == "bart-base":
-        made["labels"] = torch.randint(1000, 30000, (batch, max(8, length // 4)), generator=generator)
+        inputs["labels"] = torch.randint(1000, 30000, (batch, max(8, length // 4)), generator=generator)
     else:
-        made["labels"] = torch.randint(2, (batch,), generator=generator)
-    return {name: tensor.to(device) for name, tensor in made.items()}
+        inputs["labels"] = torch.randint(2, (batch,), generator=generator)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def twin(model: nn.Module, shape: Shape) -> nn.Module:

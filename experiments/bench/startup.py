@@ -25,10 +25,7 @@ TARGETS = {"help": 1.5, "first step": 8.0}
 
 def main() -> None:
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.startup",
-        description="Seconds that run.py --help takes, and seconds from a command to its run's first step.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.startup", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="as for run.py (default: method=lora)")
     parser.add_argument("--times", type=int, default=5, help="measurements of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
@@ -36,7 +33,7 @@ def main() -> None:
     words = options.words or ["method=lora"]
     waits = {"help": until_help, "first step": lambda: until_first_step(words)}
     seconds = {name: [wait() for _ in range(options.times + 1)][1:] for name, wait in waits.items()}  # first: cold
-    measured: dict[str, Any] = {"seconds": seconds, "targets": TARGETS, "words": words}
+    measured = {"seconds": seconds, "targets": TARGETS, "words": words}
     save(measured, options.out)
     print("\n".join(start_lines(measured)))
 

@@ -58,10 +58,7 @@ def report(processes: list[list[Span]], began: float, ended: float) -> str:
 
 def main() -> int:
     """Returns the exit code of the sweep."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.sweep",
-        description="Runs a sweep in a temporary store and prints what it cost beside its runs.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="+", help="as for run.py -m, for instance 'seed=range(8)'")
     words = parser.parse_args().words
     with tempfile.TemporaryDirectory() as store:

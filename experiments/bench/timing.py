@@ -20,19 +20,15 @@ class Ratio(NamedTuple):
 def interleaved(
     arms: dict[str, Callable[[], Any]], blocks: int, repeats: int = 1, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds per call of every arm in every block; the order of the arms rotates with the block.
+    """Seconds per call of every arm in every block of `repeats` calls; the order of the arms rotates with the block.
 
-    Args:
-        arms: what to call, by name.
-        blocks: how often every arm is timed.
-        repeats: calls per block.
-        warmup: calls of every arm before the first block.
+    Before the first block each arm is called `warmup` times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
-    for name in names:
+    for work in arms.values():
         for _ in range(warmup):
-            arms[name]()
+            work()
     for block in range(blocks):
         turn = block % len(names)
         for name in names[turn:] + names[:turn]:

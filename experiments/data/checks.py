@@ -53,7 +53,7 @@ def check_count(label: str, count: int, official: int, noun: str = "rows") -> No
 
 
 def _check_idx(label: str, idx: list[Any]) -> None:
-    _refuse(label, idx, lambda v: isinstance(v, bool) or not isinstance(v, int), "has a non-integer idx")
+    _refuse(label, idx, lambda v: type(v) is not int, "has a non-integer idx")  # True is an int too
     _refuse(label, idx, lambda v: not -(2**63) <= v < 2**63, "has an idx that does not fit into 64 bits")
     if len(set(idx)) < len(idx):
         number = next(n for n, count in Counter(idx).items() if count > 1)
@@ -66,21 +66,16 @@ def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
     _refuse(label, labels, lambda v: v is None, "has no label")
     if task.kind == "summarization":
         _refuse(label, labels, lambda v: not isinstance(v, str), "has a summary that is not text")
-        _refuse(label, columns["references"], _no_references, "has no list of references")
+        for row, texts in enumerate(columns["references"], start=1):
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{label}: row {row} has no list of references")
     elif task.kind == "regression":
-        _refuse(label, labels, lambda v: not _is_finite(v), "has label {value}; expected a finite number")
+        for row, value in enumerate(labels, start=1):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+                raise UserError(f"{label}: row {row} has label {value}; expected a finite number")
     else:
-        allowed = range(task.num_labels)
         text = f"has label {{value}}; allowed: 0 to {task.num_labels - 1} (task.num_labels={task.num_labels})"
-        _refuse(label, labels, lambda v: isinstance(v, bool) or not isinstance(v, int) or v not in allowed, text)
-
-
-def _no_references(value: Any) -> bool:
-    return not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+        _refuse(label, labels, lambda v: type(v) is not int or not 0 <= v < task.num_labels, text)
 
 
 def _refuse(label: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:

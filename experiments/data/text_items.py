@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +57,16 @@ class Padding:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of unequal length, concatenated.
+    """Rows of unequal length, concatenated."""
 
-    Attributes:
-        flat: (total,) of any integer type.
-        offsets: the start of each row and the end of the last, (n + 1,) int64.
-    """
+    flat: Tensor  # (total,) of any integer type
+    offsets: Tensor  # start of each row and end of the last, (n + 1,) int64
 
-    flat: Tensor
-    offsets: Tensor
+    @classmethod
+    def of(cls, rows: list[list[int]], dtype: torch.dtype) -> Ragged:
+        """Concatenates lists of unequal length."""
+        flat = torch.tensor([value for row in rows for value in row], dtype=dtype)
+        return cls(flat, torch.tensor([0, *map(len, rows)], dtype=torch.int64).cumsum(0))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -85,29 +87,17 @@ class Ragged:
 
 @dataclass(frozen=True)
 class TextItems:
-    """Texts or pairs of texts with labels, or documents with summaries.
+    """Texts or pairs of texts with labels, or documents with summaries."""
 
-    Attributes:
-        tokens: ids of the inputs.
-        idx: numbers of the items, (n,) int64.
-        labels: (n,) int64 for classification, float32 for regression; token ids of the target for summaries.
-        truncated: how many inputs were truncated to the task's max_length.
-        truncated_targets: how many summaries were truncated to target_length.
-        cached: whether the ids were read from the cache.
-        padding: the tokenizer's padding.
-        token_type_ids: (total,) uint8, or None if the tokenizer has none.
-        references: all references of each item, for summaries.
-    """
-
-    tokens: Ragged
-    idx: Tensor
-    labels: Tensor | Ragged
-    truncated: int
-    truncated_targets: int
-    cached: bool
+    tokens: Ragged  # ids of the inputs
+    idx: Tensor  # numbers of the items, (n,) int64
+    labels: Tensor | Ragged  # (n,) int64 for classification, float32 for regression; token ids of the summaries
+    truncated: int  # number of inputs truncated to the task's max_length
+    truncated_targets: int  # number of summaries truncated to target_length
+    cached: bool  # whether the ids were read from the cache
     padding: Padding
-    token_type_ids: Ragged | None = None
-    references: list[list[str]] | None = None
+    token_type_ids: Ragged | None = None  # None if the tokenizer has none
+    references: list[list[str]] | None = None  # all references of each item, for summaries
 
     def __len__(self) -> int:
         return len(self.idx)
@@ -155,7 +145,7 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskCon
         dataset: columns idx, label and the task's text columns; for summaries also references.
         tokenizer: any Hugging Face tokenizer with a padding token.
         task: determines text columns and maximum lengths.
-        cache: data.cache, the argument of `cache_dir`; files go into its subfolder tokenised/.
+        cache: data.cache; files go into its subfolder tokenised/.
 
     Raises:
         UserError: the tokenizer has no padding token, or the cache cannot be written.
@@ -216,55 +206,39 @@ def _encode(
     """Tensors by name, and the numbers of truncated inputs and targets."""
     columns = dataset[:]
     texts = [columns[name] for name in task.text]
-
-    def inputs(part: slice) -> Any:
-        words = [column[part] for column in texts]
-        return tokenizer(*words, truncation=True, max_length=task.max_length, return_attention_mask=False)
-
-    def whole_inputs(rows: list[int]) -> Any:
-        return tokenizer(*([column[i] for i in rows] for column in texts), verbose=False)
-
-    encoded = _in_slices(len(dataset), "items", inputs)
-    tokens = _ragged(encoded["input_ids"], torch.int32)
+    as_inputs = partial(tokenizer.__call__, return_attention_mask=False)
+    encoded, cut = _encode_rows(as_inputs, texts, task.max_length, "items")
+    tokens = Ragged.of(encoded["input_ids"], torch.int32)
     tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
     if "token_type_ids" in encoded:
-        tensors["token_type_ids"] = _ragged(encoded["token_type_ids"], torch.uint8).flat
-    cut = _truncated(encoded["input_ids"], task.max_length, whole_inputs)
+        tensors["token_type_ids"] = Ragged.of(encoded["token_type_ids"], torch.uint8).flat
     if task.kind != "summarization":
         kind = torch.float32 if task.kind == "regression" else torch.int64
         tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
         return tensors, (cut, 0)
 
-    def summaries(part: slice) -> Any:
-        return tokenizer(text_target=columns["label"][part], truncation=True, max_length=task.target_length)
+    def as_targets(summaries: list[str], **options: Any) -> Any:
+        return tokenizer(text_target=summaries, **options)
 
-    targets = _in_slices(len(dataset), "summaries", summaries)
-    labels = _ragged(targets["input_ids"], torch.int32)
-    tensors |= {"labels": labels.flat, "label_offsets": labels.offsets}
-
-    def whole(full: list[int]) -> Any:
-        return tokenizer(text_target=[columns["label"][i] for i in full], verbose=False)
-
-    return tensors, (cut, _truncated(targets["input_ids"], task.target_length, whole))
+    targets, cut_targets = _encode_rows(as_targets, [columns["label"]], task.target_length, "summaries")
+    labels = Ragged.of(targets["input_ids"], torch.int32)
+    return tensors | {"labels": labels.flat, "label_offsets": labels.offsets}, (cut, cut_targets)
 
 
-def _in_slices(count: int, what: str, encode: Callable[[slice], Any]) -> dict[str, list[list[int]]]:
-    """Encodes slice by slice, which is equivalent because rows are independent."""
-    starts = range(0, max(count, 1), SLICE)
-    steps = tracked(starts, f"tokenising {count:,} {what}") if len(starts) > 1 else starts
-    parts = [encode(slice(start, start + SLICE)) for start in steps]
-    return {name: [row for part in parts for row in part[name]] for name in parts[0]}
+def _encode_rows(
+    encode: Callable[..., Any], texts: list[list[str]], limit: int, what: str
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Ids of every row of these columns by name, truncated to `limit`, and the number of truncated rows.
 
-
-def _ragged(rows: list[list[int]], dtype: torch.dtype) -> Ragged:
-    flat = torch.tensor([value for row in rows for value in row], dtype=dtype)
-    return Ragged(flat, torch.tensor([0, *map(len, rows)], dtype=torch.int64).cumsum(0))
-
-
-def _truncated(rows: list[list[int]], limit: int, encode: Callable[[list[int]], Any]) -> int:
-    """How many rows were truncated: those of length `limit` are encoded again without one."""
-    full = [i for i, row in enumerate(rows) if len(row) == limit]
-    return sum(len(row) > limit for row in encode(full)["input_ids"]) if full else 0
+    Encoding slice by slice is equivalent because rows are independent.
+    """
+    starts = range(0, max(len(texts[0]), 1), SLICE)
+    steps = tracked(starts, f"tokenising {len(texts[0]):,} {what}") if len(starts) > 1 else starts
+    parts = [encode(*(t[i : i + SLICE] for t in texts), truncation=True, max_length=limit) for i in steps]
+    encoded = {name: [row for part in parts for row in part[name]] for name in parts[0]}
+    full = [i for i, row in enumerate(encoded["input_ids"]) if len(row) == limit]
+    whole = encode(*([t[i] for i in full] for t in texts), verbose=False)["input_ids"] if full else []
+    return encoded, sum(len(row) > limit for row in whole)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -63,21 +63,13 @@ class Worker:
 
 @dataclass
 class Sweep:
-    """All runs of one command or of one SLURM job, and their state.
+    """All runs of one command or of one SLURM job, and their state."""
 
-    Attributes:
-        plans: in order, sources first.
-        count: number of workers.
-        skipped: ids of runs that were done before.
-        done: ids of runs that this sweep did.
-        failed: id -> exit code and first line of the error.
-    """
-
-    plans: list[Plan]
-    count: int
-    skipped: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, tuple[int, str]] = field(default_factory=dict)
+    plans: list[Plan]  # sources first
+    count: int  # of workers
+    skipped: set[str] = field(default_factory=set)  # ids of runs that were done before
+    done: set[str] = field(default_factory=set)  # ids of runs that this sweep did
+    failed: dict[str, tuple[int, str]] = field(default_factory=dict)  # id -> exit code, first line of the error
     workers: list[Worker] = field(default_factory=list)
 
     def run(self) -> int:
@@ -143,7 +135,9 @@ class Sweep:
             self.workers.remove(worker)
             exit_code = worker.process.exitcode or 0
             code, line = 1, f"killed by signal {-exit_code}" if exit_code < 0 else f"worker ended with {exit_code}"
-            _mark_crashed(plan, line)
+            if plan.folder.path.is_dir():  # the dead worker could not write this status
+                status = {"state": "failed", "failure": "crash", "error": line, "heartbeat": time.time()}
+                plan.folder.write("status.json", plan.folder.status() | status)
         if code:
             self._fail(plan, code, line)
         else:
@@ -196,14 +190,13 @@ class Sweep:
     def _summary(self) -> None:
         from experiments.store.status import read_store, retry
 
-        for plan in self.plans:
-            if plan.id in self.failed:
-                line = f"{plan.label} failed: {self.failed[plan.id][1]} (see {plan.folder.path})"
-                print(f"elalora: {line}", file=sys.stderr)
+        failed = {plan.folder.path: plan for plan in self.plans if plan.id in self.failed}
+        for path, plan in failed.items():
+            line = f"{plan.label} failed: {self.failed[plan.id][1]} (see {path})"
+            print(f"elalora: {line}", file=sys.stderr)
         print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
-        paths = {str(plan.folder.path) for plan in self.plans if plan.id in self.failed}
-        roots = {path.parents[1] for path in map(Path, paths) if path.exists()}
-        for command in retry(run for root in sorted(roots) for run in read_store(root) if run.path in paths):
+        roots = {path.parents[1] for path in failed if path.exists()}
+        for command in retry(run for root in sorted(roots) for run in read_store(root) if Path(run.path) in failed):
             print(f"again: {command}")
 
 
@@ -211,13 +204,6 @@ def repeats(plans: Sequence[Plan]) -> list[str]:
     """One line for each arm and task, whose runs differ in the seed only."""
     counts = Counter(f"{plan.name.arm} x {plan.config.task.name}" for plan in plans)
     return [f"{arm}: {counted(number, 'repeat')}" for arm, number in counts.items()]
-
-
-def _mark_crashed(plan: Plan, line: str) -> None:
-    """Writes the status that the dead worker could not write."""
-    if plan.folder.path.is_dir():
-        now = {"state": "failed", "failure": "crash", "error": line, "heartbeat": time.time()}
-        plan.folder.write("status.json", plan.folder.status() | now)
 
 
 @contextmanager

@@ -67,13 +67,13 @@ def describe(plans: Sequence[Plan], config: LauncherConfig) -> list[str]:
     """
     _check(config)
     lines = []
+    hidden = ("setup", "additional_parameters")
+    resources = " ".join(f"{name}={value}" for name, value in _resources(config).items() if name not in hidden)
     for number, layer in enumerate(dependency_layers(plans)):
-        jobs = chunks(layer, config.runs_per_job)
-        resources = {k: v for k, v in _resources(config).items() if k not in ("setup", "additional_parameters")}
         after = "" if number == 0 else ", after the array before it"
         after += f", {config.workers} at once in each" if config.workers > 1 else ""
-        words = " ".join(f"{name}={value}" for name, value in resources.items())
-        lines.append(f"SLURM array of {len(jobs)} jobs for {len(layer)} runs{after}: {words}")
+        jobs = len(chunks(layer, config.runs_per_job))
+        lines.append(f"SLURM array of {jobs} jobs for {len(layer)} runs{after}: {resources}")
     return lines
 
 
@@ -94,17 +94,11 @@ def chunks(plans: Sequence[Plan], size: int) -> list[list[Plan]]:
 
 @dataclass
 class Job:
-    """The work of one SLURM job. submitit pickles it.
-
-    Attributes:
-        path: a JSON file with the runs' ids and resolved configurations, and the commit they were submitted from.
-        max_requeues: how often the job may requeue itself.
-        workers: runs at a time.
-    """
+    """The work of one SLURM job, whose runs are in the JSON file that `_payload` wrote. submitit pickles it."""
 
     path: str
     max_requeues: int
-    workers: int = 1
+    workers: int = 1  # runs at a time
 
     def __call__(self) -> int:
         signal.signal(REQUEUE, _stop)
@@ -133,8 +127,7 @@ def _in_grace() -> bool:
 
     SLURM does not requeue a job that ends within that time. A job that is cancelled or requeued is listed as ending.
     """
-    command = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip() == "RUNNING"
+    return _output("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T", check=False).strip() == "RUNNING"
 
 
 def _submitted_plan(run: str, text: str) -> Plan:
@@ -182,6 +175,7 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
 
 
 def _payload(folder: Path, plans: Sequence[Plan]) -> Path:
+    """Writes the runs' ids and resolved configurations, and the commit they were submitted from."""
     path = folder / f"{plans[0].id[:10]}-{time.time_ns()}.json"
     runs = {plan.id: OmegaConf.to_yaml(plan.config, resolve=True) for plan in plans}
     path.write_text(json.dumps({"code": code_now(), "runs": runs}), encoding="utf-8")
@@ -216,15 +210,17 @@ def _queued(plans: Sequence[Plan], live: Collection[str]) -> dict[str, str]:
 
 def _live() -> dict[str, str]:
     """Every job in the queue, with the reason why it waits."""
-    command = ["squeue", "-h", "-r", "-o", "%i|%r"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return dict(line.split("|", 1) for line in _output("squeue", "-h", "-r", "-o", "%i|%r").splitlines())
     except FileNotFoundError:
         line = "hydra/launcher=slurm needs SLURM's commands (squeue, sbatch), which this machine does not have"
         raise UserError(line) from None
     except subprocess.SubprocessError as error:
         raise UserError(f"squeue failed: {getattr(error, 'stderr', None) or error}".strip()) from error
-    return dict(line.split("|", 1) for line in done.stdout.splitlines())
+
+
+def _output(*command: str, check: bool = True) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=check).stdout
 
 
 def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
@@ -269,12 +265,11 @@ def _accounting(jobs: Collection[str]) -> dict[str, str]:
     if not jobs:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
-    command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        lines = _output("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays).splitlines()
     except (OSError, subprocess.SubprocessError):
         return {}
-    rows = [line.split("|") for line in done.stdout.splitlines()]
+    rows = [line.split("|") for line in lines]
     return {job: f"job {job} {state}, exit code {code}" for job, state, code in rows if state not in ACTIVE}
 
 

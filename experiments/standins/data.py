@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,7 @@ SIDE = 32  # pixels
 
 
 def make_data(folder: Path, seed: int = 0) -> Path:
-    """Writes glue/, summarization/ and vtab-1k/ below the folder, for `data.root=FOLDER task.verify=false`.
-
-    Args:
-        folder: created if missing; files of earlier calls are replaced.
-        seed: determines the rows.
-
-    Returns:
-        The folder.
-    """
+    """Writes glue/, summarization/ and vtab-1k/ into the folder, for `data.root=FOLDER task.verify=false`."""
     for task in GLUE:
         if not task.endswith("_mm"):  # mnli holds the mismatched split too
             _glue(folder / "glue" / task, task, seed)
@@ -129,11 +120,10 @@ def _summaries(folder: Path, name: str, seed: int) -> None:
 
 def _images(folder: Path, name: str, seed: int) -> None:
     """Images and list files in the layout of VTAB-1k."""
-    draw: Callable[[np.random.Generator, int, int], np.ndarray] = _dots if name == "clevr_count" else _coloured
+    draw = _dots if name == "clevr_count" else _coloured
     lists: dict[str, list[str]] = {}
     for split, rows in IMAGE_ROWS.items():
-        rng = _rng(seed, "vtab-1k", name, split)
-        stem = IMAGE_SPLITS[split]
+        rng, stem = _rng(seed, "vtab-1k", name, split), IMAGE_SPLITS[split]
         (folder / "images" / stem).mkdir(parents=True, exist_ok=True)
         lists[stem] = []
         for number, label in enumerate(_balanced(rng, VTAB[name].classes, rows)):
@@ -148,8 +138,7 @@ def _images(folder: Path, name: str, seed: int) -> None:
 def _coloured(rng: np.random.Generator, label: int, classes: int) -> np.ndarray:
     """The hue of the class with noise, (SIDE, SIDE, 3) uint8."""
     colour = np.array(colorsys.hsv_to_rgb(label / classes, 0.9, 0.8)) * 255
-    noise = rng.normal(0, 20, size=(SIDE, SIDE, 3))
-    return np.clip(colour + noise, 0, 255).astype(np.uint8)
+    return np.clip(colour + rng.normal(0, 20, size=(SIDE, SIDE, 3)), 0, 255).astype(np.uint8)
 
 
 def _dots(rng: np.random.Generator, label: int, _: int) -> np.ndarray:

@@ -1,13 +1,11 @@
-"""Writes run folders as literal JSON, without training: for tests of what reads a run store.
-
-A test holds that keys and types are those of real runs (tests/experiments/standins/test_stored_runs.py).
-"""
+"""Writes run folders as literal JSON, without training: for tests of what reads a run store."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -40,42 +38,19 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         "budget": "r4",
         "seed": seed,
     }
+    report = {"split": "test", "metrics": {"accuracy": score, "f1": score - 1}}
     whole: dict[str, Any] = {
-        "schema": 1,
-        "commit": "0123456789abcdef",
-        "method": method,
-        "variant": "paper" if method == "elalora" else None,
-        "label": method,
-        "reconstructed": method == "prilora",
-        "task": "vader_movies",
-        "model": "minilm",
-        "budget": "r4",
-        "protocol": "clean",
-        "recipe": None,
-        "seed": seed,
-        "metric": "accuracy",
-        "steps": 100,
-        "readings": {
-            "last": {
-                "step": 100,
-                "report": {"split": "test", "metrics": {"accuracy": score, "f1": score - 1}},
-                "select": None,
-            },
-            "best": None,
-        },
+        "schema": 1, "commit": "0123456789abcdef", "method": method,
+        "variant": "paper" if method == "elalora" else None, "label": method, "reconstructed": method == "prilora",
+        "task": "vader_movies", "model": "minilm", "budget": "r4", "protocol": "clean", "recipe": None, "seed": seed,
+        "metric": "accuracy", "steps": 100,
+        "readings": {"last": {"step": 100, "report": report, "select": None}, "best": None},
         "ranks": {
-            "initial": ranks,
-            "final": dict(ranks),
+            "initial": ranks, "final": ranks,
             "places": {name: list(place) for name, place in names.items()},
             "shapes": {name: list(TYPES[kind]) for name, (_, kind) in names.items()},
         },
-        "counts": {
-            "initial": dict(count),
-            "peak": dict(count),
-            "final": dict(count),
-            "head_params": 148610,
-            "other_params": 0,
-        },
+        "counts": {"initial": count, "peak": count, "final": count, "head_params": 148610, "other_params": 0},
         "moves": {
             "rounds_due": 0, "rounds": 0, "pruned": 0, "grown": 0,
             "gross_share": 0.0, "net_share": 0.0, "blocked": 0, "replaced_in_place": 0,
@@ -92,9 +67,10 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         "flags": [],
         "identity": identity,
     }  # fmt: skip
-    whole = copy.deepcopy(whole)
+    whole = json.loads(json.dumps(whole))  # no part is shared, so that a change replaces one value only
     for key, value in changes.items():
-        _set(whole, key.split("__"), value)
+        *path, last = key.split("__")
+        reduce(getitem, path, whole)[last] = value
     whole["id"] = hashlib.sha256(json.dumps(whole["identity"], sort_keys=True).encode()).hexdigest()
     return whole
 
@@ -107,12 +83,6 @@ def status(state: str, **more: Any) -> dict[str, Any]:
 def failed(failure: str, error: str) -> dict[str, Any]:
     """The content of a failed run's status.json; `failure` is nan, budget, never_acted, crash or refused."""
     return status("failed", failure=failure, error=error, traceback=f"Traceback: {error}")
-
-
-def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree[key]
-    tree[path[-1]] = value
 
 
 def write_run(root: Path, whole: dict[str, Any], rounds: list[dict[str, Any]] | None = None, **manifest: Any) -> Path:
@@ -142,28 +112,15 @@ def moved_run(root: Path, seed: int, score: float, **changes: Any) -> Path:
     ranks = {name: 4 for name in names}
     rounds = []
     for number, step in enumerate((20, 40)):
-        ranks = dict(ranks)
         winner = names[(5 + 3 * number + seed) % len(names)]
         if winner == loser:
             winner = names[0]
-        ranks[loser] -= 1
-        ranks[winner] += 1
+        ranks = ranks | {loser: ranks[loser] - 1, winner: ranks[winner] + 1}
         rounds.append({"step": step, "ranks": ranks, "pruned": [[loser, 3 - number]], "grown": [winner]})
     params = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in ranks.items())
-    whole = result(
-        "elalora",
-        seed,
-        score,
-        **{
-            "ranks__final": ranks,
-            "counts__final__params": params,
-            "moves__gross_share": 2 / 48,
-            "moves__net_share": 2 / 48,
-            "moves__rounds": 2,
-        }
-        | changes,
-    )
-    return write_run(root, whole, rounds)
+    moves = {"moves__gross_share": 2 / 48, "moves__net_share": 2 / 48, "moves__rounds": 2}
+    counts = {"ranks__final": ranks, "counts__final__params": params}
+    return write_run(root, result("elalora", seed, score, **counts | moves | changes), rounds)
 
 
 def three_seeds(root: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,45 +31,37 @@ def build(root: Path) -> Path:
         level = BASE + rng.normal(scale=1.5)  # of this seed, common to all arms
         ids: dict[str, str] = {}
         patterns = {kind: _course(kind, rng) for kind in ("random", "scored")}
-        for kind in ("fixed", "random", "scored"):
-            for d1 in (False, True):
-                for d2 in (False, True):
-                    score = level + _effect(kind, d1, d2) + rng.normal(scale=0.15)
-                    rounds = patterns.get(kind, [])
-                    folder = _write(root, _settings(kind, d1, d2), seed, score, rounds)
-                    if not (d1 or d2):
-                        _contributions(folder, rng)
-                        ids[kind] = json.loads((folder / "result.json").read_text())["id"]
+        for kind, d1, d2 in product(("fixed", "random", "scored"), (False, True), (False, True)):
+            factors = {kind: True, "D1": d1, "D2": d2, f"{kind} x D1": d1}
+            effect = sum(EFFECTS.get(name, 0.0) for name, present in factors.items() if present)
+            score = level + effect + rng.normal(scale=0.15)
+            folder = _write(root, _settings(kind, D1=d1, D2=d2), seed, score, patterns.get(kind, []))
+            if not (d1 or d2):
+                ids[kind] = _contributions(folder, rng)
         final = patterns["scored"][-1]["ranks"]
-        source = {"ranks_from": ids["scored"]}
-        _write(root, _svd(**source), seed, level + 0.9 + rng.normal(scale=0.15), [], final, "SVD-LoRA transplant")
+        copied = _settings("fixed", ranks_from=ids["scored"])
+        _write(root, copied, seed, level + 0.9 + rng.normal(scale=0.15), [], final, "SVD-LoRA transplant")
         mixed = dict(zip(final, rng.permutation(list(final.values())).tolist(), strict=True))
-        shuffled = _svd(**source, shuffle=True)
+        shuffled = copied | {"shuffle": True}
         _write(root, shuffled, seed, level + rng.normal(scale=0.15), [], mixed, "SVD-LoRA transplant shuffled")
         _write(root, {"name": "lora"}, seed, level + rng.normal(scale=0.15), [])
     return root
 
 
-def _effect(kind: str, d1: bool, d2: bool) -> float:
-    names = [kind, "D1" if d1 else "", "D2" if d2 else "", f"{kind} x D1" if d1 else ""]
-    return sum(EFFECTS.get(name, 0.0) for name in names)
-
-
-def _settings(kind: str, d1: bool, d2: bool) -> dict[str, Any]:
+def _settings(kind: str, **knobs: Any) -> dict[str, Any]:
+    """The method's settings of an arm of fixed, random or scored ranks."""
     if kind == "fixed":
-        return _svd(D1=d1, D2=d2)
-    chosen = {"importance": "random"} if kind == "random" else {"importance": "sensitivity_uncertainty"}
-    return {"name": "elalora", "variant": "paper", "expansion": "pool", "D4": None, **chosen, "D1": d1, "D2": d2}
-
-
-def _svd(**knobs: Any) -> dict[str, Any]:
-    return {"name": "svd_lora", "D1": False, "D2": False, "D4": "off", "ranks_from": None, "shuffle": False} | knobs
+        base: dict[str, Any] = {"name": "svd_lora", "D4": "off", "ranks_from": None, "shuffle": False}
+    else:
+        importance = "random" if kind == "random" else "sensitivity_uncertainty"
+        base = {"name": "elalora", "variant": "paper", "expansion": "pool", "D4": None, "importance": importance}
+    return base | {"D1": False, "D2": False} | knobs
 
 
 def _course(kind: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Rounds that move two directions each, by the liking of a type and layer or at random."""
     names = list(modules())
-    liking = np.array([LIKED.get(modules()[n][1], 0.0) + 0.4 * modules()[n][0] for n in names])
+    liking = np.array([LIKED.get(matrix, 0.0) + 0.4 * layer for layer, matrix in modules().values()])
     if kind == "random":
         liking = np.zeros(len(names))
     ranks = dict.fromkeys(names, 4)
@@ -76,17 +69,11 @@ def _course(kind: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     for step in STEPS:
         noisy = liking + rng.normal(scale=0.6, size=len(names))
         order = [names[i] for i in np.argsort(noisy)]
-        before, pruned, grown = dict(ranks), [], []
-        for loser, winner in zip([n for n in order if ranks[n] > 1][:3], order[::-1][:3], strict=True):
-            pruned.append([loser, ranks[loser] - 1])
-            grown.append(winner)
-        scores = {n: np.sort(rng.lognormal(-9 + 0.4 * noisy[i], 1.0, before[n])).tolist() for i, n in enumerate(names)}
-        for (loser, _), winner in zip(pruned, grown, strict=True):
-            ranks[loser] -= 1
-            ranks[winner] += 1
-        rounds.append(
-            {"step": step, "ranks": dict(ranks), "pruned": pruned, "grown": grown, "scores": scores, "notes": {}}
-        )
+        losers, grown = [n for n in order if ranks[n] > 1][:3], order[::-1][:3]
+        pruned = [[loser, ranks[loser] - 1] for loser in losers]
+        scores = {n: np.sort(rng.lognormal(-9 + 0.4 * noisy[i], 1.0, ranks[n])).tolist() for i, n in enumerate(names)}
+        ranks = {n: ranks[n] - (n in losers) + (n in grown) for n in names}
+        rounds.append({"step": step, "ranks": ranks, "pruned": pruned, "grown": grown, "scores": scores, "notes": {}})
     return rounds
 
 
@@ -100,29 +87,24 @@ def _write(
     label: str | None = None,
 ) -> Path:
     final = ranks or (rounds[-1]["ranks"] if rounds else dict.fromkeys(modules(), 4))
-    changes: dict[str, Any] = {
-        "identity__method": method,
-        "ranks__final": final,
-        "data__source": SOURCE,
-        "data__citation": SOURCE,
-    }
-    changes["counts__final__params"] = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in final.items())
-    if ranks:
-        changes["ranks__initial"] = ranks
-    if label:
-        changes["label"] = label
+    params = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in final.items())
+    changes: dict[str, Any] = {"identity__method": method, "data__source": SOURCE, "data__citation": SOURCE}
+    changes |= {"ranks__final": final, "counts__final__params": params}
+    changes |= {"ranks__initial": ranks} if ranks else {}
+    changes |= {"label": label} if label else {}
     return write_run(root, result(method["name"], seed, round(score, 4), **changes), rounds)
 
 
-def _contributions(folder: Path, rng: np.random.Generator) -> None:
-    """Contributions that follow the same liking as the scored ranks."""
+def _contributions(folder: Path, rng: np.random.Generator) -> str:
+    """Writes contributions that follow the same liking as the scored ranks; returns the run's id."""
     whole = json.loads((folder / "result.json").read_text())
     rises = {
         name: round(float(np.exp(0.5 * LIKED.get(kind, 0.0) + 0.2 * layer - 6 + rng.normal(scale=0.3))), 8)
         for name, (layer, kind) in modules().items()
     }
-    found = {"schema": 1, "id": whole["id"], "asked": 500, "split": "validation", "items": 500, "loss": 0.5}
-    (folder / "contributions.json").write_text(json.dumps(found | {"rises": rises}))
+    facts = {"schema": 1, "id": whole["id"], "asked": 500, "split": "validation", "items": 500, "loss": 0.5}
+    (folder / "contributions.json").write_text(json.dumps(facts | {"rises": rises}))
+    return whole["id"]
 
 
 if __name__ == "__main__":

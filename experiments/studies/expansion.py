@@ -157,19 +157,17 @@ class Expansion:
         return [*words, f"task={task}", f"budget={budget}"]
 
     def _cell(self, name: str, arm: str, task: str, budget: str, seed: int) -> Cell:
-        part = self.study.parts[name]
-        shared = [*self._shared(task, budget, part.overrides), f"seed={seed}"]
-        if self.study.tuning is None or not part.tuned:
-            return self._make(name, part.kind, arm, task, budget, seed, [*shared, *self._words(arm, {})])
-        needed = [arm, *filter(None, [self.study.arms[arm].ranks_from])]
-        at = self.study.tuning.budget or budget
-        choices = {a: self.choices[self._tuned_as(a), task, at] for a in needed}
+        part, tuning = self.study.parts[name], self.study.tuning
+        choices: dict[str, Choice] = {}
+        if tuning is not None and part.tuned:
+            needed = filter(None, [arm, self.study.arms[arm].ranks_from])
+            choices = {a: self.choices[self._tuned_as(a), task, tuning.budget or budget] for a in needed}
         rates = {a: choice.lr for a, choice in choices.items() if choice.lr is not None}
-        words = [*shared, *self._words(arm, rates)]
-        if len(rates) < len(needed):
+        words = [*self._shared(task, budget, part.overrides), f"seed={seed}", *self._words(arm, rates)]
+        if len(rates) < len(choices):
             waits = dict.fromkeys(run for choice in choices.values() for run in choice.runs)
             return Cell(name, part.kind, arm, task, budget, seed, tuple(words), None, tuple(waits))
-        return self._make(name, part.kind, arm, task, budget, seed, words)
+        return _planned(name, part.kind, arm, task, budget, seed, words)
 
     def _words(self, arm: str, rates: dict[str, float]) -> list[str]:
         """An arm's overrides, with its learning rate and with those of the arm that gives it its ranks."""
@@ -178,12 +176,6 @@ class Expansion:
         if config.ranks_from is not None:
             words.append(f"method.ranks_from='{' '.join(self._words(config.ranks_from, rates))}'")
         return words
-
-    def _make(self, part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]) -> Cell:
-        words = _last(words)
-        plan = plan_of(tuple(words))
-        after = tuple(source.id for source in plan.sources if source.plan is not None)
-        return Cell(part, kind, arm, task, budget, seed, tuple(words), plan, after)
 
     def _tune(self, tuning: TuningConfig, tuned: dict[str, bool], task: str, budget: str) -> list[Cell]:
         """Plans the trials of one task and budget, and chooses the learning rates of arms whose trials are done.
@@ -214,7 +206,10 @@ class Expansion:
         key = (arm, task, budget)
         source = self.study.arms[arm].ranks_from
         shared = [*self._shared(task, budget, tuning.overrides), f"protocol={Protocol.tune}"]
-        grid = extended(tuning.grids[self._family(arm, shared, tuning)], extension)
+        family = str(compose_run(_last([*shared, *self.study.arms[arm].overrides])).recipe.family)
+        if family not in tuning.grids:
+            raise UserError(f"study.tuning.grids lacks learning rates for the family {family} of the arm {arm}")
+        grid = extended(tuning.grids[family], extension)
         rates: dict[str, float] = {}
         if source is not None:
             chosen = self.choices[self._tuned_as(source), task, budget]
@@ -222,24 +217,24 @@ class Expansion:
                 self.choices[key] = Choice(None, grid, False, chosen.runs)
                 return []
             rates[source] = chosen.lr
-        cells: list[Cell] = []
-        scores = []
-        for lr in grid:
-            words = self._words(arm, {arm: lr, **rates})
-            trial = [
-                self._make(TUNING_PART, TUNING_PART, arm, task, budget, seed, [*shared, f"seed={seed}", *words])
+        trials = [
+            [
+                _planned(TUNING_PART, TUNING_PART, arm, task, budget, seed, [*shared, f"seed={seed}", *words])
                 for seed in seeds_of(tuning.seeds)
             ]
-            cells += trial
-            scores.append([score_of(cell.plan) for cell in trial if cell.plan is not None])
+            for words in (self._words(arm, {arm: lr, **rates}) for lr in grid)
+        ]
+        cells = [cell for trial in trials for cell in trial]
+        scores = [[score_of(cell.plan) for cell in trial] for trial in trials]
         self.choices[key] = choose(grid, scores, tuple(cell.plan.id for cell in cells if cell.plan is not None))
         return cells
 
-    def _family(self, arm: str, shared: list[str], tuning: TuningConfig) -> str:
-        family = compose_run(_last([*shared, *self.study.arms[arm].overrides])).recipe.family
-        if family not in tuning.grids:
-            raise UserError(f"study.tuning.grids lacks learning rates for the family {family} of the arm {arm}")
-        return str(family)
+
+def _planned(part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]) -> Cell:
+    overrides = tuple(_last(words))
+    plan = plan_of(overrides)
+    after = tuple(source.id for source in plan.sources if source.plan is not None)
+    return Cell(part, kind, arm, task, budget, seed, overrides, plan, after)
 
 
 def _last(words: Iterable[str]) -> list[str]:
@@ -291,7 +286,6 @@ def _smoke(study: StudyConfig) -> StudyConfig:
     """Every arm and budget on stand-ins, with the first seed only; without a family, because it supports no claim."""
     from experiments.standins.folder import standins
 
-    folder = str(standins())
     small = study.small
     parts = {
         name: replace(
@@ -303,5 +297,5 @@ def _smoke(study: StudyConfig) -> StudyConfig:
         for name, part in study.parts.items()
     }
     tuning = study.tuning and replace(study.tuning, seeds=str(seeds_of(study.tuning.seeds)[0]))
-    overrides = [word.replace("{standins}", folder) for word in small.overrides]
+    overrides = [word.replace("{standins}", str(standins())) for word in small.overrides]
     return replace(study, small=replace(small, overrides=overrides), parts=parts, tuning=tuning, family=None)

@@ -266,8 +266,8 @@ def test_items_of_an_image_task_are_drawn_from_every_class_alike():
 
     from datasets import Dataset
 
-    from experiments.contribution import _sample
+    from experiments.data.protocols import draw_rows
 
     rows = Dataset.from_dict({"idx": range(40), "label": [i % 4 for i in range(40)]})
-    drawn = _sample(rows, 12, SimpleNamespace(kind="image", name="a task"))
-    assert sorted(drawn["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    drawn = draw_rows(rows, SimpleNamespace(kind="image", name="a task"), 12, "contribution")
+    assert sorted(rows[drawn]["label"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
