@@ -1,4 +1,4 @@
-"""Commands on a run store: list its runs, show items of a run, pack the runs into small files."""
+"""Commands on a run store: list its runs, check them, show items of a run, pack the runs into small files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments import examples
+from experiments import examples, verify
 from experiments.runtime.pipes import as_command
 from experiments.store import compaction, status
 
@@ -15,13 +15,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line; each command adds its own options."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, examples, compaction):
+    for command in (status, verify, examples, compaction):
         command.add_to(commands)
     return parser
 
 
 def main(words: list[str] | None = None) -> int:
-    """Returns the exit code: 0 for success, 2 for a user's mistake."""
+    """Returns the exit code: 0 for success, 1 if a run has a problem, 2 for a user's mistake."""
     args = parser().parse_args(words)
     try:
         return args.command(args)

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from elalora.errors import UserError
 from experiments.runs.plan import make_plan
 from experiments.runtime.distributed import world_size
+from experiments.runtime.manifest import loaded_code
 from experiments.studies.expansion import cells_of
 from experiments.studies.stages import run_study
 
@@ -38,6 +39,7 @@ def start_all(configs: list[DictConfig]) -> int:
     """
     from experiments.launch.choose import launcher_of, run_all
 
+    loaded_code()
     study = _the_study(configs)
     if configs[0].launcher.kind == "basic" and (study is not None or len(configs) > 1) and world_size() == 1:
         raise UserError(

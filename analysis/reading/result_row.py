@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import first_line
+from experiments.store.finished import check_result
 from experiments.store.folder import SCHEMA
+from experiments.verify import check_score
 
 NO_BUDGET = "none"
 READINGS = ("last", "best")
@@ -33,6 +35,9 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
     result = _json(folder / "result.json")
     if result["schema"] != SCHEMA:
         raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
+    check_result(folder, result)
+    if result.get("files"):
+        check_score(folder, result)
     if result["readings"][reading] is None:
         raise ValueError(f"it has no reading '{reading}'")
     return _row(result, _manifest(folder), reading)
@@ -64,6 +69,8 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
     metrics = _metrics(read["report"]["metrics"])
     places = _places(result["ranks"]["places"])
     settings = _settings({k: v for k, v in dict(result["identity"]).items() if k != "seed"})
+    split = _string(read["report"]["split"])
+    settings["data"] = {**settings.get("data", {}), "split": split}  # scores of unlike splits are never compared
     flags = _flags(result["flags"])
     row: dict[str, Any] = {
         "id": _string(result["id"]),
@@ -81,7 +88,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "metric": _string(metric),
         "score": metrics[metric],
         "metrics": metrics,
-        "split": _string(read["report"]["split"]),
+        "split": split,
         "majority": _optional((data["majority"] or {}).get(metric)),
         "head_params": _whole(counts["head_params"]),
         "other_params": _whole(counts["other_params"]),
@@ -100,6 +107,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "train_items": _whole(data["train_items"]),
         "report_items": _whole(data["report_items"]),
         "flags": flags,
+        "lines": ((result.get("files") or {}).get("metrics.jsonl") or {}).get("sha256"),
         "off_budget": "off budget" in flags,
         "collapsed": "collapsed" in flags,
         "ranks_initial": _ranks({name: result["ranks"]["initial"][name] for name in places}),

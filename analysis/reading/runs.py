@@ -50,7 +50,8 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
     if len(frame):
         frame, repeated = _without_repeats(frame)
         problems += repeated
-        frame = _with_sources(frame)
+        frame, copies = _without_copies(_with_sources(frame))
+        problems += copies
         frame = frame.sort_values(["task", "method", "variant", "budget", "seed", "id"], ignore_index=True)
         frame = with_names(frame)
     frame.attrs["problems"] = list(dict.fromkeys(problems))
@@ -82,6 +83,17 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
                 f"here {row['score']:.4f}"
             )
     return frame[~again], lines
+
+
+def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Keeps the first of the runs of one arm with the same training losses to the last digit: one run, copied."""
+    copied = frame["lines"].notna() & frame.duplicated(["arm", "fingerprint", "lines"])
+    first = frame[~copied].drop_duplicates(["arm", "lines"]).set_index(["arm", "lines"])["folder"]
+    lines = [
+        f"{row['folder']}: left out, its metrics.jsonl is that of {first[row['arm'], row['lines']]}"
+        for row in frame[copied].to_dict("records")
+    ]
+    return frame[~copied], lines
 
 
 def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:

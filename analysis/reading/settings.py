@@ -15,7 +15,7 @@ from typing import Any
 from analysis.reading.result_row import NO_BUDGET
 from experiments.runtime.places import CONF
 
-NOT_TYPED = ("name", "sha256", "ranks_from_arm", "init_from_arm")  # given by other words, or determined when loading
+NOT_TYPED = ("name", "sha256", "split", "ranks_from_arm", "init_from_arm")  # given by other words, or set when loading
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from elalora.errors import UserError, first_line
 from experiments.config.schema import LauncherConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.display import clock, live_line, stderr_console
-from experiments.runtime.manifest import code_now, warn_if_changed
+from experiments.runtime.manifest import code_now, loaded_code, warn_if_changed
 from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
 from experiments.runtime.text import counted
 
@@ -247,6 +247,7 @@ def _work(pipe: Connection, threads: int, code: Sequence[Any]) -> None:
     """A worker's loop until its parent closes the pipe; `code` is the commit that the sweep was started from."""
     os.setsid()  # Ctrl-C must reach the parent only: a second signal would stop the run without a checkpoint
     obey_the_parent()
+    loaded_code()
     warn_if_changed(code, "the sweep was started")
     import torch
 

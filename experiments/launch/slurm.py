@@ -26,7 +26,7 @@ from elalora.errors import UserError
 from experiments.config.schema import LauncherConfig
 from experiments.launch.local import Sweep
 from experiments.runs.plan import Plan, in_order, make_plan
-from experiments.runtime.manifest import code_now, warn_if_changed
+from experiments.runtime.manifest import code_now, loaded_code, warn_if_changed
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.signals import Preempted
 
@@ -103,6 +103,7 @@ class Job:
     def __call__(self) -> int:
         signal.signal(REQUEUE, _stop)
         signal.signal(signal.SIGTERM, _stop)
+        loaded_code()
         payload = json.loads(Path(self.path).read_text(encoding="utf-8"))
         warn_if_changed(payload["code"], "the job was submitted")
         try:

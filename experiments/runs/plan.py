@@ -6,8 +6,6 @@ of threads and logging are not part of it; the manifest has them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shlex
@@ -31,6 +29,7 @@ from experiments.data.own import digests
 from experiments.models.files import sha256_of
 from experiments.runtime.distributed import world_size
 from experiments.store.find import find
+from experiments.store.finished import id_of
 from experiments.store.folder import RunFolder
 from experiments.store.name import RunName
 
@@ -119,7 +118,7 @@ def make_plan(config: DictConfig) -> Plan:
     if config.init_from is not None:
         sources.append(_start_of(config, cls, budget))
     identity = _identity(config, cls, method_config, budget, sources)
-    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    run_id = id_of(identity)
     name = RunName.of(_arm(method), config.seed, run_id)
     return Plan(config, cls, method_config, budget, identity, run_id, name, tuple(sources))
 

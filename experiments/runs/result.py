@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
         plan: of the run; prepared: what it trained.
         state: after training, with the last checkpoint's readings.
     """
-    from experiments.runtime.manifest import code_now
+    from experiments.runtime.manifest import loaded_code
 
     data, items, method = prepared.data, prepared.splits.train.data, prepared.method
     progress, reading, start = state.progress, state.report, state.start_ranks
@@ -35,7 +36,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
         "schema": SCHEMA,
         "id": plan.id,
         "identity": plan.identity,
-        "commit": code_now()[0],
+        "commit": loaded_code().commit,
         "method": method.name,
         "variant": method.variant,
         "label": method.label,
@@ -87,8 +88,22 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "truncated_targets": getattr(items, "truncated_targets", 0),
             "majority": _majority(config.task, reading),
         },
-        "flags": ["collapsed"] * reading.collapsed + ["unverified data"] * (not data.verified) + method.remarks(),
+        "flags": [*_flags(plan, reading.collapsed, data.verified), *method.remarks()],
     }
+
+
+def _flags(plan: Plan, collapsed: bool, verified: bool) -> list[str]:
+    """What a reader of the score must know."""
+    from experiments.runtime.manifest import code_now, loaded_code, resumed_under
+
+    changed = resumed_under(json.loads((plan.folder.path / "manifest.json").read_text(encoding="utf-8")))
+    flags = {
+        "collapsed": collapsed,
+        "unverified data": not verified,
+        **{f"resumed under other {part}": True for part in changed},
+        "code changed on disk": code_now() != loaded_code(),
+    }
+    return [flag for flag, holds in flags.items() if holds]
 
 
 def _majority(task: Any, reading: Reading) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import traceback
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -25,7 +27,7 @@ from experiments.runtime.distributed import (
 )
 from experiments.runtime.files import write_whole
 from experiments.runtime.signals import Preempted, Stop, listening
-from experiments.store.folder import Busy
+from experiments.store.lock import Busy, Lost
 
 if TYPE_CHECKING:
     from experiments.training.progress import Prepared
@@ -96,7 +98,7 @@ def run(plan: Plan) -> dict[str, Any]:
     except Preempted as error:
         line = f"{plan.label} was stopped: {error}; run the same command again to resume"
         raise Preempted(line, error.signal) from error
-    except (Busy, OtherProcessFailed) as error:  # the other process reports its own error
+    except (Busy, Lost, OtherProcessFailed) as error:  # the other process reports its own error
         raise _failed(str(error), error) from error
     except Exception as error:
         if not (is_main() and plan.folder.path.exists()):  # no status.json will keep the traceback
@@ -179,7 +181,7 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
         recorder = Recorder(folder, display, tracker)
         trainer = run_everywhere(lambda: Trainer(prepared, config.trainer, config.seed, recorder, checkpoints, stop))
         trainer.resume()
-        run_on_main(lambda: _write_facts(plan))
+        run_on_main(lambda: _write_facts(plan, trainer.state.step))
         tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
         trainer.run()
         trainer.evaluator.read_last()
@@ -191,7 +193,7 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
         result = assemble(plan, prepared, trainer.state)
         store_predictions(plan, trainer.state)
         tracker.finish(result)
-        folder.sync()
+        result["files"] = {name: asdict(total) for name, total in folder.sync().items()}
         folder.write("result.json", result)
         _drop_checkpoints(plan)
         return result
@@ -199,12 +201,15 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
     return run_on_main(store)
 
 
-def _write_facts(plan: Plan) -> None:
-    """Writes config.yaml and manifest.json: the settings, and the machine and versions."""
+def _write_facts(plan: Plan, step: int) -> None:
+    """Writes config.yaml and manifest.json: the settings, and the machine and versions from this step on."""
     from experiments.runtime.manifest import manifest
 
+    path, before = plan.folder.path / "manifest.json", None
+    with suppress(OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8"))
     write_whole(plan.folder.path / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
-    plan.folder.write("manifest.json", manifest())
+    plan.folder.write("manifest.json", manifest(step, before if isinstance(before, dict) else None))
 
 
 def _drop_checkpoints(plan: Plan) -> None:

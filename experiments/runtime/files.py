@@ -1,12 +1,51 @@
-"""Atomic writes: a file is complete or absent."""
+"""Atomic writes, so that a file is complete or absent, and checksums of files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """Size in bytes and SHA-256 of a file, or of its beginning."""
+
+    size: int
+    sha256: str
+
+
+class RunningSum:
+    """The sum of a file that grows at its end."""
+
+    def __init__(self) -> None:
+        self._size, self._hash = 0, hashlib.sha256()
+
+    def add(self, content: bytes) -> None:
+        """Appends content."""
+        self._size += len(content)
+        self._hash.update(content)
+
+    def value(self) -> FileSum:
+        """The sum of everything that was added."""
+        return FileSum(self._size, self._hash.hexdigest())
+
+
+def running_sum(path: Path, size: int | None = None) -> RunningSum:
+    """The sum of a file, or of its first `size` bytes; a missing file counts as empty."""
+    total, left = RunningSum(), size
+    if path.is_file():
+        with path.open("rb") as file:
+            while left != 0 and (content := file.read(CHUNK if left is None else min(CHUNK, left))):
+                total.add(content)
+                left = None if left is None else left - len(content)
+    return total
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
+
+from experiments.store.finished import id_of
 
 TYPES = {
     "attention.self.query": (384, 384),
@@ -65,13 +66,18 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
             "majority": {"accuracy": 50.6, "f1": 67.2},
         },
         "flags": [],
+        "files": None,
         "identity": identity,
     }  # fmt: skip
     whole = json.loads(json.dumps(whole))  # no part is shared, so that a change replaces one value only
     for key, value in changes.items():
         *path, last = key.split("__")
         reduce(getitem, path, whole)[last] = value
-    whole["id"] = hashlib.sha256(json.dumps(whole["identity"], sort_keys=True).encode()).hexdigest()
+    for when in ("initial", "final"):
+        if (total := whole["counts"][when]["rank_sum"]) != sum(whole["ranks"][when].values()):
+            each, more = divmod(total, len(names))
+            whole["ranks"][when] = {name: each + (i < more) for i, name in enumerate(names)}
+    whole["id"] = id_of(whole["identity"])
     return whole
 
 
@@ -95,8 +101,11 @@ def write_run(root: Path, whole: dict[str, Any], rounds: list[dict[str, Any]] | 
         "versions": {"torch": "2.13.0", "python": "3.11.7"},
         "commit": "0123456789abcdef",
         "dirty": False,
+        "changes": None,
         "host": {"machine": "x86_64", "cpu": "a processor", "gpu": None, "threads": 2, "processes": 1},
         "deterministic_algorithms": False,
+        "from_step": 0,
+        "earlier": [],
     }
     (folder / "manifest.json").write_text(json.dumps(facts | manifest))
     lines = [{"step": -1, "ranks": whole["ranks"]["initial"], "pruned": [], "grown": []}, *(rounds or [])]

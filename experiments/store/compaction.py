@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from elalora.errors import UserError
 from experiments.runtime.files import replacing
 from experiments.store.compact import DAMAGE, PREDICTIONS, SUFFIX, TEXTS, opened, read_rows
-from experiments.store.folder import RunFolder
+from experiments.store.finished import LINES
+from experiments.store.folder import RunFolder, dump
 
 if TYPE_CHECKING:
     import pyarrow
@@ -98,7 +99,7 @@ def _row(folder: Path) -> dict[str, Any]:
     if texts["config.yaml"] is not None:
         texts["config.yaml"] = _without_folders(texts["config.yaml"])
     if texts["result.json"] is not None:
-        json.loads(texts["result.json"])
+        texts["result.json"] = _with_kept_files(texts["result.json"])
         texts["status.json"] = None
         predictions = parquet.read_table(folder / "predictions.parquet", columns=list(PREDICTIONS))
     else:
@@ -108,6 +109,15 @@ def _row(folder: Path) -> dict[str, Any]:
         texts["status.json"] = json.dumps(public | {"error": error}, sort_keys=True)
         predictions = pa.table({name: pa.array([], pa.int64()) for name in PREDICTIONS})
     return {"folder": folder.name, "task": folder.parent.name, **texts, "predictions": predictions}
+
+
+def _with_kept_files(text: str) -> str:
+    """result.json with the checksums of the files that a compact store keeps byte for byte."""
+    result = json.loads(text)
+    files = result.get("files")
+    if not files:
+        return text
+    return dump(result | {"files": {name: files[name] for name in ("manifest.json", *LINES) if name in files}})
 
 
 def _without_folders(text: str) -> str:

@@ -7,7 +7,6 @@ a resumed run leaves the same files as an undisturbed one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -20,42 +19,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from elalora.errors import UserError
-from experiments.runtime.files import sync_folder, write_whole
+from elalora.errors import UserError, first_line
+from experiments.runtime.files import FileSum, RunningSum, running_sum, sync_folder, write_whole
+from experiments.store.finished import LINES, check_result, covered
+from experiments.store.lock import Lock, Lost
 
 SCHEMA = 1
-LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
-
-
-class Busy(RuntimeError):
-    """Another process is working on this run."""
+WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of a damaged result
+ALWAYS = ("config.yaml", "manifest.json", "predictions.parquet")  # files of every finished run
 
 
 def dump(value: Any, indent: int | None = 1) -> str:
     """JSON with sorted keys; raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + ("\n" if indent else "")
-
-
-def _wrong(result: dict[str, Any]) -> str | None:
-    """The first value that is missing or of a wrong type, among those that other runs and commands read."""
-    kinds = {
-        "id": str, "metric": str, "commit": str | None, "identity.method.name": str, "identity.model.name": str | None,
-        "identity.budget": str | None, "readings.last.report.split": str, "readings.last.report.metrics": dict,
-        "ranks.final": dict,
-    }  # fmt: skip
-    values: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        value: Any = result
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None if value is None else ...
-        if not isinstance(value, kind):
-            return f"{name} is"
-        values[name] = value
-    score = values["readings.last.report.metrics"].get(result["metric"])
-    if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e15:
-        return f"the score {result['metric']} is"
-    ranks = values["ranks.final"].values()
-    return None if all(type(rank) is int for rank in ranks) else "a rank is"
 
 
 class RunFolder:
@@ -67,6 +43,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = Lock(path)
+        self._sums: dict[str, RunningSum] = {}  # of the .jsonl files while this process appends to them
         self._attempts = 0
         self._progress: tuple[int, int] | None = None
 
@@ -79,7 +57,7 @@ class RunFolder:
         """The stored result.
 
         Raises:
-            UserError: the file is damaged, or was written by another version.
+            UserError: the file is damaged, was written by another version, or does not fit the files beside it.
         """
         path = self.path / "result.json"
         try:
@@ -90,10 +68,12 @@ class RunFolder:
             raise UserError(f"{path} is damaged (not a JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
             raise UserError(f"{path} has schema {result.get('schema')}; this version reads schema {SCHEMA}")
-        if (wrong := _wrong(result)) is not None:
+        try:
+            check_result(self.path, result)
+        except WRONG as error:
             raise UserError(
-                f"{path} is damaged ({wrong} missing or of a wrong type); move the folder away and run again"
-            )
+                f"{path} is damaged or changed ({first_line(error)}); move the folder away and run again"
+            ) from error
         return result
 
     @contextmanager
@@ -136,21 +116,16 @@ class RunFolder:
     @contextmanager
     def _held(self) -> Iterator[dict[str, Any]]:
         """Creates and locks the folder; yields the previous status."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written ({error.strerror}); type store.root=FOLDER") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"{self.path} is being worked on by another process") from None
+        with self._lock.held():
             self._drop_parts()
             before = self.status()
             attempts = before.get("attempts")
             self._attempts = attempts if isinstance(attempts, int) else 0
-            yield before
+            self._sums.clear()
+            try:
+                yield before
+            finally:
+                self._sums.clear()
 
     def _failed(self, error: BaseException) -> None:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -160,8 +135,8 @@ class RunFolder:
         more = {} if self._progress is None else dict(zip(("step", "total"), self._progress, strict=True))
         try:
             self.beat(state, **more, failure=kind, error=line, traceback=trace)
-        except OSError as full:  # a full disk must not hide what went wrong
-            print(f"elalora: {self.path}/status.json cannot be written ({full.strerror})", file=sys.stderr)
+        except (OSError, Lost) as other:  # must not hide what went wrong
+            print(f"elalora: {self.path}/status.json cannot be written ({other})", file=sys.stderr)
 
     def _as_before(self, status: dict[str, Any]) -> None:
         """Restores the status: a user's mistake does not count as an attempt."""
@@ -178,6 +153,7 @@ class RunFolder:
 
     def beat(self, state: str, **more: Any) -> None:
         """Writes status.json with the current time as heartbeat."""
+        self._lock.check()
         status = {"state": state, "attempts": self._attempts, "heartbeat": time.time(), "pid": os.getpid()}
         write_whole(self.path / "status.json", dump(status | more))
 
@@ -195,9 +171,23 @@ class RunFolder:
         return status if isinstance(status, dict) else {}
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Appends one line to a .jsonl file in a single write."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        """Appends one line to a .jsonl file in a single write.
+
+        Raises:
+            Lost: something else changed the file or took the folder.
+        """
+        self._lock.check()
+        total, content = self._sum(name), (json.dumps(line, sort_keys=True) + "\n").encode()
+        with (self.path / name).open("ab") as file:
+            if file.tell() != total.value().size:
+                raise Lost(f"{self.path / name} was changed while its run was at work; run again")
+            file.write(content)
+        total.add(content)
+
+    def _sum(self, name: str) -> RunningSum:
+        if name not in self._sums:
+            self._sums[name] = running_sum(self.path / name)
+        return self._sums[name]
 
     def lines(self, name: str, size: int | None = None) -> list[dict[str, Any]]:
         """The lines of a .jsonl file, or those in its first `size` bytes."""
@@ -205,44 +195,49 @@ class RunFolder:
         content = path.read_bytes()[:size] if path.is_file() else b""
         return [json.loads(line) for line in content.splitlines()]
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every .jsonl file, after fsync: a checkpoint must not outlive the lines before it."""
-        return {name: self._synced(self.path / name) for name in LINES}
+    def line_sums(self) -> dict[str, FileSum]:
+        """Sums of the .jsonl files as written, after fsync: a checkpoint must not outlive the lines before it."""
+        self._lock.check()
+        for name in LINES:
+            self._sync(self.path / name)
+        return {name: self._sum(name).value() for name in LINES}
 
-    def _synced(self, path: Path) -> int:
-        if not path.is_file():
-            return 0
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        return path.stat().st_size
+    def begins_with(self, sums: dict[str, FileSum]) -> bool:
+        """Whether the .jsonl files begin with the lines that have these sums."""
+        return all(running_sum(self.path / name, lines.size).value() == lines for name, lines in sums.items())
 
-    def has(self, sizes: dict[str, int]) -> bool:
-        """Whether every .jsonl file has at least the given size and a line ends there."""
-        return all(_line_ends(self.path / name, size) for name, size in sizes.items())
-
-    def cut_back(self, sizes: dict[str, int]) -> None:
-        """Truncates every .jsonl file to the given size; the rest, half-written lines included, is written again."""
+    def cut_back(self, sums: dict[str, FileSum]) -> None:
+        """Truncates the .jsonl files to these sums; the rest, half-written lines included, is written again."""
         for name in LINES:
             path = self.path / name
             if path.is_file():
-                os.truncate(path, sizes.get(name, 0))
+                os.truncate(path, sums[name].size if name in sums else 0)
+        self._sums.clear()
 
-    def sync(self) -> None:
-        """Calls fsync on every file of the run, before the result is written."""
-        for path in (self.path, self.path / "adapter"):
-            for file in path.iterdir():
-                if file.is_file():
-                    self._synced(file)
-            sync_folder(path)
+    def sync(self) -> dict[str, FileSum]:
+        """Calls fsync on every file of a run that is about to be done, and returns their sums for result.json.
+
+        Raises:
+            Lost: a file is missing, or has other lines than the run wrote.
+        """
+        self._lock.check()
+        for folder in (self.path, self.path / "adapter"):
+            for file in folder.iterdir():
+                self._sync(file)
+            sync_folder(folder)
+        sums = {name: running_sum(self.path / name).value() for name in covered(self.path)}
+        if missing := [name for name in ALWAYS if name not in sums]:
+            raise Lost(f"{self.path / missing[0]} was deleted while its run was at work; run again")
+        for name in LINES:
+            if name in sums and sums[name] != self._sum(name).value():
+                raise Lost(f"{self.path / name} was changed while its run was at work; run again")
+        return sums
+
+    def _sync(self, path: Path) -> None:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file whole."""
         write_whole(self.path / name, dump(value))
-
-
-def _line_ends(path: Path, size: int) -> bool:
-    if not path.is_file() or not 0 < size <= path.stat().st_size:
-        return size == 0
-    with path.open("rb") as file:
-        file.seek(size - 1)
-        return file.read(1) == b"\n"

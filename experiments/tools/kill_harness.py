@@ -200,6 +200,7 @@ def files(folder: Path) -> dict[str, Any]:
             del state["progress"]["lines"]["timing.jsonl"]
         out[str(path.relative_to(folder))] = state
     result = json.loads((folder / "result.json").read_text())
+    result["files"] = sorted(result["files"])
     out["result.json"] = {key: value for key, value in result.items() if key not in ("cost", "commit")}
     out["steps timed"] = [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
     out["status.json"] = json.loads((folder / "status.json").read_text())["state"]

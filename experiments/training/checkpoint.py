@@ -26,7 +26,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.runtime.files import sync_folder
 
-SCHEMA = 3
+SCHEMA = 4
 KEPT = 2
 RESTART = "delete or move the folder to restart from scratch"
 

@@ -19,7 +19,8 @@ from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 from experiments.data.items import Items
-from experiments.store.folder import LINES
+from experiments.runtime.files import FileSum
+from experiments.store.finished import LINES
 from experiments.training.readout import Readout, Row
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Progress:
         unread: step after which the selection split was due and could not be read completely.
         seconds: wall time of all steps and of all evaluations, earlier attempts included.
         losses: training losses since the last line of metrics.jsonl, and
-        lines: bytes of every .jsonl file; both set when a checkpoint is written.
+        lines: size and checksum of every .jsonl file; both set when a checkpoint is written.
     """
 
     run: str
@@ -118,7 +119,7 @@ class Progress:
     unread: int | None = None
     seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
     losses: list[float] = field(default_factory=list)
-    lines: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, FileSum] = field(default_factory=dict)
 
     @classmethod
     def read(cls, value: Any, step: int, method: Method, metrics: Sequence[str]) -> Progress:

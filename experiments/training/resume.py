@@ -47,7 +47,7 @@ class Checkpoints:
         if not is_main():
             return
         progress = state.progress
-        progress.losses, progress.lines = [float(loss) for loss in state.losses], self.folder.sizes()
+        progress.losses, progress.lines = [float(loss) for loss in state.losses], self.folder.line_sums()
         checkpoint.save(self.path, state.step, snapshot(state) | {"progress": asdict(progress)})
         checkpoint.drop(self.path, set(checkpoint.steps(self.path)[: checkpoint.KEPT]))
         if progress.best is not None:
@@ -104,7 +104,10 @@ class Checkpoints:
                 progress = self._progress(saved.pop("progress", None), step, state, metrics)
                 if self._complete(step, progress):
                     return step, saved, progress
-            print(f"elalora: checkpoint at step {step} is corrupt; falling back to the one before", file=sys.stderr)
+            print(
+                f"elalora: checkpoint at step {step} or a line before it is corrupt; falling back to the one before",
+                file=sys.stderr,
+            )
         return None
 
     def _progress(self, value: Any, step: int, state: TrainState, metrics: list[str]) -> Progress:
@@ -123,7 +126,7 @@ class Checkpoints:
         if best is not None and best.report is None and checkpoint.load(self.best_path, best.step) is None:
             return False
         try:
-            return self.folder.has(progress.lines) and self._rounds(step, progress) is not None
+            return self.folder.begins_with(progress.lines) and self._rounds(step, progress) is not None
         except (ValueError, LookupError, TypeError, RecursionError):  # lines of ranks.jsonl that are no rounds
             return False
 
@@ -147,7 +150,7 @@ class Checkpoints:
         return self._rounds(step, progress)
 
     def _rounds(self, step: int, progress: Progress) -> list[Round]:
-        lines = self.folder.lines("ranks.jsonl", progress.lines["ranks.jsonl"])
+        lines = self.folder.lines("ranks.jsonl", progress.lines["ranks.jsonl"].size)
         return [Round.read(line) for line in lines if 0 <= line["step"] < step]
 
     def _drop_after(self, step: int) -> None:

@@ -65,7 +65,9 @@ def result_form(whole: dict) -> object:
     out["data"]["majority"] = sorted({type(score).__name__ for score in out["data"]["majority"].values()})
     report = out["readings"]["last"]["report"]
     report["metrics"] = sorted({type(score).__name__ for score in report["metrics"].values()})
-    out["readings"]["last"]["select"] = out["cost"]["peak_memory_mib"] = out["recipe"] = out["flags"] = None
+    out["readings"]["last"]["select"] = out["cost"]["peak_memory_mib"] = out["recipe"] = out["flags"] = out["files"] = (
+        None
+    )
     return form(out)
 
 

@@ -16,6 +16,7 @@ from experiments.config.schema import LauncherConfig
 from experiments.launch import local
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
+from experiments.runtime.manifest import Code
 from experiments.runtime.signals import Preempted
 
 FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
@@ -171,12 +172,12 @@ def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_eac
         handed.append(code)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: ("a" * 40, False))
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: Code("a" * 40, False))
     monkeypatch.setattr(local, "_start", start)
     with pytest.raises(Preempted):
         local.Sweep([plan], 1).run()
     capsys.readouterr()
-    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: now)
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: Code(*now))
     for owner, name in ((local.os, "setsid"), (local.signal, "signal")):  # both are for a whole process
         monkeypatch.setattr(owner, name, lambda *given: None)
     monkeypatch.setattr(local, "_logged", lambda path: nullcontext())

@@ -21,6 +21,7 @@ from experiments.config.schema import LauncherConfig
 from experiments.launch import slurm as slurm_launcher
 from experiments.launch.slurm import chunks, dependency_layers, describe, run_plans
 from experiments.runs.plan import make_plan
+from experiments.runtime.manifest import Code
 from experiments.tools.slurm_cluster import cluster, kill_node, missing
 
 
@@ -268,9 +269,9 @@ def test_a_job_of_other_code_than_it_was_submitted_from_says_so_and_does_its_run
     plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
     done = []
     monkeypatch.setattr(slurm_launcher.Sweep, "run", lambda sweep: done.extend(sweep.plans) or 0)
-    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: ("a" * 40, False))
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: Code("a" * 40, False))
     path = slurm_launcher._payload(tmp_path, [plan])
-    monkeypatch.setattr("experiments.runtime.manifest.commit_of", lambda folder: now)
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: Code(*now))
     assert slurm_launcher.Job(str(path), 0)() == 0
     assert capsys.readouterr().err.strip() == (f"elalora: {said}" if said else "")
     assert [one.id for one in done] == [plan.id]

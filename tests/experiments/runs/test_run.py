@@ -42,7 +42,7 @@ def lines(folder, name):
 
 def science(result):
     """A result without what may differ between two runs of one configuration."""
-    return {k: v for k, v in result.items() if k not in ("cost", "commit")}
+    return {k: v for k, v in result.items() if k not in ("cost", "commit", "files")}
 
 
 def files(folder):
@@ -268,7 +268,7 @@ def test_modules_that_the_checkpoint_lacks_must_be_in_the_head(movies, tiny_mode
 
 
 def test_two_processes_on_one_run_one_works_and_the_other_leaves(tmp_path):
-    from experiments.store.folder import Busy
+    from experiments.store.lock import Busy
 
     with RunFolder(tmp_path / "run").working(), pytest.raises(Busy), RunFolder(tmp_path / "run").working():
         pass

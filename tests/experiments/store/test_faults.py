@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT
 
+from analysis.reading.runs import load_runs
 from elalora import UserError
 from experiments.config.compose import compose_run
 from experiments.runs.plan import make_plan
 from experiments.runs.run import Preempted, RunFailed, run, run_plans
-from experiments.runtime.manifest import manifest
+from experiments.runtime.manifest import Code, loaded_code, manifest
 from experiments.runtime.signals import SIGNALS, listening
 from experiments.store.folder import RunFolder
 from experiments.tools.kill_harness import ARMS, BASE, STEPS, files, write_data
@@ -183,8 +184,8 @@ WRONG_STATES = {
 WRONG_FILES = {
     "a list": (write_part("state.json", b"[1]"), "state.json is not a JSON object"),
     "no JSON": (write_part("state.json", b"{1"), "state.json cannot be read"),
-    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads schema 3"),
-    "another step": (write_part("state.json", b'{"schema": 3, "step": 3}'), "is not of step 7"),
+    "another schema": (write_part("state.json", b'{"schema": 9}'), "has schema 9, this version reads schema"),
+    "another step": (write_part("state.json", b'{"schema": 4, "step": 3}'), "is not of step 7"),
     "no tensors": (write_part("tensors.safetensors", b"\x80\x04pickle"), "tensors.safetensors cannot be read"),
 }
 
@@ -356,3 +357,55 @@ def test_an_old_checkpoint_that_a_kill_left_goes_with_the_next_attempt(plan_in, 
     assert len(checkpoint.steps(place)) == checkpoint.KEPT + 1
     run(plan)
     assert files(plan.folder.path) == whole
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "ranks.jsonl"])
+def test_zeros_inside_the_lines_before_a_checkpoint_are_in_no_finished_file(
+    name, plan_in, whole, tmp_path, monkeypatch, capsys
+):
+    plan = plan_in(tmp_path)
+    with monkeypatch.context() as patch:
+        at_call(patch, Trainer, "_step", 14, full)
+        with pytest.raises(RunFailed):
+            run(plan)
+    with (plan.folder.path / name).open("r+b") as file:  # a block that a crashed machine never wrote
+        file.seek(3)
+        file.write(bytes(20))
+    run(plan)
+    assert "a line before it is corrupt" in capsys.readouterr().err
+    assert b"\0" not in (plan.folder.path / name).read_bytes() and files(plan.folder.path) == whole
+
+
+def test_a_run_resumed_under_other_code_names_both_and_is_flagged(plan_in, tmp_path, monkeypatch):
+    plan, codes = plan_in(tmp_path), [Code("a" * 40, False), Code("b" * 40, True, "0" * 64)]
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: codes[0])
+    for number, code in enumerate(codes):
+        loaded_code.cache_clear()  # a new process
+        codes[0] = code
+        with monkeypatch.context() as patch:
+            if number == 0:
+                at_call(patch, Trainer, "_step", 14, full)
+                with pytest.raises(RunFailed):
+                    run(plan)
+            else:
+                run(plan)
+    loaded_code.cache_clear()
+    facts = json.loads((plan.folder.path / "manifest.json").read_text())
+    [first] = facts["earlier"]
+    assert (first["commit"], first["from_step"]) == ("a" * 40, 0)
+    assert (facts["commit"], facts["from_step"], facts["dirty"]) == ("b" * 40, 12, True)
+    result = plan.folder.result()
+    assert result["commit"] == "b" * 40 and "resumed under other code" in result["flags"]
+    assert "resumed under other code" in load_runs(tmp_path)["flags"].iloc[0]
+
+
+def test_a_worker_names_the_code_that_it_loaded_and_says_that_the_disk_has_other(plan_in, tmp_path, monkeypatch):
+    plan, now = plan_in(tmp_path), [Code("a" * 40, False)]
+    monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: now[0])
+    loaded_code.cache_clear()
+    assert loaded_code() == now[0]  # as the worker does when it starts
+    now[0] = Code("b" * 40, False)
+    result = run(plan)
+    loaded_code.cache_clear()
+    assert result["commit"] == "a" * 40 and "code changed on disk" in result["flags"]
+    assert json.loads((plan.folder.path / "manifest.json").read_text())["commit"] == "a" * 40

@@ -14,7 +14,8 @@ from analysis.reading.runs import load_runs
 from elalora.errors import UserError
 from experiments.__main__ import main
 from experiments.runs.plan import make_plan
-from experiments.store.folder import Busy, RunFolder
+from experiments.store.folder import RunFolder
+from experiments.store.lock import Busy
 from experiments.store.status import arms, overview, read_store, retry
 
 

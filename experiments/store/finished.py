@@ -1,0 +1,128 @@
+"""Checks of a finished run: what result.json says of itself, of its numbers and of the files beside it.
+
+A store may have been copied, edited or damaged since. Every reader checks what costs no reading: types, ranges,
+counts, the id and the sizes of files. `python -m experiments verify` reads the files as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from experiments.runtime.files import FileSum, running_sum
+from experiments.store.name import RunName, short_id
+
+LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
+FILES = ("config.yaml", "manifest.json", *LINES, "predictions.parquet")
+ADAPTER = "adapter"
+NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, the others from 0
+SLACK = 1e-6  # points by which rounding may lead out of a metric's range
+KINDS: dict[str, Any] = {
+    "id": str, "metric": str, "commit": str | None, "identity": dict, "identity.method.name": str,
+    "identity.model.name": str | None, "identity.budget": str | None, "readings.last.report.split": str,
+    "readings.last.report.metrics": dict, "ranks.initial": dict, "ranks.final": dict, "ranks.shapes": dict,
+    "counts": dict, "moves": dict, "cost": dict, "data": dict, "files": dict | None,
+}  # fmt: skip  # what other runs and commands read
+
+
+def id_of(identity: dict[str, Any]) -> str:
+    """A run's id: the SHA-256 of its identity, 64 hex digits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def covered(folder: Path) -> list[str]:
+    """Names of a run's files that its result's checksums cover: all but status, contributions and checkpoints."""
+    adapter = (folder / ADAPTER).rglob("*")
+    inside = sorted(path.relative_to(folder).as_posix() for path in adapter if path.is_file())
+    return [name for name in FILES if (folder / name).is_file()] + inside
+
+
+def check_result(folder: Path, result: dict[str, Any]) -> None:
+    """Checks what can be checked without reading a file.
+
+    Args:
+        folder: of the run; result: its result.json.
+
+    Raises:
+        ValueError: a value is missing, of a wrong type or impossible, the id is not the identity's, or a file is
+            missing or has another size than when the run was done.
+    """
+    _check_types(result)
+    if result["id"] != id_of(result["identity"]):
+        raise ValueError("its id is not the hash of its identity: the file was edited")
+    named = RunName.parse(folder)
+    if named is not None and named.id != short_id(result["id"]):
+        raise ValueError(f"its folder's name ends in {named.id}, its id begins with {short_id(result['id'])}")
+    _check_counts(result)
+    for reading in result["readings"].values():
+        _check_scores(reading)
+    for name, size in _sizes(folder, result).items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if (found := (folder / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {found} bytes, {size} when the run was done")
+
+
+def changed_files(folder: Path, result: dict[str, Any]) -> list[str]:
+    """Names of the files whose content is not what it was when the run was done; reads them all."""
+    return [
+        name
+        for name, size in _sizes(folder, result).items()
+        if running_sum(folder / name).value() != FileSum(size, result["files"][name]["sha256"])
+    ]
+
+
+def _sizes(folder: Path, result: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the files that must be there; adapter/ may have been deleted as a whole to save space."""
+    sizes = {name: entry["size"] for name, entry in (result.get("files") or {}).items()}
+    if any(not isinstance(size, int) or name not in FILES and not name.startswith(f"{ADAPTER}/") or ".." in name
+           for name, size in sizes.items()):  # fmt: skip
+        raise ValueError("files names what does not belong to a run")
+    return {n: size for n, size in sizes.items() if n in FILES or (folder / ADAPTER).is_dir()}
+
+
+def _check_types(result: dict[str, Any]) -> None:
+    for name, kind in KINDS.items():
+        value: Any = result
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None if value is None else ...
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is missing or of a wrong type")
+    if result["metric"] not in result["readings"]["last"]["report"]["metrics"]:
+        raise ValueError(f"the score {result['metric']} is missing")
+
+
+def _check_scores(reading: Any) -> None:
+    for part in ("report", "select"):
+        scores = (reading or {}).get(part)
+        for metric, value in (scores or {"metrics": {}})["metrics"].items():
+            low = -100 if metric in NEGATIVE_METRICS else 0
+            if type(value) not in (int, float) or not low - SLACK <= value <= 100 + SLACK:
+                raise ValueError(f"{metric} is {value}; its range is {low} to 100 points")
+
+
+def _check_counts(result: dict[str, Any]) -> None:
+    ranks, counts = result["ranks"], result["counts"]
+    for when in ("initial", "final"):
+        for name, rank in ranks[when].items():
+            most = min(ranks["shapes"][name]) if name in ranks["shapes"] else math.inf
+            if type(rank) is not int or not 0 <= rank <= most:
+                raise ValueError(f"the {when} rank of {name} is {rank}")
+        if counts[when]["rank_sum"] != sum(ranks[when].values()):
+            raise ValueError(f"counts.{when}.rank_sum is {counts[when]['rank_sum']}, its ranks sum to another number")
+    for part in ("counts", "moves", "cost"):
+        for name, value in _numbers(result[part]):
+            if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
+                raise ValueError(f"{part}.{name} is {value}, not a number of at least 0")
+
+
+def _numbers(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The leaves of a nested object, with dotted names."""
+    leaves = []
+    for name, value in tree.items():
+        inner = _numbers(value) if isinstance(value, dict) else None
+        leaves += [(name, value)] if inner is None else [(f"{name}.{key}", leaf) for key, leaf in inner]
+    return leaves

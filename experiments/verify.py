@@ -1,0 +1,95 @@
+"""`python -m experiments verify`: reads every file of finished runs and names what does not fit together.
+
+A run's result.json has size and SHA-256 of its files. Readers of a store check ids, ranges, counts and sizes each time;
+this command also reads the files, and computes the score again from the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elalora.errors import UserError, first_line
+from experiments.runtime.text import counted
+from experiments.store.compact import opened
+from experiments.store.finished import changed_files
+from experiments.store.folder import WRONG, RunFolder
+
+TOLERANCE = 1e-6  # points; other versions of a metric's library may differ in the last digits
+
+
+def verify(root: Path) -> tuple[int, list[str]]:
+    """Reads every finished run of a store.
+
+    Returns:
+        The number of finished runs, and a line for every problem.
+
+    Raises:
+        UserError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder of runs; type python -m experiments verify FOLDER")
+    folders = sorted(path.parent for path in opened(root).glob("*/*/result.json"))
+    return len(folders), [f"{folder}: {line}" for folder in folders for line in problems(folder)]
+
+
+def problems(folder: Path) -> list[str]:
+    """What is wrong with one finished run, in lines; empty if nothing is."""
+    try:
+        result = RunFolder(folder).result()
+        if not result.get("files"):
+            return ["no checksums: an older version or another program wrote its result"]
+        lines = [f"{name} was changed after the run was done" for name in changed_files(folder, result)]
+        check_score(folder, result)
+    except UserError as error:
+        return [str(error)]
+    except WRONG as error:
+        return [first_line(error)]
+    return lines
+
+
+def check_score(folder: Path, result: dict[str, Any]) -> None:
+    """Computes the primary score of the last checkpoint again from predictions.parquet.
+
+    Raises:
+        ValueError: it is not the stored score, or the number of items is another.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    from experiments.training.metrics import METRICS, compute
+
+    metric, stored = result["metric"], result["readings"]["last"]["report"]["metrics"]
+    try:
+        items = parquet.read_table(folder / "predictions.parquet", columns=["label", "prediction", "score"])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"predictions.parquet cannot be read ({first_line(error)})") from error
+    if len(items) != result["data"]["report_items"]:
+        raise ValueError(f"predictions.parquet has {len(items)} items, its result {result['data']['report_items']}")
+    if metric in METRICS:
+        labels, predictions = (items[name].to_numpy() for name in ("label", "prediction"))
+        again = compute([metric], labels, predictions)[0][metric]
+    else:  # of summaries, every item's score is the primary metric
+        again = float(items["score"].to_numpy().mean())
+    if not abs(again - stored[metric]) <= TOLERANCE:
+        raise ValueError(f"its {metric} is {stored[metric]:.2f}, its predictions give {again:.2f}")
+
+
+def add_to(commands: Any) -> None:
+    """Adds `verify` to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser("verify", help="check every file of finished runs")
+    parser.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
+    parser.set_defaults(command=lambda args: show(args.stores))
+
+
+def show(stores: Sequence[str]) -> int:
+    """Prints problems and a summary; returns 1 if there is a problem, else 0."""
+    failed = 0
+    for store in stores:
+        count, lines = verify(Path(store))
+        wrong = {line.partition(": ")[0] for line in lines}
+        print("\n".join([*lines, f"{store}: {counted(count, 'finished run')}, {len(wrong)} with problems"]))
+        failed |= bool(lines)
+    return failed

@@ -1,0 +1,169 @@
+"""What a finished run says is checked wherever it is read: before it is skipped, in tables, and by `verify`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from tiny_runs import quick
+
+from analysis.reading.runs import load_runs
+from elalora.errors import UserError
+from experiments.__main__ import main
+from experiments.runs.plan import Plan, make_plan
+from experiments.runs.run import run
+from experiments.store.compact import opened
+from experiments.store.compaction import compact
+from experiments.store.finished import id_of
+from experiments.store.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def done(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    plan = make_plan(quick(tiny_model_dir, tmp_path_factory.mktemp("runs"), "method=lora", "trainer.log_every=5"))
+    run(plan)
+    return plan
+
+
+@pytest.fixture
+def copy(done: Plan, tmp_path: Path) -> Path:
+    """A copy of the store; gives the folder of its run."""
+    folder = tmp_path / "runs" / done.config.task.name / done.folder.path.name
+    shutil.copytree(done.folder.path, folder)
+    return folder
+
+
+def edit(folder: Path, **values: Any) -> None:
+    """Sets values of result.json by dotted keys, written with double underscores."""
+    result = json.loads((folder / "result.json").read_text())
+    for key, value in values.items():
+        *path, last = key.split("__")
+        tree = result
+        for part in path:
+            tree = tree[part]
+        tree[last] = value
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    """Changes one byte and no size."""
+
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def renamed(folder: Path) -> None:
+    folder.rename(folder.with_name(folder.name[:-10] + "0123456789"))
+
+
+SEEN_BY_ALL = {
+    "half an adapter": (cut("adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors has"),
+    "half the predictions": (cut("predictions.parquet"), "predictions.parquet has"),
+    "half the metrics": (cut("metrics.jsonl"), "metrics.jsonl has"),
+    "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "metrics.jsonl is missing"),
+    "another id": (lambda folder: edit(folder, id="0" * 64), "hash of its identity"),
+    "another seed": (lambda folder: edit(folder, identity__seed=7), "hash of its identity"),
+    "another name": (renamed, "name ends in 0123456789"),
+    "150 points": (lambda folder: edit(folder, readings__last__report__metrics__accuracy=150.0), "its range is 0 to"),
+    "1e308 points": (lambda folder: edit(folder, readings__last__report__metrics__accuracy=1e308), "its range is 0 to"),
+    "negative parameters": (lambda folder: edit(folder, counts__final__params=-5), "counts.final.params is -5"),
+    "negative seconds": (lambda folder: edit(folder, cost__train_seconds=-1.0), "cost.train_seconds is -1.0"),
+    "another rank sum": (lambda folder: edit(folder, counts__final__rank_sum=7), "its ranks sum to"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN_BY_ALL)
+def test_no_reader_believes_a_changed_run(name: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, why = SEEN_BY_ALL[name]
+    assert len(load_runs(copy.parents[1])) == 1
+    change(copy)
+    [folder] = copy.parent.iterdir()
+    with pytest.raises(UserError, match="move the folder away") as refused:
+        RunFolder(folder).result()
+    [line] = load_runs(copy.parents[1]).attrs["problems"]
+    assert why in str(refused.value) and why in line
+    assert main(["verify", str(copy.parents[1])]) == 1
+    assert why in capsys.readouterr().out
+
+
+def test_a_changed_run_is_not_skipped_as_done(done: Plan, tiny_model_dir: Path, copy: Path) -> None:
+    again = make_plan(quick(tiny_model_dir, copy.parents[1], "method=lora", "trainer.log_every=5"))
+    assert run(again)["id"] == done.id
+    cut("adapter/adapter_model.safetensors")(copy)
+    with pytest.raises(UserError, match="adapter_model.safetensors has .* bytes, .* when the run was done"):
+        run(again)
+
+
+def test_a_score_that_its_predictions_contradict_enters_no_table(copy: Path) -> None:
+    edit(copy, readings__last__report__metrics__accuracy=99.0)
+    [line] = load_runs(copy.parents[1]).attrs["problems"]
+    assert "its accuracy is 99.00, its predictions give" in line
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "timing.jsonl", "config.yaml"])
+def test_verify_sees_one_changed_bit(name: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(copy.parents[1])
+    assert main(["verify", store]) == 0 and "1 finished run, 0 with problems" in capsys.readouterr().out
+    flip(name)(copy)
+    assert main(["verify", store]) == 1
+    assert f"{copy}: {name} was changed after the run was done" in capsys.readouterr().out
+
+
+def test_an_adapter_may_be_deleted_as_a_whole(copy: Path) -> None:
+    shutil.rmtree(copy / "adapter")
+    assert RunFolder(copy).result() and len(load_runs(copy.parents[1])) == 1
+    assert main(["verify", str(copy.parents[1])]) == 0
+
+
+def test_one_run_under_four_seeds_counts_once(copy: Path) -> None:
+    for seed in (7, 8, 9):
+        other = copy.with_name("other")
+        shutil.copytree(copy, other)
+        edit(other, identity__seed=seed, seed=seed)
+        result = json.loads((other / "result.json").read_text())
+        result["id"] = id_of(result["identity"])
+        (other / "result.json").write_text(json.dumps(result))
+        other.rename(copy.with_name(f"lora-r4-s{seed}-{result['id'][:10]}"))
+    runs = load_runs(copy.parents[1])
+    assert len(runs) == 1 and len(runs.attrs["problems"]) == 3
+    assert all(f"its metrics.jsonl is that of {copy}" in line for line in runs.attrs["problems"])
+
+
+def test_a_compact_store_keeps_the_checksums_of_the_files_that_it_keeps(copy: Path, tmp_path: Path) -> None:
+    compact([copy.parents[1]], tmp_path / "small")
+    assert main(["verify", str(tmp_path / "small")]) == 0
+    [path] = opened(tmp_path / "small").glob("*/*/result.json")
+    assert set(json.loads(path.read_text())["files"]) == {
+        "manifest.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "ranks.jsonl",
+    }
+    flip("metrics.jsonl")(path.parent)
+    assert main(["verify", str(path.parents[2])]) == 1
+
+
+def test_predictions_of_another_number_of_items_are_refused(copy: Path) -> None:
+    table = parquet.read_table(copy / "predictions.parquet")
+    parquet.write_table(pa.concat_tables([table, table]), copy / "predictions.parquet")
+    edit(copy, **{"files__predictions.parquet": {"size": (copy / "predictions.parquet").stat().st_size, "sha256": ""}})
+    [line] = load_runs(copy.parents[1]).attrs["problems"]
+    assert "predictions.parquet has" in line and "items" in line
