@@ -57,13 +57,7 @@ def ranges() -> list[Range]:
 
 
 def judge(cells: Iterable[Cell], stated: Iterable[Range], apply: bool = True) -> list[Verdict]:
-    """Compares every cell with its range; a cell with a missing run fails.
-
-    Args:
-        cells: of the study.
-        stated: the ranges.
-        apply: whether the ranges apply to these runs.
-    """
+    """Compares every cell of the study with its range, if the ranges `apply`; a cell with a missing run fails."""
     cells = list(cells)
     verdicts = []
     for expected in stated:
@@ -104,8 +98,7 @@ def main(words: list[str]) -> int:
     print(table(verdicts))
     if config.study.smoke:
         print("smoke run on stand-ins: the ranges do not apply")
-    failed = any(verdict.passed is False for verdict in verdicts)
-    return max(code, int(failed))
+    return max(code, int(any(verdict.passed is False for verdict in verdicts)))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
 from experiments.config.task import TaskConfig
+from experiments.data.content import make_split
 from experiments.data.tables import Columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # formats that Pillow reads without starting other programs
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -41,6 +45,27 @@ def check_rows(task: TaskConfig, label: str, columns: Columns) -> None:
         for name in task.text:
             _refuse(label, columns[name], lambda v: not isinstance(v, str), f"has no text in column {name}")
     _check_labels(task, label, columns)
+
+
+def checked_splits(task: TaskConfig, parts: Iterable[tuple[str, str, Columns]]) -> dict[str, Dataset]:
+    """Checks splits and makes their data sets, one after the other.
+
+    Args:
+        task: defines inputs and labels.
+        parts: (name of the split, label for errors, columns as for `check_rows`); without idx, rows are numbered over
+            all splits.
+
+    Raises:
+        UserError: see `check_rows`.
+    """
+    splits, start = {}, 0
+    for name, label, columns in parts:
+        count = len(columns["label"])
+        columns.setdefault("idx", list(range(start, start + count)))
+        check_rows(task, label, columns)
+        splits[name] = make_split(task, columns)
+        start += count
+    return splits
 
 
 def check_count(label: str, count: int, official: int, noun: str = "rows") -> None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
-from experiments.data.checks import check_count, check_rows
-from experiments.data.content import make_split
+from experiments.data.checks import check_count, checked_splits
 from experiments.data.hub import read_official
 
 if TYPE_CHECKING:
@@ -59,25 +58,19 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         raise UserError(f"task.subset={task.subset} is not a GLUE task; type one of {', '.join(SPLITS)}")
     below = f"glue/{task.subset.removesuffix('_mm')}"
     raw, source = read_official(task, data, below, SPLITS[task.subset], ["idx", *task.text, "label"])
-    for name, columns in raw.items():
-        check_rows(task, f"{below} {name}", columns)
-        if task.verify:
-            check_split(task, name, columns["label"])
-    return {name: make_split(task, columns) for name, columns in raw.items()}, source
+    splits = checked_splits(task, ((name, f"{below} {name}", columns) for name, columns in raw.items()))
+    for name in splits if task.verify else ():
+        check_split(task, name, raw[name]["label"])
+    return splits, source
 
 
 def check_split(task: TaskConfig, name: str, labels: list[float]) -> None:
-    """Compares one split with the official size and label balance.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuses a split whose size or label balance is not the official one."""
     known = SPLITS[task.subset][name]
     label = f"glue/{task.subset} {name}"
     check_count(label, len(labels), known.rows)
     if known.per_label is not None:
-        counts = Counter(labels)
-        expected = dict(enumerate(known.per_label))
+        counts, expected = Counter(labels), dict(enumerate(known.per_label))
         if counts != expected:
             raise UserError(f"{label} has rows per label {dict(counts)}; expected {expected}")
     if known.mean is not None:

@@ -19,8 +19,7 @@ def read_official(
         task: names the data set on the hub; without a hub_id it must be in data.root.
         data: where to look first.
         below: the data set's folder in data.root; it has a file SPLIT.parquet for each split.
-        splits: names of the splits.
-        columns: to read; None reads all.
+        splits, columns: names of those to read; None reads all columns.
 
     Raises:
         UserError: data are missing, cannot be read, or lack a column.
@@ -44,13 +43,7 @@ def read_official(
 
 
 def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:
-    """One split from the hub, or from the local cache of an earlier download.
-
-    Args:
-        task: names the data set, its configuration and commit.
-        split: name of the split.
-        columns: to read; None reads all.
-        instead: what errors suggest to the user.
+    """One split from the hub, or from the local cache of an earlier download; errors suggest `instead` to the user.
 
     Raises:
         UserError: no commit is pinned, or the hub cannot be read.

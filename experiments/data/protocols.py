@@ -41,16 +41,12 @@ HELD_OUT_MOST = 1000
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of one run; select is None if no checkpoint is selected.
-
-    select_name and report_name are the names in tables and files; the rows of train that the clean protocol holds out
-    are "held_out".
-    """
+    """The rows of one run, and their names in tables and files."""
 
     train: Dataset
-    select: Dataset | None
+    select: Dataset | None  # None if no checkpoint is selected
     report: Dataset
-    select_name: str | None
+    select_name: str | None  # "held_out" for rows of train that the clean protocol holds out
     report_name: str
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
-from experiments.data.checks import check_count, check_rows
-from experiments.data.content import make_split
+from experiments.data.checks import check_count, checked_splits
 from experiments.data.hub import read_official
 from experiments.data.tables import Columns
 
@@ -43,23 +42,17 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         )
     hub = task if task.subset in SIZES else replace(task, hub_id=None)
     raw, source = read_official(hub, data, below, SPLITS)
-    splits, start = {}, 0
-    for name, size in zip(SPLITS, SIZES.get(task.subset, (0, 0, 0)), strict=True):
-        columns = _columns(task, f"{below} {name}", raw.pop(name), start)
-        check_rows(task, f"{below} {name}", columns)
-        rows = len(columns["idx"])
-        if task.verify:
-            check_count(f"{below} {name}", rows, size)
-        splits[name] = make_split(task, columns)
-        start += rows
+    labels = {name: f"{below} {name}" for name in SPLITS}
+    splits = checked_splits(task, ((n, label, _columns(task, label, raw.pop(n))) for n, label in labels.items()))
+    if task.verify:
+        for name, size in zip(SPLITS, SIZES[task.subset], strict=True):
+            check_count(labels[name], len(splits[name]), size)
     return splits, source
 
 
-def _columns(task: TaskConfig, label: str, raw: Columns, start: int) -> Columns:
-    """The columns of `make_split`; idx continues over the splits."""
+def _columns(task: TaskConfig, label: str, raw: Columns) -> Columns:
     documents, summaries = _one_of(label, raw, DOCUMENTS), _one_of(label, raw, SUMMARIES)
     return {
-        "idx": list(range(start, start + len(documents))),
         task.text[0]: [" ".join(d) if isinstance(d, list) else d for d in documents],
         "label": [(s[0] if s else None) if isinstance(s, list) else s for s in summaries],
         "references": raw.get("references", [s if isinstance(s, list) else [s] for s in summaries]),

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -79,9 +80,8 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     """
     if task.subset not in SUBSETS:
         raise UserError(f"task.subset={task.subset} is not a VADER set; type one of {', '.join(SUBSETS)}")
-    known = SUBSETS[task.subset]
     inner = member(read_sdist(data), INNER)
-    rows = parse(member(inner, f"hutto_ICWSM_2014/{known.file}_GroundTruth.txt"))
+    rows = parse(member(inner, f"hutto_ICWSM_2014/{SUBSETS[task.subset].file}_GroundTruth.txt"))
     check_counts(task.subset, rows)
     return make_splits(task, rows), "vaderSentiment 3.3.2 source distribution"
 
@@ -184,11 +184,7 @@ def parse(raw: bytes) -> list[Row]:
 
 
 def check_counts(subset: str, rows: list[Row]) -> None:
-    """Compares the numbers of rows, positives and negatives with the known ones.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Refuses numbers of rows, positives and negatives that are not the known ones."""
     known = SUBSETS[subset]
     counts = (len(rows), sum(r.score > 0 for r in rows), sum(r.score < 0 for r in rows))
     if counts != (known.rows, known.positive, known.negative):
@@ -209,9 +205,9 @@ def assign(subset: str, rows: list[Row]) -> list[str]:
     Groups are taken in the order of a hash of their names until a split has its share, so test and validation exceed
     10 % by at most one group each.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
-        groups.setdefault(group_of(row, SUBSETS[subset].by_document), []).append(position)
+        groups[group_of(row, SUBSETS[subset].by_document)].append(position)
     order = sorted(groups, key=lambda g: hashlib.sha256(f"{SPLIT_SALT}/{subset}/{g}".encode()).digest())
     splits = ["train"] * len(rows)
     quota = {"test": len(rows) / 10, "validation": len(rows) / 10}

@@ -8,14 +8,15 @@ with the Visual Task Adaptation Benchmark", 2019.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
-from experiments.data.checks import check_count, check_rows
-from experiments.data.content import data_root, make_split
+from experiments.data.checks import check_count, checked_splits
+from experiments.data.content import data_root
 from experiments.data.image_files import class_folders, class_ids, read_images, read_list
 from experiments.data.tables import Columns
 
@@ -80,18 +81,14 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     listed = (folder / "train800.txt").is_file()
     entries = _listed(folder, below) if listed else _foldered(task, folder, below)
     _check_entries(task, below, entries)
-    splits, start = {}, 0
-    for name, part in entries.items():
-        label = f"{below}/{SPLITS[name]}" + (".txt" if listed else "")
-        columns: Columns = {
-            "idx": list(range(start, start + len(part))),
-            "image": read_images(folder, [path for path, _ in part], label),
-            "label": [number for _, number in part],
-        }
-        check_rows(task, label, columns)
-        splits[name] = make_split(task, columns)
-        start += len(part)
-    return splits, f"local folder {below}"
+
+    def read() -> Iterator[tuple[str, str, Columns]]:
+        for name, part in entries.items():
+            label = f"{below}/{SPLITS[name]}" + (".txt" if listed else "")
+            images = read_images(folder, [path for path, _ in part], label)
+            yield name, label, {"image": images, "label": [number for _, number in part]}
+
+    return checked_splits(task, read()), f"local folder {below}"
 
 
 def _listed(folder: Path, below: str) -> dict[str, Entries]:

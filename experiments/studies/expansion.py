@@ -28,43 +28,27 @@ FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # set by the
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study.
+    """One run of a study."""
 
-    Attributes:
-        part: its part's name, or "tuning".
-        kind: of the part; "tuning" for tuning runs.
-        arm, task, budget, seed: its coordinates in the study.
-        overrides: the words of its command; without the learning rate while the tuning has not chosen it.
-        plan: None while its settings depend on unfinished tuning.
-        after: ids of the runs that must be done first.
-    """
-
-    part: str
-    kind: str
+    part: str  # "tuning" for tuning runs
+    kind: str  # of the part; "tuning" for tuning runs
     arm: str
     task: str
     budget: str
     seed: int
-    overrides: tuple[str, ...]
-    plan: Plan | None
-    after: tuple[str, ...] = ()
+    overrides: tuple[str, ...]  # the words of its command, without a learning rate that the tuning has not chosen
+    plan: Plan | None  # None while its settings depend on unfinished tuning
+    after: tuple[str, ...] = ()  # ids of the runs that must be done first
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The learning rate that the tuning chose for one arm on one task at one budget.
+    """The learning rate that the tuning chose for one arm on one task at one budget."""
 
-    Attributes:
-        lr: the winner; None while trials are unfinished.
-        trials: learning rates of the grid.
-        edge: whether the winner is the smallest or largest of the grid.
-        runs: ids of the planned trials.
-    """
-
-    lr: float | None
-    trials: tuple[float, ...]
-    edge: bool
-    runs: tuple[str, ...]
+    lr: float | None  # None while trials are unfinished
+    trials: tuple[float, ...]  # learning rates of the grid
+    edge: bool  # whether the winner is the smallest or largest of the grid
+    runs: tuple[str, ...]  # ids of the planned trials
 
 
 def expand(name: str, overrides: Sequence[str] = ()) -> list[Cell]:

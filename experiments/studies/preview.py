@@ -13,7 +13,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.config.study import StudyConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.text import counted, duration
 from experiments.store.compact import opened
@@ -56,7 +55,11 @@ def preview_study(config: DictConfig) -> str:
     ]
     plans = in_order(cell.plan for cell in cells if cell.plan is not None)
     waiting = sum(cell.plan is None for cell in cells)
-    return "\n".join([*lines, *_family(study), *edges, *_summary(plans, waiting, len(cells) - waiting - len(plans))])
+    if (f := study.family) is not None and f.part in study.parts:
+        arms, budgets = ", ".join(f.arms), ", ".join(f.budgets)
+        family = f"family: {f.baseline} with {arms} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"
+        lines += ["", family]
+    return "\n".join([*lines, *edges, *_summary(plans, waiting, len(cells) - waiting - len(plans))])
 
 
 def _part(name: str, cells: list[Cell]) -> list[str]:
@@ -82,22 +85,8 @@ def _group(part: str, cells: list[Cell]) -> str:
     return text + _done(plans) + (f", after {', '.join(after)}" if after else "")
 
 
-def _family(study: StudyConfig) -> list[str]:
-    f = study.family
-    if f is None or f.part not in study.parts:
-        return []
-    arms, budgets = ", ".join(f.arms), ", ".join(f.budgets)
-    return [f"\nfamily: {f.baseline} with {arms} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"]
-
-
 def _summary(plans: list[Plan], waiting: int = 0, double: int = 0) -> list[str]:
-    """How much is done, and the expected time of the rest.
-
-    Args:
-        plans: each run once.
-        waiting: runs whose settings depend on the tuning.
-        double: runs that two parts of a study share.
-    """
+    """How much is done, and the expected time of the rest; parts of a study share `double` runs."""
     todo = [plan for plan in plans if plan.finished() is None]
     lines = ["", f"{len(plans) - len(todo)} of {len(plans) + waiting} done"]
     if waiting:
