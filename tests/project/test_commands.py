@@ -56,7 +56,6 @@ NOT_EXECUTED = {
     "make smoke": "the full test tests/experiments/standins/test_smoke.py itself",
     "python -m experiments.reproduce_check": "trains for minutes even on stand-ins; composed below",
     "python -m analysis.docs_pages.study": "writes docs/study.md and README's table; its test makes both again",
-    "python -m analysis.docs_pages.performance": "writes docs/performance.md; test_performance_page.py makes it again",
     "python -m analysis.docs_pages.wings": "writes docs/img/wings.svg; test_wings.py draws it again",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",
     "make notebooks": "python -m analysis.notebooks on a store that experiments.standins.study makes",

@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from analysis.docs_pages.performance import COLUMNS, MARK, MEASURED, PAGE, filled
+from experiments.bench.report import MEMORY_TARGET, TARGETS, ratio_lines, step_lines
+from experiments.bench.startup import start_lines
+from experiments.bench.timing import Ratio, verdict
+from experiments.runtime.places import CHECKOUT
 
-FILES = sorted(MEASURED.glob("*.json"))
+PAGE = (CHECKOUT / "docs/performance.md").read_text(encoding="utf-8")
+FILES = sorted((CHECKOUT / "docs/performance").glob("*.json"))
+MEASURED: dict[str, dict[str, Any]] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FILES}
+TABLES = re.findall(r"<!-- from ([\w., -]+): (\w+) -->\n(.*?)\n<!-- end -->", PAGE, re.S)
+PRINTED = {"ratios": ratio_lines, "steps": step_lines, "start": start_lines}
 
 
-def test_the_page_is_made_from_its_files():
-    page = PAGE.read_text(encoding="utf-8")
-    assert filled(page) == page, "type python -m analysis.docs_pages.performance"
-    columns = {name for names in COLUMNS.values() for name in names}
-    assert {found[2] for found in MARK.finditer(page)} - set(COLUMNS) | columns == {file.stem for file in FILES}
+@pytest.mark.parametrize(("names", "part", "text"), TABLES, ids=lambda value: value if len(value) < 80 else "")
+def test_a_table_says_what_its_measurements_say(names: str, part: str, text: str):
+    lines = text.splitlines()
+    if part != "summary":
+        assert lines == PRINTED[part](MEASURED[names])
+        return
+    shapes = [MEASURED[name] for name in names.split(", ")]
+    rows = {row.split(" |")[0].removeprefix("| "): row.split(" | ", maxsplit=1)[1] for row in lines[2:]}
+    ratios = [{row["what"]: row for row in shape["ratios"]} for shape in shapes]
+    expected = {}
+    for one, other, target in TARGETS:
+        if target is not None and f"{one} / {other}" in ratios[0]:
+            values = [Ratio(*(row[f"{one} / {other}"][key] for key in ("median", "low", "high"))) for row in ratios]
+            cells = [f"{v.median:.3f} ({v.low:.3f} to {v.high:.3f}) {verdict(v, target)}" for v in values]
+            expected[f"{one} / {other}"] = f"≤ {target:.2f} | {' | '.join(cells)} |"
+    one, other, target = MEMORY_TARGET
+    sizes = [shape["bytes"][one]["total"] / shape["bytes"][other]["total"] for shape in shapes]
+    cells = [f"{size:.3f} {'met' if size <= target else 'missed'}" for size in sizes]
+    expected[f"{one} / {other}, peak bytes"] = f"≤ {target:.2f} | {' | '.join(cells)} |"
+    assert rows == expected
+
+
+def test_the_page_shows_every_measurement():
+    assert {name for names, _, _ in TABLES for name in names.split(", ")} == set(MEASURED)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_measurement_names_its_machine_and_no_place_on_it(file):
-    text = file.read_text(encoding="utf-8")
-    found = json.loads(text)
-    assert found["machine"]["host"]["cpu"] and found["machine"]["versions"]["torch"]
-    assert not re.search(r'"[^"]*=?(\.\.)?/\w+/', text)
+def test_a_measurement_names_its_machine_and_no_place_on_it(file: Path):
+    machine = MEASURED[file.stem]["machine"]
+    assert machine["host"]["cpu"] and machine["versions"]["torch"]
+    assert not re.search(r'"[^"]*=?(\.\.)?/\w+/', file.read_text(encoding="utf-8"))
