@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from analysis.stats.seeds import Array, holm, sign_flip, t_interval
+from analysis.stats.seeds import Array, finite, holm, sign_flip, t_interval
 
 RANKS = ("fixed", "random", "scored")
 WEIGHTS = {"moving": (-1.0, 0.5, 0.5), "scores": (0.0, -1.0, 1.0)}  # on fixed, random, scored
@@ -77,9 +77,9 @@ def effects(scores: ArrayLike, rng: Generator | None = None) -> list[Effect]:
     Raises:
         ValueError: another shape, or a score that is not finite.
     """
-    x = np.asarray(scores, dtype=np.float64)
-    if x.ndim != 4 or x.shape[1:] != (3, 2, 2) or x.shape[0] < 2:
-        raise ValueError(f"scores (seeds of at least 2, 3, 2, 2) are needed, shape {x.shape} was given")
+    x = finite(scores, seeds=2, ranks=3, D1=2, D2=2)
+    if x.shape[1:] != (3, 2, 2):
+        raise ValueError(f"scores (seeds, 3, 2, 2) are needed, shape {x.shape} was given")
     samples = {name: np.einsum("sijk,ijk->s", x, weights) for name, weights in contrasts().items()}
     p = [sign_flip(sample, rng) for sample in samples.values()]
     return [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.seeds import Array, Interval
+from analysis.stats.seeds import Array, Interval, finite
 
 
 class McNemar(NamedTuple):
@@ -61,9 +61,7 @@ def two_way_bootstrap(
         level: of the percentile interval.
         resamples: how many.
     """
-    x = np.asarray(differences, dtype=np.float64)
-    if x.ndim != 2 or min(x.shape) < 2 or not np.isfinite(x).all():
-        raise ValueError(f"finite (seeds, items) with at least 2 of each are needed, shape {x.shape} was given")
+    x = finite(differences, seeds=2, items=2)
     seeds, items = x.shape
     values = np.empty(resamples)
     for i in range(resamples):

@@ -18,31 +18,17 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.seeds import Array
+from analysis.stats.seeds import Array, finite
 
 CHUNK = 1000  # shuffles drawn at once
 
 
 class Agreement(NamedTuple):
-    """A coefficient with its 95 % interval; NaN where it is not defined or fewer than three seeds are there."""
+    """A coefficient with its 95 % interval; NaN if it is not defined, or the interval of fewer than three seeds."""
 
     value: float
     low: float
     high: float
-
-
-def pattern_array(values: ArrayLike, seeds: int = 1) -> Array:
-    """Checks and returns patterns (seeds, matrices).
-
-    Raises:
-        ValueError: not two-dimensional, fewer than `seeds` rows or two matrices, or a value that is not finite.
-    """
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 2 or x.shape[0] < seeds or x.shape[1] < 2:
-        raise ValueError(f"patterns (seeds of at least {seeds}, matrices of at least 2) are needed, not {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("a pattern holds a value that is not finite")
-    return x
 
 
 def tau_matrix(first: ArrayLike, second: ArrayLike | None = None) -> Array:
@@ -51,8 +37,8 @@ def tau_matrix(first: ArrayLike, second: ArrayLike | None = None) -> Array:
     Returns:
         (rows of first, rows of second); NaN where a pattern has one rank everywhere.
     """
-    a = pattern_array(first)
-    b = a if second is None else pattern_array(second)
+    a = finite(first, seeds=1, matrices=2)
+    b = a if second is None else finite(second, seeds=1, matrices=2)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"patterns of {a.shape[1]} and {b.shape[1]} matrices cannot be compared")
     return _pair_signs(a) @ _pair_signs(b).T
@@ -74,8 +60,8 @@ def mean_tau(ranks: ArrayLike, level: float = 0.95) -> Agreement:
         ranks: (seeds, matrices), seeds at least 2; the interval needs 3.
         level: of the interval.
     """
-    taus = tau_matrix(pattern_array(ranks, seeds=2))
-    return _jackknife(lambda kept: taus[np.ix_(kept, kept)][np.triu_indices(len(kept), 1)].mean(), len(taus), level)
+    taus = tau_matrix(finite(ranks, seeds=2, matrices=2))
+    return _jackknife(lambda seeds: taus[np.ix_(seeds, seeds)][np.triu_indices(len(seeds), 1)].mean(), len(taus), level)
 
 
 def mean_tau_between(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Agreement:
@@ -89,7 +75,7 @@ def mean_tau_between(first: ArrayLike, second: ArrayLike, level: float = 0.95) -
     taus = tau_matrix(first, second)
     if taus.shape[0] != taus.shape[1]:
         return Agreement(float(taus.mean()), math.nan, math.nan)
-    return _jackknife(lambda kept: float(taus[np.ix_(kept, kept)].mean()), len(taus), level)
+    return _jackknife(lambda seeds: float(taus[np.ix_(seeds, seeds)].mean()), len(taus), level)
 
 
 def kendalls_w(ranks: ArrayLike) -> float:
@@ -103,7 +89,7 @@ def kendalls_w(ranks: ArrayLike) -> float:
     """
     from scipy import stats
 
-    x = pattern_array(ranks, seeds=2)
+    x = finite(ranks, seeds=2, matrices=2)
     m, n = x.shape
     places = stats.rankdata(x, axis=1)  # mid-ranks (seeds, matrices)
     spread = ((places.sum(axis=0) - m * (n + 1) / 2) ** 2).sum()
@@ -118,11 +104,11 @@ def concordance(ranks: ArrayLike, level: float = 0.95) -> Agreement:
     W rises when seeds are few, whatever they are (its mean is 1 / m without agreement), so the jackknife works on
     (m W - 1) / (m - 1), the mean Spearman correlation where there are no ties, and is carried back to W.
     """
-    x = pattern_array(ranks, seeds=2)
+    x = finite(ranks, seeds=2, matrices=2)
 
-    def correlation(kept: NDArray[np.int64]) -> float:
-        m = len(kept)
-        return (m * kendalls_w(x[kept]) - 1) / (m - 1)
+    def correlation(seeds: NDArray[np.int64]) -> float:
+        m = len(seeds)
+        return (m * kendalls_w(x[seeds]) - 1) / (m - 1)
 
     m = len(x)
     value, low, high = ((1 + (m - 1) * part) / m for part in _jackknife(correlation, m, level))
@@ -144,19 +130,19 @@ def _jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, level: f
 
 
 def agreement_p(ranks: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 9_999) -> float:
-    """One-sided permutation p of W: how often do patterns agree as much that are shuffled in every seed apart?
+    """One-sided permutation p of W: how often patterns that are shuffled in each seed separately agree as much.
 
     Args:
         ranks: (seeds, matrices), seeds at least 2.
         rng: draws the shuffles.
-        strata: the type of every matrix. Then shuffles stay within a type, and a small p says that seeds agree on
+        strata: the type of every matrix. Shuffles then stay within a type, and a small p means that seeds agree on
             more than which types get the ranks.
         resamples: shuffles; p is (1 + as extreme) / (1 + resamples).
     """
     from scipy import stats
 
-    x = pattern_array(ranks, seeds=2)
-    places = stats.rankdata(x, axis=1)  # ties stay what they are in a shuffle, so W grows with the sum below
+    x = finite(ranks, seeds=2, matrices=2)
+    places = stats.rankdata(x, axis=1)  # a shuffle keeps the ties, so W grows with the sum below
     groups = groups_of(strata, x.shape[1])
     observed = float((places.sum(axis=0) ** 2).sum())
     extreme = 0
@@ -170,7 +156,7 @@ def agreement_p(ranks: ArrayLike, rng: Generator, strata: Sequence[Any] | None =
 
 
 def groups_of(strata: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:
-    """Positions of the matrices of each type; one group of all without types."""
+    """Positions of the matrices of each type; all in one group without types."""
     if strata is None:
         return [np.arange(n)]
     if len(strata) != n:

@@ -3,7 +3,7 @@
 Both patterns are alike in all seeds, so ten seeds of 36 matrices are not 360 independent points. A
 permutation moves the matrices of all seeds together, and a bootstrap draws matrices with all their seeds. The seed is
 the sample only where two arms are paired by it. "Within types" compares a matrix with others of its type only: types
-differ in size, and a rank in a large matrix is another thing than in a small one.
+differ in size, and a rank costs more parameters in a large matrix than in a small one.
 
 Arrays are (seeds, matrices).
 """
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.rank_agreement import groups_of, pattern_array
-from analysis.stats.seeds import Array
+from analysis.stats.rank_agreement import groups_of
+from analysis.stats.seeds import Array, finite
 
 
 class Relation(NamedTuple):
@@ -44,7 +44,7 @@ def spearman(ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None = 
         ranks, rises: (seeds, matrices).
         strata: the type of every matrix; mid-ranks are then taken, and centred, within each type.
     """
-    x, y = pattern_array(ranks), pattern_array(rises)
+    x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
     if x.shape != y.shape:
         raise ValueError(f"ranks {x.shape} and contributions {y.shape} are not of the same runs and matrices")
     return _correlation(x, y, groups_of(strata, x.shape[1]))
@@ -70,7 +70,7 @@ def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
 def relation(
     ranks: ArrayLike, rises: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 1_999
 ) -> Relation:
-    """How contribution and rank go together, with interval and test.
+    """Correlate contribution and rank, with interval and test.
 
     Args:
         ranks: (seeds, matrices), of the arm whose ranks are in question.
@@ -79,7 +79,7 @@ def relation(
         strata: the type of every matrix: correlation, resamples and permutations then stay within types.
         resamples: of the bootstrap and of the permutation test.
     """
-    x, y = pattern_array(ranks), pattern_array(rises)
+    x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
     groups = groups_of(strata, x.shape[1])
     rho = _mean(spearman(x, y, strata))
     if math.isnan(rho):
@@ -103,5 +103,5 @@ def relation(
 
 
 def _mean(values: Array) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan

@@ -35,15 +35,20 @@ class Summary(NamedTuple):
     high: float
 
 
-def sample(values: ArrayLike, least: int = 1) -> Array:
-    """Checks and returns a sample (runs,).
+def finite(values: ArrayLike, **axes: int) -> Array:
+    """Checks and returns an array, for instance `finite(scores, runs=4, tasks=1)`.
+
+    Args:
+        values: any numbers.
+        axes: the name of every axis and its least length.
 
     Raises:
-        ValueError: not one-dimensional, fewer than `least` values, or one that is not finite.
+        ValueError: another number of axes, one that is too short, or a value that is not finite.
     """
     x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or x.size < least:
-        raise ValueError(f"a sample (runs,) of at least {least} is needed, shape {x.shape} was given")
+    if x.ndim != len(axes) or any(size < least for size, least in zip(x.shape, axes.values(), strict=True)):
+        needed = ", ".join(f"{name} of at least {least}" for name, least in axes.items())
+        raise ValueError(f"an array ({needed}) is needed, shape {x.shape} was given")
     if not np.isfinite(x).all():
         raise ValueError(f"{int((~np.isfinite(x)).sum())} of {x.size} values are not finite")
     return x
@@ -51,7 +56,7 @@ def sample(values: ArrayLike, least: int = 1) -> Array:
 
 def summary(values: ArrayLike, level: float = 0.95) -> Summary:
     """Mean, standard deviation, median and t interval of (runs,)."""
-    x = sample(values)
+    x = finite(values, runs=1)
     low, high = t_interval(x, level) if x.size >= 3 else (math.nan, math.nan)
     sd = float(x.std(ddof=1)) if x.size > 1 else math.nan
     return Summary(x.size, float(x.mean()), sd, float(np.median(x)), low, high)
@@ -61,7 +66,7 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Student's interval for the mean of (runs,), n at least 2."""
     from scipy import stats
 
-    x = sample(values, least=2)
+    x = finite(values, runs=2)
     half = stats.t.ppf((1 + level) / 2, x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)
     return float(x.mean() - half), float(x.mean() + half)
 
@@ -78,7 +83,7 @@ def sign_flip(differences: ArrayLike, rng: Generator | None = None, resamples: i
         ValueError: more than 16 runs and no rng.
     """
     x = np.asarray(differences, dtype=np.float64)
-    x = sample(x.mean(axis=1) if x.ndim == 2 else x)
+    x = finite(x.mean(axis=1) if x.ndim == 2 else x, runs=1)
     total = abs(x.sum())
     slack = 1e-12 * np.abs(x).sum()
     if x.size <= EXACT_UP_TO:
@@ -93,7 +98,7 @@ def sign_flip(differences: ArrayLike, rng: Generator | None = None, resamples: i
 
 def holm(p_values: ArrayLike) -> Array:
     """Holm's step-down adjusted p-values (family,), in the order given; reject where at most alpha."""
-    p = sample(p_values)
+    p = finite(p_values, family=1)
     if p.min() < 0 or p.max() > 1:
         raise ValueError(f"p-values lie between 0 and 1, {p.min()} to {p.max()} were given")
     order = np.argsort(p, kind="stable")
@@ -105,7 +110,7 @@ def holm(p_values: ArrayLike) -> Array:
 
 def paired_d(differences: ArrayLike) -> float:
     """Mean difference over its standard deviation (ddof 1), n at least 2; 0 when all are 0, else may be infinite."""
-    x = sample(differences, least=2)
+    x = finite(differences, runs=2)
     if np.ptp(x) == 0:
         return math.copysign(math.inf, x[0]) if x[0] else 0.0
     return float(x.mean() / x.std(ddof=1))
@@ -113,7 +118,7 @@ def paired_d(differences: ArrayLike) -> float:
 
 def win_tie_loss(differences: ArrayLike, tie: float = 0.0) -> tuple[int, int, int]:
     """How many differences are above `tie`, within it, and below its negative."""
-    x = sample(differences)
+    x = finite(differences, runs=1)
     wins, losses = int((x > tie).sum()), int((x < -tie).sum())
     return wins, x.size - wins - losses, losses
 

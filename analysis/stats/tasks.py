@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from analysis.stats.seeds import Array, Interval
+from analysis.stats.seeds import Array, Interval, finite
 
 
 class Friedman(NamedTuple):
@@ -22,20 +22,6 @@ class Friedman(NamedTuple):
     statistic: float
     p: float
     mean_ranks: Array
-
-
-def table(scores: ArrayLike, least: int = 1) -> Array:
-    """Checks and returns (runs, tasks).
-
-    Raises:
-        ValueError: another shape, fewer than `least` runs, no task, or a value that is not finite.
-    """
-    x = np.asarray(scores, dtype=np.float64)
-    if x.ndim != 2 or x.shape[0] < least or not x.shape[1]:
-        raise ValueError(f"scores (runs, tasks) with at least {least} runs are needed, shape {x.shape} was given")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{int((~np.isfinite(x)).sum())} of {x.size} scores are not finite")
-    return x
 
 
 def stratified_bootstrap_t(scores: ArrayLike, rng: Generator, level: float = 0.95, resamples: int = 9_999) -> Interval:
@@ -52,7 +38,7 @@ def stratified_bootstrap_t(scores: ArrayLike, rng: Generator, level: float = 0.9
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1")
-    x = table(scores, least=4)
+    x = finite(scores, runs=4, tasks=1)
     mean, error = float(x.mean()), float(_pooled_error(x))
     drawn = _drawn(x, rng, resamples)
     zero = 1e-12 * (abs(mean) + error)  # rounding is not a distance
@@ -89,7 +75,7 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
         first: (runs, tasks).
         second: (other runs, tasks).
     """
-    x, y = table(first), table(second)
+    x, y = finite(first, runs=1, tasks=1), finite(second, runs=1, tasks=1)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"the tasks differ: {x.shape[1]} and {y.shape[1]}")
     signs = np.sign(x[:, None, :] - y[None, :, :])  # (runs, other runs, tasks)
@@ -98,7 +84,7 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Array:
     """Share of runs above each threshold, averaged over tasks: (thresholds,)."""
-    x = table(scores)
+    x = finite(scores, runs=1, tasks=1)
     return (x[None] > np.asarray(thresholds, dtype=np.float64)[:, None, None]).mean(axis=(1, 2))
 
 
@@ -110,7 +96,7 @@ def profile_band(
     Returns:
         Lower and upper edge, each (thresholds,).
     """
-    drawn = _drawn(table(scores, least=2), rng, resamples)  # (resamples, runs, tasks)
+    drawn = _drawn(finite(scores, runs=2, tasks=1), rng, resamples)  # (resamples, runs, tasks)
     edges = [(1 - level) / 2, (1 + level) / 2]
     each = [np.quantile((drawn > t).mean(axis=(1, 2)), edges) for t in np.asarray(thresholds, dtype=np.float64)]
     low, high = np.array(each).T
@@ -125,7 +111,7 @@ def friedman(scores: ArrayLike) -> Friedman:
     """
     from scipy import stats
 
-    x = table(scores, least=2)
+    x = finite(scores, blocks=2, methods=1)
     if x.shape[1] < 3:
         raise ValueError(f"Friedman's test compares at least 3 methods, got {x.shape[1]}; use sign_flip for two")
     mean_ranks = stats.rankdata(-x, axis=1).mean(axis=0)

@@ -89,8 +89,8 @@ def test_a_sample_without_spread_has_an_interval_without_width() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: t_interval([1.0]), "at least 2 is needed, shape"),
-        (lambda: stratified_bootstrap_t(np.ones((3, 2)), rng()), "at least 4 runs"),
+        (lambda: t_interval([1.0]), "runs of at least 2"),
+        (lambda: stratified_bootstrap_t(np.ones((3, 2)), rng()), "runs of at least 4"),
         (lambda: t_interval([1.0, math.nan]), "1 of 2 values are not finite"),
         (lambda: t_interval([[1.0, 2.0]]), "shape \\(1, 2\\)"),
         (lambda: stratified_bootstrap_t(np.ones((4, 2)), rng(), level=95), "level=95 must lie between 0 and 1"),
@@ -98,10 +98,10 @@ def test_a_sample_without_spread_has_an_interval_without_width() -> None:
         (lambda: holm([0.1, 1.2]), "between 0 and 1"),
         (lambda: power(1.0, 0.0, 5), "positive sd"),
         (lambda: friedman(np.ones((4, 2))), "at least 3 methods"),
-        (lambda: stratified_bootstrap_t(np.ones(4), rng()), "scores \\(runs, tasks\\)"),
+        (lambda: stratified_bootstrap_t(np.ones(4), rng()), "runs of at least 4, tasks"),
         (lambda: probability_of_improvement(np.ones((2, 2)), np.ones((2, 3))), "tasks differ: 2 and 3"),
         (lambda: mcnemar(np.array([0, 1]), np.array([1, 1])), "right or wrong"),
-        (lambda: two_way_bootstrap(np.ones((1, 9)), rng()), "at least 2 of each"),
+        (lambda: two_way_bootstrap(np.ones((1, 9)), rng()), "seeds of at least 2, items"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_with_the_offending_value(call: Callable, message: str) -> None:
