@@ -34,9 +34,12 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"flat": lambda text: " ".join(text.split()), "base64": _base64}
+    environment.filters |= {
+        "flat": lambda text: " ".join(text.split()),
+        "base64": lambda path: _base64(path.read_bytes()),
+    }
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = _base64(hashlib.sha256(script.encode()).digest())
     sections = [section for section in sections if section.tables or section.figures or section.lines]
     return environment.get_template("page.html").render(
         title=title, facts=facts, sections=sections, warnings=warnings, choices=_choices(sections), left=LEFT,
@@ -46,8 +49,8 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
     )  # fmt: skip
 
 
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _choices(sections: Sequence[Section]) -> dict[str, list[str]]:

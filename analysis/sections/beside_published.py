@@ -11,7 +11,7 @@ from analysis.output.table import Table, signed, signed_range
 from analysis.sections.arms import LEAST_FOR_INTERVAL, named_across_tasks
 from analysis.sections.paper_cells import points, table_rows
 from analysis.sections.published_numbers import Published, published
-from analysis.stats.seeds import summary, t_interval
+from analysis.stats.seeds import summary
 
 
 def against_published(runs: pd.DataFrame, rows: Sequence[Published] | None = None) -> Table | None:
@@ -64,7 +64,7 @@ def _pair(
     record |= {"comparable": True, "difference": gap}
     if s.n < LEAST_FOR_INTERVAL:
         return record | {"text": f"{signed(gap)} (no interval below {LEAST_FOR_INTERVAL} seeds)"}
-    low, high = (end - value for end in t_interval(scores))
+    low, high = s.low - value, s.high - value
     return record | {"low": low, "high": high, "text": signed(gap) + signed_range(low, high)}
 
 

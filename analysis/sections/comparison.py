@@ -14,16 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.output.section import Section
-from analysis.output.table import Table, signed, signed_range
+from analysis.output.table import Table, mean_sd, signed, signed_range
 from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.stored import Stored
 from analysis.sections.arms import (
-    LEAST_FOR_INTERVAL,
     PARAMETER_TOLERANCE,
     RECONSTRUCTED,
     budget_order,
@@ -36,11 +34,13 @@ from analysis.sections.arms import (
     start_to_end,
     training_differences,
 )  # fmt: skip
-from analysis.stats.seeds import t_interval
+from analysis.stats.seeds import summary
 from elalora.errors import UserError
 
 SPREADS = ("sd", "interval")
 MOST_NAMED = 5  # arms of one size in a note
+SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
+MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
 METRIC_TITLES = {
     "accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
     "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
@@ -87,8 +87,8 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     frame = pd.DataFrame(sorted(records, key=_order))
     whole = [column for column in ("n", "diff_n", "collapsed") if column in frame]
     frame = frame.astype(dict.fromkeys(whole, "Int64"))
-    text = _TextTable(frame, baseline, spread)
-    return Table(_caption(runs), text.columns(), text.rows(), _notes(runs, baseline, spread, level, notes), frame)
+    columns, rows = _shown(frame, baseline, spread)
+    return Table(_caption(runs), columns, rows, _notes(runs, baseline, spread, level, notes), frame)
 
 
 def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> list[dict[str, Any]]:
@@ -118,22 +118,15 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
 
 def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     """One row: means over the seeds of one configuration."""
-    first, scores = arm.iloc[0], arm["score"].to_numpy(float)
-    low, high = _interval(scores, level)
+    first, s = arm.iloc[0], summary(arm["score"], level)
     labels = ("split", "metric", "method", "variant", "label", "shown", "reconstructed", "citation")
     record: dict[str, Any] = {key: first[key] for key in (*CELL, *labels)}
-    record |= {"n": len(arm), "seeds": " ".join(map(str, arm["seed"])), "score_mean": scores.mean()}
-    record |= {"score_sd": scores.std(ddof=1) if len(arm) > 1 else math.nan, "score_low": low, "score_high": high}
-    for count in ("rank_sum", "params"):
-        for when in ("initial", "peak", "final"):
-            record[f"{count}_{when}"] = arm[f"{count}_{when}"].mean()
-    for column in ("head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"):
-        record[column] = arm[column].mean()
-    record["step_seconds_median"] = arm["step_seconds"].median()
-    record["train_seconds_median"] = arm["train_seconds"].median()
-    record["collapsed"] = int(arm["collapsed"].sum())
-    record["flags"] = ", ".join(sorted({flag for flags in arm["flags"] for flag in flags}))
-    return record
+    record |= {"n": s.n, "seeds": " ".join(map(str, arm["seed"])), "score_mean": s.mean}
+    record |= {"score_sd": s.sd, "score_low": s.low, "score_high": s.high}
+    record |= {column: arm[column].mean() for column in MEANS}
+    record |= {f"{column}_median": arm[column].median() for column in ("step_seconds", "train_seconds")}
+    flags = sorted({flag for flags in arm["flags"] for flag in flags})
+    return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}
 
 
 def _difference(
@@ -148,19 +141,14 @@ def _difference(
             notes.append(f"{label}: no difference for {name}, {reason}.")
         return {}
     base = dict(zip(matches[0]["seed"], matches[0]["score"], strict=True))
-    gaps = np.array([score - base[s] for s, score in zip(arm["seed"], arm["score"], strict=True) if s in base])
+    gaps = [score - base[seed] for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
     if alone := len(arm) + len(base) - 2 * len(gaps):
         notes.append(f"{label}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
-    if not len(gaps):
+    if not gaps:
         return {"diff_n": 0}
-    low, high = _interval(gaps, level)
-    sd = gaps.std(ddof=1) if len(gaps) > 1 else math.nan
-    numbers = {"diff_n": len(gaps), "diff_mean": gaps.mean(), "diff_sd": sd, "diff_low": low, "diff_high": high}
+    s = summary(gaps, level)
+    numbers = {"diff_n": s.n, "diff_mean": s.mean, "diff_sd": s.sd, "diff_low": s.low, "diff_high": s.high}
     return numbers | {"diffs": " ".join(f"{gap:.4f}" for gap in gaps)}
-
-
-def _interval(values: Any, level: float) -> tuple[float, float]:
-    return t_interval(values, level) if len(values) >= LEAST_FOR_INTERVAL else (math.nan, math.nan)
 
 
 def _majority_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -238,44 +226,40 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
     return notes + list(dict.fromkeys(cell_notes))
 
 
-class _TextTable:
-    """The frame's numbers as text; a key column with one value throughout is left out."""
+def _shown(frame: pd.DataFrame, baseline: str, spread: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows as text, without key columns of one value and without empty columns."""
+    records = [{k: v for k, v in r.items() if pd.notna(v)} for r in frame.to_dict("records")]
+    arms = [r for r in records if r["method"] != "majority"]
+    keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
+    metrics = {r["metric"] for r in arms}
+    score = METRIC_TITLES.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"
+    keys += ["metric"] if len(metrics) > 1 else []
+    texts: dict[str, list[str]] = {
+        "n": [f"{r['n']:.0f}" if "n" in r else "" for r in records],
+        score: [_score(r, spread) for r in records],
+        f"Δ to {NAMES.get(baseline, baseline)}": [_diff(r) for r in records],
+        "Rank sum": [start_to_end(r, "rank_sum") for r in records],
+        "Parameters": [start_to_end(r, "params") + ("‡" if r.get("params_mismatch") else "") for r in records],
+        "Moved %": [
+            f"{100 * r['gross_share']:.1f} / {100 * r['net_share']:.1f}" if r.get("gross_share") else ""
+            for r in records
+        ],
+        "Step ms": [f"{1000 * r['step_seconds_median']:.0f}" if "step_seconds_median" in r else "" for r in records],
+        "Flags": [_flags(r) for r in records],
+    }
+    texts = {title: cells for title, cells in texts.items() if title in ("n", score) or any(cells)}
+    columns = [*(key.capitalize() for key in keys), "Method", *texts]
+    rows = [
+        [*(str(r.get(key, "")) for key in keys), r["shown"], *cells]
+        for r, *cells in zip(records, *texts.values(), strict=True)
+    ]
+    return columns, rows
 
-    def __init__(self, frame: pd.DataFrame, baseline: str, spread: str) -> None:
-        self.records = [{k: v for k, v in r.items() if pd.notna(v)} for r in frame.to_dict("records")]
-        self.spread = spread
-        arms = [r for r in self.records if r["method"] != "majority"]
-        self.keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
-        metrics = {r["metric"] for r in arms}
-        self.score = METRIC_TITLES.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"
-        if len(metrics) > 1:
-            self.keys.append("metric")
-        self.cells = {
-            "n": lambda r: f"{r['n']:.0f}" if "n" in r else "",
-            self.score: self._score,
-            f"Δ to {NAMES.get(baseline, baseline)}": _diff,
-            "Rank sum": lambda r: start_to_end(r, "rank_sum"),
-            "Parameters": lambda r: start_to_end(r, "params") + ("‡" if r.get("params_mismatch") else ""),
-            "Moved %": _moved,
-            "Step ms": lambda r: f"{1000 * r['step_seconds_median']:.0f}" if "step_seconds_median" in r else "",
-            "Flags": _flags,
-        }
-        self.cells = {k: f for k, f in self.cells.items() if k in ("n", self.score) or any(map(f, self.records))}
 
-    def columns(self) -> list[str]:
-        return [*(key.capitalize() for key in self.keys), "Method", *self.cells]
-
-    def rows(self) -> list[list[str]]:
-        return [
-            [*(str(r.get(key, "")) for key in self.keys), r["shown"], *(cell(r) for cell in self.cells.values())]
-            for r in self.records
-        ]
-
-    def _score(self, record: dict[str, Any]) -> str:
-        text = f"{record['score_mean']:.2f}"
-        if self.spread == "interval" and "score_low" in record:
-            return f"{text} [{record['score_low']:.2f}, {record['score_high']:.2f}]"
-        return f"{text} ± {record['score_sd']:.2f}" if self.spread == "sd" and "score_sd" in record else text
+def _score(record: dict[str, Any], spread: str) -> str:
+    if spread == "interval" and "score_low" in record:
+        return f"{record['score_mean']:.2f} [{record['score_low']:.2f}, {record['score_high']:.2f}]"
+    return mean_sd(record["score_mean"], record.get("score_sd", math.nan) if spread == "sd" else math.nan)
 
 
 def _diff(record: dict[str, Any]) -> str:
@@ -286,12 +270,6 @@ def _diff(record: dict[str, Any]) -> str:
     else:
         return ""
     return text + (f" (n={record['diff_n']:.0f})" if record["diff_n"] != record["n"] else "")
-
-
-def _moved(record: dict[str, Any]) -> str:
-    if not record.get("gross_share"):
-        return ""
-    return f"{100 * record['gross_share']:.1f} / {100 * record['net_share']:.1f}"
 
 
 def _flags(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,29 +37,23 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
     Returns:
         None if no run failed, stopped or collapsed.
     """
-    named = [] if cells is None else zip(cells["id"], cells["arm"], strict=True)
-    arms = {short_id(run): arm for run, arm in named if run}
-    counts: dict[str, dict[str, int]] = {}
-
-    def of(folder: str) -> dict[str, int] | None:
+    arms = None if cells is None else {short_id(run): arm for run, arm in zip(cells["id"], cells["arm"], strict=True)}
+    endings = [(folder, "done") for folder in runs["folder"]]
+    endings += [(f, "collapsed") for f, collapsed in zip(runs["folder"], runs["collapsed"], strict=True) if collapsed]
+    endings += [(run.folder, run.ending or "open") for run in unfinished]
+    counts: dict[str, Counter[str]] = {}
+    for folder, ending in endings:
         run = Unfinished(folder, "", "")
-        name = run.arm if cells is None else arms.get(run.short_id, "")
-        return counts.setdefault(name, dict.fromkeys(("done", "open", "collapsed", *ENDINGS), 0)) if name else None
-
-    for folder, collapsed in zip(runs["folder"], runs["collapsed"], strict=True):
-        if (count := of(folder)) is not None:
-            count["done"] += 1
-            count["collapsed"] += bool(collapsed)
-    for run in unfinished:
-        if (count := of(run.folder)) is not None:
-            count[run.ending or "open"] += 1
-    if not any(sum(count.values()) - count["done"] for count in counts.values()):
+        if arm := run.arm if arms is None else arms.get(run.short_id, ""):
+            counts.setdefault(arm, Counter())[ending] += 1
+    if not any(count.total() - count["done"] for count in counts.values()):
         return None
     records: list[dict[str, Any]] = []
     for arm, count in sorted(counts.items()):
         failed = sum(count[ending] for ending in ENDINGS)
         ended = failed + count["done"]
-        records.append({"arm": arm, **count, "failure_rate": failed / ended if ended else math.nan})
+        record = {"arm": arm} | {key: count[key] for key in ("done", "open", "collapsed", *ENDINGS)}
+        records.append(record | {"failure_rate": failed / ended if ended else math.nan})
     columns = ["Arm", "Done", "Open", "Crash", "NaN", "Over budget", "Method failed", "Failure rate", "Collapsed"]
     rows = [
         [r["arm"], *(str(r[key]) for key in ("done", "open", *ENDINGS)),

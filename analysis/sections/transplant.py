@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.table import Table, p_value, signed, signed_range
-from analysis.sections.arms import LEAST_FOR_INTERVAL
-from analysis.stats.seeds import holm, sign_flip, t_interval
+from analysis.reading.settings import cell_of
+from analysis.stats.seeds import holm, sign_flip, summary
 
 
 class Step(NamedTuple):
@@ -37,17 +37,10 @@ STEPS = (  # (name, arm, less this arm, what the difference is)
 def arm_of(settings: dict[str, Any]) -> str | None:
     """elalora, svd_lora, transplant or shuffled; None for any other run."""
     method = settings.get("method", {})
-    if method.get("name") == "elalora":
-        return "elalora" if method.get("variant", "paper") == "paper" and not _side_effects(method) else None
-    if method.get("name") != "svd_lora" or _side_effects(method):
-        return None
-    return "svd_lora" if not method.get("ranks_from") else "shuffled" if method.get("shuffle") else "transplant"
-
-
-def _side_effects(method: dict[str, Any]) -> bool:
-    switched = any(method.get(name) for name in ("D1", "D2", "D8", "D12", "D15"))
-    collapses = method.get("D4") not in (None, "off")
-    return switched or collapses or "random" in (method.get("importance"), method.get("expansion"))
+    cell = cell_of({"method": {**method, "ranks_from": None}})
+    if cell == (0, 0, 0) and method.get("ranks_from"):
+        return "shuffled" if method.get("shuffle") else "transplant"
+    return {(0, 0, 0): "svd_lora", (2, 0, 0): "elalora"}.get(cell) if cell else None
 
 
 def transplant(runs: pd.DataFrame) -> list[Step]:
@@ -71,9 +64,8 @@ def transplant(runs: pd.DataFrame) -> list[Step]:
             continue
         x = (wide[arm] - wide[less]).dropna(axis=1, how="all").dropna().mean(axis=1).to_numpy(float)
         if len(x) >= 2:
-            low, high = t_interval(x) if len(x) >= LEAST_FOR_INTERVAL else (math.nan, math.nan)
-            p = sign_flip(x, np.random.default_rng(0))
-            steps.append(Step(name, meaning, len(x), float(x.mean()), low, high, p, math.nan))
+            s, p = summary(x), sign_flip(x, np.random.default_rng(0))
+            steps.append(Step(name, meaning, s.n, s.mean, s.low, s.high, p, math.nan))
     if not steps:
         return []
     return [s._replace(corrected=float(p)) for s, p in zip(steps, holm([s.p for s in steps]), strict=True)]
