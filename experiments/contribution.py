@@ -96,9 +96,7 @@ def mean_loss(rebuilt: Rebuilt) -> float:
 def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     """Rebuilds the model of a finished run and loads its held-out data, from config.yaml and adapter/.
 
-    Args:
-        folder: the run's folder.
-        items: maximum number of held-out items, drawn identically for all runs of the task; None uses all.
+    If there are more than `items` held-out items, as many are drawn, identically for all runs of the task.
 
     Raises:
         UserError: a file is missing, the method has no LoRA form, or the protocol holds no data out.
@@ -222,13 +220,13 @@ def finished(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         UserError: a path is not a folder.
     """
-    folders: dict[Path, None] = {}
+    folders: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder of runs; `python run.py` makes one")
         for pattern in ("result.json", "*/result.json", "*/*/result.json"):
-            folders |= dict.fromkeys(file.parent for file in sorted(path.glob(pattern)))
-    return list(folders)
+            folders += [file.parent for file in sorted(path.glob(pattern))]
+    return list(dict.fromkeys(folders))
 
 
 def measured(folder: Path, items: int | None = ITEMS) -> bool:

@@ -28,10 +28,7 @@ def counted_flops(arm: Arm) -> int:
 
 
 def peak_bytes(arm: Arm) -> dict[str, int]:
-    """Bytes that a step holds at its peak.
-
-    Args:
-        arm: must have run a step before, so that its state exists.
+    """Bytes that a step holds at its peak, of an arm that has run a step before, so that its state exists.
 
     Returns:
         parameters (of the whole model), state (optimizer and method), step (the most held at one time on top of these:

@@ -72,52 +72,30 @@ class BudgetConfig:
 
 @dataclass
 class TrainerConfig:
-    """Settings of the trainer, which is the same for every method.
+    """Settings of the trainer, which is the same for every method."""
 
-    Attributes:
-        epochs: passes over the training items; ignored if max_steps is set.
-        max_steps: optimizer steps.
-        batch_size: items per optimizer step, over all processes.
-        micro_batch: maximum items per forward pass; null takes the whole batch at once.
-        lr: peak learning rate.
-        weight_decay: decoupled; not on biases and norms.
-        warmup: fraction of the run (0..1) or a number of steps.
-        schedule: linear, cosine or constant.
-        max_grad_norm: clipping; null for none.
-        precision: fp32 or bf16 (autocast; weights stay fp32).
-        evaluations: number of evaluations on the selection split, evenly over the run; 0 evaluates at the end only.
-        log_every: steps between two training losses in metrics.jsonl.
-    """
-
-    epochs: float = 3
-    max_steps: int | None = None
-    batch_size: int = 32
-    micro_batch: int | None = None
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.06
-    schedule: LearningRateShape = LearningRateShape.linear
-    max_grad_norm: float | None = 1.0
-    precision: Precision = Precision.fp32
-    evaluations: int = 0
-    log_every: int = 10
+    epochs: float = 3  # passes over the training items; ignored if max_steps is set
+    max_steps: int | None = None  # optimizer steps
+    batch_size: int = 32  # items per optimizer step, over all processes
+    micro_batch: int | None = None  # maximum items per forward pass; null takes the whole batch at once
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.0  # decoupled; not on biases and norms
+    warmup: float = 0.06  # fraction of the run (0..1) or a number of steps
+    schedule: LearningRateShape = LearningRateShape.linear  # linear, cosine or constant
+    max_grad_norm: float | None = 1.0  # clipping; null for none
+    precision: Precision = Precision.fp32  # fp32 or bf16 (autocast; weights stay fp32)
+    evaluations: int = 0  # on the selection split, evenly over the run; 0 evaluates at the end only
+    log_every: int = 10  # steps between two training losses in metrics.jsonl
 
 
 @dataclass
 class StoreConfig:
-    """Where runs are stored; not part of a run's identity.
+    """Where runs are stored; not part of a run's identity."""
 
-    Attributes:
-        root: folder of runs.
-        also: other stores; their finished runs count as done.
-        checkpoint_every: optimizer steps between two checkpoints; 0 writes none.
-        keep_checkpoint: whether a finished run keeps its last checkpoint.
-    """
-
-    root: str = "runs"
-    also: list[str] = field(default_factory=list)
-    checkpoint_every: int = 200
-    keep_checkpoint: bool = False
+    root: str = "runs"  # folder of runs
+    also: list[str] = field(default_factory=list)  # other stores; their finished runs count as done
+    checkpoint_every: int = 200  # optimizer steps between two checkpoints; 0 writes none
+    keep_checkpoint: bool = False  # whether a finished run keeps its last checkpoint
 
 
 @dataclass

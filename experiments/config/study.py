@@ -50,23 +50,15 @@ class ArmConfig:
 
 @dataclass
 class PartConfig:
-    """Every combination of some arms, tasks, budgets and seeds, run for one purpose.
+    """Every combination of some arms, tasks, budgets and seeds, run for one purpose."""
 
-    Attributes:
-        kind: confirmatory, exploratory or ablation.
-        arms, tasks, budgets: names.
-        seeds: "range(10)", "range(10,20)" or "0,1,2".
-        overrides: of this part only.
-        tuned: whether arms take the learning rate that won the study's tuning, or the configured one.
-    """
-
-    kind: PartKind = PartKind.exploratory
+    kind: PartKind = PartKind.exploratory  # confirmatory, exploratory or ablation
     arms: list[str] = MISSING
     tasks: list[str] = MISSING
     budgets: list[str] = MISSING
-    seeds: str = MISSING
-    overrides: list[str] = field(default_factory=list)
-    tuned: bool = True
+    seeds: str = MISSING  # "range(10)", "range(10,20)" or "0,1,2"
+    overrides: list[str] = field(default_factory=list)  # of this part only
+    tuned: bool = True  # whether arms take the learning rate that won the study's tuning, or the configured one
 
 
 @dataclass
@@ -92,23 +84,15 @@ class TuningConfig:
 
 @dataclass
 class FamilyConfig:
-    """The comparisons that a study declares before it runs: `baseline` with every arm at every budget.
+    """The comparisons that a study declares before it runs: `baseline` with every arm at every budget."""
 
-    Attributes:
-        part: the confirmatory part.
-        baseline, arms, budgets: what is compared.
-        alpha: level of the whole family.
-        correction: for multiple comparisons.
-        m: number of comparisons; must equal arms times budgets, so that a change of either is noticed.
-    """
-
-    part: str = MISSING
+    part: str = MISSING  # the confirmatory part
     baseline: str = MISSING
     arms: list[str] = MISSING
     budgets: list[str] = MISSING
-    alpha: float = 0.05
-    correction: Correction = Correction.holm
-    m: int = MISSING
+    alpha: float = 0.05  # level of the whole family
+    correction: Correction = Correction.holm  # for multiple comparisons
+    m: int = MISSING  # number of comparisons; must equal arms times budgets, so that a change of either is noticed
 
 
 @dataclass
@@ -126,28 +110,16 @@ class SmokeConfig:
 
 @dataclass
 class StudyConfig:
-    """One study.
+    """One study."""
 
-    Attributes:
-        name: of the file.
-        about: the question it answers, in one sentence.
-        overrides: common to every run.
-        by_task: overrides of single tasks, the same for every arm.
-        arms, parts: by name.
-        tuning, family: null for none.
-        only: names of the parts to run; null runs all.
-        smoke: whether to do the smoke run.
-        small: settings of the smoke run.
-    """
-
-    name: str = MISSING
-    about: str = ""
-    overrides: list[str] = field(default_factory=list)
-    by_task: dict[str, list[str]] = field(default_factory=dict)
+    name: str = MISSING  # of the file
+    about: str = ""  # the question it answers, in one sentence
+    overrides: list[str] = field(default_factory=list)  # common to every run
+    by_task: dict[str, list[str]] = field(default_factory=dict)  # overrides of single tasks, the same for every arm
     arms: dict[str, ArmConfig] = MISSING
     parts: dict[str, PartConfig] = MISSING
     tuning: TuningConfig | None = None
     family: FamilyConfig | None = None
-    only: list[str] | None = None
-    smoke: bool = False
-    small: SmokeConfig = field(default_factory=SmokeConfig)
+    only: list[str] | None = None  # names of the parts to run; null runs all
+    smoke: bool = False  # whether to do the smoke run
+    small: SmokeConfig = field(default_factory=SmokeConfig)  # settings of the smoke run

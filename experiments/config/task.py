@@ -126,27 +126,16 @@ def _check_metrics(task: TaskConfig) -> None:
 
 @dataclass
 class DataConfig:
-    """Where data are on this machine, and how much of the training split is used.
+    """Where data are on this machine, and how much of the training split is used."""
 
-    Attributes:
-        root: local data folder, read first; docs/benchmarks.md describes its layout.
-        cache: folder for fetched and tokenised data; null takes $ELALORA_CACHE, else ~/.cache/elalora.
-        train_items: size of a training subset, drawn by the run's seed; null uses the whole split.
-    """
-
-    root: str | None = None
-    cache: str | None = None
-    train_items: int | None = None
+    root: str | None = None  # local data folder, read first; docs/benchmarks.md describes its layout
+    cache: str | None = None  # folder for fetched and tokenised data; null takes $ELALORA_CACHE, else ~/.cache/elalora
+    train_items: int | None = None  # size of a training subset, drawn by the run's seed; null uses the whole split
 
 
 @dataclass
 class ProtocolConfig:
-    """Which data select a checkpoint and which are reported (see experiments.data.protocols).
+    """Which data select a checkpoint and which are reported (see experiments.data.protocols)."""
 
-    Attributes:
-        name: "clean", "paper_last", "paper_best", or "tune" for tuning runs.
-        split_seed: draws the held-out part of train under "clean"; the same for all run seeds.
-    """
-
-    name: Protocol = Protocol.clean
-    split_seed: int = 0
+    name: Protocol = Protocol.clean  # "clean", "paper_last", "paper_best", or "tune" for tuning runs
+    split_seed: int = 0  # draws the held-out part of train under "clean"; the same for all run seeds

@@ -47,8 +47,7 @@ def inside(path: str, label: str) -> str:
         UserError: the path is absolute, leads out of the folder or is not a valid file name.
     """
     pure = PurePosixPath(path.replace("\\", "/"))
-    drive = bool(pure.parts) and pure.parts[0].endswith(":")
-    if pure.is_absolute() or ".." in pure.parts or drive:
+    if pure.is_absolute() or ".." in pure.parts or pure.parts and pure.parts[0].endswith(":"):  # C:
         raise UserError(f"{label} names {path}, which leads out of the folder")
     if "\0" in path:
         raise UserError(f"{label} names {path}, which is not a valid file name")

@@ -110,11 +110,9 @@ def _read_json_lines(file: Path, label: str) -> Columns:
 
 def _text(file: Path, label: str) -> str:
     try:
-        raw = file.read_bytes()
+        return file.read_bytes().decode("utf-8-sig")  # with the line ends that a quoted field may hold
     except OSError as error:
         raise UserError(f"{label} cannot be read: {error.strerror}") from error
-    try:
-        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{label}: line {line} is not UTF-8 text; save the file as UTF-8") from error

@@ -24,7 +24,7 @@ import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
@@ -230,13 +230,10 @@ def make_splits(task: TaskConfig, rows: list[Row]) -> dict[str, Dataset]:
     splits = assign(task.subset, rows)
     result = {}
     for name in ("train", "validation", "test"):
-        chosen = [
-            row for row, split in zip(rows, splits, strict=True) if split == name and not (binary and row.score == 0)
-        ]
-        columns: dict[str, list[Any]] = {
-            "idx": [row.idx for row in chosen],
-            task.text[0]: [row.text for row in chosen],
-            "label": [int(row.score > 0) if binary else row.score for row in chosen],
-        }
-        result[name] = make_split(task, columns)
+        chosen = [row for row, split in zip(rows, splits, strict=True) if split == name]
+        if binary:
+            chosen = [row for row in chosen if row.score != 0]
+        labels = [int(row.score > 0) if binary else row.score for row in chosen]
+        texts = {task.text[0]: [row.text for row in chosen]}
+        result[name] = make_split(task, {"idx": [row.idx for row in chosen], **texts, "label": labels})
     return result

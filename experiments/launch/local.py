@@ -220,8 +220,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _cores() -> int:
     """Cores this process may use; in a SLURM job its share of the node, which not every cluster enforces."""
-    share = os.environ.get("SLURM_CPUS_ON_NODE")
-    if share:
+    if share := os.environ.get("SLURM_CPUS_ON_NODE"):
         return int(share)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

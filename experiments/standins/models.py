@@ -22,12 +22,7 @@ SPECIAL = {
 
 
 def make_models(folder: str | Path, seed: int = 0) -> Path:
-    """Writes one checkpoint per family into subfolders of `folder`.
-
-    Args:
-        folder: created if missing.
-        seed: of the random weights; the global generator is unchanged.
-    """
+    """Writes one checkpoint per family into subfolders of `folder`; the global generator is unchanged."""
     import transformers
 
     folder = Path(folder)
@@ -100,9 +95,9 @@ def _save_tokenizer(folder: Path, name: str) -> int:
     return len(vocabulary)
 
 
-def _save_image_processor(folder: Path, edge: int = 32) -> None:
+def _save_image_processor(folder: Path) -> None:
     settings = {
-        "image_processor_type": "ViTImageProcessor", "size": {"height": edge, "width": edge}, "resample": 2,
+        "image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "resample": 2,
         "do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255,
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
     }  # fmt: skip

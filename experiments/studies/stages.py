@@ -23,11 +23,10 @@ def run_study(config: DictConfig, run_plans: Callable[[list[Plan]], int]) -> int
     started: set[str] = set()
     while True:
         cells = cells_of(config)
-        plans = {cell.plan.id: cell.plan for cell in cells if cell.plan is not None}
         waiting = sum(cell.plan is None for cell in cells)
         # tuning runs go first as long as others wait for them
-        stage = {c.plan.id: c.plan for c in cells if c.plan is not None and c.part == TUNING_PART} if waiting else plans
-        new = {run: plan for run, plan in stage.items() if run not in started and plan.finished() is None}
+        stage = [cell.plan for cell in cells if cell.plan and (not waiting or cell.part == TUNING_PART)]
+        new = {plan.id: plan for plan in stage if plan.id not in started and plan.finished() is None}
         if new:
             code = max(code, run_plans(list(new.values())))
         elif waiting and config.launcher.kind == "slurm" and not config.launcher.wait:
