@@ -1,9 +1,13 @@
-"""Every table and figure of the stored runs, by one call, in one folder with a page to read them."""
+"""Every table and figure of the stored runs, by one call, in one folder with a page to read them.
+
+The runs may be a stranger's: a section that fails becomes a line that says why, and the others are written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from analysis.output.page import page
 from analysis.output.section import Section
@@ -11,6 +15,7 @@ from analysis.output.table import summarise
 from analysis.output.writers import print_table, write
 from analysis.reading.stored import Stored, read_stores
 from elalora.errors import UserError
+from experiments.runtime.text import clean
 
 MOST_WARNINGS = 30  # on the page
 
@@ -91,12 +96,26 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
     subjects = [
         confirmatory, comparison, papers, ablations, overall, items, cost, rank_maps, rank_study, attribution, endings,
     ]  # fmt: skip
-    return [section for subject in subjects for section in subject.sections(stored, folder)]
+    return [section for subject in subjects for section in _guarded(subject, stored, folder)]
+
+
+def _guarded(subject: ModuleType, stored: Stored, folder: Path | None) -> list[Section]:
+    """The sections of one subject; a line in `stored.left_out` if they fail, whatever the reason but the disk."""
+    try:
+        return list(subject.sections(stored, folder))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged run must not cost the rest of the report
+        name = subject.__name__.rpartition(".")[2]
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        stored.left_out.append(clean(f"section {name}: left out, {reason}", 500))
+        return []
 
 
 def _print(stored: Stored, sections: Sequence[Section]) -> None:
     """The comparison and every sentence, on the terminal."""
-    print_table(next(section.tables["comparison"] for section in sections if "comparison" in section.tables))
+    for table in [section.tables["comparison"] for section in sections if "comparison" in section.tables]:
+        print_table(table)
     for line in [*stored.facts, *(line for section in sections for line in section.lines)]:
         print(f"\n{line}")
     open_runs = [str(run) for run in stored.unfinished]

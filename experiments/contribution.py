@@ -12,7 +12,6 @@ contributions.json in the run's folder; runs that have one are skipped.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
 from experiments.runtime.pipes import as_command
+from experiments.runtime.text import clean
+from experiments.store.foreign import DAMAGE, read_json, read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from elalora.adapters import LowRankLinear
+    from experiments.config.schema import RunConfig
 
 SCHEMA = 1
 FILE = "contributions.json"
@@ -102,7 +104,6 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
         UserError: a file is missing, the method has no LoRA form, or the protocol holds no data out.
     """
     import torch
-    from omegaconf import OmegaConf
 
     from elalora.export import read_factors
     from experiments.data import load_task
@@ -116,10 +117,10 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     folder = Path(folder)
     config = _config(folder)
     use_cpu(config.threads)
-    task = OmegaConf.to_object(config.task)
+    task = config.task
     splits = apply_protocol(
-        load_task(task, OmegaConf.to_object(config.data)),
-        OmegaConf.to_object(config.protocol),
+        load_task(task, config.data),
+        config.protocol,
         train_items=config.data.train_items,
         seed=stream(config.seed, "subset"),
     )
@@ -197,21 +198,20 @@ def _result(folder: Path) -> dict[str, Any]:
     return run.result()
 
 
-def _config(folder: Path) -> Any:
-    """The run's configuration; refuses one that another version wrote with other keys."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
+def _config(folder: Path) -> RunConfig:
+    """The run's configuration, with this machine's cache; refuses one that another version wrote with other keys."""
     from experiments.config.schema import RunConfig
+    from experiments.config.stored import from_store
+    from experiments.config.task import check_task
 
     path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{path} is missing, so the model cannot be rebuilt")
     try:
-        return OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
-    except OmegaConfBaseException as error:
-        line = first_line(error)
-        raise UserError(f"{path} does not fit this version ({line}); check out the commit in manifest.json") from error
+        config = from_store(RunConfig, read_yaml(path), path)
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be read, so the model cannot be rebuilt ({first_line(error)})") from error
+    check_task(config.task)
+    config.data.cache = None
+    return config
 
 
 def finished(paths: Iterable[str | Path]) -> list[Path]:
@@ -232,10 +232,9 @@ def finished(paths: Iterable[str | Path]) -> list[Path]:
 def measured(folder: Path, items: int | None = ITEMS) -> bool:
     """Whether contributions.json holds this run's contributions from this number of items."""
     try:
-        stored = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        stored, result = read_json(folder / FILE), read_json(folder / "result.json")
         return stored["schema"] == SCHEMA and (stored["id"], stored["asked"]) == (result["id"], items)
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGE:
         return False
 
 
@@ -258,26 +257,30 @@ def measure_all(paths: Sequence[str | Path], methods: Sequence[str] = (), items:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}; `python run.py` makes one")
     problems = 0
     for number, folder in enumerate(folders, start=1):
-        prefix = f"[{number}/{len(folders)}] {folder}"
+        prefix = clean(f"[{number}/{len(folders)}] {folder}")
         try:
             result = _result(folder)
-            if methods and result["method"] not in methods:
+            if methods and result.get("method") not in methods:
                 continue
             if measured(folder, items):
                 print(f"{prefix}: measured before")
                 continue
             if not (folder / "adapter" / "adapter_model.safetensors").is_file():
-                print(f"{prefix}: skipped, {result['label']} has no adapter in LoRA form")
+                print(f"{prefix}: skipped, its method has no adapter in LoRA form")
                 continue
             contributions = measure(folder, items)
         except UserError as error:
             print(f"contribution: {error}", file=sys.stderr)
             problems += 1
             continue
+        except Exception as error:  # noqa: BLE001 - a damaged run must not cost the others
+            print(f"contribution: {prefix}: {clean(first_line(error))}", file=sys.stderr)
+            problems += 1
+            continue
         write_whole(folder / FILE, dump(contributions))
         rises = contributions["rises"]
         top = max(rises, key=lambda name: rises[name])
-        print(f"{prefix}: loss {contributions['loss']:.4f}, largest rise {rises[top]:+.4f} without {top}")
+        print(f"{prefix}: loss {contributions['loss']:.4f}, largest rise {rises[top]:+.4f} without {clean(top)}")
     return 2 if problems else 0
 
 

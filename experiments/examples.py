@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
-from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
+from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig, check_task
 from experiments.data.content import inputs
+from experiments.runtime.text import clean
+from experiments.store.foreign import DAMAGE, read_table, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,13 +40,16 @@ def add_to(commands: Any) -> None:
 
 def show(args: argparse.Namespace) -> int:
     """Prints the items, or writes them as a picture; returns the exit code."""
-    task, rows = examples(args.run, args.count, args.wrong, args.data_root)
-    if task.kind == "image":
-        path = args.out or Path("examples.png")
-        draw(task, rows, path)
-        print(path)
-    else:
-        print(describe(task, rows))
+    try:
+        task, rows = examples(args.run, args.count, args.wrong, args.data_root)
+        if task.kind == "image":
+            path = args.out or Path("examples.png")
+            draw(task, rows, path)
+            print(path)
+        else:
+            print(describe(task, rows))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(f"{args.run}: its predictions do not fit its task ({first_line(error)})") from error
     return 0
 
 
@@ -78,53 +83,48 @@ def examples(
 
 
 def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
+    from experiments.config.stored import from_store
     from experiments.data import load_task
     from experiments.data.protocols import apply_protocol
 
+    path = run / "config.yaml"
     try:
-        config: Any = OmegaConf.load(run / "config.yaml")
-        task, data = _object(TaskConfig, config.task), _object(DataConfig, config.data)
-        protocol = _object(ProtocolConfig, config.protocol)
+        config = read_yaml(path)
+        parts = [config[name] for name in ("task", "data", "protocol")]
     except OSError as error:
         raise UserError(f"{run} is not the folder of a run: it has no config.yaml") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{run}: its config.yaml is not that of a run ({first_line(error)})") from error
-    data.root = data_root or data.root
+    except DAMAGE as error:
+        raise UserError(f"{path} is not that of a run ({first_line(error)})") from error
+    task, data = from_store(TaskConfig, parts[0], path), from_store(DataConfig, parts[1], path)
+    protocol = from_store(ProtocolConfig, parts[2], path)
+    check_task(task)
+    data.root, data.cache = data_root or data.root, None
     loaded = load_task(task, data)
     splits = apply_protocol(loaded, protocol, train_items=None, seed=0)
     return task, splits.report
 
 
-def _object(cls: type, node: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), node))
-
-
 def _predictions(run: Path) -> pd.DataFrame:
-    import pandas as pd
+    import pyarrow as pa
 
     try:
-        return pd.read_parquet(run / "predictions.parquet")
-    except (OSError, ValueError) as error:
+        return read_table(run / "predictions.parquet", ["idx", "label", "prediction", "score"]).to_pandas()
+    except FileNotFoundError as error:
         raise UserError(f"{run} has no predictions.parquet; finish the run first") from error
+    except (*DAMAGE, pa.ArrowException) as error:
+        raise UserError(f"{run}/predictions.parquet cannot be read ({first_line(error)}); run it again") from error
 
 
 def describe(task: TaskConfig, rows: list[dict[str, Any]]) -> str:
     """The items as text."""
     blocks = []
     for row in rows:
-        lines = [f"item {row['idx']}  {_verdict(task, row)}"]
+        lines = [clean(f"item {row['idx']}  {_verdict(task, row)}")]
         inputs = [(name, row[name]) for name in task.text]
         if task.kind == "summarization":
             inputs += [("reference", " | ".join(row["label"])), ("generated", row["prediction"])]
         for name, text in inputs:
-            clipped = text if len(text) <= CLIP else text[: CLIP - 3] + "..."
-            lines.append(textwrap.indent(textwrap.fill(f"{name}: {clipped}", 116), "  "))
+            lines.append(textwrap.indent(textwrap.fill(f"{clean(name)}: {clean(text, CLIP)}", 116), "  "))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -141,6 +141,7 @@ def _verdict(task: TaskConfig, row: dict[str, Any]) -> str:
 def draw(task: TaskConfig, rows: list[dict[str, Any]], path: Path) -> None:
     """Writes a grid of images with their predictions; wrong ones have a cross and the label."""
     import matplotlib
+    from matplotlib.text import Text
     from PIL import Image
 
     matplotlib.use("Agg")
@@ -161,11 +162,13 @@ def draw(task: TaskConfig, rows: list[dict[str, Any]], path: Path) -> None:
                 fontsize=8,
             )  # fmt: skip
     figure.suptitle(f"{task.name}: predictions", fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a name with dollar signs is no formula
+    figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def _name(task: TaskConfig, label: int) -> str:
-    return task.labels[label] if task.labels else str(label)
+    return clean(task.labels[label] if task.labels else str(label), CLIP)

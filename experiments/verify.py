@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError, first_line
-from experiments.runtime.text import counted
+from experiments.runtime.text import clean, counted
 from experiments.store.compact import opened
 from experiments.store.finished import changed_files
 from experiments.store.folder import WRONG, RunFolder
+from experiments.store.foreign import read_table
 
 TOLERANCE = 1e-6  # points; other versions of a metric's library may differ in the last digits
 
@@ -57,13 +58,12 @@ def check_score(folder: Path, result: dict[str, Any]) -> None:
         ValueError: it is not the stored score, or the number of items is another.
     """
     import pyarrow
-    from pyarrow import parquet
 
     from experiments.training.metrics import METRICS, compute
 
     metric, stored = result["metric"], result["readings"]["last"]["report"]["metrics"]
     try:
-        items = parquet.read_table(folder / "predictions.parquet", columns=["label", "prediction", "score"])
+        items = read_table(folder / "predictions.parquet", ["label", "prediction", "score"])
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"predictions.parquet cannot be read ({first_line(error)})") from error
     if len(items) != result["data"]["report_items"]:
@@ -90,6 +90,6 @@ def show(stores: Sequence[str]) -> int:
     for store in stores:
         count, lines = verify(Path(store))
         wrong = {line.partition(": ")[0] for line in lines}
-        print("\n".join([*lines, f"{store}: {counted(count, 'finished run')}, {len(wrong)} with problems"]))
+        print("\n".join([*map(clean, lines), f"{store}: {counted(count, 'finished run')}, {len(wrong)} with problems"]))
         failed |= bool(lines)
     return failed

@@ -25,14 +25,25 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path, title: str, data: str, remark: str = "") -> list[Path]:
-    """Writes .png and .svg; without dates, so that the same runs give the same files."""
+    """Writes .png and .svg; without dates, so that the same runs give the same files.
+
+    No text is read as a formula, whatever dollar signs it has; only the labels of logarithmic axes are formulas.
+    """
     from matplotlib import rc_context
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
 
     wide = int(figure.get_size_inches()[0] * 11)
     if title:
         figure.suptitle(wrapped(title, wide), fontsize=11)
     if below := remark + (f"Data: {data}" if data else ""):
         figure.supxlabel(wrapped(below, int(wide * 1.4)), fontsize=7, color="0.35")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            for label in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)):
+                label.set_parse_math(True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the layout is found once and serves both files
     paths = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
@@ -50,10 +61,10 @@ def source_of(citations: Sequence[str]) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Lines of at most `width`; a dollar sign stays one and starts no formula."""
+    """Lines of at most `width`."""
     import textwrap
 
-    return "\n".join(textwrap.wrap(text.replace("$", r"\$"), width, break_on_hyphens=False)) or text
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) or text
 
 
 def file_name(parts: Iterable[str]) -> str:

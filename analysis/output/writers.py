@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.output.table import Table
 from experiments.runtime.display import as_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+FORMULA = re.compile(r"(?![-+][\d.e+ -]*\Z)\s*[-=+@\uff1d\uff0b\uff0d\uff20]")  # but not numbers
 
 LEFT = (
     "Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags", "Arm", "Source", "Difference",
@@ -78,8 +81,15 @@ def latex(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """All numbers of the table, not rounded, with the source of the data in every row."""
-    return table.frame.to_csv(index=False)
+    """All numbers of the table, not rounded, with the source of the data in every row.
+
+    A spreadsheet would compute a text that begins like a formula; an apostrophe before it shows it as text.
+    """
+    return table.frame.map(_inert).rename(columns=_inert).to_csv(index=False)
+
+
+def _inert(value: Any) -> Any:
+    return "'" + value if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from analysis.reading.result_row import WRONG
 from elalora.errors import UserError
+from experiments.runtime.text import clean
+from experiments.store.foreign import DAMAGE, read_json
 from experiments.store.name import RunName
 
 DEPTH = 2  # a store holds folders of tasks, which hold folders of runs
@@ -35,7 +35,7 @@ class Unfinished(NamedTuple):
     failure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}"
+        return clean(f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}")
 
     @property
     def arm(self) -> str:
@@ -75,7 +75,7 @@ def scan(root: Path) -> StoreFolders:
     for folder in _subfolders(root, DEPTH):
         if (folder / "result.json").exists():
             runs.finished.append(folder)
-        elif (folder / "status.json").is_file():
+        elif (folder / "status.json").exists():
             runs.unfinished.append(folder)
     return runs
 
@@ -92,9 +92,9 @@ def _subfolders(folder: Path, depth: int) -> Iterator[Path]:
 def read_status(folder: Path) -> Unfinished:
     """The state of a run that has no result."""
     try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        failure = str(status.get("failure") or "")
-        state = "refused" if failure == "refused" else str(status["state"])
-        return Unfinished(str(folder), state, str(status.get("error") or ""), failure)
-    except WRONG:
+        status = read_json(folder / "status.json")
+        failure = clean(str(status.get("failure") or ""), 100)
+        state = "refused" if failure == "refused" else clean(str(status["state"]), 100)
+        return Unfinished(str(folder), state, clean(str(status.get("error") or "")), failure)
+    except DAMAGE:
         return Unfinished(str(folder), "unreadable status", "")

@@ -1,7 +1,7 @@
 """One stored result as a flat row of checked values.
 
-A store may come from other people: only JSON is read (never pickle), and any value of a wrong type raises here, so that
-later code can rely on the types.
+A store may come from other people: only JSON is read (never pickle), any value of a wrong type raises here, and texts
+are cleaned here, so that later code can rely on the types and show any text.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import first_line
+from experiments.runtime.text import clean, clean_tree
 from experiments.store.finished import check_result
 from experiments.store.folder import SCHEMA
+from experiments.store.foreign import read_json
 from experiments.verify import check_score
 
 NO_BUDGET = "none"
 READINGS = ("last", "best")
-WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of damaged files
 
 
 def row_of(folder: Path, reading: str) -> dict[str, Any]:
@@ -30,9 +31,9 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
         reading: "last" or "best", the checkpoint whose score is taken.
 
     Raises:
-        Any of WRONG: the result is damaged, foreign, of another schema, or has no such reading.
+        Any of DAMAGE: the result is damaged, foreign, of another schema, or has no such reading.
     """
-    result = _json(folder / "result.json")
+    result = read_json(folder / "result.json")
     if result["schema"] != SCHEMA:
         raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
     check_result(folder, result)
@@ -40,22 +41,14 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
         check_score(folder, result)
     if result["readings"][reading] is None:
         raise ValueError(f"it has no reading '{reading}'")
-    return _row(result, _manifest(folder), reading)
-
-
-def _json(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
-    value = json.loads(text)
-    if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate, which cannot be written as UTF-8
-    return value
+    return _row(clean_tree(result), clean_tree(_manifest(folder)), reading)
 
 
 def reason(error: Exception) -> str:
     """An error in one line of at most 200 characters."""
     if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return first_line(error)[:200]
+        return clean(f"{error} is missing", 200)
+    return clean(first_line(error), 200)
 
 
 def digest(value: Any) -> str:
@@ -129,7 +122,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
 def _manifest(folder: Path) -> dict[str, Any]:
     """What may make runs incomparable: versions, commit, machine and settings; empty without a manifest."""
     try:
-        whole = _json(folder / "manifest.json")
+        whole = read_json(folder / "manifest.json")
     except FileNotFoundError:
         return {}
     host = whole.get("host") or {}
@@ -181,16 +174,7 @@ def _places(value: Any) -> dict[str, tuple[int, str]]:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    _check_depth(value)
     for name in ("method", "task", "model", "protocol", "trainer", "data"):
         if not isinstance(value.get(name, {}), dict):
             raise TypeError(f"expected the settings of {name}, got {value[name]!r:.60}")
     return {_string(k): v for k, v in value.items()}
-
-
-def _check_depth(value: Any, depth: int = 20) -> None:
-    """Refuses what would exceed the recursion limit when it is printed."""
-    if not depth:
-        raise ValueError("its settings are nested too deeply")
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(part, depth - 1)

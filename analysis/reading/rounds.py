@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.reading.result_row import WRONG, reason
+from analysis.reading.result_row import reason
 from elalora.errors import UserError
 from experiments.contribution import FILE, SCHEMA
+from experiments.runtime.text import clean_tree
+from experiments.store.foreign import DAMAGE, read_json, read_table, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,19 +33,19 @@ def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
         UserError: a line in the middle is damaged.
     """
     path = Path(run_dir) / "ranks.jsonl"
-    if not path.is_file():
-        return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            entry = clean_tree(json.loads(line))
             ranks = {str(name): int(rank) for name, rank in entry["ranks"].items()}
             step = int(entry["step"])
-        except WRONG as error:
+        except DAMAGE as error:
             if number == len(lines):
                 break
             raise UserError(f"{path} line {number} is damaged ({reason(error)}); {RUN_AGAIN}") from error
@@ -58,13 +60,12 @@ def load_predictions(run_dir: str | Path) -> pd.DataFrame:
     Raises:
         UserError: the file is missing or has other columns.
     """
-    import pandas as pd
     import pyarrow
 
     path = Path(run_dir) / "predictions.parquet"
     try:
-        return pd.read_parquet(path, columns=["idx", "label", "prediction", "score"]).sort_values("idx")
-    except (*WRONG, pyarrow.ArrowException) as error:
+        return read_table(path, ["idx", "label", "prediction", "score"]).to_pandas().sort_values("idx")
+    except (*DAMAGE, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
 
 
@@ -143,13 +144,13 @@ def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
     """
     path = Path(run_dir) / FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = clean_tree(read_json(path))
         if stored["schema"] != SCHEMA:
             raise ValueError(f"it has schema {stored['schema']}, this version reads {SCHEMA}")
         rises = {str(name): float(rise) for name, rise in stored["rises"].items()}
     except FileNotFoundError:
         return None
-    except WRONG as error:
+    except DAMAGE as error:
         raise UserError(
             f"{path} cannot be read ({reason(error)}); type: python -m experiments.contribution {run_dir}"
         ) from error

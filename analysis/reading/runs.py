@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.reading.arms import with_names
 from analysis.reading.folders import read_status, scan
-from analysis.reading.result_row import READINGS, WRONG, digest, reason, row_of
+from analysis.reading.result_row import READINGS, digest, reason, row_of
 from analysis.reading.settings import words_of_source
 from elalora.errors import UserError
+from experiments.runtime.text import clean
 from experiments.store.compact import opened
+from experiments.store.foreign import DAMAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,8 +67,8 @@ def _read(folders: Sequence[Path], reading: str) -> tuple[list[dict[str, Any]], 
     for folder in folders:
         try:
             rows.append({"folder": str(folder), "reading": reading, **row_of(folder, reading)})
-        except WRONG as error:
-            problems.append(f"{folder}: left out, {reason(error)}")
+        except DAMAGE as error:
+            problems.append(clean(f"{folder}: left out, {reason(error)}"))
     return rows, problems
 
 
@@ -79,8 +81,10 @@ def _without_repeats(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         known = first.loc[row["id"]]
         if known["score"] != row["score"]:
             lines.append(
-                f"{row['folder']}: left out, the same run in {known['folder']} scored {known['score']:.4f}, "
-                f"here {row['score']:.4f}"
+                clean(
+                    f"{row['folder']}: left out, the same run in {known['folder']} scored {known['score']:.4f}, "
+                    f"here {row['score']:.4f}"
+                )
             )
     return frame[~again], lines
 
@@ -90,7 +94,7 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     copied = frame["lines"].notna() & frame.duplicated(["arm", "fingerprint", "lines"])
     first = frame[~copied].drop_duplicates(["arm", "lines"]).set_index(["arm", "lines"])["folder"]
     lines = [
-        f"{row['folder']}: left out, its metrics.jsonl is that of {first[row['arm'], row['lines']]}"
+        clean(f"{row['folder']}: left out, its metrics.jsonl is that of {first[row['arm'], row['lines']]}")
         for row in frame[copied].to_dict("records")
     ]
     return frame[~copied], lines

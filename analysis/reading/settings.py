@@ -14,6 +14,7 @@ from typing import Any
 
 from analysis.reading.result_row import NO_BUDGET
 from experiments.runtime.places import CONF
+from experiments.store.commands import plain_words
 
 NOT_TYPED = ("name", "sha256", "split", "ranks_from_arm", "init_from_arm")  # given by other words, or set when loading
 
@@ -58,7 +59,9 @@ def command(settings: Mapping[str, Any], budget: str, seeds: Iterable[int]) -> s
         words += _changed(group, dict(settings.get(group) or {}), _defaults(group, ""))
     numbers = ",".join(str(seed) for seed in sorted(seeds))
     many = " -m" if "," in numbers else ""
-    return f"python run.py{many} " + " ".join(shlex.quote(word) for word in [*words, f"seed={numbers}"])
+    plain, others = plain_words(words)
+    more = f" (and, if you trust this store: {', '.join(others)})" if others else ""
+    return f"python run.py{many} {shlex.join([*plain, f'seed={numbers}'])}{more}"
 
 
 def changed_knobs(settings: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ dies (killed, out of memory), only its current run fails, and a new worker takes
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -196,8 +197,9 @@ class Sweep:
             print(f"elalora: {line}", file=sys.stderr)
         print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
         roots = {path.parents[1] for path in failed if path.exists()}
-        for command in retry(run for root in sorted(roots) for run in read_store(root) if Path(run.path) in failed):
-            print(f"again: {command}")
+        runs = [run for root in sorted(roots) for run in read_store(root) if Path(run.path) in failed]
+        for command, others in retry(runs):
+            print(f"again: {shlex.join([*shlex.split(command), *others])}")
 
 
 def repeats(plans: Sequence[Plan]) -> list[str]:

@@ -1,6 +1,11 @@
-"""Numbers as words, for progress and summaries."""
+"""Text for people: numbers as words, and text of unknown origin without what steers a terminal."""
 
 from __future__ import annotations
+
+from typing import Any
+
+LONGEST = 1_000  # characters of a text that tables and terminals show
+DEPTH = 50  # of nested values
 
 
 def counted(number: int, noun: str) -> str:
@@ -14,3 +19,35 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def clean(text: str, longest: int = LONGEST) -> str:
+    """The text in one line and cut to a length, with control and format characters written as escapes.
+
+    Format characters include those that reverse the direction of the text behind them.
+    """
+    text = text[:longest] + ("..." if len(text) > longest else "")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def clean_tree(value: Any, depth: int = DEPTH) -> Any:
+    """A JSON value with every text in it cleaned, keys included.
+
+    Raises:
+        ValueError: the value is nested too deeply.
+    """
+    if isinstance(value, str):
+        return clean(value)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if not depth:
+        raise ValueError(f"it is nested deeper than {DEPTH} levels")
+    if isinstance(value, dict):
+        return {clean_tree(key, depth - 1): clean_tree(inner, depth - 1) for key, inner in value.items()}
+    return type(value)(clean_tree(inner, depth - 1) for inner in value)

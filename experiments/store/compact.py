@@ -16,6 +16,7 @@ from typing import Any
 from elalora.errors import UserError, first_line
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.files import new_folder
+from experiments.store.foreign import DAMAGE, allowed, read_bytes, read_table
 from experiments.store.name import RunName
 
 SUFFIX = ".runs.parquet"
@@ -26,7 +27,7 @@ TEXTS = (
 PREDICTIONS = ("idx", "label", "prediction", "score")
 FOLDER = re.compile(r"[A-Za-z0-9_.=+-]+")  # characters of a run's folder
 TASK = re.compile(r"[A-Za-z0-9_-]+")
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+RUN_ON_DISK = 8192  # bytes that an unpacked run takes at least
 
 
 def opened(root: str | Path) -> Path:
@@ -38,7 +39,7 @@ def opened(root: str | Path) -> Path:
     files = sorted(Path(root).glob(f"*{SUFFIX}"))
     if not files:
         return Path(root)
-    return _unpacked(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    return _unpacked(tuple((file, file.lstat().st_mtime_ns, file.lstat().st_size) for file in files))
 
 
 @functools.cache
@@ -46,13 +47,20 @@ def _unpacked(files: tuple[tuple[Path, int, int], ...]) -> Path:
     """Modification times and sizes are arguments so that changed files are unpacked again."""
     digest = hashlib.sha256()
     for file, *_ in files:
-        digest.update(file.name.encode() + b"\n" + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(file.name.encode() + b"\n" + hashlib.sha256(_content(file)).digest())
     folder = cache_dir(None) / "compact" / digest.hexdigest()[:20]
     if not folder.is_dir():
         with new_folder(folder) as part:
             for file, *_ in files:
                 _unpack(file, part / file.name.removesuffix(SUFFIX))
     return folder
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_bytes(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a compact store ({first_line(error)})") from error
 
 
 def _unpack(file: Path, task: Path) -> None:
@@ -82,10 +90,11 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         UserError: the file is damaged, or was written by another version.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
     try:
-        table = parquet.read_table(file)
+        table = read_table(file, ["folder", *TEXTS, *PREDICTIONS])
+        if table.num_rows > (most := allowed(file.stat().st_size) // RUN_ON_DISK):
+            raise ValueError(f"it has {table.num_rows} runs; a file of its size may have {most}")
         lists = [table[name].combine_chunks() for name in PREDICTIONS]
         rows = table.select(["folder", *TEXTS]).to_pylist()
         for number, row in enumerate(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.runtime.files import replacing
-from experiments.store.compact import DAMAGE, PREDICTIONS, SUFFIX, TEXTS, opened, read_rows
+from experiments.runtime.text import clean
+from experiments.store.compact import PREDICTIONS, SUFFIX, TEXTS, opened, read_rows
 from experiments.store.finished import LINES
 from experiments.store.folder import RunFolder, dump
+from experiments.store.foreign import DAMAGE, parse_yaml, read_table, read_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -51,19 +54,17 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     for folder in _ended(stores):
         try:
             row = _row(folder)
+            present = rows.setdefault((row["task"], row["folder"]), row)
+            if present["result.json"] is None:
+                rows[row["task"], row["folder"]] = row
+            elif row["result.json"] is not None:
+                first, second = json.loads(present["result.json"]), json.loads(row["result.json"])
+                if any(first[key] != second[key] for key in SAME):
+                    raise ValueError(f"{out} has another result of this run")
+                if row["contributions.json"]:
+                    present["contributions.json"] = row["contributions.json"]
         except (*DAMAGE, pa.ArrowException) as error:
-            left_out.append(f"{folder}: left out, {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            continue
-        key = (row["task"], row["folder"])
-        present = rows.get(key)
-        if present is None or present["result.json"] is None:
-            rows[key] = row
-        elif row["result.json"] is not None:
-            first, second = json.loads(present["result.json"]), json.loads(row["result.json"])
-            if any(first[key] != second[key] for key in SAME):
-                left_out.append(f"{folder}: left out, {out} has another result of this run")
-            elif row["contributions.json"]:
-                present["contributions.json"] = row["contributions.json"]
+            left_out.append(clean(f"{folder}: left out, {type(error).__name__}: {error}"))
     if not rows:
         raise UserError(f"no finished run in {', '.join(map(str, stores))}; `python run.py` makes one")
     tasks: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -92,16 +93,15 @@ def _ended(stores: Iterable[str | Path]) -> list[Path]:
 
 def _row(folder: Path) -> dict[str, Any]:
     import pyarrow as pa
-    from pyarrow import parquet
 
     files = {name: folder / name for name in TEXTS}
-    texts = {name: file.read_text(encoding="utf-8") if file.is_file() else None for name, file in files.items()}
+    texts = {name: read_text(file) if os.path.lexists(file) else None for name, file in files.items()}
     if texts["config.yaml"] is not None:
         texts["config.yaml"] = _without_folders(texts["config.yaml"])
     if texts["result.json"] is not None:
         texts["result.json"] = _with_kept_files(texts["result.json"])
         texts["status.json"] = None
-        predictions = parquet.read_table(folder / "predictions.parquet", columns=list(PREDICTIONS))
+        predictions = read_table(folder / "predictions.parquet", list(PREDICTIONS))
     else:
         status = RunFolder(folder).status()
         public = {name: status[name] for name in ("state", "failure", "attempts", "step", "total") if name in status}
@@ -124,10 +124,7 @@ def _without_folders(text: str) -> str:
     """config.yaml without the folders of the machine it was written on."""
     import yaml
 
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"config.yaml cannot be read ({type(error).__name__})") from error
+    config = parse_yaml(text)
     for part, values in DEFAULT_FOLDERS.items():
         if isinstance(config.get(part), dict):
             config[part] |= {name: value for name, value in values.items() if name in config[part]}

@@ -22,6 +22,7 @@ from typing import Any
 from elalora.errors import UserError, first_line
 from experiments.runtime.files import FileSum, RunningSum, running_sum, sync_folder, write_whole
 from experiments.store.finished import LINES, check_result, covered
+from experiments.store.foreign import read_json
 from experiments.store.lock import Lock, Lost
 
 SCHEMA = 1
@@ -61,7 +62,7 @@ class RunFolder:
         """
         path = self.path / "result.json"
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}); move the folder away and run again") from error
         if not isinstance(result, dict):
@@ -165,7 +166,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """The last written status; empty if missing or unreadable."""
         try:
-            status = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            status = read_json(self.path / "status.json")
         except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}

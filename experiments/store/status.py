@@ -1,7 +1,8 @@
 """`python -m experiments status`: every run of a store by state, with progress, age, speed and error.
 
 Reads a few small files per run and imports nothing heavy, so that thousands of runs take seconds. A damaged or
-half-written file affects that run only.
+half-written file affects that run only. The store may be a stranger's: its words are shown, and of the command that
+resumes a run only those that set what it computes (`experiments.store.commands`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from typing import Any
 
 from elalora.errors import UserError
 from experiments.runtime.pipes import reader_left
-from experiments.runtime.text import counted, duration
+from experiments.runtime.text import clean, counted, duration
+from experiments.store.commands import plain_words
 from experiments.store.compact import opened
+from experiments.store.folder import RunFolder
+from experiments.store.foreign import DAMAGE, parse_yaml, read_tail, read_text
 from experiments.store.name import RunName
 
 STATES = ("running", "stale", "failed", "preempted", "done", "unreadable")
 STALE_SECONDS = 600.0
+LONGEST_LINE = 10_000  # characters; a command may list hundreds of seeds
 OVERRIDES = re.compile(r"^overrides:\n(?:[- ].*\n?)*", re.M)
 IN_NAME = ("seed", "task", "method", "budget", "store.", "tracking.", "threads", "hydra")  # or do not matter for an arm
 
@@ -34,6 +39,7 @@ class RunStatus:
     """One run as its files show it.
 
     Attributes:
+        store: the store's folder; None for a compact store, in which no run is resumed.
         state: one of STATES; a stale run says "running" but its heartbeat is old, so it was killed or hangs.
         failure: nan, budget, never_acted, crash, refused or preempted; None unless the run stopped early.
         age: seconds since the last heartbeat.
@@ -43,6 +49,7 @@ class RunStatus:
     """
 
     path: str
+    store: str | None
     task: str
     arm: str
     seed: int | None
@@ -70,12 +77,14 @@ def read_store(root: Path, stale: float = STALE_SECONDS) -> list[RunStatus]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder of runs; type python -m experiments status FOLDER")
     now = time.time()
-    started = {path.parent for name in ("status.json", "result.json") for path in opened(root).glob(f"*/*/{name}")}
-    return [_read(folder, now, stale) for folder in sorted(started)]
+    runs = opened(root)
+    started = {path.parent for name in ("status.json", "result.json") for path in runs.glob(f"*/*/{name}")}
+    store = str(root) if runs == root else None
+    return [_read(folder, store, now, stale) for folder in sorted(started)]
 
 
-def _read(folder: Path, now: float, stale: float) -> RunStatus:
-    status = _object(folder / "status.json")
+def _read(folder: Path, store: str | None, now: float, stale: float) -> RunStatus:
+    status = RunFolder(folder).status()
     heartbeat = _number(status.get("heartbeat"))
     age = None if heartbeat is None else now - heartbeat
     state = str(status.get("state"))
@@ -90,6 +99,7 @@ def _read(folder: Path, now: float, stale: float) -> RunStatus:
     step, total = _number(status.get("step")), _number(status.get("total"))
     return RunStatus(
         path=str(folder),
+        store=store,
         task=folder.parent.name,
         arm=name.arm if name else folder.name,
         seed=name.seed if name else None,
@@ -105,42 +115,29 @@ def _read(folder: Path, now: float, stale: float) -> RunStatus:
     )
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _number(value: Any) -> float | None:
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15  # NaN does not
     return value if valid else None
 
 
 def _one_line(text: Any) -> str | None:
-    """The first line, without control characters."""
-    first = next(iter(str(text or "").splitlines()), "")
-    return "".join(c for c in first if c.isprintable())[:200] or None
+    """The start of the first line, without control characters."""
+    return clean(next(iter(str(text or "").splitlines()), ""), 200) or None
 
 
 def _speed(folder: Path) -> float | None:
     try:
-        with (folder / "timing.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - 500))
-            return _number(json.loads(file.read().split(b"\n")[-2])["seconds_per_step"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return _number(json.loads(read_tail(folder / "timing.jsonl", 500).split(b"\n")[-2])["seconds_per_step"])
+    except DAMAGE:
         return None
 
 
 def _overrides(path: Path) -> list[str] | None:
     """The block `overrides:` of config.yaml; parsing the whole file would take most of the time."""
-    import yaml
-
     try:
-        block = OVERRIDES.search(path.read_text(encoding="utf-8"))
-        words = yaml.load(block[0], getattr(yaml, "CSafeLoader", yaml.SafeLoader))["overrides"] if block else None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        block = OVERRIDES.search(read_text(path))
+        words = parse_yaml(block[0])["overrides"] if block else None
+    except DAMAGE:
         return None
     return [str(word) for word in words] if isinstance(words, list) else None
 
@@ -152,10 +149,16 @@ def overview(runs: Sequence[RunStatus]) -> str:
     lines += [f"  {name}: {_repeats(alike)}" for name, alike in sorted(arms(runs).items())]
     active = [f"{run.path}  {_progress(run)}" for run in runs if run.state in ("running", "stale")]
     stopped = [f"{run.path}  {_why(run)}" for run in runs if run.state in ("failed", "preempted", "unreadable")]
-    for title, entries in (("running", active), ("stopped", stopped), ("to resume", retry(runs))):
+    commands = [line for command, others in retry(runs) for line in (command, *_warning(others))]
+    for title, entries in (("running", active), ("stopped", stopped), ("to resume", commands)):
         if entries:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(clean(line, LONGEST_LINE) for line in lines)
+
+
+def _warning(others: Sequence[str]) -> list[str]:
+    words = ", ".join(clean(word, 200) for word in others)
+    return [f"  if the run is yours, add its words with paths and services: {words}"] if others else []
 
 
 def arms(runs: Iterable[RunStatus]) -> dict[str, list[RunStatus]]:
@@ -200,18 +203,25 @@ def _why(run: RunStatus) -> str:
     return f"{run.failure}{attempts}: {run.error or 'no message'}"
 
 
-def retry(runs: Iterable[RunStatus]) -> list[str]:
-    """Commands that resume the stopped runs and start no others; seeds of one arm share a command."""
+def retry(runs: Iterable[RunStatus]) -> list[tuple[str, list[str]]]:
+    """Commands that resume the stopped runs and start no others; seeds of one arm share a command.
+
+    Returns:
+        Commands with the words of the runs that they leave out, see `experiments.store.commands`.
+    """
     groups: dict[tuple[str, ...], list[RunStatus]] = defaultdict(list)
     for run in runs:
         if run.state in ("failed", "stale", "preempted", "unreadable") and run.overrides is not None:
-            groups[tuple(w for w in run.overrides if not w.startswith("seed="))].append(run)
+            groups[tuple(w for w in run.overrides if not w.startswith(("seed=", "store.root=")))].append(run)
     commands = []
     for words, members in groups.items():
+        arguments, others = plain_words(words)
+        store = members[0].store
+        if store not in (None, "runs"):
+            arguments.append(f"store.root={store}" if re.fullmatch(r"[\w./ -]+", store) else f'store.root="{store}"')
         seeds = sorted({run.seed for run in members if run.seed is not None})
-        many = len(seeds) > 1
-        arguments = [*words, f"seed={','.join(map(str, seeds))}"] if seeds else words
-        commands.append("python run.py " + ("-m " if many else "") + shlex.join(arguments))
+        arguments += [f"seed={','.join(map(str, seeds))}"] if seeds else []
+        commands.append(("python run.py " + ("-m " if len(seeds) > 1 else "") + shlex.join(arguments), others))
     return commands
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.text import counted, duration
 from experiments.store.compact import opened
+from experiments.store.foreign import DAMAGE, read_json
 from experiments.studies.expansion import Cell, Expansion
 from experiments.studies.rules import TUNING_PART
 
@@ -118,10 +119,10 @@ class Timings:
         for root in roots:
             for path in opened(root).glob("*/*/result.json"):
                 try:
-                    result = json.loads(path.read_text(encoding="utf-8"))
+                    result = read_json(path)
                     took = result["cost"]["train_seconds"] + result["cost"]["eval_seconds"]
                     keys = _kinds(result["identity"])
-                except (ValueError, KeyError, TypeError):
+                except DAMAGE:
                     continue  # damaged, or of another schema
                 for key in keys:
                     seconds[key].append(took)

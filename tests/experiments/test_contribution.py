@@ -160,7 +160,7 @@ def test_only_held_out_data_is_read(copy: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda run: (run / "config.yaml").unlink(), "config.yaml is missing"),
+        (lambda run: (run / "config.yaml").unlink(), "config.yaml cannot be read"),
         (lambda run: (run / "config.yaml").write_text("nonsense: 1\n"), "does not fit this version"),
         (lambda run: (run / "result.json").write_text("{"), "is damaged"),
     ],

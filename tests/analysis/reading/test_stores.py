@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
         (DEEP, "recursion"),
         (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads 1"),
         (json.dumps({"schema": 1}), "id is missing"),
-        (json.dumps(result("lora", 9, float("nan"))), "accuracy is nan"),
+        (json.dumps(result("lora", 9, float("nan"))), "NaN is not JSON"),
         (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "text, got 3"),
     ],
 )

@@ -93,8 +93,9 @@ def test_the_retry_command_makes_exactly_the_runs_that_stopped(tmp_path):
             raise ZeroDivisionError
         if seed == 1:
             (plan.folder.path / "result.json").write_text("{}")
-    (command,) = retry(read_store(tmp_path / "with space"))
+    ((command, others),) = retry(read_store(tmp_path / "with space"))
     words = shlex.split(command)
+    assert not others
     assert words[:3] == ["python", "run.py", "-m"] and words[-1] == "seed=0,2"
     again = [make_plan(config(*words[3:-1], f"seed={seed}")).folder.path for seed in (0, 2)]
     assert again == [plans[0].folder.path, plans[2].folder.path]
@@ -122,8 +123,8 @@ def test_what_a_stranger_wrote_into_a_status_cannot_steer_the_terminal_or_break_
     (fake(tmp_path, 4) / "config.yaml").write_text("overrides:\n- !!python/object/apply:os.system [false]\n")
     (fake(tmp_path, 5) / "status.json").write_bytes(b"\xff\xfe" + b"[" * 100_000)
     runs = read_store(tmp_path)
-    assert [run.state for run in runs] == ["failed", "stale", "stale", "running", "unreadable"]
-    assert runs[0].error == "[2Jboo" and runs[3].overrides is None
+    assert [run.state for run in runs] == ["failed", "stale", "unreadable", "running", "unreadable"]
+    assert runs[0].error == r"\x1b[2Jboo\x07" and runs[3].overrides is None
     assert not {"\x1b", "\x07"} & set(overview(runs))
 
 
@@ -162,8 +163,9 @@ def test_what_only_a_worker_can_refuse_is_a_failed_run_with_its_reason(tiny_mode
     assert status["error"].startswith("method.interval=20 is longer than the adjustment phase")
     runs = read_store(tmp_path / "runs")
     assert f"refused: {status['error'][:60]}" in overview(runs) and status["error"] in swept.stderr
-    (again,) = retry(runs)
-    assert make_plan(config(*shlex.split(again)[2:])).id == plan.id
+    ((again, others),) = retry(runs)
+    assert others == [f"model.path={tiny_model_dir}"]
+    assert make_plan(config(*shlex.split(again)[2:], *others)).id == plan.id
     (left,) = load_runs(tmp_path / "runs").attrs["unfinished"]
     assert (left.state, left.ending) == ("refused", "") and left.error == status["error"]
     alone = command(*words, f"store.root={tmp_path}/alone", "method=elalora")
