@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from analysis.output.figure import file_name
@@ -26,7 +26,7 @@ from analysis.reading.settings import cell_of, flatten
 from analysis.reading.stored import Stored
 from analysis.sections.arms import TUNED
 from analysis.sections.attribution_figure import draw
-from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial, effects, tasks_of
+from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
 FACTORIAL_KEYS = ["model", "budget", "protocol", "recipe"]  # a factorial lies within one of each
@@ -56,7 +56,7 @@ def factorials(runs: pd.DataFrame, tuned: bool = False) -> tuple[list[Factorial]
     """
     placed = runs.assign(cell=[cell_of(s) for s in runs["settings"]])
     placed = placed[placed["cell"].notna()]
-    ignored = tuple([f"{key}." for key in ("method", "task", "numerics", "recipe")] + [*(TUNED if tuned else ())])
+    ignored = ("method.", "task.", "numerics.", "recipe.", *(TUNED if tuned else ()))
     flats = [flatten(s) for s in placed["settings"]]
     common = [json.dumps({k: flat[k] for k in sorted(flat) if not k.startswith(ignored)}) for flat in flats]
     complete: list[Factorial] = []
@@ -78,7 +78,7 @@ def _complete(group: pd.DataFrame, label: str, gaps: list[str]) -> Factorial | N
         )
         return None
     wide = group.pivot(index=["task", "seed"], columns="cell", values="score")
-    cells = [(i, j, k) for i in range(3) for j in range(2) for k in range(2)]
+    cells = list(product(range(3), range(2), range(2)))
     present = wide.reindex(columns=cells).notna().groupby("task").any()
     tasks = [str(task) for task in present.index[present.all(axis=1)]]
     if not tasks:
@@ -105,7 +105,7 @@ def cell_name(cell: Sequence[int]) -> str:
 
 def effects_table(factorial: Factorial) -> Table:
     """The eleven effects, their meaning and the reach of the tests."""
-    results = effects(factorial.scores, np.random.default_rng(0))
+    results = factorial.effects
     columns = ["Effect", "Points", "95 % interval", "p", "p (Holm)"]
     rows = [
         [e.name, signed(e.mean), f"[{signed(e.low)}, {signed(e.high)}]", p_value(e.p), p_value(e.corrected)]
@@ -115,7 +115,7 @@ def effects_table(factorial: Factorial) -> Table:
     notes = [f"{name}: {text}." for name, text in MEANING.items()]
     notes += [
         "An interaction is a difference of differences: the effect with the switch on less the effect with it off.",
-        f"Each effect is one contrast per seed ({n} seeds, {tasks_of(factorial.tasks)}); t interval over seeds, exact "
+        f"Each effect is one contrast per seed ({n} seeds, {factorial.over}); t interval over seeds, exact "
         f"two-sided sign-flip test, Holm over the {len(results)} effects of this table.",
         f"Data: {factorial.source}",
     ]
@@ -127,20 +127,19 @@ def effects_table(factorial: Factorial) -> Table:
         )
     frame = pd.DataFrame(results)
     frame["seeds"], frame["tasks"], frame["where"] = n, ",".join(factorial.tasks), factorial.where
-    return Table(f"Attribution: {factorial.where}, {tasks_of(factorial.tasks)}", columns, rows, notes, frame)
+    return Table(f"Attribution: {factorial.where}, {factorial.over}", columns, rows, notes, frame)
 
 
 def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
     """What the tests say of each main effect and of the interactions, in words, and nothing else."""
-    results = effects(factorial.scores, np.random.default_rng(0))
+    results = factorial.effects
     main, crossed = results[:4], results[4:]
     parts = [
-        f"In {len(factorial.seeds)} paired seeds ({factorial.where}; {tasks_of(factorial.tasks)}), "
+        f"In {len(factorial.seeds)} paired seeds ({factorial.where}; {factorial.over}), "
         f"with Holm's correction over {len(results)} effects at a level of {alpha:g}:"
     ]
     parts += [_sentence(effect, alpha) for effect in main]
-    clear = [e for e in crossed if e.corrected <= alpha]
-    if clear:
+    if clear := [e for e in crossed if e.corrected <= alpha]:
         listed = "; ".join(f"{e.name} {signed(e.mean)} points, corrected p {p_value(e.corrected)}" for e in clear)
         parts.append(f"These effects depend on one another: {listed}. The main effects are averages over them.")
     else:
@@ -155,12 +154,9 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
 
 
 def _sentence(effect: Effect, alpha: float) -> str:
+    meaning = MEANING[effect.name][0].upper() + MEANING[effect.name][1:]
     facts = f"95 % interval {signed(effect.low)} to {signed(effect.high)}, corrected p {p_value(effect.corrected)}"
     if effect.corrected <= alpha:
         verb = "raised" if effect.mean > 0 else "lowered"
-        return f"{_capital(MEANING[effect.name])} {verb} the score by {abs(effect.mean):.2f} points ({facts})."
-    return f"{_capital(MEANING[effect.name])} is not told apart from no effect ({signed(effect.mean)} points, {facts})."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+        return f"{meaning} {verb} the score by {abs(effect.mean):.2f} points ({facts})."
+    return f"{meaning} is not told apart from no effect ({signed(effect.mean)} points, {facts})."

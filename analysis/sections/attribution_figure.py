@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from analysis.output.figure import new_figure, save_figure
-from analysis.stats.factorial import Factorial, effects, tasks_of
+from analysis.stats.factorial import Factorial
 from analysis.stats.seeds import t_interval
 
 
 def draw(factorial: Factorial, path: Path) -> list[Path]:
     """Left: the twelve arms, mean and t interval over seeds. Right: the effects with their intervals."""
-    results = effects(factorial.scores, np.random.default_rng(0))
+    results = factorial.effects
     figure = new_figure(10.5, 4.6)
     arms, forest = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
     styles = {(0, 0): ("#000000", "o"), (1, 0): ("#0072B2", "s"), (0, 1): ("#D55E00", "^"), (1, 1): ("#CC79A7", "D")}
@@ -43,5 +41,5 @@ def draw(factorial: Factorial, path: Path) -> list[Path]:
     forest.set_xlabel("effect (points)")
     forest.set_title("Effects; filled: corrected p at most 0.05", fontsize=10)
     forest.grid(axis="x", linewidth=0.3)
-    title = f"Attribution: {factorial.where}, {tasks_of(factorial.tasks)}, {len(factorial.seeds)} seeds"
+    title = f"Attribution: {factorial.where}, {factorial.over}, {len(factorial.seeds)} seeds"
     return save_figure(figure, path, title, factorial.source)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -51,17 +52,25 @@ class Factorial:
     where: str
     source: str
 
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """The eleven effects; above 16 seeds the sign flips are sampled with a fixed seed."""
+        return effects(self.scores, np.random.default_rng(0))
+
+    @property
+    def over(self) -> str:
+        """The task, or "mean over" several, for captions."""
+        return self.tasks[0] if len(self.tasks) == 1 else f"mean over {', '.join(self.tasks)}"
+
 
 def contrasts() -> dict[str, Array]:
     """The eleven contrasts as weights (ranks, D1, D2): four main effects, five pairs, two triples."""
     means, switch, half = (1 / 3, 1 / 3, 1 / 3), (-1.0, 1.0), (0.5, 0.5)
     weights: dict[str, Array] = {}
-    for ranks in ("", *WEIGHTS):
-        for d1 in ("", "D1"):
-            for d2 in ("", "D2"):
-                name = " x ".join(part for part in (ranks, d1, d2) if part)
-                on_ranks = WEIGHTS[ranks] if ranks else means
-                weights[name] = np.einsum("i,j,k->ijk", on_ranks, switch if d1 else half, switch if d2 else half)
+    for ranks, d1, d2 in product(("", *WEIGHTS), ("", "D1"), ("", "D2")):
+        name = " x ".join(filter(None, (ranks, d1, d2)))
+        on_ranks = WEIGHTS[ranks] if ranks else means
+        weights[name] = np.einsum("i,j,k->ijk", on_ranks, switch if d1 else half, switch if d2 else half)
     del weights[""]  # the mean of all is no effect
     order = list(MEANING)
     return dict(sorted(weights.items(), key=lambda w: (w[0].count(" x "), *map(order.index, w[0].split(" x ")))))
@@ -86,8 +95,3 @@ def effects(scores: ArrayLike, rng: Generator | None = None) -> list[Effect]:
         Effect(name, float(sample.mean()), *t_interval(sample), p_value, float(corrected))
         for (name, sample), p_value, corrected in zip(samples.items(), p, holm(p), strict=True)
     ]
-
-
-def tasks_of(tasks: Sequence[str]) -> str:
-    """The task, or "mean over" several, for captions."""
-    return tasks[0] if len(tasks) == 1 else f"mean over {', '.join(tasks)}"
