@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell are compared
-MOST_TOLD = 4  # settings behind a name, where they are enough
+MOST_NAMED = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "peft": "PEFT LoRA", "full": "Full fine-tuning",
     "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`
-IN_LABEL = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already tells
+IN_LABEL = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already contains
 
 
 def with_names(runs: pd.DataFrame) -> pd.DataFrame:
@@ -59,9 +59,9 @@ def _distinct(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     """The names, followed by the settings that differ where several arms of a cell share one."""
     distinct = list(names)
     for members, arms in _sharing(rows, names):
-        told = _told(arms)
+        differences = _differences(arms)
         for i in members:
-            distinct[i] += f" [{told[rows[i]['arm']]}]"
+            distinct[i] += f" [{differences[rows[i]['arm']]}]"
     return distinct
 
 
@@ -80,12 +80,12 @@ def _sharing(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[list[int],
     return shared
 
 
-def _told(arms: Mapping[str, Row]) -> dict[str, str]:
-    """The settings that tell arms of one name apart; more of them are named until no two texts are alike."""
+def _differences(arms: Mapping[str, Row]) -> dict[str, str]:
+    """The settings in which arms of one name differ: as many as it takes for no two texts to be alike."""
     whole = {arm: _with_data(row) for arm, row in arms.items()}
-    plain = {arm: _with_data({**row, "settings": _without_told(row["settings"])}) for arm, row in arms.items()}
+    plain = {arm: _with_data({**row, "settings": _without_suffix(row["settings"])}) for arm, row in arms.items()}
     texts: dict[str, str] = {}
-    for trees, most in ((plain, MOST_TOLD), (plain, None), (whole, None)):
+    for trees, most in ((plain, MOST_NAMED), (plain, None), (whole, None)):
         unlike = list(differing(trees.values()))
         keys = [key for key in unlike if not key.endswith("_arm")] or unlike  # a source's words, where they suffice
         for arm, tree in trees.items():
@@ -97,10 +97,12 @@ def _told(arms: Mapping[str, Row]) -> dict[str, str]:
     return texts
 
 
-def _without_told(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the knobs that the name of a cell of the factorial tells already."""
-    told = arm_suffix(settings)[1]
-    return {**settings, "method": {k: v for k, v in settings["method"].items() if k not in told}} if told else settings
+def _without_suffix(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the knobs that the name of a cell of the factorial already contains."""
+    named = arm_suffix(settings)[1]
+    if not named:
+        return settings
+    return {**settings, "method": {k: v for k, v in settings["method"].items() if k not in named}}
 
 
 def _with_data(row: Row) -> dict[str, Any]:
