@@ -141,8 +141,6 @@ class AdaLoRA(SVDMethod):
     config: AdaLoRAConfig
     phases: Masking
 
-    # -- set-up ----------------------------------------------------------------------------------------
-
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         default = initial_rank(self.mean_rank)
         first = default if self.config.init_rank is None else self.config.init_rank
@@ -168,8 +166,6 @@ class AdaLoRA(SVDMethod):
         self.fixed = False
         self._factors: list[Tensor] = []
         self._first, self._last = self.budget_use()  # b_0 and b_T
-
-    # -- training --------------------------------------------------------------------------------------
 
     def gradients_ready(self, step: int) -> None:
         if step < self.phases.end and self.config.variant == "paper":
@@ -246,8 +242,6 @@ class AdaLoRA(SVDMethod):
         if not self.fixed:
             raise BudgetExceeded("the final pattern is not set: masked directions can still return")
         super().check_budget()
-
-    # -- reading ---------------------------------------------------------------------------------------
 
     def ranks(self) -> dict[str, int]:
         """Directions that the last masking kept; between maskings the others are not 0 either."""

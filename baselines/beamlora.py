@@ -109,8 +109,6 @@ class BeamLoRA(LowRankMethod):
     config: BeamLoRAConfig
     adapters: dict[str, BeamLinear]  # type: ignore[assignment]
 
-    # -- set-up ----------------------------------------------------------------------------------------
-
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
         if self.mean_rank < 2:
@@ -142,8 +140,6 @@ class BeamLoRA(LowRankMethod):
         """As in the base class, except s: decay would pull every matrix back to plain LoRA."""
         return parameter.ndim > 1
 
-    # -- training --------------------------------------------------------------------------------------
-
     def due(self, done: int) -> bool:
         """Whether a round follows after `done` steps: a full interval must be left to recover."""
         return done % self.interval == 0 and 0 < done <= self.total_steps - self.interval
@@ -167,15 +163,8 @@ class BeamLoRA(LowRankMethod):
             partners = self._partners(scores[name], len(slots))
             self._overwrite(name, slots, partners, now, self.past if self.config.historical else now)
             self._share_gate(self.adapters[name], slots, partners, optimizer)
-        self.rounds_seen.append(
-            Round(
-                step,
-                self.ranks(),
-                [(name, slot) for name, slots in pruned.items() for slot in slots],
-                [name for name, slots in pruned.items() for _ in slots],
-                scores,
-            )
-        )
+        replaced = [(name, slot) for name, slots in pruned.items() for slot in slots]
+        self.rounds_seen.append(Round(step, self.ranks(), replaced, [name for name, _ in replaced], scores))
         return self.rounds_seen[-1]
 
     def _copied(self, optimizer: RowwiseAdamW) -> dict[str, Tensor]:

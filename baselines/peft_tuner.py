@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.adalora import Masking, initial_rank, plan_masking
-from elalora.attach import find_linears
+from elalora.attach import find_linears, put
 from elalora.budget import Budget, Count
 from elalora.errors import UserError
 from elalora.low_rank import check_rank
@@ -82,8 +82,6 @@ class PeftTuner(Method):
         self.rank_key: str | None = None
         self._waiting = False
 
-    # -- set-up ----------------------------------------------------------------------------------------
-
     def check_length(self, total_steps: int) -> None:
         super().check_length(total_steps)
         if self.config.tuner == "ADALORA":
@@ -96,20 +94,19 @@ class PeftTuner(Method):
 
         linears = find_linears(model, targets, outside=keep)
         config = self._peft_config(linears, total_steps)
-        frozen = dict(model.named_parameters())
-        trained_before = {name: p.requires_grad for name, p in frozen.items()}
+        trained_before = {p: p.requires_grad for p in model.parameters()}
         super().attach(model, targets, total_steps, keep, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             try:
                 self.peft_model = peft.get_peft_model(model, config)
             except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-                _undo(model, linears, frozen, trained_before)
+                _undo(model, linears, trained_before)
                 raise self._refused(error) from error
         self.tuner = self.peft_model.base_model
         for name in keep:
             model.get_submodule(name).requires_grad_(True)
-        self._own = {id(p) for p in model.parameters()} - {id(p) for p in frozen.values()}
+        self._own = {id(p) for p in model.parameters()} - {id(p) for p in trained_before}
         self._take_in(model, linears)
         return model
 
@@ -146,19 +143,15 @@ class PeftTuner(Method):
                 check_rank(self.mean_rank, name, linear)
             settings[self.rank_key] = self.mean_rank
         if self.config.tuner == "ADALORA":
-            settings |= self._adalora_schedule(options, total_steps)
+            plan = self._phases(options, total_steps)  # lengths may be fractions here too
+            settings |= {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
+            settings["init_r"] = initial_rank(options.get("target_r", self.mean_rank))
             options = {k: v for k, v in options.items() if k not in ("tinit", "tfinal", "deltaT")}
         if isinstance(options.get("eva_config"), Mapping):
             import peft
 
             options["eva_config"] = peft.EvaConfig(**options["eva_config"])
         return settings | options
-
-    def _adalora_schedule(self, options: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
-        """PEFT's options for the schedule of method=adalora; lengths may be fractions here too."""
-        plan = self._phases(options, total_steps)
-        phases = {"tinit": plan.start, "tfinal": plan.final, "deltaT": plan.interval, "total_step": total_steps}
-        return phases | {"init_r": initial_rank(options.get("target_r", self.mean_rank))}
 
     def _phases(self, options: Mapping[str, Any], total_steps: int) -> Masking:
         try:
@@ -173,14 +166,14 @@ class PeftTuner(Method):
 
     def _rank_key(self, allowed: Sequence[str]) -> str | None:
         key = self.config.rank_key
-        if key is not None:
-            if key not in allowed:
-                raise UserError(
-                    f"method.rank_key={key} is not an option of method.tuner={self.config.tuner}; "
-                    f"allowed: {', '.join(allowed)}"
-                )
-            return key
-        return next((key for key in ("target_r", "r") if key in allowed), None)
+        if key is None:
+            return next((key for key in ("target_r", "r") if key in allowed), None)
+        if key not in allowed:
+            raise UserError(
+                f"method.rank_key={key} is not an option of method.tuner={self.config.tuner}; "
+                f"allowed: {', '.join(allowed)}"
+            )
+        return key
 
     def _take_in(self, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Reads matrices, shapes, start and capabilities from the injected model."""
@@ -251,8 +244,6 @@ class PeftTuner(Method):
             raise MethodFailure("init_lora_weights=eva starts from data, but prepare(batches) was not called")
         return super().groups(model, lr, weight_decay)
 
-    # -- training --------------------------------------------------------------------------------------
-
     def penalty(self) -> Tensor | None:
         """AdaLoRA's regulariser, which PEFT adds only if the task type is set: mean of 2N norms times its weight."""
         weight = getattr(self.peft_model.peft_config[ADAPTER], "orth_reg_weight", 0.0)
@@ -285,8 +276,6 @@ class PeftTuner(Method):
         allowed, now = self.mean_rank * len(self.matrices), self.count().rank_sum
         if self.capabilities.ranked and self.capabilities.budget != "none" and now > allowed:
             raise BudgetExceeded(f"budget overrun: rank sum {now}, allowed {allowed}")
-
-    # -- reading ---------------------------------------------------------------------------------------
 
     def _layers(self) -> dict[str, Any]:
         """The tuner's layers by name, without those that a redistribution removed."""
@@ -407,11 +396,7 @@ class PeftTuner(Method):
 
 
 def _config_class(tuner: str) -> Any:
-    """The config class of a tuner that adapts layers.
-
-    Raises:
-        UserError: the tuner is unknown, or works on prompts and adapts no layers.
-    """
+    """The config class of a tuner; raises UserError for one that is unknown, or works on prompts."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
@@ -425,15 +410,9 @@ def _config_class(tuner: str) -> Any:
     return usable[tuner]
 
 
-def _undo(
-    model: nn.Module,
-    linears: Mapping[str, nn.Linear],
-    frozen: Mapping[str, nn.Parameter],
-    trained: Mapping[str, bool],
-) -> None:
-    """Restores the layers and their flags after a failed injection."""
+def _undo(model: nn.Module, linears: Mapping[str, nn.Linear], trained: Mapping[nn.Parameter, bool]) -> None:
+    """Restores the layers and the parameters' flags after a failed injection."""
     for name, linear in linears.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear)
-    for name, p in frozen.items():
-        p.requires_grad_(trained[name])
+        put(model, name, linear)
+    for parameter, flag in trained.items():
+        parameter.requires_grad_(flag)

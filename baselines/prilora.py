@@ -71,8 +71,6 @@ class PRILoRA(LowRankMethod):
     config: PRILoRAConfig
     saved: ClassVar[Sequence[str]] = ("prunings",)
 
-    # -- set-up ----------------------------------------------------------------------------------------
-
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         assert self.budget is not None
         costs = {name: linear.in_features + linear.out_features for name, linear in linears.items()}
@@ -100,8 +98,6 @@ class PRILoRA(LowRankMethod):
 
     def initialise(self, adapter: LowRankLinear) -> None:
         draw_kaiming(adapter.A, adapter.rank, self.generator)
-
-    # -- training --------------------------------------------------------------------------------------
 
     @contextmanager
     def watching(self, mask: Tensor | None, target_mask: Tensor | None = None) -> Iterator[None]:

@@ -17,18 +17,8 @@ from elalora.method import Method
 
 
 @dataclass
-class FullConfig:
-    """Full fine-tuning has no settings."""
-
-
-@dataclass
-class HeadConfig:
-    """Training the head has no settings."""
-
-
-@dataclass
-class BitFitConfig:
-    """BitFit has no settings."""
+class NoSettings:
+    """The methods of this file have no settings."""
 
 
 class FullFineTuning(Method):
@@ -36,7 +26,7 @@ class FullFineTuning(Method):
 
     name: ClassVar[str] = "full"
     title: ClassVar[str] = "Full fine-tuning"
-    Config: ClassVar[type] = FullConfig
+    Config: ClassVar[type] = NoSettings
 
     def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
         return model.parameters()
@@ -47,7 +37,7 @@ class HeadOnly(Method):
 
     name: ClassVar[str] = "head"
     title: ClassVar[str] = "Head only"
-    Config: ClassVar[type] = HeadConfig
+    Config: ClassVar[type] = NoSettings
 
     def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
         if not keep:
@@ -60,7 +50,7 @@ class BitFit(Method):
 
     name: ClassVar[str] = "bitfit"
     title: ClassVar[str] = "BitFit"
-    Config: ClassVar[type] = BitFitConfig
+    Config: ClassVar[type] = NoSettings
 
     def extra_parameters(self, model: nn.Module, keep: Sequence[str]) -> Iterable[nn.Parameter]:
         biases = [p for name, p in model.named_parameters() if name.endswith("bias")]  # also q_bias, in_proj_bias

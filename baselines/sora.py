@@ -88,22 +88,11 @@ class SoRAConfig:
         if self.lambda_num > 1 and self.lambda_schedule == "exp_linear" and 0 in (self.xi, self.max_lambda):
             raise UserError("method.lambda_schedule=exp_linear needs method.xi and max_lambda above 0")
 
-    @property
-    def dead_zone(self) -> bool:
-        """S1: gates below 2 xi become 0."""
-        return self.variant == "official" if self.S1 is None else self.S1
-
-    @property
-    def stops_lr(self) -> bool:
-        """S3: the learning rate stays 0 after the first stage."""
-        return self.variant == "official" if self.S3 is None else self.S3
-
-    @property
-    def l1_weight(self) -> float:
-        """lambda1: as set, or else the variant's value."""
-        if self.lambda1 is not None:
-            return self.lambda1
-        return 10.0 if self.variant == "official" else 0.0
+    def effective(self, name: str) -> Any:
+        """S1, S3 or lambda1: as set, or else the variant's value."""
+        official = {"S1": True, "S3": True, "lambda1": 10.0}
+        default = official[name] if self.variant == "official" else 0
+        return default if getattr(self, name) is None else getattr(self, name)
 
 
 class SoRA(LowRankMethod):
@@ -122,8 +111,6 @@ class SoRA(LowRankMethod):
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="soft")
     Config: ClassVar[type] = SoRAConfig
     config: SoRAConfig
-
-    # -- set-up ----------------------------------------------------------------------------------------
 
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
         limits = {name: min(linear.in_features, linear.out_features) for name, linear in linears.items()}
@@ -162,7 +149,7 @@ class SoRA(LowRankMethod):
 
     def stages(self) -> tuple[int, ...]:
         """With S3 only the first stage has a schedule; the learning rate stays where it ended."""
-        return self.lengths[:1] if self.config.stops_lr else self.lengths
+        return self.lengths[:1] if self.config.effective("S3") else self.lengths
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """As in the base class, with the gates in a separate group: no decay, eps 1e-6."""
@@ -175,16 +162,14 @@ class SoRA(LowRankMethod):
         groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-6})
         return [group for group in groups if group["params"]]
 
-    # -- training --------------------------------------------------------------------------------------
-
     def penalty(self) -> Tensor | None:
-        weight = self.config.l1_weight
+        weight = self.config.effective("lambda1")
         return weight * torch.cat(list(self._gates(detached=False))).abs().mean() if weight else None
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         gates = list(self._gates())
-        shrunk = shrink(torch.cat(gates), self.threshold(step, schedule), self.config.dead_zone)
+        shrunk = shrink(torch.cat(gates), self.threshold(step, schedule), self.config.effective("S1"))
         torch._foreach_copy_(gates, list(shrunk.split([len(gate) for gate in gates])))
         self.last_step = step
         if (step + 1) % self.every and step + 1 != self.total_steps:
@@ -226,8 +211,6 @@ class SoRA(LowRankMethod):
 
     def phase(self, step: int) -> str:
         return f"stage {self._stage(step) + 1} of {len(self.lengths)}" if len(self.lengths) > 1 else "train"
-
-    # -- reading ---------------------------------------------------------------------------------------
 
     def _gates(self, detached: bool = True) -> Iterator[Tensor]:
         for adapter in self.adapters.values():

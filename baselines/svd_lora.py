@@ -25,7 +25,7 @@ from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS
 from elalora.schedules import Phases, Schedule, plan_phases
-from elalora.side_effects import SideEffects
+from elalora.side_effects import DECAY, SideEffects
 
 
 @dataclass
@@ -57,10 +57,9 @@ class SVDLoRAConfig:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self, orth_form=FORMS)
+        check_choices(self, orth_form=FORMS, D4=("off", *DECAY))
         if self.shuffle and self.ranks_from is None:
             raise UserError("method.shuffle=true needs ranks to shuffle: type method.ranks_from=elalora")
-        SideEffects(self.D1, self.D2, self.D4)
 
 
 class SVDLoRA(SVDMethod):

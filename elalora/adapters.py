@@ -192,28 +192,13 @@ class LowRankProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        e: Tensor | None,
-        r: int,
-        scale: float,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None,
+        a: Tensor, b: Tensor, e: Tensor | None, r: int, scale: float,
+    ) -> Tensor:  # fmt: skip
         """Maps x (tokens, d_in) to (tokens, d_out).
 
-        Args:
-            ctx: autograd's context.
-            x: the input.
-            weight: of the frozen layer, (d_out, d_in).
-            bias: of the frozen layer, (d_out,), or None.
-            a: A (capacity, d_in), of which the first r rows are used.
-            b: B (capacity, d_out), of which the first r rows are used.
-            e: E (capacity,), or None.
-            r: the rank.
-            scale: factor on the update.
+        Weight (d_out, d_in) and bias (d_out,) are frozen; of a (capacity, d_in), b (capacity, d_out) and e (capacity,)
+        the first r rows are used.
         """
         device = x.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -98,9 +98,7 @@ def decide(
         b: number of moves.
         k: maximum number of candidates per matrix.
         capacity: slots of each matrix; a full matrix cannot grow.
-        rule: which matrices grow, see `growth_order`.
-        rank1_growth: see `growth_order`.
-        draw: see `growth_order`.
+        rule, rank1_growth, draw: which matrices grow, see `growth_order`.
         cost: parameters per direction of each matrix; needed with `spare`.
         spare: parameters that the budget still allows, None without a parameter budget.
     """

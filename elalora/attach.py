@@ -99,13 +99,9 @@ class Conv1DAsLinear(nn.Linear):
 
 
 def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: tuple[str, ...]) -> None:
-    if module is not None:
-        raise UserError(
-            f"target '{pattern}' matches a {type(module).__name__}, but only nn.Linear layers can be adapted; "
-            f"candidates: {_candidates(model, outside)}; set model.targets=[...]"
-        )
+    matched = f"a {type(module).__name__}, but only nn.Linear layers can be adapted" if module else "no linear layer"
     raise UserError(
-        f"target '{pattern}' matches no linear layer; candidates: {_candidates(model, outside)}; "
+        f"target '{pattern}' matches {matched}; candidates: {_candidates(model, outside)}; "
         f"set model.targets=[...] to patterns, or to one named set ({', '.join(NAMES)})"
     )
 
@@ -149,7 +145,7 @@ def attach(
     adapters = {}
     for name, linear in linears.items():
         adapters[name] = make(name, linear)
-        _put(model, name, adapters[name])
+        put(model, name, adapters[name])
     for module in model.modules():
         # the fast path of torch's own encoder in evaluation reads weights without calling layers: it is disabled
         if isinstance(module, nn.TransformerEncoderLayer):
@@ -176,11 +172,12 @@ def merge(model: nn.Module) -> nn.Module:
 def _replace(model: nn.Module, new: Callable[[LowRankLinear], nn.Module]) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRankLinear):
-            _put(model, name, new(module))
+            put(model, name, new(module))
     return model
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Sets the submodule of a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 

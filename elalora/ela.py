@@ -93,6 +93,7 @@ class ElaLoRAConfig:
             new_direction=("projection", "qr", "random"),
             orth_form=ORTHOGONALITY,
             D4=(None, "off", *DECAY),
+            D4_form=tuple(DECAY),
         )
         check_numbers(self, "be at least 1", "k")
         check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
@@ -124,8 +125,6 @@ class ElaLoRA(SVDMethod):
     config: ElaLoRAConfig
     phases: Phases
 
-    # -- set-up ----------------------------------------------------------------------------------------
-
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
         self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
@@ -147,8 +146,6 @@ class ElaLoRA(SVDMethod):
         self.effects = c.side_effects()
         self.importance = Importance(self.adapters, c.beta1, c.beta2, c.importance)
         self.trackers = [self.importance]
-
-    # -- training --------------------------------------------------------------------------------------
 
     def gradients_ready(self, step: int) -> None:
         if step < self.phases.end and not self.effects.weight_after_step:
@@ -236,8 +233,6 @@ class ElaLoRA(SVDMethod):
     def finish(self) -> None:
         self.check_acted(self._rounds_due, "after_step was not called, or the pool was empty at every round")
         self.check_budget()
-
-    # -- reading ---------------------------------------------------------------------------------------
 
     @property
     def reconstructed(self) -> bool:

@@ -147,8 +147,6 @@ class _Session:
         self.used = False
         self._loss, self._train = trainer.compute_loss, trainer.train
 
-    # -- wrapped functions -----------------------------------------------------------------------------
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -198,8 +196,6 @@ class _Session:
             raise UserError("this Trainer has already trained its method: create a new model, method and Trainer")
         self.used = True
         return self._train(resume_from_checkpoint, *args, **kwargs)
-
-    # -- what the callback calls -----------------------------------------------------------------------
 
     def begin(self, max_steps: int) -> None:
         """Checks that the run has the planned length; holds the rate if it was held in the checkpoint."""
@@ -264,11 +260,7 @@ class _Session:
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """The JSON values that `save` wrote.
-
-    Raises:
-        UserError: another version wrote them.
-    """
+    """The JSON values that `save` wrote; raises UserError for those of another version."""
     values: dict[str, Any] = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     if values.get("schema") != SCHEMA:
         raise UserError(f"'{folder}' was written by another version of elalora: training cannot resume from it")

@@ -153,7 +153,10 @@ class RowwiseAdamW(torch.optim.Optimizer):
         return rows
 
     def _make_rows(self, key: list[tuple[int, int]], pairs: list[_Pair]) -> _Rows:
-        states = [self._state_of(p) for p, _ in pairs]
+        for parameter, _ in pairs:
+            if not self.state[parameter]:
+                self.state[parameter] = self._fresh(parameter)
+        states = [self.state[p] for p, _ in pairs]
         counts = [slots.rank if slots else 1 for _, slots in pairs]
         if any(len(state["step"]) != n for state, n in zip(states, counts, strict=True)):
             raise ValueError("the moments do not fit the ranks: load the optimizer's state after the method's")
@@ -167,12 +170,6 @@ class RowwiseAdamW(torch.optim.Optimizer):
             squares=[state["exp_avg_sq"].view(n, -1) for state, n in zip(states, counts, strict=True)],
             steps=steps,
         )
-
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self.state[parameter]
-        if not state:
-            state |= self._fresh(parameter)
-        return state
 
     def _fresh(self, parameter: Tensor) -> dict[str, Tensor]:
         """Moments and counters of a parameter before its first update."""

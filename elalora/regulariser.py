@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from elalora.adapters import LowRankLinear
 
@@ -43,7 +44,10 @@ class Deviation(torch.autograd.Function):
         ctx.form, ctx.ranks, ctx.groups = form, ranks, []
         ctx.save_for_backward(*factors)
         total = factors[0].new_zeros(())
-        for members in _of_one_width(factors):
+        by_width: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
+        for i, factor in enumerate(factors):
+            by_width[factor.shape[1], factor.device].append(i)
+        for members in by_width.values():
             rows = _stacked(factors, ranks, members)
             identities = _identities(tuple(ranks[i] for i in members), rows.dtype, rows.device)
             gap = torch.bmm(rows, rows.transpose(1, 2)) - identities  # F F^T - I of each, (m, most, most)
@@ -77,25 +81,12 @@ class Deviation(torch.autograd.Function):
         return None, None, *grads
 
 
-def _of_one_width(factors: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the factors, grouped by width."""
-    groups: dict[tuple[int, torch.device], list[int]] = defaultdict(list)
-    for i, factor in enumerate(factors):
-        groups[factor.shape[1], factor.device].append(i)
-    return list(groups.values())
-
-
 def _stacked(factors: Sequence[Tensor], ranks: Sequence[int], members: Sequence[int]) -> Tensor:
     """The active rows of some factors, (m, most, width)."""
     most = max(ranks[i] for i in members)
-    return torch.stack([_first(factors[i], most) for i in members])
-
-
-def _first(factor: Tensor, most: int) -> Tensor:
-    """The first rows of a factor, padded with 0 if it has fewer slots (with transplanted ranks, for example)."""
-    if len(factor) >= most:
-        return factor[:most]
-    return torch.nn.functional.pad(factor, (0, 0, 0, most - len(factor)))
+    rows = [factors[i][:most] for i in members]
+    # a factor may have fewer slots (with transplanted ranks, for example), and is padded with 0
+    return torch.stack([r if len(r) == most else F.pad(r, (0, 0, 0, most - len(r))) for r in rows])
 
 
 @lru_cache(maxsize=32)

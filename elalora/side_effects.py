@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elalora.errors import UserError
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
 
@@ -36,10 +35,6 @@ class SideEffects:
     tiny_new_values: bool = False
     prunes_ties: bool = False
     weight_after_step: bool = False
-
-    def __post_init__(self) -> None:
-        if self.collapses_groups not in ("off", *DECAY):
-            raise UserError(f"method.D4={self.collapses_groups} is unknown; allowed: off, {', '.join(DECAY)}")
 
     def apply(self, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
         """Applies the effects on optimizer and schedule; call it once per round, after the ranks moved."""

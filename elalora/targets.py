@@ -14,7 +14,7 @@ for ViT), patterns that match nothing or too much are noticed before training. A
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from elalora.errors import UserError
@@ -35,7 +35,7 @@ class Architecture:
     attention: tuple[str, ...]
     rest: tuple[str, ...]
     qv: tuple[str, ...]
-    outside_paper: tuple[str, ...] = field(default=())
+    outside_paper: tuple[str, ...] = ()
     cross: bool = False
 
     def sets(self) -> dict[str, tuple[str, ...]]:
@@ -45,13 +45,7 @@ class Architecture:
         return {"paper": paper, "all": every, "attention": self.attention, "qv": self.qv}
 
     def matrices(self, name: str, layers: int, decoder_layers: int = 0) -> int:
-        """Number of linear layers in a set.
-
-        Args:
-            name: of the set.
-            layers: number of layers of the encoder, or of a model with one stack.
-            decoder_layers: number of layers of the decoder in an encoder-decoder model.
-        """
+        """Number of linear layers in a set; the arguments are those of `expected_matrices`."""
         chosen = self.sets()[name]
         attending = sum(p in self.attention for p in chosen)
         twice = 2 if self.cross else 1
@@ -126,15 +120,7 @@ def expected_matrices(model_type: str, targets: Sequence[str], layers: int, deco
 
 
 def patterns_in(model: Any, targets: Sequence[str]) -> list[str]:
-    """The patterns that the targets stand for in a model.
-
-    Args:
-        model: has `config.model_type`, as every model of transformers.
-        targets: as for `patterns_of`.
-
-    Raises:
-        UserError: as in `patterns_of`.
-    """
+    """`patterns_of` for the `config.model_type` of a model of transformers."""
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     return patterns_of(kind, targets)
 

@@ -12,10 +12,11 @@ from elalora.method import Method, MethodFailure
 from experiments.data.batches import eval_batches
 from experiments.runtime.distributed import gather
 from experiments.runtime.signals import Stop
+from experiments.training import checkpoint
 from experiments.training.progress import Best, Prepared, Reading, Scores, Split, TrainState
 from experiments.training.readout import Row
 from experiments.training.recorder import Recorder
-from experiments.training.resume import Checkpoints, restore, snapshot
+from experiments.training.resume import Checkpoints
 
 HEARTBEAT_SECONDS = 60  # between two heartbeats of a long evaluation
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
@@ -101,10 +102,10 @@ class Evaluator:
         saved = self.checkpoints.best(best.step)
         if saved is None:
             raise RuntimeError("the best checkpoint is corrupt; run the same command again to resume from before it")
-        last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in snapshot(self.state).items()}
-        restore(self.state, saved)
+        last = {k: v.clone() if isinstance(v, Tensor) else v for k, v in checkpoint.collect(*self.state.parts).items()}
+        checkpoint.restore(saved, *self.state.parts)
         best.report = self.evaluate(self.splits.report, best.step - 1).scores
-        restore(self.state, last)
+        checkpoint.restore(last, *self.state.parts)
 
     def read_last(self) -> None:
         """Evaluates the last checkpoint: the reported split, and the selection split where it is another one."""

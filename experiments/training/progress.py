@@ -173,6 +173,11 @@ class TrainState:
     report: Reading | None = None
     select: Reading | None = None
 
+    @property
+    def parts(self) -> tuple[nn.Module, Method, RowwiseAdamW, Schedule]:
+        """What `checkpoint.collect` reads and `checkpoint.restore` sets."""
+        return self.model, self.method, self.optimizer, self.schedule
+
 
 def _typed(kind: Any, value: Any) -> Any:
     """A JSON value as a type that a dataclass declares; raises ValueError where it is of another type."""

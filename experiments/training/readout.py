@@ -1,7 +1,6 @@
 """From a model's outputs to predictions and scores: one readout for each kind of task.
 
-What is unusual: the trainer evaluates every kind by the same two calls, `read` for a batch and `score` for all rows,
-so it never asks what kind of task it trains.
+The trainer evaluates every kind by the same two calls, `read` for a batch and `score` for all rows.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from experiments.config.task import TaskConfig
 from experiments.data.items import Items
 from experiments.training import metrics
-from experiments.training.rouge import rouge
 
 Row = tuple[int, Any, Any, float]  # idx, label, prediction, score
 
@@ -107,14 +105,14 @@ class Summaries:
         )
         texts = [t.strip() for t in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         references = [items.references[i] for i in indices]
-        scores = 100 * rouge(references, texts)[self.metrics[0]]
+        scores = 100 * metrics.rouge(references, texts)[self.metrics[0]]
         numbers = items.idx[torch.as_tensor(indices)].tolist()
         return list(zip(numbers, references, texts, scores.tolist(), strict=True))
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """Mean over items of every ROUGE asked for."""
         texts = [row[2] for row in rows]
-        found = rouge([row[1] for row in rows], texts)
+        found = metrics.rouge([row[1] for row in rows], texts)
         return {name: 100 * float(found[name].mean()) for name in self.metrics}, len(set(texts)) == 1
 
 

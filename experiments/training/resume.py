@@ -48,7 +48,7 @@ class Checkpoints:
             return
         progress = state.progress
         progress.losses, progress.lines = [float(loss) for loss in state.losses], self.folder.line_sums()
-        checkpoint.save(self.path, state.step, snapshot(state) | {"progress": asdict(progress)})
+        checkpoint.save(self.path, state.step, checkpoint.collect(*state.parts) | {"progress": asdict(progress)})
         checkpoint.drop(self.path, set(checkpoint.steps(self.path)[: checkpoint.KEPT]))
         if progress.best is not None:
             self._bests.append(progress.best.step)
@@ -57,7 +57,7 @@ class Checkpoints:
     def save_best(self, state: TrainState, step: int) -> None:
         """Writes a new best; a checkpoint that a resumed run may fall back to needs the best of its time."""
         if is_main():
-            checkpoint.save(self.best_path, step, snapshot(state))
+            checkpoint.save(self.best_path, step, checkpoint.collect(*state.parts))
             checkpoint.drop(self.best_path, {step, *self._bests[-checkpoint.KEPT :]})
 
     def preempt(self, state: TrainState, stop: Stop) -> NoReturn:
@@ -131,13 +131,13 @@ class Checkpoints:
             return False
 
     def _restore(self, state: TrainState, step: int, saved: Saved, progress: Progress) -> None:
-        fresh, best, states = snapshot(state), progress.best, [saved]
+        fresh, best, states = checkpoint.collect(*state.parts), progress.best, [saved]
         if best is not None and best.report is None:  # restored once now: after training is too late to refuse it
             states.insert(0, self.best(best.step) or {})
         try:
             for each in states:
                 checkpoint.check_form(each, fresh)
-                restore(state, each)
+                checkpoint.restore(each, *state.parts)
         except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
             raise self._foreign(step, f"{type(error).__name__} {first_line(error)}") from error
         state.schedule.at(step)
@@ -164,13 +164,3 @@ class Checkpoints:
         return UserError(
             f"{self.path} has a checkpoint at step {step} that does not fit this run: {why}; {checkpoint.RESTART}"
         )
-
-
-def snapshot(state: TrainState) -> Saved:
-    """The run's tensors and settings now; tensors are not copied."""
-    return checkpoint.collect(state.model, state.method, state.optimizer, state.schedule)
-
-
-def restore(state: TrainState, saved: Saved) -> None:
-    """Sets tensors, method, optimizer and schedule to what `collect` gave."""
-    checkpoint.restore(saved, state.model, state.method, state.optimizer, state.schedule)

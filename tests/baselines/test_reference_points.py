@@ -9,10 +9,10 @@ import torch
 from nets import Net, batch, train
 from torch import nn
 
-from baselines.reference_points import BitFit, BitFitConfig, FullConfig, FullFineTuning, HeadConfig, HeadOnly
+from baselines.reference_points import BitFit, FullFineTuning, HeadOnly, NoSettings
 from elalora import RowwiseAdamW, UserError
 
-CLASSES = {"full": (FullFineTuning, FullConfig), "head": (HeadOnly, HeadConfig), "bitfit": (BitFit, BitFitConfig)}
+CLASSES = {"full": (FullFineTuning, NoSettings), "head": (HeadOnly, NoSettings), "bitfit": (BitFit, NoSettings)}
 
 
 def make(name, net, steps=30, keep=("head",)):
@@ -84,7 +84,7 @@ def test_bitfit_counts_every_bias_of_a_bert_and_no_weight():
         vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, num_labels=2
     )
     model = BertForSequenceClassification(config)
-    BitFit(BitFitConfig()).attach(model, [], 10, keep=["classifier"])
+    BitFit(NoSettings()).attach(model, [], 10, keep=["classifier"])
     backbone = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("classifier")]
     # a layer: 4 attention biases and 2 LayerNorm biases of 16, 24 and 16 in the FFN; embedding norm and pooler 16 each
     assert sum(p.numel() for _, p in backbone) == 3 * (4 * 16 + 2 * 16 + 24 + 16) + 16 + 16
@@ -94,7 +94,7 @@ def test_bitfit_counts_every_bias_of_a_bert_and_no_weight():
 def test_bitfit_without_a_bias_is_refused_before_anything_is_frozen():
     net = nn.Sequential(nn.Linear(3, 3, bias=False))
     with pytest.raises(UserError, match="the model has none"):
-        BitFit(BitFitConfig()).attach(net, [], 10)
+        BitFit(NoSettings()).attach(net, [], 10)
     assert all(p.requires_grad for p in net.parameters())
 
 

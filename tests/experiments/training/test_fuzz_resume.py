@@ -30,7 +30,7 @@ from experiments.runs.plan import Plan, make_plan
 from experiments.runs.prepare import prepare
 from experiments.runs.run import RunFailed, run
 from experiments.tools.kill_harness import ARMS, BASE, write_data
-from experiments.training import checkpoint, resume
+from experiments.training import checkpoint
 from experiments.training.readout import NotFinite
 from experiments.training.trainer import Trainer
 
@@ -166,7 +166,7 @@ def lines_of(folder: Path) -> dict[str, bytes]:
 def snapshot(trainer: Trainer) -> dict[str, Any]:
     losses = [float(loss) for loss in trainer.state.losses]
     progress = replace(trainer.state.progress, losses=losses)
-    state = resume.snapshot(trainer.state) | {"progress": asdict(progress)}
+    state = checkpoint.collect(*trainer.state.parts) | {"progress": asdict(progress)}
     return {name: v.clone() if isinstance(v, Tensor) else json.loads(json.dumps(v)) for name, v in state.items()}
 
 

@@ -17,8 +17,8 @@ from experiments.config.task import TaskConfig
 from experiments.data.image_items import ImageItems
 from experiments.data.items import make_items
 from experiments.models.files import embedded_minilm
+from experiments.training.metrics import rouge
 from experiments.training.readout import Classes, NotFinite, Values, make_readout
-from experiments.training.rouge import rouge
 
 SUMMARY = TaskConfig(
     name="news", source="summarization", suite="summarization", subset="xsum", kind="summarization",
