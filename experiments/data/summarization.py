@@ -7,12 +7,13 @@ Files keep the upstream column names, so a parquet copy of the hub's data set is
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_count, checked_splits
-from experiments.data.hub import read_official
+from experiments.data.hub import local_files, read_official
 from experiments.data.tables import Columns
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         for name, size in zip(SPLITS, SIZES[task.subset], strict=True):
             check_count(labels[name], len(splits[name]), size)
     return splits, source
+
+
+def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
+    """Split -> the file in data.root that it is read from."""
+    return local_files(root, f"summarization/{task.subset}", SPLITS)
 
 
 def _columns(task: TaskConfig, label: str, raw: Columns) -> Columns:

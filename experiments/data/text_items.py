@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from experiments.config.task import TaskConfig
 from experiments.data.content import content_hash
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.display import tracked
+from experiments.runtime.digests import sha256_of
 from experiments.runtime.files import replacing
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # raise when the cached file's layout changes
 PAD_MULTIPLE = 8
 SLICE = 10_000  # items tokenised at once; larger splits show a progress bar
+PLACES = ("name_or_path", "is_local", "local_files_only")  # settings of a tokenizer that say where it lies
 IGNORED = -100  # label of a token that the loss ignores
 
 
@@ -172,7 +175,7 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskCon
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of everything that determines the ids: vocabulary, rules and special tokens."""
+    """sha256 of everything that determines the ids: vocabulary, rules, special tokens and settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     # truncation and padding record the last call
@@ -183,8 +186,15 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.model_input_names,
         tokenizer.truncation_side,
         {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+        {k: _setting(v) for k, v in tokenizer.init_kwargs.items() if k not in PLACES},
     ]
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _setting(value: Any) -> str:
+    """A setting of a tokenizer as text, the path of a vocabulary as that file's digest."""
+    path = value if isinstance(value, str) and os.path.isfile(value) else None
+    return str(value) if path is None else sha256_of(Path(path))
 
 
 def _cache_key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig) -> str:

@@ -78,8 +78,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
             f"task {task.name}: put train800.txt, val200.txt, test.txt and images/ into FOLDER/{below}/ "
             f"(or folders train800, val200 and test of class folders) and type data.root=FOLDER; it has no hub copy"
         )
-    listed = (folder / "train800.txt").is_file()
-    entries = _listed(folder, below) if listed else _foldered(task, folder, below)
+    listed, entries = _entries(task, folder, below)
     _check_entries(task, below, entries)
 
     def read() -> Iterator[tuple[str, str, Columns]]:
@@ -89,6 +88,22 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
             yield name, label, {"image": images, "label": [number for _, number in part]}
 
     return checked_splits(task, read()), f"local folder {below}"
+
+
+def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
+    """Split -> what it is read from in data.root: its images, and the list that has their labels."""
+    folder = Path(root or "", "vtab-1k", task.subset).expanduser()
+    if root is None or not folder.is_dir():
+        return {}
+    listed, entries = _entries(task, folder, task.subset)
+    lists = {name: [f"{stem}.txt"] if listed else [] for name, stem in SPLITS.items()}
+    return {name: {path: folder / path for path in [*lists[name], *(p for p, _ in entries[name])]} for name in SPLITS}
+
+
+def _entries(task: TaskConfig, folder: Path, below: str) -> tuple[bool, dict[str, Entries]]:
+    """Whether list files name the images, and the images and labels of each split."""
+    listed = (folder / "train800.txt").is_file()
+    return listed, _listed(folder, below) if listed else _foldered(task, folder, below)
 
 
 def _listed(folder: Path, below: str) -> dict[str, Entries]:

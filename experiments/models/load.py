@@ -7,7 +7,8 @@ head has its own random stream, so that all arms of a seed start with the same h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,19 @@ from torch import nn
 from elalora.errors import UserError, first_line
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
-from experiments.models.files import embedded_minilm, hub_weights, model_file, verify_weights
+from experiments.models.files import (
+    EMBEDDED,
+    WEIGHTS,
+    digests,
+    embedded_minilm,
+    files_in,
+    hub_snapshot,
+    hub_weights,
+    model_file,
+    verify,
+    verify_file,
+)
+from experiments.runtime.digests import unchanged
 
 # the transformers class with the head for a kind of task, and PEFT's task_type
 HEADED = {
@@ -43,10 +56,11 @@ DROPOUTS = (
 
 
 class Loaded(NamedTuple):
-    """A model and the names of its modules that train whole."""
+    """A model, the names of its modules that train whole, and what it was read from (`manifest.json`)."""
 
     network: nn.Module
     head: list[str]
+    read: dict[str, Any]
 
 
 class ImageProcessor(NamedTuple):
@@ -72,21 +86,44 @@ CONVERT = (
 BICUBIC = 3  # PIL's number
 
 
-def load_processor(model: ModelConfig, task: TaskConfig) -> Any:
+@contextmanager
+def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[str]:
+    """The argument for from_pretrained; a folder's content is the planned one before and after what is read inside."""
+    source = resolve_model(model.path, model.sha256, model.revision)
+    folder = Path(source)
+    if not folder.is_dir():
+        yield source
+        return
+    with unchanged(files_in(folder).values(), f"model.path={model.path}"):
+        if model.path == "embedded":
+            planned = EMBEDDED
+        elif model.path == "digits":
+            planned = digests(folder)
+        if planned is not None:
+            verify(folder, planned)
+        yield source
+
+
+def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, str] | None = None) -> Any:
     """The model's tokenizer, or for images an `ImageProcessor`.
 
-    Raises:
-        UserError: the model has none, or it does not load.
-    """
-    source = resolve_model(model.path, model.sha256, model.revision)
-    if task.kind == "image":
-        return _image_processor(model, source, task)
-    from transformers import AutoTokenizer
+    Args:
+        model: what to load.
+        task: determines the kind of processor.
+        planned: name -> sha256 of a local folder's files, from the run's identity; None loads what is in the folder.
 
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
-    except _LOADING as error:
-        raise UserError(f"model.path={model.path} has no tokenizer that loads: {first_line(error)}") from error
+    Raises:
+        UserError: the model has none, or it does not load or is not the planned one.
+    """
+    with _reading(model, planned) as source:
+        if task.kind == "image":
+            return _image_processor(model, source, task)
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+        except _LOADING as error:
+            raise UserError(f"model.path={model.path} has no tokenizer that loads: {first_line(error)}") from error
 
 
 def _image_processor(model: ModelConfig, source: str, task: TaskConfig) -> ImageProcessor:
@@ -113,24 +150,38 @@ def _image_processor(model: ModelConfig, source: str, task: TaskConfig) -> Image
     return processor
 
 
-def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
+def load_model(model: ModelConfig, task: TaskConfig, seed: int, planned: Mapping[str, str] | None = None) -> Loaded:
     """The model with a head for the task, newly drawn unless the checkpoint has one that fits.
 
     Args:
         model: what to load.
         task: determines the kind of head and the number of labels.
         seed: of the new head's weights; the global generator is unchanged.
+        planned: as for `load_processor`.
 
     Raises:
-        UserError: the path does not load, or the architecture has no such head.
+        UserError: the path does not load or is not the planned one, or the architecture has no such head.
     """
-    import transformers
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    source = resolve_model(model.path, model.sha256, model.revision)
-    _refuse_pickle(model, source)
+    with _reading(model, planned) as source:
+        _refuse_pickle(model, source)
+        network, loading = _from_pretrained(model, task, seed, source)
+        _leave_files(network)
+        read = _what_was_read(source, model.revision)
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
+    fresh = sorted({key.rpartition(".")[0] for key in [*loading["missing_keys"], *mismatched]} - {""})
+    head = _head(model, task, network.config.model_type, fresh)
+    _refuse_untrained(fresh, head)
+    return Loaded(network, head, read)
+
+
+def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: str) -> tuple[Any, dict[str, Any]]:
+    """The network, and transformers' report of what the checkpoint had."""
+    import transformers
+
     cls = getattr(transformers, HEADED[task.kind][0])
     try:
         config = transformers.AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
@@ -143,6 +194,11 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
             raise UserError(
                 f"model.path={model.path} is a {config.model_type} model, which has no head for {task.kind} "
                 f"(task={task.name}); choose another model or task"
+            )
+        if other := getattr(config, "transformers_weights", None):
+            raise UserError(
+                f"model.path={model.path}: config.json names other weights (transformers_weights={other}); remove that "
+                f"key, and name the file {WEIGHTS}"
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -159,11 +215,22 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int) -> Loaded:
             )
     except _LOADING as error:
         raise UserError(f"model.path={model.path} does not load for {task.kind}: {first_line(error)}") from error
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
-    fresh = sorted({key.rpartition(".")[0] for key in [*loading["missing_keys"], *mismatched]} - {""})
-    head = _head(model, task, config.model_type, fresh)
-    _refuse_untrained(fresh, head)
-    return Loaded(network, head)
+    return network, loading
+
+
+def _leave_files(network: nn.Module) -> None:
+    """Copies the weights into memory: mapped ones would change with their file, in the middle of training."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def _what_was_read(source: str, revision: str | None) -> dict[str, Any]:
+    """The digests of a model's files, and the commit of a hub id."""
+    folder = Path(source)
+    if folder.is_dir():
+        return {"files": digests(folder)}
+    snapshot = hub_snapshot(source, revision)
+    return {} if snapshot is None else {"commit": snapshot.name, "files": digests(snapshot)}
 
 
 def _head(model: ModelConfig, task: TaskConfig, model_type: str, fresh: list[str]) -> list[str]:
@@ -274,7 +341,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     folder = Path(path).expanduser()
     if folder.is_dir():
         if sha256 is not None:
-            verify_weights(folder, sha256, "to use it anyway, type model.sha256=null")
+            verify_file(folder / WEIGHTS, sha256, "to use it anyway, type model.sha256=null")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
@@ -284,5 +351,5 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
             "so that results record which weights were used"
         )
     if sha256 is not None:
-        verify_weights(hub_weights(path, revision).parent, sha256, "give the checksum of this model: model.sha256=...")
+        verify_file(hub_weights(path, revision), sha256, "give the checksum of this model: model.sha256=...")
     return path

@@ -25,8 +25,9 @@ from elalora.method import Method
 from elalora.schedules import steps_of
 from experiments.config.compose import compose_run, same_command
 from experiments.config.task import check_task
-from experiments.data.own import digests
-from experiments.models.files import sha256_of
+from experiments.data.digests import digests
+from experiments.models.files import EMBEDDED, WEIGHTS
+from experiments.models.files import digests as model_digests
 from experiments.runtime.distributed import world_size
 from experiments.store.find import find
 from experiments.store.finished import id_of
@@ -226,7 +227,7 @@ def _identity(
     for source in sources:
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)
-    science["task"]["files"] = digests(config.task.files, config.data.root)
+    science["task"]["files"] = digests(config.task, config.data.root)
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
@@ -314,16 +315,18 @@ def in_order(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
-    """Weights in a package or folder by their digest, so that their path does not matter; hub ids by name."""
+    """A package by its name, a folder by the content of its files, so that paths do not matter; hub ids by revision."""
     model = dict(model)
     path, revision = model.pop("path"), model.pop("revision")
-    weights = Path(path).expanduser() / "model.safetensors"
-    if weights.is_file():
-        if model["sha256"] is None:
-            model["sha256"] = sha256_of(weights)
-    elif path != "embedded":
-        model |= {"path": path, "revision": revision}
-    return model
+    folder = Path(path).expanduser()
+    if path == "embedded":
+        return model
+    if path == "digits" or not folder.is_dir():
+        return model | {"path": path, "revision": revision}
+    files = model_digests(folder)
+    if model["sha256"] is None:
+        model["sha256"] = files.get(WEIGHTS)
+    return model if files == EMBEDDED else model | {"files": files}
 
 
 def _arm(method: Method) -> str:

@@ -1,8 +1,8 @@
 """Loads data, tokenizer and model of a run and attaches its method.
 
 Data, tokenizers and token ids are cached in the process for the next run, each under everything that determines it.
-Pretrained weights are not: mapping them from their file is faster than a copy in memory, and no run can have changed
-them.
+What is read must be what the run was planned with, so a cached value always belongs to its key. Pretrained weights are
+read for every run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def prepare(plan: Plan) -> Prepared:
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=on_cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed
     data, processor = data_of(plan), processor_of(plan)
-    model, head = load_model(config.model, task, stream(seed, "head"))
+    model, head, read = load_model(config.model, task, stream(seed, "head"), plan.identity["model"].get("files"))
     check_fit(config.model, task, model, processor)
     splits = splits_of(plan)
     model = model.to(accelerator.device)
@@ -60,7 +60,7 @@ def prepare(plan: Plan) -> Prepared:
     model = method.attach(model, patterns_in(model, targets), total, keep=head, seed=stream(seed, "adapter"))
     _check_matrices(expected, method)
     _start_adapter(plan, method)
-    return Prepared(accelerator, data, splits, make_readout(task, processor, model), model, method)
+    return Prepared(accelerator, data, splits, make_readout(task, processor, model), model, method, read)
 
 
 def run_length(config: TrainerConfig, items: int) -> int:
@@ -146,7 +146,8 @@ def data_of(plan: Plan) -> TaskData:
     """The run's task, loaded and checked."""
     from experiments.data import load_task
 
-    return load_task(OmegaConf.to_object(plan.config.task), OmegaConf.to_object(plan.config.data))
+    task, data = OmegaConf.to_object(plan.config.task), OmegaConf.to_object(plan.config.data)
+    return load_task(task, data, plan.identity["task"]["files"])
 
 
 @cached(_processor_key)
@@ -154,7 +155,8 @@ def processor_of(plan: Plan) -> Any:
     """The tokenizer of the run's model, or its image processor."""
     from experiments.models.load import load_processor
 
-    return load_processor(plan.config.model, OmegaConf.to_object(plan.config.task))
+    task = OmegaConf.to_object(plan.config.task)
+    return load_processor(plan.config.model, task, plan.identity["model"].get("files"))
 
 
 @cached(_splits_key)

@@ -181,7 +181,7 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
         recorder = Recorder(folder, display, tracker)
         trainer = run_everywhere(lambda: Trainer(prepared, config.trainer, config.seed, recorder, checkpoints, stop))
         trainer.resume()
-        run_on_main(lambda: _write_facts(plan, trainer.state.step))
+        run_on_main(lambda: _write_facts(plan, prepared.read, trainer.state.step))
         tracker.start(folder.path, plan.id, plan.label, plan.identity, config.task.name)
         trainer.run()
         trainer.evaluator.read_last()
@@ -201,15 +201,15 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
     return run_on_main(store)
 
 
-def _write_facts(plan: Plan, step: int) -> None:
-    """Writes config.yaml and manifest.json: the settings, and the machine and versions from this step on."""
+def _write_facts(plan: Plan, read: dict[str, Any], step: int) -> None:
+    """Writes config.yaml and manifest.json: the settings; model files, machine and versions from this step on."""
     from experiments.runtime.manifest import manifest
 
     path, before = plan.folder.path / "manifest.json", None
     with suppress(OSError, ValueError):
         before = json.loads(path.read_text(encoding="utf-8"))
     write_whole(plan.folder.path / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
-    plan.folder.write("manifest.json", manifest(step, before if isinstance(before, dict) else None))
+    plan.folder.write("manifest.json", manifest(step, before if isinstance(before, dict) else None) | {"model": read})
 
 
 def _drop_checkpoints(plan: Plan) -> None:

@@ -52,6 +52,7 @@ class Prepared:
         accelerator: device, precision and processes.
         data: the loaded task; None in tests that make their own splits.
         readout: how the task's outputs become predictions and scores.
+        read: digests of the files that the model was read from, for the manifest.
     """
 
     accelerator: Accelerator
@@ -60,6 +61,7 @@ class Prepared:
     readout: Readout
     model: nn.Module
     method: Method
+    read: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

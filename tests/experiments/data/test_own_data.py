@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from datasets_on_disk import image_lists, load, own, png, write_csv, write_jsonl, write_parquet
+from datasets_on_disk import image_lists, load, own, png, task_config, write_csv, write_jsonl, write_parquet
 from tiny_runs import config, quick
 
-from experiments.data.own import digests
+from experiments.data.digests import digests
 from experiments.runs.plan import make_plan
 
 ROWS = [("good film", "yes"), ('she said "no", twice', "no"), ("line\none", "yes"), ("naïve", "no")]
@@ -186,7 +186,8 @@ def test_own_files_are_known_by_their_content_and_not_by_their_path(tmp_path: Pa
 
 def test_a_folder_is_known_by_its_names_and_contents(tmp_path: Path) -> None:
     image_lists(tmp_path / "tree", {"list": [("x/0.png", 0)]})
-    first = digests({"train": "tree", "test": None, "validation": "absent"}, str(tmp_path))
+    task = task_config("own_images", files={"train": "tree", "test": None, "validation": "absent"})
+    first = digests(task, str(tmp_path))
     assert first["test"] is None and first["validation"] == "absent" and len(str(first["train"])) == 64
     (tmp_path / "tree" / "x" / "0.png").rename(tmp_path / "tree" / "x" / "1.png")
-    assert digests({"train": "tree"}, str(tmp_path))["train"] != first["train"]
+    assert digests(task, str(tmp_path))["train"] != first["train"]

@@ -72,7 +72,7 @@ def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stoc
     kind = kind_of(family)
     own = model(folder, family, attention="eager" if family == "deberta-v2" else None)
     processor = load_processor(own, task(kind))
-    network, head = load_model(own, task(kind), seed=1)
+    network, head, _ = load_model(own, task(kind), seed=1)
     check_fit(own, task(kind), network, processor)
     assert network.dtype == torch.float32 and matrices_in(network, ["paper"]) == MATRICES[family]
     base = {n: p.detach().clone() for n, p in network.named_parameters()}
@@ -170,7 +170,7 @@ def test_dropout_reaches_every_place_that_an_architecture_has(family, folder, mo
 def test_bart_generates_with_its_adapter(folder):
     """The adapter changes what is generated, and generation with the cache is the greedy choice without one."""
     own, asked = model(folder, "bart"), task("summarization")
-    network, head = load_model(own, asked, 0)
+    network, head, _ = load_model(own, asked, 0)
     inputs = batch("bart", load_processor(own, asked))
     inputs.pop("labels")
     limits = {"max_new_tokens": 6, "min_new_tokens": 6, "num_beams": 1, "do_sample": False}
@@ -262,7 +262,7 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(family, kind, change, 
     own = changed(folder, tmp_path, family, change)
     with pytest.raises(UserError, match=line) as caught:
         processor = load_processor(own, task(kind))
-        network, _ = load_model(own, task(kind), 0)
+        network, _, _ = load_model(own, task(kind), 0)
         check_fit(own, task(kind), network, processor)
     assert "\n" not in str(caught.value)
 

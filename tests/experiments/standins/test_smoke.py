@@ -118,7 +118,7 @@ def read_again(plan):
     else:
         from peft import PeftModel
 
-        network, _ = load_model(plan.config.model, task, seed=123)  # another head: the stored one must replace it
+        network, _, _ = load_model(plan.config.model, task, seed=123)  # another head: the stored one must replace it
         network = PeftModel.from_pretrained(network, folder)
     data = load_task(task, OmegaConf.to_object(plan.config.data))
     splits = apply_protocol(data, OmegaConf.to_object(plan.config.protocol), train_items=None, seed=0)
