@@ -149,10 +149,13 @@ def _changed(group: str, settings: Mapping[str, Any], defaults: Mapping[str, Any
     words = [
         f"{group}.{key}={_quoted(typed(value))}"
         for key, value in flat.items()
-        if key not in NOT_TYPED and (key not in default or default[key] != value)
+        if key not in NOT_TYPED and not key.startswith("files.") and (key not in default or default[key] != value)
     ]
+    # the place of a local model and of the user's own files is not part of a run's identity
     if group == "model" and default.get("path") in (None, "???") and "path" not in flat:
-        words.append("model.path=FOLDER")  # the folder of a local model is not part of a run's identity
+        words.append("model.path=FOLDER")
+    if group == "task" and flat.get("source") == "files":
+        words += [f"task.{key}=FILE" for key, digest in flat.items() if key.startswith("files.") and digest]
     return words
 
 

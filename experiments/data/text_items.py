@@ -23,8 +23,8 @@ from elalora.errors import UserError
 from experiments.config.task import TaskConfig
 from experiments.data.content import content_hash
 from experiments.runtime.cache import cache_dir
-from experiments.runtime.display import tracked
 from experiments.runtime.digests import sha256_of
+from experiments.runtime.display import tracked
 from experiments.runtime.files import replacing
 
 if TYPE_CHECKING:

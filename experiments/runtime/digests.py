@@ -23,8 +23,8 @@ def sha256_of(file: Path, fresh: bool = False) -> str:
         UserError: it cannot be read.
     """
     try:
-        stamp = _stamp(file)
-        if fresh or _digests.get(file, ((), ""))[0] != stamp:
+        stamp = stamp_of(file)
+        if fresh or not stamp or _digests.get(file, ((), ""))[0] != stamp:
             with file.open("rb") as stream:
                 _digests[file] = stamp, hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -39,18 +39,20 @@ def unchanged(files: Iterable[Path], label: str) -> Iterator[None]:
     Raises:
         UserError: naming `label` and the file.
     """
-    before = {file: _stamp(file) for file in files}
+    before = {file: stamp_of(file) for file in files}
     yield
     for file, stamp in before.items():
-        try:
-            same = _stamp(file) == stamp
-        except OSError:
-            same = False
-        if not same:
+        if stamp_of(file) != stamp:
             raise UserError(f"{label}: {file.name} changed while it was being read; run the same command again")
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
-    """Size, place and times of a file; its time of status change is set by no program, so it betrays every write."""
-    stat = file.stat()
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Size, place and times of a file or folder; empty if there is none.
+
+    No program can set the time of the last status change, so it betrays every write.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -156,9 +157,9 @@ def test_a_benchmark_that_no_fingerprint_verifies_is_known_by_its_files(source: 
     data_of(plan)
     data_of.cache_clear()  # type: ignore[attr-defined]
     changed(file)
-    assert benchmark(tmp_path, source, *words).id != plan.id
     with pytest.raises(UserError, match=f"task {LOCAL[source]}: the files of t.* changed after the run was planned"):
         data_of(plan)
+    assert benchmark(tmp_path, source, *words).id != plan.id
     shutil.rmtree(next(path for path in tmp_path.iterdir() if path.is_dir()))
     with pytest.raises(UserError, match="changed after the run was planned"):
         data_of(plan)  # and is not read from the hub instead
@@ -169,6 +170,17 @@ def test_a_benchmark_with_a_fingerprint_is_the_same_from_every_source(source: st
     benchmark_file(tmp_path, source)
     assert benchmark(tmp_path, source).identity["task"]["files"] == {}
     assert benchmark(tmp_path, source).id == benchmark(tmp_path, source, "data.root=null").id
+
+
+def test_planning_a_sweep_reads_every_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark_file(tmp_path, "vtab")
+    digest, reads = hashlib.file_digest, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: reads.append(file.name) or digest(file, kind))
+    plans = [benchmark(tmp_path, "vtab", "task.verify=false", f"seed={seed}") for seed in range(3)]
+    images = [name for name in reads if name.endswith(".png")]
+    assert len(images) == len(set(images)) == 8 and len({plan.id for plan in plans}) == 3
+    (tmp_path / "vtab-1k" / "cifar" / "images" / "test1.png").unlink()
+    assert benchmark(tmp_path, "vtab", "task.verify=false").id not in {plan.id for plan in plans}
 
 
 # -- token ids -------------------------------------------------------------------------------------------------
