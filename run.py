@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from experiments.config.compose import keep_command
 from experiments.config.explain import answer
 from experiments.config.mistakes import MISTAKES, mistakes
-from experiments.config.schema import register
+from experiments.config.schema import drop_scratch, register
 from experiments.runtime.distributed import exit_process
 from experiments.runtime.pipes import as_command
 from experiments.runtime.signals import Preempted
@@ -47,6 +47,7 @@ def main() -> int:
     try:
         with mistakes(sys.argv[1:]):
             compose()
+            drop_scratch()
             configs = [keep_command(*one) for one in composed]
         if not configs:  # --cfg, --info or completion, which Hydra has answered
             return 0

@@ -45,8 +45,6 @@ def export_peft(
     Raises:
         UserError: the result is not a low-rank update, or every matrix has rank 0.
     """
-    from safetensors.torch import save_file
-
     factors = {name: pair for name, pair in method.lora_factors().items() if pair[0].shape[0]}
     if not factors:
         raise UserError("every matrix has rank 0, so there is no adapter to export")
@@ -65,7 +63,7 @@ def export_peft(
     config["fan_in_fan_out"] = any(isinstance(base, Conv1DAsLinear) for base in adapted)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -73,14 +71,18 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
     """A (r, d_in) and B (d_out, r) by matrix, from an adapter that `export_peft` wrote.
 
     Raises:
-        UserError: the folder has no such adapter.
+        UserError: the folder has no such adapter, or it cannot be read.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder) / "adapter_model.safetensors"
     if not path.is_file():
         raise UserError(f"{folder} has no LoRA adapter to start from ({path.name} is missing)")
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); ask its owner for a readable copy") from error
     end = ".lora_A.weight"
     names = [key.removeprefix(PREFIX).removesuffix(end) for key in tensors if key.endswith(end)]
     return {n: (tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names}
@@ -88,13 +90,21 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def export_trained(model: nn.Module, folder: str | Path) -> Path:
     """Saves every trained parameter by its name, for methods whose result is not a low-rank update."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: p.detach().cpu().clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, folder / "trained.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "trained.safetensors")
     return folder
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read as any other file; safetensors itself allows its owner only."""
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _whole_modules(model: nn.Module, keep: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from elalora.attach import find_linears
 from elalora.errors import UserError
+from elalora.export import save_tensors
 from elalora.method import Method, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.targets import matrices_in, patterns_in
@@ -236,11 +237,9 @@ class _Session:
 
     def save(self, folder: Path) -> None:
         """Writes the method's state into a checkpoint of the Trainer."""
-        from safetensors.torch import save_file
-
         state = self.method.state_dict()
         tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
-        save_file(tensors, folder / TENSORS)
+        save_tensors(tensors, folder / TENSORS)
         values = {
             "schema": SCHEMA,
             "method": self.method.name,

@@ -192,7 +192,14 @@ def register() -> None:
 
 @cache
 def _scratch() -> str:
-    """A temporary folder for what Hydra writes when it composes a sweep; removed when this process ends."""
+    """A temporary folder for what Hydra writes when it composes a sweep."""
     folder = tempfile.mkdtemp(prefix="elalora-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(drop_scratch)
     return folder
+
+
+def drop_scratch() -> None:
+    """Removes the temporary folder as soon as all is composed: a sweep may be killed, and would leave it behind."""
+    if _scratch.cache_info().currsize:
+        shutil.rmtree(_scratch(), ignore_errors=True)
+        _scratch.cache_clear()

@@ -20,14 +20,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
 from experiments.config.schema import LauncherConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.display import clock, live_line, stderr_console
 from experiments.runtime.manifest import code_now, loaded_code, warn_if_changed
-from experiments.runtime.signals import SIGNALS, Preempted, obey_the_parent
+from experiments.runtime.signals import SIGNALS, Preempted, interrupting, obey_the_parent
 from experiments.runtime.text import counted
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_plans(plans: Sequence[Plan], config: LauncherConfig) -> int:
     """
     if config.workers < 1:
         raise UserError(f"launcher.workers={config.workers} must be at least 1")
-    with _sigterm_interrupts():
+    with interrupting():
         return Sweep(in_order(plans), config.workers).run()
 
 
@@ -184,9 +184,12 @@ class Sweep:
             if worker.plan is not None and worker.process.is_alive() and worker.process.pid:
                 os.kill(worker.process.pid, signal.SIGINT)
         end = time.monotonic() + GRACE
-        for worker in self.workers:
-            worker.process.join(max(0.0, end - time.monotonic()))
-            worker.process.kill()
+        try:
+            for worker in self.workers:
+                worker.process.join(max(0.0, end - time.monotonic()))
+        finally:  # also when a second signal asks to stop at once
+            for worker in self.workers:
+                worker.process.kill()
 
     def _summary(self) -> None:
         from experiments.store.status import read_store, retry
@@ -206,18 +209,6 @@ def repeats(plans: Sequence[Plan]) -> list[str]:
     """One line for each arm and task, whose runs differ in the seed only."""
     counts = Counter(f"{plan.name.arm} x {plan.config.task.name}" for plan in plans)
     return [f"{arm}: {counted(number, 'repeat')}" for arm, number in counts.items()]
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR2 and SIGINT stop a run with a checkpoint; a second one stops it at once.
+"""SIGTERM, SIGUSR2, SIGHUP and SIGINT stop a run or a sweep with a checkpoint; a second one stops it at once.
 
 The handler only sets a flag. The training loop checks it after every step and every batch of an evaluation, writes a
 checkpoint and raises `Preempted`, so a signal never interrupts a write. SLURM signals every process of a job; workers
@@ -7,16 +7,19 @@ ignore these signals and wait for their parent's SIGINT, so that only the parent
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 ECHO = 2.0  # seconds in which a repeated signal is the same one: slurmstepd and srun both send one preemption's TERM
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL: the run was interrupted, and the same command resumes it
 
@@ -38,11 +41,27 @@ class Stop:
     signal: str | None = None
     when: float = 0.0
 
+    def asked(self, number: int) -> bool:
+        """Notes a signal; returns False for the echo of the first one.
+
+        Raises:
+            KeyboardInterrupt: it is a second signal.
+        """
+        name = signal.Signals(number).name
+        if self.signal == name != "SIGINT" and time.monotonic() - self.when < ECHO:
+            return False
+        if self.signal is not None:
+            raise KeyboardInterrupt(f"{self.signal}, then {name}")
+        self.signal, self.when = name, time.monotonic()
+        return True
+
 
 def obey_the_parent() -> None:
-    """From here on only SIGINT stops this process; its parent handles the other signals."""
+    """From here on only SIGINT stops this process; its parent handles the other signals, and its death is a SIGINT."""
     for number in set(SIGNALS) - {signal.SIGINT}:
         signal.signal(number, _ignore)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGINT))
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -51,7 +70,30 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Handles the three signals, or SIGINT alone in a worker, and restores the previous handlers at the end.
+    """Handles the signals, or SIGINT alone in a worker, by setting `Stop`, which the training loop looks at."""
+
+    def request(stop: Stop, number: int) -> None:
+        line = f"elalora: {stop.signal}: stopping at the next step with a checkpoint; again stops at once\n"
+        os.write(2, line.encode())  # not print: a handler may run inside another print
+
+    with _handling(request) as stop:
+        yield stop
+
+
+@contextmanager
+def interrupting() -> Iterator[Stop]:
+    """Raises KeyboardInterrupt with the name of the first signal, and again for a second one."""
+
+    def interrupt(stop: Stop, number: int) -> None:
+        raise KeyboardInterrupt(stop.signal)
+
+    with _handling(interrupt) as stop:
+        yield stop
+
+
+@contextmanager
+def _handling(first: Callable[[Stop, int], None]) -> Iterator[Stop]:
+    """Calls `first` at the first signal, and restores the previous handlers at the end.
 
     Outside the main thread no handler can be installed, and the returned `Stop` is never set.
     """
@@ -60,20 +102,19 @@ def listening() -> Iterator[Stop]:
         yield stop
         return
 
-    def request(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if stop.signal == name != "SIGINT" and time.monotonic() - stop.when < ECHO:
-            return
-        if stop.signal is not None:
-            raise KeyboardInterrupt(f"{stop.signal}, then {name}")
-        stop.signal, stop.when = name, time.monotonic()
-        line = f"elalora: {name}: stopping at the next step with a checkpoint; again stops at once\n"
-        os.write(2, line.encode())  # not print: a handler may run inside another print
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.asked(number):
+            first(stop, number)
 
-    handled = [number for number in SIGNALS if signal.getsignal(number) is not _ignore]
-    before = {number: signal.signal(number, request) for number in handled}
+    before = {number: signal.signal(number, handle) for number in SIGNALS if not _left_alone(number)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _left_alone(number: int) -> bool:
+    """Signals that the parent handles, and a hang-up that nohup ignores."""
+    handler = signal.getsignal(number)
+    return handler is _ignore or number == signal.SIGHUP and handler is signal.SIG_IGN

@@ -86,8 +86,9 @@ class RunFolder:
             UserError: the folder cannot be written.
         """
         with self._held() as before:
-            self._attempts += 1
-            self.beat("running")
+            if not self.done:  # else another process has just finished it
+                self._attempts += 1
+                self.beat("running")
             try:
                 yield
             except UserError:

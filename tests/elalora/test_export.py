@@ -12,7 +12,7 @@ from baselines.lora import LoRA, LoRAConfig
 from baselines.registry import method_class
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
 from elalora.attach import merge
-from elalora.export import export_peft, export_trained
+from elalora.export import export_peft, export_trained, read_factors
 
 
 def deberta(seed=0):
@@ -165,3 +165,19 @@ def test_trained_parameters_are_saved_by_name(tmp_path):
         "classifier.weight",
         "classifier.bias",
     }
+
+
+def test_an_adapter_has_the_permissions_of_any_new_file(tmp_path):
+    method = LoRA(LoRAConfig(), Budget(2))
+    model, head = trained("bert", method)
+    export_peft(method, model, tmp_path / "lora", head)
+    export_trained(model, tmp_path / "trained")
+    (tmp_path / "any").touch()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 4 and {path.stat().st_mode for path in files} == {(tmp_path / "any").stat().st_mode}
+
+
+def test_an_adapter_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="cannot be read .*readable copy"):
+        read_factors(tmp_path)

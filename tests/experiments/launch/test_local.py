@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from tiny_runs import MOVES, QUICK, ROOT, command, config, quick
@@ -17,7 +18,7 @@ from experiments.launch import local
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.runtime.manifest import Code
-from experiments.runtime.signals import Preempted
+from experiments.runtime.signals import Preempted, interrupting
 
 FILES = ("metrics.jsonl", "ranks.jsonl", "predictions.parquet", "adapter/adapter_model.safetensors")
 
@@ -80,12 +81,66 @@ def test_a_killed_worker_fails_its_run_only_and_the_same_command_does_that_one(t
     assert again.returncode == 0 and "1 done, 0 failed, 2 done before" in again.stdout, again.stderr
 
 
+def gone(pid, seconds=60):
+    """Whether a process ends within some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True  # it ended, and nobody asked for its exit code
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_stop_keeps_a_checkpoint_and_the_same_command_goes_on(tiny_model_dir, tmp_path):
+def test_a_sweep_killed_from_outside_leaves_no_worker_and_no_scratch_folder(tiny_model_dir, tmp_path):
+    """The workers stop with a checkpoint when their parent dies."""
+    more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=1", "store.checkpoint_every=0")
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
+    (tmp_path / "scratch").mkdir()
+    given = [sys.executable, "run.py", *words(tiny_model_dir, tmp_path, *more)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    process = subprocess.Popen(given, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
+    end = time.monotonic() + 90
+    while not (plan.folder.path / "timing.jsonl").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.005)
+    worker = plan.folder.status()["pid"]
+    process.kill()
+    process.wait()
+    assert gone(worker) and plan.folder.status()["state"] == "preempted"
+    assert list(plan.folder.path.glob("checkpoint/step-*")) and not list((tmp_path / "scratch").glob("elalora-*"))
+
+
+def test_a_second_signal_within_two_seconds_does_not_count_for_a_sweep_either(monkeypatch):
+    clock = iter([100.0, 101.9, 102.1])
+    monkeypatch.setattr("experiments.runtime.signals.time.monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM, then SIGTERM"), interrupting():
+        with pytest.raises(KeyboardInterrupt, match="^SIGTERM$"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hang_up_stops_a_sweep_unless_nohup_started_it(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with nullcontext() if ignored else pytest.raises(KeyboardInterrupt, match="SIGHUP"), interrupting():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_sweep_asked_to_stop_leaves_a_checkpoint_and_no_worker(number, tiny_model_dir, tmp_path):
     more = ("method=lora", "trainer.max_steps=3000", "seed=range(2)", "launcher.workers=2")
     plan = make_plan(quick(tiny_model_dir, tmp_path, *more[:2], "seed=0", "threads=1"))
-    code, said = signalled(words(tiny_model_dir, tmp_path, *more), plan, signal.SIGTERM)
-    assert code == 75 and "0 done, 0 failed" in said
+    code, said = signalled(words(tiny_model_dir, tmp_path, *more), plan, number)
+    assert code == 75 and "0 done, 0 failed" in said and gone(plan.folder.status()["pid"], 1)
     assert plan.folder.status()["state"] == "preempted" and list(plan.folder.path.glob("checkpoint/step-*"))
 
 
@@ -178,7 +233,7 @@ def test_a_worker_of_other_code_than_the_sweep_s_says_so_at_its_start_and_in_eac
         local.Sweep([plan], 1).run()
     capsys.readouterr()
     monkeypatch.setattr("experiments.runtime.manifest.code_of", lambda folder: Code(*now))
-    for owner, name in ((local.os, "setsid"), (local.signal, "signal")):  # both are for a whole process
+    for owner, name in ((local.os, "setsid"), (local, "obey_the_parent")):  # both are for a whole process
         monkeypatch.setattr(owner, name, lambda *given: None)
     monkeypatch.setattr(local, "_logged", lambda path: nullcontext())
     monkeypatch.setattr(local, "_do", lambda plan: (0, "done"))

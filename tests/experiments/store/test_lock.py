@@ -98,3 +98,11 @@ def test_a_file_system_without_locks_is_named_and_the_run_goes_on(
         pass
     assert RunFolder(tmp_path / "run").status()["state"] == "done"
     assert f"({os.strerror(number)}); run one sweep at a time" in capsys.readouterr().err
+
+
+def test_a_run_that_another_process_has_just_finished_counts_no_attempt(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").working():
+        (tmp_path / "run" / "result.json").write_text("{}")
+    with RunFolder(tmp_path / "run").working():
+        assert RunFolder(tmp_path / "run").status()["state"] == "done"
+    assert RunFolder(tmp_path / "run").status()["attempts"] == 1
