@@ -164,7 +164,7 @@ def test_what_only_a_worker_can_refuse_is_a_failed_run_with_its_reason(tiny_mode
     runs = read_store(tmp_path / "runs")
     assert f"refused: {status['error'][:60]}" in overview(runs) and status["error"] in swept.stderr
     ((again, others),) = retry(runs)
-    assert others == [f"model.path={tiny_model_dir}"]
+    assert others == ["store.checkpoint_every=0", f"model.path={tiny_model_dir}"]
     assert make_plan(config(*shlex.split(again)[2:], *others)).id == plan.id
     (left,) = load_runs(tmp_path / "runs").attrs["unfinished"]
     assert (left.state, left.ending) == ("refused", "") and left.error == status["error"]
