@@ -141,3 +141,18 @@ def test_the_command_of_a_foreign_setting_names_no_path_to_type() -> None:
     assert typed.startswith("python run.py -m method=lora ") and "data.train_items=9" in typed and "seed=0,1" in typed
     assert not [word for word in ("/", "rm", "evil", "root") if word in typed]
     assert "data.root=/etc" in rest and "task.hub_id=evil/data" in rest
+
+
+def test_a_command_names_places_where_the_identity_has_digests() -> None:
+    settings = {
+        "method": {"name": "lora"},
+        "task": {"name": "own", "source": "files", "files": {"train": "d" * 64, "test": "e" * 64, "validation": None}},
+        "model": {
+            "name": "local",
+            "sha256": "a" * 64,
+            "files": {"config.json": "b" * 64, "model.safetensors": "c" * 64},
+        },
+    }
+    line = command(settings, "r4", [0])
+    assert not [digest for digest in "abde" if digest * 64 in line]
+    assert all(word in line for word in ("model.path=FOLDER", "task.files.train=FILE", "task.files.test=FILE"))

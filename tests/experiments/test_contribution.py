@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import MOVES, config, quick
 from torch import Tensor
 
+from elalora.errors import UserError
 from elalora.export import PREFIX
 from experiments.contribution import main, mean_loss, measure, measured, rebuild, without
 from experiments.runs.plan import make_plan
@@ -64,6 +65,16 @@ def test_the_rebuilt_model_gives_the_losses_of_stock_peft(folder: Path, tiny_mod
     with torch.inference_mode():
         for _, batch in rebuilt.batches:
             torch.testing.assert_close(rebuilt.model(**batch).loss, stock(**batch).loss, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_model_that_changed_after_the_run_is_refused(folder: Path, tiny_model_dir: Path):
+    config = (tiny_model_dir / "config.json").read_text()
+    try:
+        (tiny_model_dir / "config.json").write_text(config.replace('"gelu"', '"relu"'))
+        with pytest.raises(UserError, match="config.json changed after the run was planned"):
+            rebuild(folder, 60)
+    finally:
+        (tiny_model_dir / "config.json").write_text(config)
 
 
 def test_the_rebuilt_model_scores_the_held_out_split_as_the_run_did(folder: Path):
