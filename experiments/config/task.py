@@ -47,6 +47,7 @@ class TaskConfig:
         labels: the classes' names in the order of their ids; null takes the names in the data, sorted (own files).
         files: split -> path, for source "files": train, and validation or test or both. Relative paths start in
             data.root, or in the current folder if data.root is null.
+        sep: between the columns of CSV and TSV files: one character, or "tab"; null takes that of the suffix.
         metrics: names of experiments.training.metrics, the primary one first.
         max_length, target_length: maximum tokens of an input, and of a summary that is trained on; longer ones are cut,
             and the cuts are counted.
@@ -59,6 +60,7 @@ class TaskConfig:
         fingerprint: expected sha256 of the content, part of a run's identity and checked at load; null accepts any
             content with the right counts.
         hub_id, hub_name, hub_revision: data set on the hub, its configuration and the pinned commit.
+        quick_items: training items under trainer=quick, or all if there are fewer; null takes all.
     """
 
     name: str = MISSING
@@ -72,6 +74,7 @@ class TaskConfig:
     label: str = "label"
     labels: list[str] | None = None
     files: dict[str, str | None] = field(default_factory=dict)
+    sep: str | None = None
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     max_length: int = 128
     target_length: int = 64
@@ -84,6 +87,7 @@ class TaskConfig:
     hub_id: str | None = None
     hub_name: str | None = None
     hub_revision: str | None = None
+    quick_items: int | None = None
 
 
 def check_task(task: TaskConfig) -> None:
@@ -110,6 +114,8 @@ def check_task(task: TaskConfig) -> None:
     _check_metrics(task)
     if unknown := [name for name in task.files if name not in ("train", "validation", "test")]:
         raise UserError(f"task.files.{unknown[0]} is not a split; allowed: train, validation, test")
+    if task.sep is not None and task.sep != "tab" and (len(task.sep) != 1 or task.sep in '"\r\n'):
+        raise UserError(f"task.sep={task.sep} is not one character; allowed: tab, or a character such as ; or |")
 
 
 def _check_metrics(task: TaskConfig) -> None:

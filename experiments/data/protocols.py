@@ -48,6 +48,7 @@ class Splits:
     report: Dataset
     select_name: str | None  # "held_out" for rows of train that the clean protocol holds out
     report_name: str
+    available: int = 0  # training items before a subset is drawn
 
 
 def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int | None, seed: int) -> Splits:
@@ -56,14 +57,16 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
     Args:
         data: the loaded task.
         protocol: its name, and the seed of the held-out draw, which is the same for all run seeds.
-        train_items: size of a subset of the training rows; None uses all.
+        train_items: size of a subset of the training rows; None uses all, and so does the task's own quick_items if
+            there are fewer.
         seed: the run's seed, which draws the subset: the same for all arms with that seed.
 
     Raises:
         UserError: the subset is empty or larger than train.
     """
     splits = _by_splits(data, protocol)
-    if train_items is None:
+    splits = replace(splits, available=len(splits.train))
+    if train_items is None or train_items == data.config.quick_items and train_items > len(splits.train):
         return splits
     if not 1 <= train_items <= len(splits.train):
         raise UserError(

@@ -228,6 +228,9 @@ def _identity(
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)
     science["task"]["files"] = digests(config.task, config.data.root)
+    del science["task"]["quick_items"]  # data.train_items has it
+    if science["task"]["sep"] is None:
+        del science["task"]["sep"]  # ids are older than this setting
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}

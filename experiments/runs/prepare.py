@@ -175,4 +175,4 @@ def splits_of(plan: Plan) -> Splits:
         return Split(name, make_items(dataset, processor, task, config.data.cache))
 
     select = None if rows.select is None else ready(rows.select, rows.select_name or "validation")
-    return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name))
+    return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name), rows.available)

@@ -83,6 +83,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "verified": data.verified,
             "citation": config.task.citation,
             "train_items": len(items),
+            "available_items": prepared.splits.available,
             "report_items": len(reading.rows),
             "truncated": items.truncated,
             "truncated_targets": getattr(items, "truncated_targets", 0),

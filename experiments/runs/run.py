@@ -158,9 +158,12 @@ def _tidy(plan: Plan) -> None:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The primary score of a result, for one line."""
-    report = result["readings"]["last"]["report"]
-    return f"{report['split']} {result['metric']} {report['metrics'][result['metric']]:.2f}"
+    """The primary score of a result and its training items, for one line."""
+    report, data = result["readings"]["last"]["report"], result["data"]
+    score = f"{report['split']} {result['metric']} {report['metrics'][result['metric']]:.2f}"
+    if "available_items" not in data:  # written before results had it
+        return score
+    return f"{score}, {data['train_items']:,} of {data['available_items']:,} training items"
 
 
 def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
@@ -177,7 +180,9 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
     checkpoints = Checkpoints(folder, plan.id, config.store.checkpoint_every)
     if prepared.accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the run before this one in the process
-    with RunDisplay(plan.label, prepared.method.total_steps, None if is_main() else silent_console()) as display:
+    splits, console = prepared.splits, None if is_main() else silent_console()
+    items = f"{len(splits.train.data):,} of {splits.available:,} training items"
+    with RunDisplay(plan.label, prepared.method.total_steps, console, items) as display:
         recorder = Recorder(folder, display, tracker)
         trainer = run_everywhere(lambda: Trainer(prepared, config.trainer, config.seed, recorder, checkpoints, stop))
         trainer.resume()

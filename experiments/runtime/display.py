@@ -31,10 +31,11 @@ class RunDisplay:
         title: the run's label.
         total_steps: optimizer steps of the whole run.
         console: where to write; None takes standard error.
+        items: of what, such as "1,600 of 8,455 training items"; for the first line.
     """
 
-    def __init__(self, title: str, total_steps: int, console: Console | None = None) -> None:
-        self.title, self.total = title, total_steps
+    def __init__(self, title: str, total_steps: int, console: Console | None = None, items: str = "") -> None:
+        self.title, self.total, self.items = title, total_steps, items
         self.console = console or stderr_console()
         self.progress = live_line(self.console, total_steps, self._line) if self.console.is_terminal else None
         self._broken = False
@@ -43,7 +44,7 @@ class RunDisplay:
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.note(f"{self.title}: {self.total} steps")
+        self.note(f"{self.title}: {self.total} steps" + (f", {self.items}" if self.items else ""))
         if self.progress is not None:
             self._safely(self.progress.start)
         return self

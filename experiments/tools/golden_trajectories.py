@@ -93,7 +93,8 @@ def trainer_trajectory() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "run")
         with run.working():
-            splits = Splits(*(Split(n, _tokens(s)) for s, n in enumerate(("train", "validation", "test"))))
+            train, select, report = (Split(n, _tokens(s)) for s, n in enumerate(("train", "validation", "test")))
+            splits = Splits(train, select, report)
             readout = make_readout(task, None, model)
             prepared = Prepared(Accelerator(cpu=True), None, splits, readout, model, method)
             silent: Any = _Silent()

@@ -109,7 +109,7 @@ class Evaluator:
 
     def read_last(self) -> None:
         """Evaluates the last checkpoint: the reported split, and the selection split where it is another one."""
-        _, select, report = self.splits
+        select, report = self.splits.select, self.splits.report
         self.state.report = self.evaluate(report, self.state.total)
         if select is not None and select.name != report.name:
             self.state.select = self.evaluate(select, self.state.total)

@@ -37,11 +37,15 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The items of a run by purpose; `select` is None where no checkpoint is chosen."""
+    """The items of a run by purpose; `select` is None where no checkpoint is chosen.
+
+    `available` is the number of training items before data.train_items drew a subset.
+    """
 
     train: Split
     select: Split | None
     report: Split
+    available: int = 0
 
 
 @dataclass

@@ -116,7 +116,8 @@ def test_progress_in_a_notebook_and_in_its_log_file_is_a_few_plain_lines(tiny_mo
     for text in shown:
         assert not {"\x1b", "\r"} & set(text), text
     for text in (run, log):
-        assert text.splitlines()[0] == f"vader_movies/lora-r4-s{0 if text is run else 3}: 30 steps"
+        first = f"vader_movies/lora-r4-s{0 if text is run else 3}: 30 steps, 120 of "
+        assert text.startswith(first) and "training items" in text.splitlines()[0]
         assert "trained at step 30" in text and "done: " in text and len(text.splitlines()) <= 6, text
     assert nothing == "" and "4 finished runs" in tables
     assert "[1/2 done" in sweep and "2 done, 0 failed" in sweep and len(sweep.splitlines()) <= 6, sweep

@@ -154,7 +154,20 @@ def test_paths_begin_in_the_data_folder_or_are_absolute(tmp_path: Path) -> None:
 # -- a run and its identity --------------------------------------------------------------------------------------------
 
 
-def test_own_text_trains_from_a_csv_by_settings_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_limit_of_training_items_is_the_tasks_that_declared_it() -> None:
+    """trainer=quick trains on 1,600 items of a benchmark, and on all of the user's own."""
+    own_task = ["task=own", "task.files.train=a.csv", "task.files.test=b.csv"]
+    assert make_plan(config(*own_task)).config.data.train_items is None
+    assert make_plan(config("task=own_images")).config.data.train_items is None
+    plan = make_plan(config("task=rte"))
+    assert plan.config.data.train_items == 1600 == plan.identity["data"]["train_items"]
+    assert "quick_items" not in plan.identity["task"]
+    assert make_plan(config("task=rte", "trainer=standard")).config.data.train_items is None
+
+
+def test_own_text_trains_from_a_csv_by_settings_alone(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from experiments.launch.choose import run_all
 
     rows = [("a good film" if i % 2 else "a bad film", "yes" if i % 2 else "no") for i in range(40)]
@@ -163,6 +176,8 @@ def test_own_text_trains_from_a_csv_by_settings_alone(tiny_model_dir: Path, tmp_
     words = ["task=own", "task.name=films", "task.files.train=train.csv", "task.files.test=test.csv", "method=lora"]
     words += ["task.text=[review]", "task.label=liked", f"data.root={tmp_path}", "data.train_items=null"]
     assert run_all([quick(tiny_model_dir, tmp_path / "store", *words, "trainer.max_steps=2")]) == 0
+    said = capsys.readouterr()
+    assert "36 of 36 training items" in said.out and "36 of 36 training items" in said.err
     (result,) = (json.loads(file.read_text()) for file in (tmp_path / "store" / "films").glob("*/result.json"))
     assert result["readings"]["last"]["report"]["split"] == "test" and result["data"]["source"] == "own files"
     assert (result["data"]["train_items"], result["data"]["report_items"]) == (36, 10)

@@ -115,6 +115,16 @@ def test_a_subset_for_regression_is_drawn_without_regard_to_labels() -> None:
     assert len(set(numbers(splits.train))) == 77
 
 
+def test_a_limit_that_the_task_declared_takes_all_of_fewer_items() -> None:
+    """WNLI and VTAB-1k have fewer than the items of trainer=quick."""
+    data = task_data(TWO)
+    data.config.quick_items = 1600
+    splits = apply_protocol(data, ProtocolConfig("clean"), train_items=1600, seed=0)
+    assert len(splits.train) == splits.available == 540
+    with pytest.raises(UserError, match="data.train_items=1601"):
+        apply_protocol(data, ProtocolConfig("clean"), train_items=1601, seed=0)
+
+
 @pytest.mark.parametrize("size", [0, 541])
 def test_a_subset_that_train_cannot_give_is_refused_with_the_largest_size(size: int) -> None:
     with pytest.raises(UserError, match=f"data.train_items={size}.*540 training items.*data.train_items=null"):
