@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
 from elalora.regulariser import FORMS
-from elalora.schedules import Schedule, ThreePhases, steps_of
+from elalora.resolve import RunSize, unread
+from elalora.schedules import Schedule, ThreePhases, length_in
 
 VARIANTS = ("peft", "official", "paper")
 PUBLISHED_START = {2: 4, 4: 6, 8: 12}  # section 4: initial rank for a mean target rank
@@ -71,6 +72,13 @@ class AdaLoRAConfig:
         check_choices(self, variant=VARIANTS, orth_form=FORMS)
         check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
 
+    def resolved(self, size: RunSize) -> AdaLoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        start, final, interval = masking_settings(size.steps, self.t_initial, self.t_final, self.interval)
+        first = initial_rank(size.rank) if self.init_rank is None and size.rank is not None else self.init_rank
+        acting = replace(self, init_rank=first, t_initial=start, t_final=final, interval=interval)
+        return acting if self.orth_weight else replace(acting, **unread(self, "orth_form"))
+
 
 @dataclass(frozen=True)
 class Masking(ThreePhases):
@@ -95,6 +103,16 @@ class Masking(ThreePhases):
         return t == self.end + 1 and not self.due(self.end)
 
 
+def masking_settings(
+    total: int | None, start: float | None, final: float | None, interval: int | None
+) -> tuple[float, float, int | None]:
+    """t_i, t_f and the interval with their defaults, as far as the steps of the run are known."""
+    if interval is None and total is not None:
+        interval = max(1, total // 600)
+    t_i = length_in(total, start, 0.13, "method.t_initial")
+    return t_i, length_in(total, final, 0.47, "method.t_final"), interval
+
+
 def plan_masking(
     total: int, start: float | None, final: float | None, interval: int | None, forced: bool = True
 ) -> Masking:
@@ -103,9 +121,7 @@ def plan_masking(
     Raises:
         UserError: no step is left for adjustment or for the final pattern, or no masking falls in between.
     """
-    t_i = steps_of(0.13 if start is None else start, total, "method.t_initial")
-    t_f = steps_of(0.47 if final is None else final, total, "method.t_final")
-    every = max(1, total // 600) if interval is None else interval
+    t_i, t_f, every = map(int, cast(Any, masking_settings(total, start, final, interval)))
     plan = Masking(total, t_i, t_f, every, forced)
     rounds = plan.rounds()
     if not rounds or rounds[-1] < plan.end:
@@ -142,12 +158,12 @@ class AdaLoRA(SVDMethod):
     phases: Masking
 
     def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
-        default = initial_rank(self.mean_rank)
-        first = default if self.config.init_rank is None else self.config.init_rank
+        first = self.config.init_rank
+        assert first is not None, "set by `resolved`"
         if first <= self.mean_rank:
             raise UserError(
                 f"method.init_rank={first} must be above the final rank {self.mean_rank} of the budget: "
-                f"type method.init_rank={default} or a smaller budget"
+                f"type method.init_rank={initial_rank(self.mean_rank)} or a smaller budget"
             )
         return dict.fromkeys(linears, first)
 

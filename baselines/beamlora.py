@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -34,7 +34,8 @@ from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.schedules import Schedule, steps_of
+from elalora.resolve import RunSize
+from elalora.schedules import Schedule, length_in
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -65,6 +66,15 @@ class BeamLoRAConfig:
         check_choices(self, variant=("paper", "official"))
         check_numbers(self, "be above 0", "tau")
         check_numbers(self, "lie in (0, 1]", "keep")
+
+    def resolved(self, size: RunSize) -> BeamLoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        alpha, interval = self.alpha, self.interval
+        if alpha is None and size.rank is not None:
+            alpha = 2.0 * size.rank
+        if interval is None and size.steps is not None:
+            interval = max(2, round(size.steps * 3000 / 37031))
+        return replace(self, alpha=alpha, interval=interval, end=length_in(size.steps, self.end, 2 / 3, "method.end"))
 
 
 class BeamLinear(LowRankLinear):
@@ -110,11 +120,11 @@ class BeamLoRA(LowRankMethod):
     adapters: dict[str, BeamLinear]  # type: ignore[assignment]
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
-        c = self.config
         if self.mean_rank < 2:
             raise UserError("method=beamlora pairs a weak rank with a strong one: type budget=r2 or more")
-        self.interval = max(2, round(total_steps * 3000 / 37031)) if c.interval is None else c.interval
-        self.end = steps_of(2 / 3 if c.end is None else c.end, total_steps, "method.end")
+        acting = self.config.resolved(RunSize(total_steps))
+        assert acting.interval is not None and acting.end is not None
+        self.interval, self.end = acting.interval, int(acting.end)
         if not 2 <= self.interval <= total_steps // 2 or not 1 <= self.end <= total_steps:
             raise UserError(
                 f"method.interval={self.interval} must lie between 2 and half of the run's {total_steps} steps, and "

@@ -9,12 +9,13 @@ The initialisation is that of the authors' library (Kaiming-uniform with a = sqr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import check_numbers
 from elalora.low_rank import LowRankMethod, draw_kaiming
+from elalora.resolve import RunSize
 
 
 @dataclass
@@ -33,6 +34,10 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, "lie in [0, 1)", "dropout")
+
+    def resolved(self, size: RunSize) -> LoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        return replace(self, rslora=self.rslora and size.rank != 1)
 
 
 class LoRA(LowRankMethod):

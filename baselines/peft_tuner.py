@@ -14,7 +14,7 @@ peft is imported only when a tuner is attached.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,7 @@ from elalora.low_rank import check_rank
 from elalora.method import BudgetExceeded, Capabilities, Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes
+from elalora.resolve import RunSize
 from elalora.schedules import Schedule
 
 ADAPTER = "default"
@@ -54,6 +55,11 @@ class PeftTunerConfig:
     tuner: str = "LORA"
     options: dict[str, Any] = field(default_factory=dict)
     rank_key: str | None = None
+
+    def resolved(self, size: RunSize) -> PeftTunerConfig:
+        """The settings as they act, see `elalora.resolve`: PEFT takes 16 and 16.0 alike."""
+        whole = {k: int(v) for k, v in self.options.items() if isinstance(v, float) and v.is_integer()}
+        return replace(self, options=self.options | whole)
 
     @property
     def variant(self) -> str:

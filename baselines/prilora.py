@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -26,6 +26,7 @@ from elalora.errors import UserError, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
+from elalora.resolve import RunSize
 from elalora.schedules import Schedule
 
 
@@ -53,6 +54,13 @@ class PRILoRAConfig:
         check_numbers(self, "be above 0", "start", "end")
         check_numbers(self, "lie in [0, 1)", "share", "beta")
         check_numbers(self, "be at least 1", "every")
+
+    def resolved(self, size: RunSize) -> PRILoRAConfig:
+        """The settings as they act, see `elalora.resolve`: of start and end only the ratio matters."""
+        ratio = Fraction(self.end) / Fraction(self.start)
+        same = (4.0, 12.0) if ratio == 3 else (float(ratio.denominator), float(ratio.numerator))
+        exact = Fraction(same[1]) / Fraction(same[0]) == ratio
+        return replace(self, start=same[0], end=same[1]) if exact else self
 
 
 class PRILoRA(LowRankMethod):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from elalora.low_rank import LowRankMethod, draw_kaiming, draw_normal
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
+from elalora.resolve import RunSize, unread
 from elalora.schedules import Schedule
 
 VARIANTS = ("paper", "official")
@@ -87,6 +88,23 @@ class SoRAConfig:
             raise UserError(f"method.lambda_num={self.lambda_num} stages need a last xi: type method.max_lambda=7e-4")
         if self.lambda_num > 1 and self.lambda_schedule == "exp_linear" and 0 in (self.xi, self.max_lambda):
             raise UserError("method.lambda_schedule=exp_linear needs method.xi and max_lambda above 0")
+
+    def resolved(self, size: RunSize) -> SoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        stages = ("max_lambda", "lambda_schedule", "stage_share") if self.lambda_num == 1 else ()
+        every = self.report_every
+        if every is None and size.steps is not None:
+            every = max(1, size.steps // 20)
+        return replace(
+            self,
+            r_max=None if size.rank is not None and self.r_max == 2 * size.rank else self.r_max,
+            lambda1=float(self.effective("lambda1")),
+            gate_lr=None if self.gate_lr == size.lr else self.gate_lr,
+            S1=bool(self.effective("S1")),
+            S3=bool(self.effective("S3")) and self.lambda_num > 1,
+            report_every=every,
+            **unread(self, *stages),
+        )
 
     def effective(self, name: str) -> Any:
         """S1, S3 or lambda1: as set, or else the variant's value."""

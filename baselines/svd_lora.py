@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,8 @@ from elalora.low_rank import SVDMethod
 from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS
-from elalora.schedules import Phases, Schedule, plan_phases
+from elalora.resolve import RunSize, unread
+from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
 
 
@@ -60,6 +61,18 @@ class SVDLoRAConfig:
         check_choices(self, orth_form=FORMS, D4=("off", *DECAY))
         if self.shuffle and self.ranks_from is None:
             raise UserError("method.shuffle=true needs ranks to shuffle: type method.ranks_from=elalora")
+
+    def resolved(self, size: RunSize) -> SVDLoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        acting = replace(self, D4=SideEffects(collapses_groups=self.D4).decay_from(size.weight_decay))
+        orth = unread(self, *([] if self.orth_weight else ["orth_form"]))
+        if SideEffects(acting.D1, acting.D2, acting.D4) == SideEffects():
+            return replace(acting, **orth, **unread(self, "b", "t_initial", "t_final", "interval", "scheduler"))
+        rank_sum = None if self.ranks_from else size.rank_sum  # that run's ranks may sum to less than the budget
+        start, final, interval, b = phase_settings(
+            size.steps, rank_sum, self.t_initial, self.t_final, self.interval, self.b
+        )
+        return replace(acting, **orth, t_initial=start, t_final=final, interval=interval, b=b)
 
 
 class SVDLoRA(SVDMethod):

@@ -14,7 +14,7 @@ switch D1 to D15 (`elalora.side_effects`; docs/methods/elalora.md explains the n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -29,7 +29,8 @@ from elalora.low_rank import SVDMethod
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS as ORTHOGONALITY
-from elalora.schedules import Phases, Schedule, plan_phases
+from elalora.resolve import RunSize, unread
+from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
 
 
@@ -114,6 +115,38 @@ class ElaLoRAConfig:
             weight_after_step=on(self.D15),
         )
 
+    def resolved(self, size: RunSize) -> ElaLoRAConfig:
+        """The settings as they act, see `elalora.resolve`."""
+        effects, tracked = self.side_effects(), self.importance in IMPORTANCE[:2]
+        start, final, interval, b = phase_settings(
+            size.steps, size.rank_sum, self.t_initial, self.t_final, self.interval, self.b
+        )
+        capacity = self.capacity
+        if size.rank is not None and capacity is not None:
+            capacity = max(size.rank, capacity)
+        elif size.rank is not None and self.variant == "paper":
+            capacity = max(2 * size.rank, size.rank + 8)
+        names = ["D4_form"]
+        names += [] if self.orth_weight else ["orth_form"]
+        names += [] if self.expansion == "pool" else ["rank1_growth"]
+        names += [] if tracked else ["beta1"]
+        names += [] if self.importance == IMPORTANCE[0] else ["beta2"]
+        acting = replace(
+            self,
+            t_initial=start,
+            t_final=final,
+            interval=interval,
+            b=b,
+            capacity=capacity,
+            D1=effects.drops_moments,
+            D2=effects.holds_peak_lr,
+            D4=effects.decay_from(size.weight_decay),
+            D8=effects.tiny_new_values,
+            D12=effects.prunes_ties,
+            D15=effects.weight_after_step and tracked,
+        )
+        return replace(acting, **unread(self, *names))
+
 
 class ElaLoRA(SVDMethod):
     """See the module's docstring; its parts are `phases`, `importance` and `effects`."""
@@ -136,10 +169,9 @@ class ElaLoRA(SVDMethod):
 
     def capacity(self, rank: int) -> int:
         if self.config.capacity is not None:
-            return max(rank, self.config.capacity)
-        if self.config.variant == "official":  # never reached: a matrix gains at most k directions per round
-            return rank + self.config.k * self._rounds_due
-        return max(2 * rank, rank + 8)
+            return self.config.capacity
+        # "official" has no limit, and this is never reached: a matrix gains at most k directions per round
+        return rank + self.config.k * self._rounds_due
 
     def after_attach(self) -> None:
         c = self.config

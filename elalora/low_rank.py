@@ -20,6 +20,7 @@ from elalora.directions import Directions
 from elalora.errors import UserError
 from elalora.method import BudgetExceeded, Capabilities, Method, NeverActed
 from elalora.regulariser import orthogonality
+from elalora.resolve import RunSize, resolve
 
 MANY = 10_000  # more matrices, or ranks, than any model has
 
@@ -91,10 +92,12 @@ class LowRankMethod(Method):
         costs = [linear.in_features + linear.out_features + self.singular for linear in linears.values()]
         assert self.budget is not None
         self.mean_rank = self.budget.mean_rank(costs)
+        self.config = resolve(self.config, RunSize(total_steps, self.mean_rank))
         self.generator.manual_seed(seed)  # initial ranks may be random
         ranks = self.initial_ranks(linears)
         for name, linear in linears.items():
             check_rank(ranks[name], name, linear, self.rank_advice)
+        self.config = resolve(self.config, RunSize(total_steps, self.mean_rank, sum(ranks.values())))
         self.plan(total_steps, sum(ranks.values()))
         super().attach(model, targets, total_steps, keep, seed)
         self.adapters = attach(model, linears, lambda name, linear: self._adapter(linear, ranks[name]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from elalora.errors import UserError
 
@@ -160,6 +160,32 @@ def steps_of(value: float, total: int, name: str) -> int:
     return int(value)
 
 
+def length_in(total: int | None, value: float | None, default: float, name: str) -> float:
+    """A length in steps, or as it stands while the steps of the run are not known; None takes the default."""
+    value = default if value is None else value
+    return value if total is None else steps_of(value, total, name)
+
+
+def phase_settings(
+    total: int | None,
+    rank_sum: int | None,
+    start: float | None,
+    final: float | None,
+    interval: int | None,
+    moves: int | None,
+) -> tuple[float, float, int | None, int | None]:
+    """t_i, t_f, interval and b with their defaults, as far as steps and rank sum are known.
+
+    Defaults: t_i = 0.1 T, t_f = 0.25 T, interval = max(20, 0.65 T / 8), b = ceil(0.05 R).
+    """
+    if interval is None and total is not None:
+        interval = max(20, round(0.65 * total / 8))
+    if moves is None and rank_sum is not None:
+        moves = math.ceil(0.05 * rank_sum)
+    t_i = length_in(total, start, 0.1, "method.t_initial")
+    return t_i, length_in(total, final, 0.25, "method.t_final"), interval, moves
+
+
 def plan_phases(
     total: int,
     rank_sum: int,
@@ -169,17 +195,12 @@ def plan_phases(
     moves: int | None,
     cubic: bool,
 ) -> Phases:
-    """The phases of a run; None stands for a default that scales with it.
-
-    Defaults: t_i = 0.1 T, t_f = 0.25 T, interval = max(20, 0.65 T / 8), b = ceil(0.05 R).
+    """The phases of a run; None stands for a default that scales with it (`phase_settings`).
 
     Raises:
         UserError: no step is left for the adjustment phase, or no round fits into it.
     """
-    t_i = steps_of(0.1 if start is None else start, total, "method.t_initial")
-    t_f = steps_of(0.25 if final is None else final, total, "method.t_final")
-    every = max(20, round(0.65 * total / 8)) if interval is None else interval
-    b = math.ceil(0.05 * rank_sum) if moves is None else moves
+    t_i, t_f, every, b = map(int, cast(Any, phase_settings(total, rank_sum, start, final, interval, moves)))
     if b < 0:
         raise UserError(f"method.b={b} must be at least 0")
     phases = Phases(total, t_i, t_f, every, b, cubic)

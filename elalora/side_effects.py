@@ -36,6 +36,10 @@ class SideEffects:
     prunes_ties: bool = False
     weight_after_step: bool = False
 
+    def decay_from(self, weight_decay: float | None) -> str:
+        """D4 as it acts: "text" sets a weight decay of 0, which changes nothing where it is 0 already."""
+        return "off" if self.collapses_groups == "text" and weight_decay == 0 else self.collapses_groups
+
     def apply(self, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
         """Applies the effects on optimizer and schedule; call it once per round, after the ranks moved."""
         if self.drops_moments:

@@ -1,4 +1,4 @@
-"""Commands on a run store: list its runs, check them, show items of a run, pack the runs into small files."""
+"""Commands on a run store: list its runs, check them, show items, pack runs into small files, migrate older stores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 from elalora.errors import UserError
 from experiments import examples, verify
+from experiments.runs import migration
 from experiments.runtime.pipes import as_command
 from experiments.store import compaction, status
 
@@ -15,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; each command adds its own options."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, verify, examples, compaction):
+    for command in (status, verify, examples, compaction, migration):
         command.add_to(commands)
     return parser
 

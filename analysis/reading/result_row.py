@@ -15,7 +15,7 @@ from typing import Any
 from elalora.errors import first_line
 from experiments.runtime.text import clean, clean_tree
 from experiments.store.finished import check_result
-from experiments.store.folder import SCHEMA
+from experiments.store.folder import SCHEMA, other_schema
 from experiments.store.foreign import read_json
 from experiments.verify import check_score
 
@@ -35,7 +35,7 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
     """
     result = read_json(folder / "result.json")
     if result["schema"] != SCHEMA:
-        raise ValueError(f"it has schema {result['schema']}, this version reads {SCHEMA}")
+        raise ValueError("it " + other_schema(result["schema"], folder.parent.parent))
     check_result(folder, result)
     if result.get("files"):
         check_score(folder, result)

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import ProtocolConfig, TaskConfig
@@ -78,6 +78,17 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
     return replace(splits, train=splits.train.select(chosen))
 
 
+def selects(protocol: str, suite: str) -> bool:
+    """Whether a protocol selects a checkpoint, so that evaluations during training change what is reported."""
+    return protocol == "paper_best" or protocol == "clean" and suite != "vtab"
+
+
+def draws_held_out(protocol: str, task: Mapping[str, Any]) -> bool:
+    """Whether a part of train is held out, drawn by `protocol.split_seed`: where no split is named test."""
+    with_test = ("summarization", "vtab", "vader", "digits")
+    return protocol in ("clean", "tune") and task["source"] not in with_test and "test" not in task["files"]
+
+
 def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
     if protocol.name not in ("clean", "tune"):
         return _as_papers(data, best=protocol.name == "paper_best")
@@ -85,7 +96,7 @@ def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
     if protocol.name == "tune":
         assert clean.select is not None and clean.select_name is not None
         return replace(clean, select=None, select_name=None, report=clean.select, report_name=clean.select_name)
-    if data.config.suite == "vtab":
+    if not selects(protocol.name, data.config.suite):
         assert clean.select is not None
         return replace(clean, train=_joined(clean.train, clean.select), select=None, select_name=None)
     return clean

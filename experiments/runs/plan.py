@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from baselines.registry import METHODS, method_class
 from elalora.budget import Budget
@@ -28,14 +27,14 @@ from experiments.config.task import check_task
 from experiments.data.digests import digests
 from experiments.models.files import EMBEDDED, WEIGHTS
 from experiments.models.files import digests as model_digests
+from experiments.runs.identity import LONG, canonical, check_method
 from experiments.runtime.distributed import world_size
-from experiments.store.find import find
+from experiments.store.find import find, refuse_older
 from experiments.store.finished import id_of
 from experiments.store.folder import RunFolder
 from experiments.store.name import RunName
 
 TRAINER_NUMERICS = 1
-LONG = 100_000  # steps; any schedule fits into that many, and listing its rounds would take time
 OUTSIDE_IDENTITY = ("store", "tracking", "launcher", "threads", "recipe", "overrides", "study")
 
 
@@ -45,7 +44,7 @@ class Plan:
 
     Attributes:
         config: resolved and checked.
-        method: its class; method_config: its dataclass.
+        method: its class; method_config: its dataclass, in the spelling of the identity.
         budget: None for methods without one.
         identity: the scientific configuration; id: its hash, 64 hex digits.
         name: of the folder.
@@ -86,11 +85,19 @@ class Plan:
         return next((source for source in self.sources if source.setting == setting), None)
 
     def finished(self) -> RunFolder | None:
-        """The folder of its result, in its store or in one of `store.also`; None while it is not done."""
+        """The folder of its result, in its store or in one of `store.also`; None while it is not done.
+
+        Raises:
+            UserError: the result is damaged, or an older version wrote it or others of this arm and seed.
+        """
         if self.folder.done:
             self.folder.result()
             return self.folder
-        return find(list(self.config.store.also), self.id)
+        found = find(list(self.config.store.also), self.id)
+        if found is None:
+            roots = [self.config.store.root, *self.config.store.also]
+            refuse_older(roots, self.config.task.name, self.name.label)
+        return found
 
 
 def make_plan(config: DictConfig) -> Plan:
@@ -119,8 +126,10 @@ def make_plan(config: DictConfig) -> Plan:
     if config.init_from is not None:
         sources.append(_start_of(config, cls, budget))
     identity = _identity(config, cls, method_config, budget, sources)
+    named = {source.setting.removeprefix("method."): source.value for source in sources}
+    method_config = check_method(cls, {k: named.get(k, v) for k, v in identity["method"].items() if k != "name"})
     run_id = id_of(identity)
-    name = RunName.of(_arm(method), config.seed, run_id)
+    name = RunName.of(_arm(cls(method_config, budget)), config.seed, run_id)
     return Plan(config, cls, method_config, budget, identity, run_id, name, tuple(sources))
 
 
@@ -128,25 +137,6 @@ def make_plan(config: DictConfig) -> Plan:
 def plan_of(overrides: tuple[str, ...]) -> Plan:
     """The plan of a command, cached because a study asks for the same runs after every stage."""
     return make_plan(compose_run(overrides))
-
-
-def check_method(cls: type[Method], settings: dict[str, Any]) -> Any:
-    """The method's dataclass from plain values.
-
-    Raises:
-        UserError: a setting is unknown, has the wrong type or is out of range.
-    """
-    types = {f.name: f.type for f in fields(cls.Config)}
-    for name in settings:
-        if name not in types:
-            raise UserError(f"method.{name} is not a setting of method={cls.name}; allowed: {', '.join(types)}")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), settings))
-    except OmegaConfBaseException as error:
-        key = str(error.full_key or "").split(".")[0].split("[")[0]
-        raise UserError(f"method.{key}={settings.get(key)} is not of type {types.get(key)}") from error
-    except OverflowError as error:
-        raise UserError(f"a setting of method={cls.name} is out of range: {error}") from error
 
 
 def budget_of(config: DictConfig) -> Budget:
@@ -235,7 +225,7 @@ def _identity(
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
     science["world_size"] = world_size()
-    return science
+    return canonical(science, config.model.path)
 
 
 @dataclass(frozen=True)

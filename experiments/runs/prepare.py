@@ -8,7 +8,6 @@ read for every run.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from elalora.errors import UserError
 from elalora.method import Method
 from experiments.config.schema import TrainerConfig
 from experiments.data.content import TaskData
+from experiments.runs.identity import epochs_in_steps
 from experiments.runs.plan import Plan
 from experiments.runtime.distributed import on_cpu
 from experiments.runtime.seeds import stream
@@ -67,7 +67,7 @@ def run_length(config: TrainerConfig, items: int) -> int:
     """Optimizer steps of a run over this many items."""
     if config.max_steps is not None:
         return config.max_steps
-    return max(1, math.ceil(config.epochs * math.ceil(items / config.batch_size)))
+    return epochs_in_steps(config.epochs, items, config.batch_size)
 
 
 def _check_matrices(expected: int | None, method: Method) -> None:

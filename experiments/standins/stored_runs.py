@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store.finished import id_of
+from experiments.store.folder import SCHEMA
 
 TYPES = {
     "attention.self.query": (384, 384),
@@ -41,7 +42,7 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
     }
     report = {"split": "test", "metrics": {"accuracy": score, "f1": score - 1}}
     whole: dict[str, Any] = {
-        "schema": 1, "commit": "0123456789abcdef", "method": method,
+        "schema": SCHEMA, "commit": "0123456789abcdef", "method": method,
         "variant": "paper" if method == "elalora" else None, "label": method, "reconstructed": method == "prilora",
         "task": "vader_movies", "model": "minilm", "budget": "r4", "protocol": "clean", "recipe": None, "seed": seed,
         "metric": "accuracy", "steps": 100,

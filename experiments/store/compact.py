@@ -16,6 +16,7 @@ from typing import Any
 from elalora.errors import UserError, first_line
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.files import new_folder
+from experiments.store.folder import SCHEMA, older_schema, other_schema
 from experiments.store.foreign import DAMAGE, allowed, read_bytes, read_table
 from experiments.store.name import RunName
 
@@ -45,7 +46,7 @@ def opened(root: str | Path) -> Path:
 @functools.cache
 def _unpacked(files: tuple[tuple[Path, int, int], ...]) -> Path:
     """Modification times and sizes are arguments so that changed files are unpacked again."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"schema %d" % SCHEMA)
     for file, *_ in files:
         digest.update(file.name.encode() + b"\n" + hashlib.sha256(_content(file)).digest())
     folder = cache_dir(None) / "compact" / digest.hexdigest()[:20]
@@ -69,7 +70,7 @@ def _unpack(file: Path, task: Path) -> None:
 
     if not TASK.fullmatch(task.name):
         raise UserError(f"{file}: invalid task name {task.name!r}; not unpacked")
-    for row in read_rows(file):
+    for row in current_rows(file):
         if not FOLDER.fullmatch(row["folder"]) or RunName.parse(row["folder"]) is None:
             raise UserError(f"{file}: invalid run name {row['folder']!r}; not unpacked")
         folder = task / row["folder"]
@@ -81,6 +82,15 @@ def _unpack(file: Path, task: Path) -> None:
                 (folder / name).write_text(row[name], encoding="utf-8")
         if row["result.json"] is not None:
             parquet.write_table(row["predictions"], folder / "predictions.parquet")
+
+
+def current_rows(file: Path) -> list[dict[str, Any]]:
+    """As `read_rows`; refuses a file that `python -m experiments migrate` must bring to this version first."""
+    rows = read_rows(file)
+    for row in rows:
+        if (schema := older_schema(row["result.json"] or "null")) is not None:
+            raise UserError(f"{file} {other_schema(schema, file.parent)}")
+    return rows
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from elalora.errors import UserError
 from experiments.runtime.files import replacing
 from experiments.runtime.text import clean
-from experiments.store.compact import PREDICTIONS, SUFFIX, TEXTS, opened, read_rows
+from experiments.store.compact import PREDICTIONS, SUFFIX, TEXTS, current_rows, opened
 from experiments.store.finished import LINES
 from experiments.store.folder import RunFolder, dump
 from experiments.store.foreign import DAMAGE, parse_yaml, read_table, read_text
@@ -49,7 +49,7 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
     import pyarrow as pa
 
     out = Path(out)
-    rows = {(row["task"], row["folder"]): row for file in sorted(out.glob(f"*{SUFFIX}")) for row in read_rows(file)}
+    rows = {(row["task"], row["folder"]): row for file in sorted(out.glob(f"*{SUFFIX}")) for row in current_rows(file)}
     before, left_out = len(rows), []
     for folder in _ended(stores):
         try:
@@ -72,7 +72,7 @@ def compact(stores: Sequence[str | Path], out: str | Path) -> list[str]:
         tasks[row["task"]].append(row)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lines = [_write(out / f"{task}{SUFFIX}", members) for task, members in sorted(tasks.items())]
+        lines = [write_rows(out / f"{task}{SUFFIX}", members) for task, members in sorted(tasks.items())]
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); type --out FOLDER") from error
     return [*left_out, *lines, f"{len(rows)} runs, {len(rows) - before} of them new"]
@@ -147,7 +147,7 @@ def _shortened(value: Any) -> Any:
     return key + equals + PurePosixPath(path.replace("\\", "/")).name
 
 
-def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> str:
     """Writes one file; its pages are large because runs resemble each other more than their parts do."""
     from pyarrow import parquet
 

@@ -22,10 +22,12 @@ from typing import Any
 from elalora.errors import UserError, first_line
 from experiments.runtime.files import FileSum, RunningSum, running_sum, sync_folder, write_whole
 from experiments.store.finished import LINES, check_result, covered
-from experiments.store.foreign import read_json
+from experiments.store.foreign import read_json, read_tail, read_text
 from experiments.store.lock import Lock, Lost
 
-SCHEMA = 1
+SCHEMA = 2
+SCHEMA_LINE = re.compile(r'^ "schema": (\d{1,9}),?$', re.M)  # as `dump` writes it
+OLDEST = 1  # of the schemas that `python -m experiments migrate` reads
 WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of a damaged result
 ALWAYS = ("config.yaml", "manifest.json", "predictions.parquet")  # files of every finished run
 
@@ -33,6 +35,23 @@ ALWAYS = ("config.yaml", "manifest.json", "predictions.parquet")  # files of eve
 def dump(value: Any, indent: int | None = 1) -> str:
     """JSON with sorted keys; raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, indent=indent, allow_nan=False) + ("\n" if indent else "")
+
+
+def other_schema(schema: Any, store: Path) -> str:
+    """What to say of a result of another schema than this version's, and what to type."""
+    line = f"has schema {schema}, this version reads schema {SCHEMA}; "
+    older = older_schema(json.dumps({"schema": schema})) is not None
+    return line + (f"type python -m experiments migrate {store}" if older else "read it with the version that wrote it")
+
+
+def older_schema(text: str) -> int | None:
+    """The schema in the text of a result.json, or in its end, if `python -m experiments migrate` brings it up."""
+    match = SCHEMA_LINE.search(text)
+    try:
+        schema = int(match[1]) if match else json.loads(text)["schema"]
+    except WRONG:
+        return None
+    return schema if type(schema) is int and OLDEST <= schema < SCHEMA else None
 
 
 class RunFolder:
@@ -54,6 +73,16 @@ class RunFolder:
         """Whether the run has a result."""
         return (self.path / "result.json").is_file()
 
+    @property
+    def older(self) -> int | None:
+        """The schema of its result, if that is an older one; it stands near the end of the file."""
+        path = self.path / "result.json"
+        try:
+            end = read_tail(path, 2000).decode(errors="ignore")
+            return older_schema(end if SCHEMA_LINE.search(end) else read_text(path))
+        except (OSError, ValueError):
+            return None
+
     def result(self) -> dict[str, Any]:
         """The stored result.
 
@@ -68,7 +97,7 @@ class RunFolder:
         if not isinstance(result, dict):
             raise UserError(f"{path} is damaged (not a JSON object); move the folder away and run again")
         if result.get("schema") != SCHEMA:
-            raise UserError(f"{path} has schema {result.get('schema')}; this version reads schema {SCHEMA}")
+            raise UserError(f"{path} {other_schema(result.get('schema'), self.path.parent.parent)}")
         try:
             check_result(self.path, result)
         except WRONG as error:

@@ -27,7 +27,7 @@ from experiments.store.folder import RunFolder
 from experiments.store.foreign import DAMAGE, parse_yaml, read_tail, read_text
 from experiments.store.name import RunName
 
-STATES = ("running", "stale", "failed", "preempted", "done", "unreadable")
+STATES = ("running", "stale", "failed", "preempted", "done", "older", "unreadable")
 STALE_SECONDS = 600.0
 LONGEST_LINE = 10_000  # characters; a command may list hundreds of seeds
 OVERRIDES = re.compile(r"^overrides:\n(?:[- ].*\n?)*", re.M)
@@ -40,7 +40,8 @@ class RunStatus:
 
     Attributes:
         store: the store's folder; None for a compact store, in which no run is resumed.
-        state: one of STATES; a stale run says "running" but its heartbeat is old, so it was killed or hangs.
+        state: one of STATES; a stale run says "running" but its heartbeat is old, so it was killed or hangs; an
+            older one is done, in the schema of an older version.
         failure: nan, budget, never_acted, crash, refused or preempted; None unless the run stopped early.
         age: seconds since the last heartbeat.
         step, total: progress; None before the first logged step.
@@ -89,7 +90,8 @@ def _read(folder: Path, store: str | None, now: float, stale: float) -> RunStatu
     age = None if heartbeat is None else now - heartbeat
     state = str(status.get("state"))
     if (folder / "result.json").is_file():
-        state = "done"  # the result is the marker, whatever the status says
+        # the result is the marker, whatever the status says
+        state = "done" if RunFolder(folder).older is None else "older"
     elif state == "running" and (age is None or abs(age) > stale):  # abs: the clock may have been set back
         state = "stale"
     elif state not in STATES or state == "done":
@@ -153,6 +155,8 @@ def overview(runs: Sequence[RunStatus]) -> str:
     for title, entries in (("running", active), ("stopped", stopped), ("to resume", commands)):
         if entries:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
+    for store in dict.fromkeys(str(Path(run.path).parent.parent) for run in runs if run.state == "older"):
+        lines += ["", f"runs of an older version count as not done; type python -m experiments migrate {store}"]
     return "\n".join(clean(line, LONGEST_LINE) for line in lines)
 
 

@@ -12,6 +12,7 @@ from analysis.reading.rounds import load_rounds
 from analysis.reading.runs import load_runs, select
 from elalora.errors import UserError
 from experiments.standins.stored_runs import result, three_seeds, write_run
+from experiments.store.folder import SCHEMA
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -27,8 +28,8 @@ def store(tmp_path: Path) -> Path:
         ("{", "Expecting property name"),
         ("[]", "list indices"),
         (DEEP, "recursion"),
-        (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads 1"),
-        (json.dumps({"schema": 1}), "id is missing"),
+        (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads"),
+        (json.dumps({"schema": SCHEMA}), "id is missing"),
         (json.dumps(result("lora", 9, float("nan"))), "NaN is not JSON"),
         (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "text, got 3"),
     ],

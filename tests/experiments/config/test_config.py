@@ -69,7 +69,6 @@ def identity(*overrides):
         "trainer.lr=2e-3",
         "trainer.precision=bf16",
         "protocol=paper_last",
-        "protocol.split_seed=1",
         "data.train_items=100",
         "task.max_length=32",
         "model.dropout=0.0",

@@ -1,0 +1,59 @@
+"""Settings that mean the same computation, in one spelling.
+
+A setting may be left to a default that scales with the run, be decided by the variant, or be read by nothing. A
+method's dataclass says so in one place, `resolved(size)`, which `attach` uses before it reads a setting and a run's
+identity uses before it is hashed, so that the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+from elalora.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What defaults scale with; None for what is not known.
+
+    Attributes:
+        steps: optimizer steps of the run.
+        rank: the budget's mean rank.
+        rank_sum: sum of the ranks at the start.
+        lr, weight_decay: of the trainer.
+    """
+
+    steps: int | None = None
+    rank: int | None = None
+    rank_sum: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+def resolve(config: Any, size: RunSize) -> Any:
+    """A method's settings as they act: defaults filled in as far as `size` determines them, unread ones reset.
+
+    Settings without a `resolved` method act as they stand.
+    """
+    return config.resolved(size) if hasattr(config, "resolved") else config
+
+
+def canonical(config: Any, size: RunSize) -> Any:
+    """The one spelling of all settings that resolve to the same: every one that may be is at its default."""
+    acting = resolve(config, size)
+    shortest = acting
+    for field in fields(config):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        try:
+            shorter = replace(shortest, **{field.name: default})
+            if resolve(shorter, size) == acting:
+                shortest = shorter
+        except UserError:  # this setting and another one only fit together
+            continue
+    return shortest
+
+
+def unread(config: Any, *names: str) -> dict[str, Any]:
+    """The defaults of settings that nothing reads beside the others, for `dataclasses.replace`."""
+    return {field.name: field.default for field in fields(config) if field.name in names}
