@@ -32,6 +32,11 @@ class Items(Protocol):
     @property
     def truncated(self) -> int: ...
 
+    @property
+    def labels(self) -> Any:
+        """(n,) int64 classes or float32 numbers; ragged token ids of summaries."""
+        ...
+
     def __len__(self) -> int: ...
 
     @property

@@ -12,11 +12,14 @@ from elalora.attach import place
 from elalora.method import Method, gross_share, net_share
 from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
+from experiments.store.finished import DID_NOT_LEARN
 from experiments.store.folder import SCHEMA
-from experiments.training.metrics import majority_baseline
+from experiments.training.metrics import guessing_loss, majority_baseline
 
 if TYPE_CHECKING:
     from experiments.training.progress import Prepared, Reading, TrainState
+
+LEARNED = 0.95  # of the constant answer's training loss; a run that ends above it has learned next to nothing
 
 
 def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
     progress, reading, start = state.progress, state.report, state.start_ranks
     assert data is not None and reading is not None
     config = plan.config
+    guessing = None if config.task.kind == "summarization" else guessing_loss(items.labels.numpy())
     return {
         "schema": SCHEMA,
         "id": plan.id,
@@ -88,23 +92,33 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "truncated": items.truncated,
             "truncated_targets": getattr(items, "truncated_targets", 0),
             "majority": _majority(config.task, reading),
+            "guessing_loss": guessing,
         },
-        "flags": [*_flags(plan, reading.collapsed, data.verified), *method.remarks()],
+        "flags": [*_flags(plan, reading.collapsed, data.verified, guessing), *method.remarks()],
     }
 
 
-def _flags(plan: Plan, collapsed: bool, verified: bool) -> list[str]:
-    """What a reader of the score must know."""
+def _flags(plan: Plan, collapsed: bool, verified: bool, guessing: float | None) -> list[str]:
+    """What a reader of the score must know; `guessing` is the training loss of the best constant answer."""
     from experiments.runtime.manifest import code_now, loaded_code, resumed_under
 
     changed = resumed_under(json.loads((plan.folder.path / "manifest.json").read_text(encoding="utf-8")))
     flags = {
         "collapsed": collapsed,
+        DID_NOT_LEARN: guessing is not None and _final_loss(plan) > LEARNED * guessing,
         "unverified data": not verified,
         **{f"resumed under other {part}": True for part in changed},
         "code changed on disk": code_now() != loaded_code(),
     }
     return [flag for flag, holds in flags.items() if holds]
+
+
+def _final_loss(plan: Plan) -> float:
+    """Mean training loss over the last quarter of a run."""
+    lines = [
+        line for line in plan.folder.lines("metrics.jsonl") if (line["split"], line["metric"]) == ("train", "loss")
+    ]
+    return statistics.fmean(line["value"] for line in lines[-max(1, len(lines) // 4) :])
 
 
 def _majority(task: Any, reading: Reading) -> dict[str, float]:

@@ -27,6 +27,7 @@ from experiments.runtime.distributed import (
 )
 from experiments.runtime.files import write_whole
 from experiments.runtime.signals import Preempted, Stop, listening
+from experiments.store.finished import DID_NOT_LEARN
 from experiments.store.lock import Busy, Lost
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ def run(plan: Plan) -> dict[str, Any]:
         line = f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})"
         raise _failed(line, error) from error
     print_once(f"done: {plan.folder.path}  {headline(result)}")
+    if DID_NOT_LEARN in result["flags"]:
+        print_once(
+            f"elalora: {plan.label} did not learn: its training loss ended at that of a constant answer. Change "
+            f"trainer.lr={plan.config.trainer.lr:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with singular values) "
+            "or train longer",
+            error=True,
+        )
     if stop.signal is not None:
         raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result

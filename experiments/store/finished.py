@@ -18,6 +18,7 @@ from experiments.store.name import RunName, short_id
 LINES = ("metrics.jsonl", "timing.jsonl", "ranks.jsonl")
 FILES = ("config.yaml", "manifest.json", *LINES, "predictions.parquet")
 ADAPTER = "adapter"
+DID_NOT_LEARN = "did not learn"  # a flag of results
 NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, the others from 0
 SLACK = 1e-6  # points by which rounding may lead out of a metric's range
 KINDS: dict[str, Any] = {

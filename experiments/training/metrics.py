@@ -150,3 +150,15 @@ def _scorer() -> Any:
 
 def _lines(text: str) -> str:
     return text if "\n" in text else SENTENCE_END.sub("\n", text.strip())
+
+
+def guessing_loss(labels: np.ndarray) -> float:
+    """Training loss of the best constant answer: the labels' entropy in nats, or their variance where they are real.
+
+    Args:
+        labels: of the training split, (n,); integers are classes.
+    """
+    if np.issubdtype(labels.dtype, np.integer):
+        shares = np.unique(labels, return_counts=True)[1] / len(labels)
+        return float(-(shares * np.log(shares)).sum())
+    return float(np.var(labels))
