@@ -63,7 +63,7 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         },
         "data": {
             "fingerprint": "babc0ad7ab152ede", "source": "vaderSentiment 3.3.2", "verified": True, "citation": VADER,
-            "train_items": 1600, "report_items": 1059, "truncated": 1, "truncated_targets": 0,
+            "train_items": 1600, "available_items": 1600, "report_items": 1059, "truncated": 1, "truncated_targets": 0,
             "majority": {"accuracy": 50.6, "f1": 67.2}, "guessing_loss": 0.693,
         },
         "flags": [],
