@@ -62,7 +62,7 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     """Stores the words of a `run.py` command in what it composed, including the user's own config folders.
 
     Raises:
-        UserError: for launcher.kind, which only hydra/launcher=NAME sets.
+        UserError: for a word that nothing would read, such as launcher.kind, which only hydra/launcher=NAME sets.
     """
     folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
     more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
@@ -72,9 +72,26 @@ def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
     alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
     if alone and config.launcher.kind == "local":
         config.launcher.kind = "basic"  # one run needs no workers
+    for word in hydra.overrides.task:
+        if (needed := _needed(key_of(word), config)) is not None:
+            raise UserError(f"'{word}' does nothing; {needed}, or leave it out")
     if config.launcher.kind == "slurm":  # so that the command that resumes this run submits it again
         more.append("hydra/launcher=slurm")
     return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
+
+
+def _needed(key: str, config: DictConfig) -> str | None:
+    """What to type so that a setting of a command has an effect; None if it has one."""
+    group, kind = key.partition(".")[0], config.launcher.kind
+    if key == "launcher.workers" and kind == "basic":
+        return "type -m to start several runs"
+    if group == "launcher" and key != "launcher.workers" and "." in key and kind != "slurm":
+        return "type hydra/launcher=slurm to submit jobs"
+    if group == "tracking" and "." in key and key != "tracking.name" and config.tracking.name == "none":
+        return "type tracking=wandb to mirror runs"
+    if key == "trainer.epochs" and config.study is None and config.trainer.max_steps is not None:
+        return "type trainer.max_steps=null to train by epochs"
+    return None
 
 
 def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:

@@ -42,11 +42,12 @@ MODEL_TYPES = {
 }  # fmt: skip
 
 
-def canonical(identity: Mapping[str, Any], path: str | None = None) -> dict[str, Any]:
+def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: bool = False) -> dict[str, Any]:
     """The identity in the one spelling that all commands of the same computation share.
 
     Args:
         identity: settings by group, as resolved from a command or as stored; ranks_from and init_from hold ids.
+        at_most: whether the training split may have fewer items than data.train_items (`task.quick_items`).
         path: `model.path`, which names the architecture of the models that come with this project.
 
     Raises:
@@ -55,7 +56,7 @@ def canonical(identity: Mapping[str, Any], path: str | None = None) -> dict[str,
     out = {key: _numbers(value) for key, value in identity.items()}
     cls = method_class(out["method"]["name"])
     config = check_method(cls, {key: value for key, value in out["method"].items() if key != "name"})
-    size = size_of(out, getattr(config, "ranks_from", None) is None)
+    size = size_of(out, getattr(config, "ranks_from", None) is None, None if at_most else out["data"]["train_items"])
     config = canonical_settings(config, size)
     out["method"] = {"name": _name(cls, out["method"]["name"]), **_numbers(vars(config))}
     out["trainer"] = _trainer(out, size, cls(config, _budget(out)))
@@ -89,15 +90,16 @@ def check_method(cls: type[Method], settings: Mapping[str, Any]) -> Any:
         raise UserError(f"a setting of method={cls.name} is out of range: {error}") from error
 
 
-def size_of(identity: Mapping[str, Any], own_ranks: bool = True) -> RunSize:
+def size_of(identity: Mapping[str, Any], own_ranks: bool, items: int | None) -> RunSize:
     """What the identity tells of the run's size before data and model are loaded.
 
     Args:
         identity: see `canonical`.
         own_ranks: False if another run gives the initial ranks, whose sum is then not known.
+        items: number of training items; None if only the data can tell.
     """
     trainer, budget = identity["trainer"], _budget(identity)
-    steps, items = trainer.get("max_steps"), identity["data"]["train_items"]
+    steps = trainer.get("max_steps")
     if steps is None and items is not None:
         steps = epochs_in_steps(trainer["epochs"], items, trainer["batch_size"])
     rank, matrices = None if budget is None else budget.rank, identity["model"].get("matrices")

@@ -87,7 +87,7 @@ class Migration:
         self.lines: list[str] = []
         self.stores = {store: list(self._read(store)) for store in stores}
         runs = [run for members in self.stores.values() for run in members]
-        self._ids = {run.result["migrated"]["id"]: run.id for run in runs if run.result.get("migrated")}
+        self._ids = {old: run.id for run in runs for old in (run.result.get("migrated") or {"ids": []})["ids"]}
         self._older = {run.id: run for run in runs if run.result["schema"] < SCHEMA}
         self._known = {run.id for run in runs}
         for run in runs:
@@ -149,7 +149,7 @@ class Migration:
         except (UserError, *DAMAGE) as error:
             self.lines.append(f"{run.path}: left as it is, {first_line(error)}")
             return
-        migrated = {"schema": run.result["schema"], "id": run.id}
+        migrated = {"schema": run.result["schema"], "ids": [run.id]}
         run.new = run.result | {"schema": SCHEMA, "id": id_of(identity), "identity": identity, "migrated": migrated}
         run.new.setdefault("files", None)
         self._ids[run.id] = run.new["id"]
@@ -173,10 +173,14 @@ class Migration:
             if run.new is not None:
                 alike[run.task, run.new["id"]].append(run)
         for members in alike.values():
-            yield sorted(
-                members,
-                key=lambda run: (run.result["schema"] < SCHEMA, "contributions.json" not in run.texts, run.folder),
+            members.sort(
+                key=lambda run: (run.result["schema"] < SCHEMA, "contributions.json" not in run.texts, run.folder)
             )
+            new = members[0].new
+            if new is not None and members[0].result["schema"] < SCHEMA:
+                # all of them, so that runs that name one find it when the command is repeated
+                new["migrated"] = new["migrated"] | {"ids": [run.id for run in members]}
+            yield members
 
 
 def migrate(stores: Sequence[str | Path]) -> list[str]:

@@ -218,14 +218,14 @@ def _identity(
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)
     science["task"]["files"] = digests(config.task, config.data.root)
-    del science["task"]["quick_items"]  # data.train_items has it
+    at_most = science["task"].pop("quick_items") == config.data.train_items  # a smaller split is taken whole
     if science["task"]["sep"] is None:
         del science["task"]["sep"]  # ids are older than this setting
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.numerics}
     science["world_size"] = world_size()
-    return canonical(science, config.model.path)
+    return canonical(science, config.model.path, at_most)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Source:
             assert self.plan is not None
             raise UserError(
                 f"{self.setting}={self.value} depends on run {self.plan.label}, which has not finished. Run it first: "
-                f"python run.py {' '.join(map(shlex.quote, self.plan.config.overrides))}"
+                f"python run.py {shlex.join(w for w in self.plan.config.overrides if not w.startswith('launcher.'))}"
             )
         return folder
 

@@ -18,6 +18,13 @@ MISTAKES = {
     "a budget that is none": (["budget.rank=0"], "budget.rank=0 is not a positive integer"),
     "a value that is no choice": (["tracking.mode=foo"], "tracking.mode=foo is unknown; allowed: offline, online"),
     "a launcher that is none": (["hydra/launcher=foo"], "hydra/launcher=foo is unknown; allowed: basic, local, slurm"),
+    "a partition without SLURM": (
+        ["launcher.partition=gpu"],
+        "'launcher.partition=gpu' does nothing; type hydra/launcher",
+    ),
+    "workers of one run": (["launcher.workers=2"], "'launcher.workers=2' does nothing; type -m"),
+    "a project without a mirror": (["tracking.project=x"], "'tracking.project=x' does nothing; type tracking=wandb"),
+    "epochs beside steps": (["trainer.epochs=5"], "'trainer.epochs=5' does nothing; type trainer.max_steps=null"),
     "a launcher by its inner name": (["launcher.kind=slurm"], "'launcher.kind=slurm' does nothing"),
     "several values for one run": (["seed=0,1"], "'seed=0,1' has several values: for a sweep over them type -m"),
     "no folder of data": (["data.root=missing"], "data.root=missing is not a folder"),
