@@ -16,10 +16,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from experiments.config.command import check_command, check_flags
 from experiments.config.compose import keep_command
 from experiments.config.explain import answer
 from experiments.config.mistakes import MISTAKES, mistakes
 from experiments.config.schema import drop_scratch, register
+from experiments.config.suggest import flags_first
 from experiments.runtime.distributed import exit_process
 from experiments.runtime.pipes import as_command
 from experiments.runtime.signals import Preempted
@@ -43,12 +45,15 @@ def main() -> int:
     """
     composed.clear()
     only_plan = "--plan" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--plan"]  # ours, not Hydra's
+    sys.argv[1:] = flags_first(word for word in sys.argv[1:] if word != "--plan")  # --plan is ours, not Hydra's
     try:
         with mistakes(sys.argv[1:]):
+            check_flags(sys.argv[1:])
             compose()
             drop_scratch()
             configs = [keep_command(*one) for one in composed]
+            for one in composed:
+                check_command(*one)
         if not configs:  # --cfg, --info or completion, which Hydra has answered
             return 0
         from experiments.start import show_all, start_all

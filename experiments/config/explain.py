@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 
@@ -12,9 +11,11 @@ from omegaconf.errors import InterpolationResolutionError
 from elalora.errors import UserError, first_line
 from experiments.config.compose import compose_run
 from experiments.config.mistakes import MISTAKES, study_needs_plus
+from experiments.config.suggest import for_choice, for_several, for_text, for_unreadable, nearest, settings
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.signals import EXIT_RESUMABLE, Preempted
 
+KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 REASONS = {"trainer.precision=fp16": " (fp16 skips steps, and an allocator must not advance on a skipped step)"}
 
 
@@ -35,13 +36,16 @@ def _line(error: Exception) -> str:
         return str(error)
     reason = first_line(error)
     if override := getattr(error, "override", None):
-        return f"'{override}' cannot be read as an override ({reason}); type NAME=VALUE, in quotes"
+        return f"'{override}' cannot be read as an override; {for_unreadable(override, sys.argv[1:])}"
     text, cause = str(error).strip(), str(error.__cause__ or "").strip()
-    for line_for in (_unknown_choice, _unknown_key, _wrong_type):
+    for line_for in (_unknown_choice, _unknown_key, _added_twice, _not_a_text, _wrong_shape, _wrong_type):
         if line := line_for(text, f"{text}\n{cause}"):
             return line
     if match := re.match(r"Ambiguous value for argument '(.+)'", text):
-        return f"'{match[1]}' has several values: for a sweep over them type -m, for a list put them in [...]"
+        key, _, values = match[1].partition("=")
+        return f"'{match[1]}' has several values: for a sweep over them type -m{for_several(key, values)}"
+    if match := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
+        return f"'{match[1]}' has several values: for a sweep over them type -m"
     if isinstance(error, InterpolationResolutionError):  # OmegaConf does not name the word
         word = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
         return word + reason
@@ -53,8 +57,15 @@ def _unknown_choice(text: str, both: str) -> str | None:
     if not match:
         return None
     group, name = match.groups()
+    if group != "hydra/launcher" and "/" in group:  # Hydra takes model=a/b for a subgroup
+        group, _, folder = group.partition("/")
+        name = f"{folder}/{name}"
     if group == "budget":
-        return f"budget={name} is unknown; type budget=r1 .. budget=r64, budget=r4 budget.rank=N, or budget=params"
+        digits = re.sub(r"\D", "", name) or "N"
+        one = f"budget=r{digits}" if digits != "N" and 1 <= int(digits) <= 64 else f"budget=r4 budget.rank={digits}"
+        return f"budget={name} is unknown; type {one}; allowed: budget=r1 .. budget=r64, or budget=params"
+    if advice := for_choice(group, name):
+        return f"{group}={name} is unknown; {advice}"
     return _unknown(f"{group}={name}", name, re.findall(r"^\s+(\S+)$", text, re.M))
 
 
@@ -67,10 +78,60 @@ def _unknown_key(text: str, both: str) -> str | None:
     key = match[1]
     if key in GROUPS:
         return f"{key} is a group and takes a name: type {key}=NAME"
+    return unknown_setting(key)
+
+
+def unknown_setting(key: str) -> str:
+    """The line for a setting that does not exist: the settings that were probably meant, or all of its parent."""
     parent, _, leaf = key.rpartition(".")
+    if meant := settings(key, _word_of(key).partition("=")[2]):
+        return f"unknown setting '{key}'; type {' or '.join(meant)}"
     names = _keys(parent)
     of_parent = f" of {parent}" if parent else ""
     return f"unknown setting '{key}'; available{of_parent}: {', '.join(names)}{_near(leaf, names, parent)}"
+
+
+def _word_of(key: str) -> str:
+    """The last word of the command that sets this key, or a list or group around it."""
+    keys = [key.partition("[")[0]]
+    return next((word for word in reversed(sys.argv) if key_of(word) in keys), "")
+
+
+def _added_twice(text: str, both: str) -> str | None:
+    match = re.search(r"An item is already at '([^']+)'", text) or re.match(r"Multiple values for ([\w/@]+)\.", text)
+    if match is None:
+        return None
+    word = _word_of(match[1]) or f"+{match[1]}=..."
+    return f"'{word}' adds a setting that exists; to change it type {word.lstrip('+')}"
+
+
+def _not_a_text(text: str, both: str) -> str | None:
+    match = re.search(r"'(.*?)' of type '(bool|float)' is not a text", both)
+    key = re.search(r"full_key: (\S+)", both)
+    if match is None or key is None:
+        return None
+    kind = {"bool": "true or false", "float": "a number"}[match[2]]
+    if word := _word_of(key[1]):
+        return f"'{word}' is read as {kind}; for a text type {for_text(word)}"
+    return f"{key[1]}={match[1]} is read as {kind}; for a text put it in quotes in its file"
+
+
+def _wrong_shape(text: str, both: str) -> str | None:
+    """A value where a list or a group of settings belongs, or the other way round."""
+    match = re.search(r"full_key: (\S+)", both)
+    word = _word_of(match[1]) if match else ""
+    if match is None or not word:
+        return None
+    key, _, value = word.lstrip("+").partition("=")
+    if "is not a ListConfig" in both:
+        return f"{key} is a list; type {for_text(f'{key}=[{value}]')}"
+    if re.search(r"Cannot convert '(list|dict|ListConfig|DictConfig)' to string", both):
+        return f"{key} is one text, not a list; type {for_text(f'{key}=X').replace('X', value)}"
+    if "is not a subclass of" in both or re.search(r"Cannot assign \w+ to Dict", both):
+        if key == "launcher":
+            return f"to choose a launcher type hydra/launcher={value}"
+        return f"{key} is a group of settings; type one of {', '.join(f'{key}.{name}' for name in _keys(key))}"
+    return None
 
 
 def _wrong_type(text: str, both: str) -> str | None:
@@ -81,7 +142,16 @@ def _wrong_type(text: str, both: str) -> str | None:
     match = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both) or re.search(
         r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both
     )
-    return match and f"{key}={match[1]} is not a {match[2].lower()}"
+    if match is None:
+        return None
+    several = re.fullmatch(r"\[?(\d+)(?:-|:|\.\.|, ?)(\d+)(?:, ?\d+)*\]?", match[1])
+    hint = ""
+    if several and match[2] == "Integer":
+        values = (
+            match[1].strip("[]").replace(" ", "") if "," in match[1] else f"range({several[1]},{int(several[2]) + 1})"
+        )
+        hint = f"; for a sweep type -m '{key}={values}'"
+    return f"{key}={match[1]} is not {KINDS.get(match[2], 'a ' + match[2].lower())}{hint}"
 
 
 def _unknown(word: str, value: str, names: list[str]) -> str:
@@ -89,8 +159,8 @@ def _unknown(word: str, value: str, names: list[str]) -> str:
 
 
 def _near(value: str, names: list[str], parent: str = "") -> str:
-    close = difflib.get_close_matches(value, names, n=1)
-    return f" (did you mean {parent + '.' if parent else ''}{close[0]}?)" if close else ""
+    close = nearest(value, names)
+    return f" (did you mean {parent + '.' if parent else ''}{close}?)" if close else ""
 
 
 def _keys(parent: str) -> list[str]:

@@ -7,6 +7,7 @@ against the dataclass in its file (`experiments.runs.plan`), because that file i
 from __future__ import annotations
 
 import atexit
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import Any
 
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, OmegaConf, StringNode, ValidationError, _utils
 
 from experiments.config.study import RecipeConfig, StudyConfig
 from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
@@ -188,6 +189,31 @@ def register() -> None:
     OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
     # --help would read every folder of conf/recipe, for a list that our help does not show
     Hydra.format_config_groups = lambda *args, **kwargs: ""  # type: ignore[method-assign]
+    StringNode._validate_and_convert_impl = _text
+    _utils.get_yaml_loader = _yaml_loader
+
+
+_convert, _make_loader = StringNode._validate_and_convert_impl, _utils.get_yaml_loader
+
+
+def _text(node: StringNode, value: Any) -> str:
+    """OmegaConf's conversion to a text, less the values whose spelling is lost: `no` as False, `1234e567` as inf."""
+    if isinstance(value, bool | float):
+        raise ValidationError(f"'{value}' of type '{type(value).__name__}' is not a text")
+    return _convert(node, value)
+
+
+def _yaml_loader() -> Any:
+    """OmegaConf's loader without the texts that YAML 1.1 takes for others: no, yes, on, off, 012, 1:30."""
+    loader = _make_loader()
+    rules = {"bool": r"true|True|TRUE|false|False|FALSE", "int": r"[-+]?(0|[1-9][0-9_]*)"}
+    for rule, pattern in rules.items():
+        tag = f"tag:yaml.org,2002:{rule}"
+        loader.yaml_implicit_resolvers = {
+            first: [(name, re.compile(f"({pattern})$") if name == tag else regexp) for name, regexp in resolvers]
+            for first, resolvers in loader.yaml_implicit_resolvers.items()
+        }
+    return loader
 
 
 @cache

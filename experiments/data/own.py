@@ -64,7 +64,7 @@ def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
     for name, file in task.files.items():
         path = _located(root, file) if file is not None else None
         if path is not None and path.is_file():
-            images = _named_images(path, task.text[0], sha256_of(path)) if task.kind == "image" else []
+            images = _named_images(path, task.text[0], task.sep, sha256_of(path)) if task.kind == "image" else []
             read[name] = {"": path} | {image: path.parent / image for image in images}
         elif path is not None and path.is_dir():
             read[name] = {image: path / image for images in class_folders(path, "").values() for image in images}
@@ -72,7 +72,7 @@ def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
 
 
 @cache  # called for every run of a sweep
-def _named_images(table: Path, column: str, _digest: str) -> list[str]:
+def _named_images(table: Path, column: str, sep: str | None, _digest: str) -> list[str]:
     """The images that a column of a table names by their paths, and which exist."""
     if table.suffix == ".parquet":
         from pyarrow import parquet, types
@@ -85,7 +85,7 @@ def _named_images(table: Path, column: str, _digest: str) -> list[str]:
         cells = parquet.read_table(table, columns=[column]).column(0).to_pylist()
         cells = [cell["path"] if isinstance(cell, dict) else cell for cell in cells]
     else:
-        cells = read_table(table, "")[column]
+        cells = read_table(table, "", sep)[column]
     return sorted({cell for cell in cells if isinstance(cell, str) and (table.parent / cell).is_file()})
 
 
@@ -100,7 +100,7 @@ def _read(task: TaskConfig, path: Path, label: str) -> Columns:
             raise UserError(f"{label} is a folder, which only task.kind=image reads; name a table")
         pairs = [(file, name) for name, files in class_folders(path, label).items() for file in files]
         return {"image": read_images(path, [file for file, _ in pairs], label), "label": [name for _, name in pairs]}
-    table = read_table(path, label)
+    table = read_table(path, label, task.sep)
     require_columns(label, list(table), [*task.text, task.label])
     columns = {name: table[name] for name in task.text} | {"label": table[task.label]}
     if "idx" in table:

@@ -68,5 +68,5 @@ def _columns(task: TaskConfig, label: str, raw: Columns) -> Columns:
 def _one_of(label: str, raw: Columns, names: tuple[str, ...]) -> list[Any]:
     name = next((name for name in names if name in raw), None)
     if name is None:
-        raise UserError(f"{label}: no column {' or '.join(names)} among {', '.join(raw)}")
+        raise UserError(f"{label}: no column {' or '.join(map(repr, names))} among {', '.join(map(repr, raw))}")
     return raw[name]

@@ -18,24 +18,26 @@ from elalora.errors import UserError, first_line
 
 Columns = dict[str, list[Any]]
 UNREADABLE = (ValueError, OverflowError, KeyError)  # parquet values that Python lacks: bytes in a text, far years
+DELIMITERS = ";\t|,"  # that a table may have instead of its suffix's
 MOST_FIELD = 2**24  # characters of one CSV field; the module's own limit of 131,072 is too small for documents
 
 
-def read_table(file: Path, label: str) -> Columns:
+def read_table(file: Path, label: str, sep: str | None = None) -> Columns:
     """All columns of a table file, by its suffix.
 
     Args:
         file: *.parquet, *.csv, *.tsv, *.jsonl or *.json (one object a line).
         label: how errors name the file.
+        sep: between the columns of a CSV or TSV file: one character, or "tab"; None takes that of the suffix.
 
     Raises:
         UserError: the file is missing, has an unknown suffix, or content that does not match its suffix.
     """
     readers: dict[str, Callable[[Path, str], Columns]] = {
         ".parquet": read_parquet,
-        ".csv": partial(_read_delimited, delimiter=",", strict=True),
+        ".csv": partial(_read_delimited, delimiter=_character(sep, ","), strict=True),
         # as in GLUE's files, a quotation mark is an ordinary character
-        ".tsv": partial(_read_delimited, delimiter="\t", quoting=csv.QUOTE_NONE),
+        ".tsv": partial(_read_delimited, delimiter=_character(sep, "\t"), quoting=csv.QUOTE_NONE),
         ".jsonl": _read_json_lines,
         ".json": _read_json_lines,
     }
@@ -66,7 +68,25 @@ def read_parquet(file: Path, label: str, columns: Sequence[str] | None = None) -
 def require_columns(label: str, present: Sequence[str], columns: Sequence[str]) -> None:
     """Refuses a table that lacks a column."""
     if missing := [name for name in columns if name not in present]:
-        raise UserError(f"{label}: no column {missing[0]} among {', '.join(map(str, present))}")
+        near = next((name for name in present if str(name).strip().lower() == missing[0].strip().lower()), None)
+        hint = f" (did you mean {near!r}?)" if near is not None else ""
+        raise UserError(f"{label}: no column {missing[0]!r} among {', '.join(map(repr, present))}{hint}")
+
+
+def _character(sep: str | None, default: str) -> str:
+    return {None: default, "tab": "\t"}.get(sep, sep or default)
+
+
+def _refuse_other_delimiter(label: str, header: Sequence[str], delimiter: str) -> None:
+    """Refuses a first line of one field that another delimiter would split: a task needs two columns."""
+    other = max(DELIMITERS, key=header[0].count)
+    if len(header) == 1 and other in header[0]:
+        names = {"\t": "tab", " ": "blank"}
+        typed = "task.sep=tab" if other == "\t" else f"'task.sep=\"{other}\"'"
+        raise UserError(
+            f"{label}: the first line has no {names.get(delimiter, delimiter)!r} between columns but "
+            f"{names.get(other, other)!r}; type {typed}"
+        )
 
 
 def _read_delimited(file: Path, label: str, **dialect: Any) -> Columns:
@@ -76,13 +96,15 @@ def _read_delimited(file: Path, label: str, **dialect: Any) -> Columns:
         header = next(lines, None)
         if not header:
             raise UserError(f"{label} is empty; its first line must name the columns")
+        _refuse_other_delimiter(label, header, dialect["delimiter"])
         if twice := [name for name in header if header.count(name) > 1]:
-            raise UserError(f"{label}: column {twice[0]} is named twice in the first line")
+            raise UserError(f"{label}: column {twice[0]!r} is named twice in the first line")
         rows = []
         for row in lines:
             if len(row) != len(header) and row:  # empty lines are skipped
                 raise UserError(
-                    f"{label}: line {lines.line_num} has {len(row)} fields; the first line has {len(header)}"
+                    f"{label}: line {lines.line_num} has {len(row)} fields; the first line has {len(header)} "
+                    f"({', '.join(map(repr, header))}); put fields with a {dialect['delimiter']!r} in quotation marks"
                 )
             rows += [row] if row else []
     except csv.Error as error:
@@ -100,12 +122,20 @@ def _read_json_lines(file: Path, label: str) -> Columns:
             if "\\u" in line:
                 json.dumps(row, ensure_ascii=False).encode()  # refuses half a surrogate pair
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{label}: line {number} is not JSON: {error}") from error
+            hint = _as_lines(file) if line.strip() in ("[", "{") else ""
+            raise UserError(f"{label}: line {number} is not JSON: {error}{hint}") from error
         if not isinstance(row, dict):
-            raise UserError(f"{label}: line {number} is {type(row).__name__}; expected one object per line")
+            hint = _as_lines(file) if isinstance(row, list) else ""
+            raise UserError(f"{label}: line {number} is {type(row).__name__}; expected one object per line{hint}")
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _as_lines(file: Path) -> str:
+    """How to write a file that is one JSON list as one object a line."""
+    code = f"import pandas; pandas.read_json('{file.name}').to_json('NEW.jsonl', orient='records', lines=True)"
+    return f'; to write a list as lines, type python -c "{code}"'
 
 
 def _text(file: Path, label: str) -> str:

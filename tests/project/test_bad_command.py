@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from tiny_runs import MOVES, QUICK, ROOT
 
-OWN = ["task=own", "data.root=data", "task.files.train=rows.csv", "task.files.test=rows.csv", "data.train_items=null"]
+OWN = ["task=own", "data.root=data", "task.files.train=rows.csv", "task.files.test=rows.csv"]
 MISTAKES = {
     "an override that is none": (["trainer.lr=[1,"], "'trainer.lr=[1,' cannot be read as an override"),
+    "a flag that is none": (["--lr", "1e-3"], "'--lr' is not a flag; settings have no dashes: type trainer.lr=1e-3"),
+    "a setting without its group": (["lr=1e-3"], "unknown setting 'lr'; type trainer.lr=1e-3"),
+    "a text with an equals sign": (["data.cache=a=b"], """type 'data.cache="a=b"'"""),
     "an interpolation to nothing": (["seed=${x}"], "'seed=${x}': Interpolation key 'x' not found"),
     "a method that is none": (["method=elolora"], "method=elolora is unknown; allowed: adalora, beamlora"),
     "a budget that is none": (["budget.rank=0"], "budget.rank=0 is not a positive integer"),

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
 from tiny_runs import MOVES, QUICK
 
 import run
+from experiments.config.compose import compose_run
+from experiments.config.explain import explain
+from experiments.config.mistakes import MISTAKES
+from experiments.config.suggest import for_text
+from experiments.runtime.places import CONF
 
 OVERRIDES = [
     ["trainer.lr"], ["=3"], ["trainer.lr=[1,"], ["method.k={a"], ["trainer.lr=1=2", "x=("],
@@ -26,6 +32,73 @@ BUDGETS = [
     ["budget.rank=null"], ["budget=params"], ["budget=params", "budget.params=-5"], ["budget=r4", "budget.params=9"],
     ["budget=params", "budget.params=1"],
 ]  # fmt: skip
+# what a new user types -> what the answer offers, as it can be pasted into a shell
+ADVICE = {
+    ("method=elalora,", "lora"): "type method=elalora,lora",
+    ("method", "elalora"): "type method=elalora",
+    ("elalora",): "type method=elalora",
+    ("trainer.lr", "=", "1e-3"): "type trainer.lr=1e-3",
+    ("trainer.lr=", "1e-3"): "type trainer.lr=1e-3",
+    ("trainer.lr:1e-3",): "type trainer.lr=1e-3",
+    ("trainer.lr=1e-3;",): "type trainer.lr=1e-3",
+    ("trainer.lr=0,001",): "for a number type trainer.lr=0.001",
+    ("--method", "elalora"): "settings have no dashes: type method=elalora",
+    ("--seed=3",): "settings have no dashes: type seed=3",
+    ("--lr", "1e-3"): "settings have no dashes: type trainer.lr=1e-3",
+    ("–m",): "type -m with plain dashes",
+    ("—plan",): "type --plan with plain dashes",
+    ("method=“lora”",): "type method=lora",
+    ("lr=1e-3",): "type trainer.lr=1e-3",
+    ("rank=8",): "type budget=r8",
+    ("r=8",): "type budget=r8",
+    ("method.rank=8",): "type budget=r8",
+    ("budget=8",): "type budget=r8",
+    ("budget=R4",): "type budget=r4",
+    ("budget=r100",): "type budget=r4 budget.rank=100",
+    ("epochs=3",): "type trainer.epochs=3",
+    ("method.lr=1e-3",): "type trainer.lr=1e-3",
+    ("trainer.learning_rate=1e-3",): "type trainer.lr=1e-3",
+    ("output_dir=x",): "type store.root=x",
+    ("wandb=true",): "type tracking=wandb",
+    ("files.train=a.csv",): "type task.files.train=a.csv",
+    ("task.train=a.csv",): "type task.files.train=a.csv",
+    ("trainer=1e-3",): "'trainer=1e-3' is not valid: expected GROUP=NAME",
+    ("task=RTE",): "did you mean rte?",
+    ("task=SST-2",): "did you mean sst2?",
+    ("method=ElaLoRA",): "did you mean elalora?",
+    ("model=microsoft/deberta-v3-base",): "type model=local model.path=microsoft/deberta-v3-base model.revision=COMMIT",
+    ("model=/tmp/foo",): "type model=local model.path=/tmp/foo",
+    ("task=train.csv",): "type task=own task.files.train=train.csv task.files.test=PATH",
+    ("+trainer.epochs=3",): "type trainer.epochs=3",
+    ("+task=rte",): "type task=rte",
+    ("+seed=3",): "type seed=3",
+    ("+trainer.foo=3",): "unknown setting 'trainer.foo'; available of trainer: batch_size",
+    ("+lr=3",): "type trainer.lr=3",
+    ("data.cache=läufe",): """type 'data.cache="läufe"'""",
+    ("data.cache=a=b",): """type 'data.cache="a=b"'""",
+    ("data.cache=a&b",): """type 'data.cache="a&b"'""",
+    ("data.cache=run (1)",): """type 'data.cache="run (1)"'""",
+    ("data.cache=a#b",): """type 'data.cache="a#b"'""",
+    ("data.cache=a{b",): """close its bracket, or for a text type 'data.cache="a{b"'""",
+    ("data.cache='a",): """type 'data.cache="a"'""",
+    ("data.cache=a,b",): """for a text type 'data.cache="a,b"'""",
+    ("data.cache=[a]",): """data.cache is one text, not a list; type 'data.cache="[a]"'""",
+    ("data.cache=~/x",): "type data.cache=$HOME/x",
+    ("task.text=review",): """task.text is a list; type 'task.text=["review"]'""",
+    ("task.labels=no,yes",): "for a list type 'task.labels=[no,yes]'",
+    ("task.labels=[true,false]",): """is read as true or false; for a text type 'task.labels=["true","false"]'""",
+    ("model.revision=1234e567",): """is read as a number; for a text type 'model.revision="1234e567"'""",
+    ("data=folder",): "data is a group of settings; type one of data.cache, data.root",
+    ("launcher=slurm",): "type hydra/launcher=slurm",
+    ("hydra.launcher=slurm",): "type hydra/launcher=NAME",
+    ("launcher.partition=gpu",): "does nothing without SLURM; add hydra/launcher=slurm",
+    ("seed=range(3)",): "'seed=range(3)' has several values: for a sweep over them type -m",
+    ("seed=[0,1]",): "for a sweep type -m 'seed=0,1'",
+    ("-m", "seed=0-9"): "for a sweep type -m 'seed=range(0,10)'",
+    ("-m", "seed=0..9"): "for a sweep type -m 'seed=range(0,10)'",
+    ("-m", "seed=range(3"): "close its bracket",
+    ("trainer.epochs=3",): "does nothing while trainer.max_steps=100 is set; type trainer=standard",
+}  # fmt: skip
 DATA = {
     "empty.csv": b"", "no_label.csv": b"text\nx\n", "no_rows.csv": b"text,label\n",
     "latin.csv": b"text,label\n\xff\xfe,0\n",
@@ -60,12 +133,41 @@ def test_a_wrong_word_is_one_line(words, refused, tiny_model_dir):
     refused(*QUICK, *MOVES, f"model.path={tiny_model_dir}", *words)
 
 
+@pytest.mark.parametrize("words", ADVICE, ids=" ".join)
+def test_the_answer_to_a_wrong_word_is_the_finished_word(words, refused):
+    assert ADVICE[words] in refused(*words)
+
+
+def test_overrides_may_stand_before_and_behind_a_flag(monkeypatch, capsys, tmp_path):
+    words = ["method=elalora,lora", "-m", "budget=r2,r4", "--plan", f"store.root={tmp_path}"]
+    monkeypatch.setattr("sys.argv", ["run.py", *words])
+    assert run.main() == 0 and capsys.readouterr().out.startswith("4 runs:")
+
+
+def test_what_is_offered_for_a_text_is_read_as_this_text():
+    for text in ("a=b", "a&b", "run (1)", "läufe", "a#b", "it's", 'a"b', "1e5"):
+        (word,) = shlex.split(for_text(f"data.cache={text}"))
+        assert compose_run([word]).data.cache == text
+
+
+def test_names_in_yaml_stay_what_is_written(tmp_path):
+    (tmp_path / "task").mkdir()
+    shipped = (CONF / "task" / "own.yaml").read_text().replace("labels: null", "labels: [no, yes]")
+    (tmp_path / "task" / "answers.yaml").write_text(shipped)
+    (tmp_path / "task" / "wrong.yaml").write_text(shipped.replace("[no, yes]", "[no, true]"))
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    assert list(compose_run([place, "task=answers"]).task.labels) == ["no", "yes"]
+    with pytest.raises(MISTAKES) as caught:
+        compose_run([place, "task=wrong"])
+    assert "task.labels[1]=True is read as true or false; for a text put it in quotes" in explain(caught.value)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_a_wrong_data_file_is_one_line_with_its_name(name, refused, tiny_model_dir, tmp_path):
     (tmp_path / name).write_bytes(DATA[name])
     (tmp_path / "good.csv").write_text("text,label\n" + "a,0\nb,1\n" * 5)
     words = ["task=own", f"data.root={tmp_path}", f"task.files.train={name}", "task.files.test=good.csv"]
-    assert name in refused(*QUICK, *MOVES, f"model.path={tiny_model_dir}", "data.train_items=null", *words)
+    assert name in refused(*QUICK, *MOVES, f"model.path={tiny_model_dir}", *words)
 
 
 @pytest.mark.parametrize("name", [*SETTING, "no config.json", "no model.safetensors", "no tokenizer.json", "pickle"])
@@ -80,7 +182,7 @@ def test_a_wrong_model_folder_is_one_line(name, refused, tiny_model_dir, tmp_pat
         (folder / name.removeprefix("no ")).unlink()
     (tmp_path / "good.csv").write_text("text,label\n" + "a,0\nb,1\n" * 5)
     words = ["task=own", f"data.root={tmp_path}", "task.files.train=good.csv", "task.files.test=good.csv"]
-    refused(*QUICK, *MOVES, f"model.path={folder}", "data.train_items=null", *words)
+    refused(*QUICK, *MOVES, f"model.path={folder}", *words)
 
 
 RESULTS = {

@@ -99,14 +99,60 @@ BAD: list[Bad] = [
     ),
     ("no rows", text("train.csv", "text,label\n"), {}, "train.csv has no rows; give it at least one"),
     ("empty file", text("train.csv", ""), {}, "train.csv is empty; its first line must name the columns"),
-    ("wrong text column", text("train.csv", "body,label\na,0\n"), {}, "train.csv: no column text among body, label"),
-    ("wrong label column", text("train.csv", "text,stars\na,0\n"), {}, "train.csv: no column label among text, stars"),
-    ("column named twice", text("train.csv", "text,text,label\na,b,0\n"), {}, "train.csv: column text is named twice"),
+    (
+        "wrong text column",
+        text("train.csv", "body,label\na,0\n"),
+        {},
+        "train.csv: no column 'text' among 'body', 'label'",
+    ),
+    (
+        "wrong label column",
+        text("train.csv", "text,stars\na,0\n"),
+        {},
+        "train.csv: no column 'label' among 'text', 'stars'",
+    ),
+    (
+        "column named twice",
+        text("train.csv", "text,text,label\na,b,0\n"),
+        {},
+        "train.csv: column 'text' is named twice",
+    ),
+    (
+        "blank in a column's name",
+        text("train.csv", "text, label\na,0\n"),
+        {},
+        r"no column 'label' among 'text', ' label' \(did you mean ' label'\?\)",
+    ),
+    (
+        "capital in a column's name",
+        text("train.csv", "Text,label\na,0\n"),
+        {},
+        r"no column 'text' among 'Text', 'label' \(did you mean 'Text'\?\)",
+    ),
+    (
+        "semicolons",
+        text("train.csv", "text;label\na, b;0\n"),
+        {},
+        """train.csv: the first line has no ',' between columns but ';'; type 'task.sep=";"'""",
+    ),
+    ("tabs in a CSV", text("train.csv", "text\tlabel\na\t0\n"), {}, "has no ',' .* but 'tab'; type task.sep=tab"),
+    (
+        "commas in a TSV",
+        text("train.tsv", "text,label\na,0\n"),
+        {},
+        """train.tsv: the first line has no 'tab' between columns but ','; type 'task.sep=","'""",
+    ),
+    (
+        "one list of JSON",
+        text("train.jsonl", '[\n{"text": "a", "label": 0}\n]\n'),
+        {},
+        "train.jsonl: line 1 is not JSON.* to write a list as lines, type python -c .*lines=True",
+    ),
     (
         "ragged row",
         text("train.csv", "text,label\na,0\nb,1,2\n"),
         {},
-        "train.csv: line 3 has 3 fields; the first line has 2",
+        r"train.csv: line 3 has 3 fields; the first line has 2 \('text', 'label'\); .* in quotation marks",
     ),
     (
         "open quotation mark",
@@ -308,6 +354,7 @@ BAD_SETTINGS = {
     "f1 of three": ({"metrics": ["f1"], "num_labels": 3}, "f1 needs two classes; task.num_labels=3"),
     "beams": ({"beams": 0}, "task.beams=0 must be at least 1"),
     "length": ({"max_length": 0}, "task.max_length=0 must be at least 1"),
+    "two delimiters": ({"sep": ";;"}, "task.sep=;; is not one character; allowed: tab, or a character such as ;"),
 }
 
 
@@ -333,7 +380,11 @@ def test_a_plan_refuses_such_settings_before_anything_starts() -> None:
         ("stsb", {"label": [1.0, float("inf")]}, "glue/stsb train: row 2 has label inf; expected a finite number"),
         ("xsum", {"summary": ["a", None]}, "summarization/xsum train: row 2 has no label"),
         ("xsum", {"document": ["a", None]}, "summarization/xsum train: row 2 has no text in column document"),
-        ("xsum", {"summary": None}, "xsum train: no column summary or highlights or target among idx, label, document"),
+        (
+            "xsum",
+            {"summary": None},
+            "no column 'summary' or 'highlights' or 'target' among 'idx', 'label'",
+        ),
     ],
 )
 def test_bad_rows_of_a_benchmark_are_named_even_without_verification(

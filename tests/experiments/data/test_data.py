@@ -334,7 +334,7 @@ def spoil(root: Path, change: str) -> None:
     [
         ("row", "wnli train has 634 rows; the official split has 635"),
         ("label", "wnli train has rows per label .*; expected"),
-        ("column", "no column idx among"),
+        ("column", "no column 'idx' among"),
         ("text", "right counts but other content: fingerprint .* type task.fingerprint="),
     ],
 )

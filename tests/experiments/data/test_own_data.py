@@ -184,6 +184,20 @@ def test_own_text_trains_from_a_csv_by_settings_alone(
     assert result["data"]["verified"] and "unverified data" not in result["flags"]
 
 
+def test_a_table_with_another_delimiter_is_read_by_task_sep(tmp_path: Path) -> None:
+    for sep, character in ((";", ";"), ("tab", "\t"), ("|", "|")):
+        (tmp_path / "train.csv").write_text(f"text{character}label\na, b{character}0\nc{character}1\n")
+        data = own(tmp_path, files={"validation": "train.csv"}, sep=sep)
+        assert data.splits["train"]["text"][:] == ["a, b", "c"] and data.splits["train"]["label"][:] == [0, 1]
+
+
+def test_a_delimiter_belongs_to_a_runs_identity_and_its_default_does_not(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [("a", 0)])
+    words = ["task=own", "task.files.train=train.csv", "task.files.test=train.csv", f"data.root={tmp_path}"]
+    plain, tab = make_plan(config(*words)), make_plan(config(*words, "task.sep=tab"))
+    assert "sep" not in plain.identity["task"] and tab.identity["task"]["sep"] == "tab" and plain.id != tab.id
+
+
 def test_own_files_are_known_by_their_content_and_not_by_their_path(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
