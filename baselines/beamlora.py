@@ -10,12 +10,10 @@ the mean of their two s, and the moments of both s are reset.
 
     p(t) = 1 - (1 - p0) (1 + cos(pi t / t_end)) / 2         from p0 = 0.95 to 1: many moves early, none from t_end on
 
-Ranks never change, only the directions that a matrix spends them on. `variant=official` has an accident of the authors'
-code, which copies the moments of A and B into a temporary: they stay those of the pruned rank.
+Ranks never change, only the directions that a matrix spends them on.
 
-Marked as reconstructed: the formulas are those of the authors' code, but three details were not checked against it:
-which "gate value" the pair averages (here s), which ranks the cap of one half spares (here the strongest), and the
-step counters of the moments.
+`variant=paper` is the above; where the paper is silent it takes the value of the authors' code. `variant=official` is
+that code, which differs in six places, each with its own switch B1 to B6 (docs/methods/beamlora.md).
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +32,10 @@ from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.resolve import RunSize
+from elalora.resolve import RunSize, unread
 from elalora.schedules import Schedule, length_in
 
+SWITCHES = ("B1", "B2", "B3", "B4", "B5", "B6")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -45,13 +44,19 @@ class BeamLoRAConfig:
     """Settings of BeamLoRA; None means a default that scales with the run.
 
     Attributes:
-        variant: "paper" (the moments of A and B are copied too) or "official" (they are not).
+        variant: "paper" or "official".
         alpha: numerator of the scale alpha / r; None is 2r.
         tau: temperature of the softmax; the authors use 0.03 for learning rates below 1e-4.
         interval: steps between rounds; None is max(2, 0.081 T), the authors' 3,000 of 37,031.
         keep: p0, the share of the importance that is kept at step 0.
         end: when p reaches 1, as a fraction of the run or in steps; None is two thirds, their 24,688 of 37,031.
         historical: copies the strong direction as it was half an interval ago; false copies its current state.
+        B1: A and B keep the moments of the pruned rank, and no step counter changes.
+        B2: the rank at which the sum of the sorted w crosses p is pruned too.
+        B3: a matrix may lose more than half of its ranks, so that a partner may itself be pruned.
+        B4: every round resets the moments of all s of all matrices.
+        B5: the copy is taken one step after half an interval.
+        B6: a round uses p of the step before. None takes the variant's value: false in "paper", true in "official".
     """
 
     variant: str = "paper"
@@ -61,6 +66,12 @@ class BeamLoRAConfig:
     keep: float = 0.95
     end: float | None = None
     historical: bool = True
+    B1: bool | None = None
+    B2: bool | None = None
+    B3: bool | None = None
+    B4: bool | None = None
+    B5: bool | None = None
+    B6: bool | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, variant=("paper", "official"))
@@ -74,7 +85,14 @@ class BeamLoRAConfig:
             alpha = 2.0 * size.rank
         if interval is None and size.steps is not None:
             interval = max(2, round(size.steps * 3000 / 37031))
-        return replace(self, alpha=alpha, interval=interval, end=length_in(size.steps, self.end, 2 / 3, "method.end"))
+        end = length_in(size.steps, self.end, 2 / 3, "method.end")
+        switches: dict[str, Any] = {name: self.on(name) for name in SWITCHES} | unread(self, *["B5"][self.historical :])
+        return replace(self, alpha=alpha, interval=interval, end=end, **switches)
+
+    def on(self, switch: str) -> bool:
+        """B1 to B6: as set, or else the variant's value."""
+        value = getattr(self, switch)
+        return self.variant == "official" if value is None else value
 
 
 class BeamLinear(LowRankLinear):
@@ -108,13 +126,13 @@ class BeamLoRA(LowRankMethod):
 
     Attributes:
         interval, end: in steps.
-        past: A, B and their moments half an interval before the next round, by "matrix.factor.what".
+        past: A, B and their moments about half an interval before the next round, by "matrix.factor.what".
     """
 
     name: ClassVar[str] = "beamlora"
     title: ClassVar[str] = "BeamLoRA"
     singular: ClassVar[bool] = True
-    capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, reconstructed=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True)
     Config: ClassVar[type] = BeamLoRAConfig
     config: BeamLoRAConfig
     adapters: dict[str, BeamLinear]  # type: ignore[assignment]
@@ -161,18 +179,21 @@ class BeamLoRA(LowRankMethod):
 
     @torch.no_grad()
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
-        done = step + 1
-        if done % self.interval == self.interval // 2:
+        on, done = self.config.on, step + 1
+        if (done - self.interval // 2 - on("B5")) % self.interval == 0:
             self.past.update({key: row.clone() for key, row in self._copied(optimizer).items()})
         if not self.due(done):
             return None
         scores = {name: adapter.weights().tolist() for name, adapter in self.adapters.items()}
-        pruned = weakest(scores, self.share(done))
+        pruned = weakest(scores, self.share(done - on("B6")), crossing=on("B2"), halves=not on("B3"))
         now = self._copied(optimizer)
         for name, slots in pruned.items():
             partners = self._partners(scores[name], len(slots))
             self._overwrite(name, slots, partners, now, self.past if self.config.historical else now)
             self._share_gate(self.adapters[name], slots, partners, optimizer)
+        if on("B4"):
+            for adapter in self.adapters.values():
+                self._reset_gates(adapter, list(range(adapter.rank)), optimizer)
         replaced = [(name, slot) for name, slots in pruned.items() for slot in slots]
         self.rounds_seen.append(Round(step, self.ranks(), replaced, [name for name, _ in replaced], scores))
         return self.rounds_seen[-1]
@@ -197,45 +218,59 @@ class BeamLoRA(LowRankMethod):
     ) -> None:
         """Replaces each weak slot of A and B by its partner in `source`."""
         for factor in "AB":
-            for what in ("value", *MOMENTS) if self.config.variant == "paper" else ("value",):
+            for what in ("value",) if self.config.on("B1") else ("value", *MOMENTS):
                 key = f"{name}.{factor}.{what}"
                 now[key][slots] = source[key][partners].to(now[key])
 
     def _share_gate(self, adapter: BeamLinear, slots: list[int], partners: list[int], optimizer: RowwiseAdamW) -> None:
-        """Gives both of a pair the mean of their s and resets its moments.
-
-        In "official" the step counter is not reset, because there it belongs to the whole tensor.
-        """
+        """Gives both of a pair the mean of their s and resets its moments."""
         assert adapter.E is not None
         mean = (adapter.E[slots] + adapter.E[partners]) / 2
         adapter.E[slots] = mean
         adapter.E[partners] = mean
-        state = optimizer.state[adapter.E]
-        for what in MOMENTS if self.config.variant == "paper" else MOMENTS[:2]:
-            state[what][slots + partners] = 0.0
+        self._reset_gates(adapter, slots + partners, optimizer)
+
+    def _reset_gates(self, adapter: BeamLinear, slots: list[int], optimizer: RowwiseAdamW) -> None:
+        """Sets the moments of these s to 0, and their step counters except with B1: there a tensor has only one."""
+        assert adapter.E is not None
+        for what in MOMENTS[:2] if self.config.on("B1") else MOMENTS:
+            optimizer.state[adapter.E][what][slots] = 0.0
+
+    @property
+    def reconstructed(self) -> bool:
+        return self.config.variant == "paper"
 
     def finish(self) -> None:
         super().finish()
-        due = sum(self.due(done) and self.share(done) < 1 for done in range(1, self.total_steps + 1))
+        due = sum(self.due(done) and self.share(done - self.config.on("B6")) < 1 for done in range(1, self.total_steps + 1))
         self.check_acted(
             due,
             "after_step was not called, or the importances are so even that no rank lies outside p: lower method.keep",
         )
 
 
-def weakest(scores: Mapping[str, list[float]], share: float) -> dict[str, list[int]]:
+def weakest(
+    scores: Mapping[str, list[float]], share: float, crossing: bool = False, halves: bool = True
+) -> dict[str, list[int]]:
     """The slots to prune, by matrix: all outside the smallest set whose sum exceeds `share` of the total.
 
-    At most half of a matrix is pruned, the weakest first, because each needs a partner that stays.
+    Args:
+        scores: w by matrix; of equal ones the later counts as the weaker.
+        share: none is pruned if it is 1.
+        crossing: also prunes the slot with which the sum exceeds `share`.
+        halves: prunes at most half of a matrix, the weakest first, so that each has a partner that stays.
     """
+    if share >= 1:
+        return {}
     everything = [(w, name, i) for name, row in scores.items() for i, w in enumerate(row)]
-    everything.sort(key=lambda entry: -entry[0])  # stable: of equal slots the later is the weaker
+    everything.sort(key=lambda entry: -entry[0])  # stable
     limit = share * sum(w for w, _, _ in everything)
     out: dict[str, list[int]] = {name: [] for name in scores}  # in the model's order, which random draws follow
     total = 0.0
     for w, name, slot in everything:
-        if total > limit:
+        if total + crossing * w > limit:
             out[name].append(slot)  # strongest first
         total += w
-    halves = {name: slots[max(0, len(slots) - len(scores[name]) // 2) :] for name, slots in out.items()}
-    return {name: slots for name, slots in halves.items() if slots}
+    if halves:
+        out = {name: slots[max(0, len(slots) - len(scores[name]) // 2) :] for name, slots in out.items()}
+    return {name: slots for name, slots in out.items() if slots}

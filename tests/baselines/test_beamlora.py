@@ -10,6 +10,7 @@ import torch
 from nets import Net, batch, train
 from resuming import check_resumes
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from baselines.beamlora import BeamLoRA, BeamLoRAConfig, weakest
 from baselines.lora import LoRA, LoRAConfig
@@ -78,44 +79,56 @@ class Reference:
         return {w: {k: t[k].detach().clone() for k in "AB"} for w, t in tables.items()}
 
     @torch.no_grad()
-    def copy(self, weak, strong, past, official):
+    def copy(self, weak, strong, past, on):
+        """Overwrites the ranks `weak` (a list) by those of `strong`; a strong rank may itself be a weak one."""
         for k in "AB":
             self.parts[k][weak] = past["p"][k][strong]
-            if not official:
+            if "B1" not in on:
                 self.m[k][weak], self.v[k][weak] = past["m"][k][strong], past["v"][k][strong]
                 self.age[k][weak] = past["age"][k][strong]
-        both = (self.parts["s"][weak] + self.parts["s"][strong]) / 2
-        self.parts["s"][weak] = self.parts["s"][strong] = both
-        for i in (weak, strong):
-            self.m["s"][i] = self.v["s"][i] = 0.0
-            if not official:
-                self.age["s"][i] = 0.0
+        s = self.parts["s"]
+        s[weak] = (s[weak] + s[strong]) / 2
+        s[strong] = s[weak]
+        self.reset_gates([*weak, *strong], on)
+
+    def reset_gates(self, ranks, on):
+        self.m["s"][ranks] = self.v["s"][ranks] = 0.0
+        if "B1" not in on:
+            self.age["s"][ranks] = 0.0
 
 
-def reference_round(matrices, share, past, official, generator):
-    """Keeps the smallest leading set above the share; returns (matrix, slot) of what was overwritten."""
-    table = sorted((-w, n, i) for n, m in enumerate(matrices) for i, w in enumerate(m.weights().tolist()))
-    kept, total = 0, 0.0
-    while kept < len(table) and total <= share * len(table):  # the weights of a matrix sum to its rank
-        total -= table[kept][0]
-        kept += 1
+def reference_round(matrices, share, past, on, generator):
+    """A round from the description, on one vector of all importances; returns (matrix, slot) of the overwritten."""
+    importance = torch.cat([m.weights().detach() for m in matrices])
+    order = importance.argsort(descending=True, stable=True)
+    total = importance[order].cumsum(0)
+    above = (total > share * len(importance)).nonzero()  # the weights of a matrix sum to its rank
+    first = len(order) if share == 1 or not len(above) else int(above[0]) + ("B2" not in on)
+    where = [(n, i) for n, m in enumerate(matrices) for i in range(m.r)]
+    sorted_slots, pruned = [where[j] for j in order], [where[j] for j in order[first:]]
     out = []
     for n, m in enumerate(matrices):
-        order = [i for _, at, i in table if at == n]
-        gone = [i for _, at, i in table[kept:] if at == n][-(m.r // 2) :]
-        if gone:
-            draw = torch.randperm(len(gone), generator=generator).tolist()
-            for weak, at in zip(gone, draw, strict=True):
-                m.copy(weak, order[at], past[n], official)
-                out.append((n, weak))
+        weak = [i for at, i in pruned if at == n]
+        if "B3" not in on:
+            weak = weak[max(0, len(weak) - m.r // 2) :]
+        if weak:
+            strongest = [i for at, i in sorted_slots if at == n][: len(weak)]
+            m.copy(weak, [strongest[i] for i in torch.randperm(len(weak), generator=generator)], past[n], on)
+            out += [(n, i) for i in weak]
+    if "B4" in on:
+        for m in matrices:
+            m.reset_gates(list(range(m.r)), on)
     return out
 
 
-@pytest.mark.parametrize("variant", ["paper", "official"])
-def test_sixty_steps_with_moves_equal_the_plain_reference(variant):
-    net, steps, lr, every = Net(), 60, 1e-2, 8
+SWITCHES = ("B1", "B2", "B3", "B4", "B5", "B6")
+
+
+def both(on, knobs, steps=60, lr=1e-2, every=8, keep=0.7):
+    """The method, the reference with the switches `on`, and the moves of both."""
+    net = Net()
     twin = copy.deepcopy(net)
-    method = beam(net, steps, variant=variant, interval=every, keep=0.7, end=45)
+    method = beam(net, steps, interval=every, keep=keep, end=45, **knobs)
     matrices = [Reference(a, 0.05) for a in method.adapters.values()]
     generator = torch.Generator()
     generator.set_state(method.generator.get_state())
@@ -138,20 +151,69 @@ def test_sixty_steps_with_moves_equal_the_plain_reference(variant):
         for m in matrices:
             m.adam(rate)
         done = step + 1
-        if done % every == every // 2:
+        if done % every == every // 2 + ("B5" in on):
             past = [m.snapshot() for m in matrices]
         if done % every == 0 and steps - done >= every:
-            share = 1 - 0.3 * (1 + math.cos(math.pi * min(done, 45) / 45)) / 2
-            log.append((step, reference_round(matrices, share, past, variant == "official", generator)))
-    ours = [(r.step, [(names.index(name), slot) for name, slot in r.pruned]) for r in method.rounds_seen]
-    assert [(t, sorted(moves)) for t, moves in ours] == [(t, sorted(moves)) for t, moves in log]
-    assert sum(len(moves) for _, moves in log) > 15 and not log[-1][1]
-    for m, adapter in zip(matrices, method.adapters.values(), strict=True):
+            t = min(done - ("B6" in on), 45)
+            share = 1 - (1 - keep) * (1 + math.cos(math.pi * t / 45)) / 2
+            log.append((step, reference_round(matrices, share, past, on, generator)))
+    moves = [(r.step, [(names.index(name), slot) for name, slot in r.pruned]) for r in method.rounds_seen]
+    pairs = list(zip(matrices, method.adapters.values(), strict=True))
+    return pairs, moves, log, (net.head.weight, twin.head.weight)
+
+
+ALONE = [pytest.param((name,), id=name, marks=pytest.mark.slow) for name in SWITCHES]
+
+
+@pytest.mark.parametrize("on", [pytest.param((), id="paper"), pytest.param(SWITCHES, id="official"), *ALONE])
+def test_sixty_steps_with_moves_equal_the_plain_reference(on):
+    knobs = {"variant": "official"} if on == SWITCHES else dict.fromkeys(on, True)
+    pairs, moves, log, heads = both(on, knobs)
+    assert [(t, sorted(slots)) for t, slots in moves] == [(t, sorted(slots)) for t, slots in log]
+    assert sum(len(slots) for _, slots in log) > 15 and not log[-1][1]
+    for m, adapter in pairs:
         torch.testing.assert_close(adapter.A, m.parts["A"], rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(adapter.B, m.parts["B"], rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(adapter.E, m.parts["s"][:, 0], rtol=1e-10, atol=1e-11)
         torch.testing.assert_close(adapter.delta(), m.scale * (m.parts["B"].T * m.weights()) @ m.parts["A"])
-    torch.testing.assert_close(net.head.weight, twin.head.weight, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(*heads, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("off", SWITCHES)
+def test_each_switch_of_official_matters_and_can_be_turned_off_alone(off):
+    """Against the reference without this one switch: equal; with all of them: not."""
+    on = tuple(name for name in SWITCHES if name != off)
+    pairs, _, _, _ = both(on, {"variant": "official", off: False}, keep=0.4)
+    for m, adapter in pairs:
+        torch.testing.assert_close(adapter.B, m.parts["B"], rtol=1e-10, atol=1e-11)
+    whole, _, _, _ = both(SWITCHES, {"variant": "official"}, keep=0.4)
+    ours, theirs = (parameters_to_vector([a.B for _, a in of]) for of in (pairs, whole))
+    assert (ours - theirs).abs().max() > 1e-4
+
+
+def test_official_prunes_the_rank_that_crosses_p_and_may_take_more_than_half_of_a_matrix():
+    scores = {"a": [2.0, 1.0, 0.6, 0.4]}
+    assert weakest(scores, 0.75) == {"a": [3]}
+    assert weakest(scores, 0.75, crossing=True, halves=False) == {"a": [2, 3]}  # 2 + 1 + 0.6 is the first sum above 3
+    even = {"a": [1.9, 0.7, 0.7, 0.7], "b": [1.3, 1.2, 0.9, 0.6]}
+    assert weakest(even, 0.6, crossing=True, halves=False) == {"a": [1, 2, 3], "b": [2, 3]}  # 5.3 is above 4.8
+    assert weakest(even, 0.6, crossing=True) == {"a": [2, 3], "b": [2, 3]}
+
+
+def test_every_official_round_resets_the_moments_of_all_gates_even_where_nothing_moves():
+    net = Net()
+    method = beam(net, 24, variant="official", interval=8, keep=0.9, end=8)
+    optimizer, _ = train(net, method, 8)
+    ages = [optimizer.state[a.E]["step"].tolist() for a in method.adapters.values()]
+    assert method.rounds_seen and ages == [[8.0] * 4] * 6  # in the authors' code a tensor has one counter
+    for name, adapter in method.adapters.items():
+        assert not optimizer.state[adapter.E]["exp_avg"].any() and not optimizer.state[adapter.E]["exp_avg_sq"].any()
+        assert optimizer.state[adapter.A]["exp_avg"].any(), name
+    assert len(method.rounds_seen[0].pruned) < 24
+    train(net, method, 8, start=8, optimizer=optimizer)
+    assert not method.rounds_seen[1].pruned  # p is 1 here
+    assert not any(optimizer.state[a.E]["exp_avg"].any() for a in method.adapters.values())
 
 
 def test_the_kept_share_rises_from_095_to_1():
