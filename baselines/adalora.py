@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
-from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
+from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round, added
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
 from elalora.regulariser import FORMS
@@ -53,6 +53,7 @@ class AdaLoRAConfig:
         interval: steps between maskings; None is max(1, T / 600), the median of the same rows.
         beta1, beta2: decay of sensitivity and uncertainty.
         orth_weight: gamma; orth_form: "norm" or "squared" (`elalora.regulariser`).
+        E_rate: factor on the learning rate of E; E_start: value of E at the start (`elalora.low_rank.SVDMethod`).
         compact: removes masked directions as soon as the pattern is final instead of at the end of the run.
     """
 
@@ -67,10 +68,14 @@ class AdaLoRAConfig:
     orth_weight: float = 0.1
     orth_form: str = "norm"
     compact: bool = False
+    E_rate: float = added(1.0)
+    E_start: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_choices(self, variant=VARIANTS, orth_form=FORMS)
         check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
+        check_numbers(self, "be above 0", "E_rate")
+        check_numbers(self, "not be negative", "orth_weight", "E_start")
 
     def resolved(self, size: RunSize) -> AdaLoRAConfig:
         """The settings as they act, see `elalora.resolve`."""

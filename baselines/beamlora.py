@@ -30,7 +30,7 @@ from elalora.adapters import LowRankLinear
 from elalora.directions import Directions
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
-from elalora.method import Capabilities, Round
+from elalora.method import Capabilities, Round, added
 from elalora.optim import RowwiseAdamW
 from elalora.resolve import RunSize, unread
 from elalora.schedules import Schedule, length_in
@@ -66,12 +66,12 @@ class BeamLoRAConfig:
     keep: float = 0.95
     end: float | None = None
     historical: bool = True
-    B1: bool | None = None
-    B2: bool | None = None
-    B3: bool | None = None
-    B4: bool | None = None
-    B5: bool | None = None
-    B6: bool | None = None
+    B1: bool | None = added(None)
+    B2: bool | None = added(None)
+    B3: bool | None = added(None)
+    B4: bool | None = added(None)
+    B5: bool | None = added(None)
+    B6: bool | None = added(None)
 
     def __post_init__(self) -> None:
         check_choices(self, variant=("paper", "official"))
@@ -131,6 +131,7 @@ class BeamLoRA(LowRankMethod):
 
     name: ClassVar[str] = "beamlora"
     title: ClassVar[str] = "BeamLoRA"
+    revised: ClassVar[Mapping[str, int]] = {"official": 2}  # 1 had B1 alone
     singular: ClassVar[bool] = True
     capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True)
     Config: ClassVar[type] = BeamLoRAConfig
@@ -242,7 +243,9 @@ class BeamLoRA(LowRankMethod):
 
     def finish(self) -> None:
         super().finish()
-        due = sum(self.due(done) and self.share(done - self.config.on("B6")) < 1 for done in range(1, self.total_steps + 1))
+        due = sum(
+            self.due(done) and self.share(done - self.config.on("B6")) < 1 for done in range(1, self.total_steps + 1)
+        )
         self.check_acted(
             due,
             "after_step was not called, or the importances are so even that no rank lies outside p: lower method.keep",

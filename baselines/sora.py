@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError, check_choices, check_numbers
-from elalora.low_rank import LowRankMethod, draw_kaiming, draw_normal
+from elalora.low_rank import LowRankMethod, apart, draw_kaiming, draw_normal
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
@@ -171,14 +171,9 @@ class SoRA(LowRankMethod):
 
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """As in the base class, with the gates in a separate group: no decay, eps 1e-6."""
-        gates = [adapter.E for adapter in self.adapters.values()]
-        ids = {id(gate) for gate in gates}
-        groups = super().groups(model, lr, weight_decay)
-        for group in groups:
-            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        gates = [adapter.E for adapter in self.adapters.values() if adapter.E is not None]
         rate = lr if self.config.gate_lr is None else self.config.gate_lr
-        groups.append({"params": gates, "lr": rate, "weight_decay": 0.0, "eps": 1e-6})
-        return [group for group in groups if group["params"]]
+        return apart(super().groups(model, lr, weight_decay), gates, lr=rate, weight_decay=0.0, eps=1e-6)
 
     def penalty(self) -> Tensor | None:
         weight = self.config.effective("lambda1")
@@ -252,7 +247,7 @@ class SoRA(LowRankMethod):
 
     @property
     def reconstructed(self) -> bool:
-        return self.config.variant == "paper"
+        return self.config.variant == "paper" or self.config.lambda_num > 1  # no authors' code was run for either
 
     def remarks(self) -> list[str]:
         """Flags a result that is more than 10 % from the budget."""

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from elalora.attach import place
-from elalora.errors import UserError, check_choices
+from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import SVDMethod
-from elalora.method import Round
+from elalora.method import Round, added
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS
 from elalora.resolve import RunSize, unread
@@ -36,6 +36,7 @@ class SVDLoRAConfig:
     Attributes:
         alpha: numerator of the scale alpha / N, N being the budget's rank, also with `ranks_from`.
         orth_weight, orth_form: the regulariser.
+        E_rate: factor on the learning rate of E; E_start: value of E at the start (`elalora.low_rank.SVDMethod`).
         D1, D2, D4: side effects, see `elalora.side_effects`.
         b, t_initial, t_final, interval, scheduler: set the steps at which the side effects happen.
         ranks_from: the run whose final ranks are used: its folder, its id, or the name of a method, for the run of
@@ -56,9 +57,13 @@ class SVDLoRAConfig:
     scheduler: bool = True
     ranks_from: str | None = None
     shuffle: bool = False
+    E_rate: float = added(1.0)
+    E_start: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_choices(self, orth_form=FORMS, D4=("off", *DECAY))
+        check_numbers(self, "be above 0", "E_rate")
+        check_numbers(self, "not be negative", "orth_weight", "E_start")
         if self.shuffle and self.ranks_from is None:
             raise UserError("method.shuffle=true needs ranks to shuffle: type method.ranks_from=elalora")
 

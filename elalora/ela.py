@@ -26,7 +26,7 @@ from elalora.errors import check_choices, check_numbers
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
-from elalora.method import Capabilities, MethodFailure, Round
+from elalora.method import Capabilities, MethodFailure, Round, added
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS as ORTHOGONALITY
 from elalora.resolve import RunSize, unread
@@ -54,7 +54,9 @@ class ElaLoRAConfig:
             orthogonal to them) or "random" (a random unit vector).
         rank1_growth: lets a matrix of rank 1 grow, which the published pool never does (D10a).
         orth_weight: gamma; orth_form: "norm" or "squared" (`elalora.regulariser`).
-        capacity: slots of a matrix; None is max(2N, N + 8), or unlimited in "official".
+        capacity: slots of a matrix; None is max(2N, N + 8), or without a limit in "official"; at most
+            min(d_in, d_out), also in "official", whose code has no such bound.
+        E_rate: factor on the learning rate of E; E_start: value of E at the start (`elalora.low_rank.SVDMethod`).
         D1, D2, D4, D8, D12, D15: side effects of the official code (`elalora.side_effects`); None takes the
             variant's value.
         D4_form: which of the two forms of D4 "official" takes, "text" or "image".
@@ -84,6 +86,8 @@ class ElaLoRAConfig:
     D8: bool | None = None
     D12: bool | None = None
     D15: bool | None = None
+    E_rate: float = added(1.0)
+    E_start: float = added(0.0)
 
     def __post_init__(self) -> None:
         check_choices(
@@ -98,6 +102,8 @@ class ElaLoRAConfig:
         )
         check_numbers(self, "be at least 1", "k")
         check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
+        check_numbers(self, "be above 0", "E_rate")
+        check_numbers(self, "not be negative", "orth_weight", "E_start")
 
     def side_effects(self) -> SideEffects:
         """The side effects that are on: as set, or else as the variant has them."""
@@ -170,7 +176,7 @@ class ElaLoRA(SVDMethod):
     def capacity(self, rank: int) -> int:
         if self.config.capacity is not None:
             return self.config.capacity
-        # "official" has no limit, and this is never reached: a matrix gains at most k directions per round
+        # "official": what k directions per round could make of it; min(d_in, d_out) still bounds every matrix
         return rank + self.config.k * self._rounds_due
 
     def after_attach(self) -> None:
@@ -265,7 +271,3 @@ class ElaLoRA(SVDMethod):
     def finish(self) -> None:
         self.check_acted(self._rounds_due, "after_step was not called, or the pool was empty at every round")
         self.check_budget()
-
-    @property
-    def reconstructed(self) -> bool:
-        return self.config.variant == "paper"

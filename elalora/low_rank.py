@@ -236,15 +236,48 @@ class LowRankMethod(Method):
 class SVDMethod(LowRankMethod):
     """A method with W = W0 + scale * B diag(E) A whose A and B are kept near orthonormal.
 
-    Its config has orth_weight (gamma) and orth_form (`elalora.regulariser`).
+    Its config has orth_weight (gamma) and orth_form (`elalora.regulariser`), and two settings that no paper has. A and
+    B hear of the task through E only, and AdamW moves E by about the learning rate per step, from 0 on:
+
+        E_rate: factor on the learning rate of E, and so on its weight decay.
+        E_start: value of E in all directions at the start. Above 0 the update starts at random values of about
+            scale * E_start * 0.0004 sqrt(r) instead of at 0. Directions that are born later start at 0 all the same.
     """
 
     singular: ClassVar[bool] = True
+
+    def initialise(self, adapter: LowRankLinear) -> None:
+        super().initialise(adapter)
+        assert adapter.E is not None
+        adapter.E.data[: adapter.rank] = self.config.E_start
+
+    def start_from(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        if self.config.E_start:
+            raise UserError(
+                f"method.E_start={self.config.E_start} would add to the update that init_from starts from: remove one"
+            )
+        super().start_from(factors)
+
+    def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """As in the base class; with E_rate other than 1, E has a separate group."""
+        groups = super().groups(model, lr, weight_decay)
+        if self.config.E_rate == 1:
+            return groups
+        values = [adapter.E for adapter in self.adapters.values() if adapter.E is not None]
+        return apart(groups, values, lr=lr * self.config.E_rate, weight_decay=weight_decay)
 
     def penalty(self) -> Tensor | None:
         if not self.config.orth_weight:
             return None
         return self.config.orth_weight * orthogonality(self.adapters.values(), self.config.orth_form)
+
+
+def apart(groups: list[dict[str, Any]], parameters: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
+    """The optimizer's groups with these parameters in a last group of their own, which has these options."""
+    moved = list(parameters)
+    ids = {id(p) for p in moved}
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in ids]} for group in groups]
+    return [group for group in [*rest, {"params": moved, **options}] if group["params"]]
 
 
 def check_rank(rank: int, name: str, linear: nn.Linear, advice: str = LowRankMethod.rank_advice) -> None:

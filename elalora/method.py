@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -119,11 +119,13 @@ class Method:
         pattern: ranks of another run by matrix; set before `attach` if `ranks_from` names that run.
         rounds_seen: the rounds so far.
         whole: names of the modules that are trained whole (`keep` of `attach`).
+        numerics: revision of the numbers, part of a run's identity; revised: those of variants that have another one.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     numerics: ClassVar[int] = 1
+    revised: ClassVar[Mapping[str, int]] = {}
     capabilities: ClassVar[Capabilities] = Capabilities(ranked=False, exports_lora=False, budget="none")
     Config: ClassVar[type]
     phases: ThreePhases | None = None
@@ -139,6 +141,11 @@ class Method:
         self.whole: list[str] = []
 
     # -- identity: available before `attach` -------------------------------------------------------------
+
+    @classmethod
+    def revision(cls, config: Any) -> int:
+        """The numerics revision of the variant that `config` chooses."""
+        return cls.revised.get(getattr(config, "variant", ""), cls.numerics)
 
     @property
     def variant(self) -> str | None:
@@ -347,6 +354,23 @@ class Method:
             Exception: of many kinds, if this is not the state of this method on these matrices.
         """
         self.generator.set_state(state["generator"])
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that a method got after runs were stored: at its default, it is left out of a run's identity.
+
+    The default must therefore compute what was computed before the setting existed.
+    """
+    return field(default=default, metadata={"added": True})
+
+
+def identifying(config: Any) -> dict[str, Any]:
+    """The settings that a run's identity has: all but those of `added` at their default."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if not (f.metadata.get("added") and getattr(config, f.name) == f.default)
+    }
 
 
 def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:

@@ -1,8 +1,8 @@
 """Golden trajectories: 20 steps in float64 of every method, and of the common trainer, written to tests/golden.
 
 A finished run is found by the identity of its configuration, so its numbers must not change while the identity stays.
-When they change on purpose, raise `numerics` of the method (or TRAINER_NUMERICS in experiments/runs/plan.py) and write
-the new trajectories:
+When they change on purpose, raise `numerics` of the method, or its variant's entry in `revised` (or TRAINER_NUMERICS
+in experiments/runs/plan.py), and write the new trajectories:
 
     python -m experiments.tools.golden_trajectories
 """
@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sora-official": {"variant": "official"},
     "prilora": {"every": 5},
     "beamlora": {},
+    "beamlora-official": {"variant": "official", "keep": 0.7, "interval": 4},
     "full": {},
     "head": {},
     "bitfit": {},
@@ -64,7 +65,7 @@ def trajectory(name: str) -> dict[str, Any]:
         ranks.append(list(method.ranks().values()))
 
     train(net, method, STEPS, lr=1e-2, warmup=3, clip=1.0, each=look)
-    return {"numerics": cls.numerics, "losses": losses, "ranks": ranks}
+    return {"numerics": cls.revision(method.config), "losses": losses, "ranks": ranks}
 
 
 def trainer_trajectory() -> dict[str, Any]:

@@ -65,7 +65,13 @@ STEPS, LR, DECAY, CLIP, WARMUP = 300, 5e-3, 0.01, 0.5, 20
 PHASES = {"t_initial": 40, "t_final": 67, "interval": 5}  # T - t_f = 233 is not a multiple of 5
 
 
-def train_peft(start: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def train_peft(
+    start: dict[str, tuple[Tensor, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+    gamma: float,
+    value: float,
+    own: float,
+) -> SimpleNamespace:
     """Stock AdaLoraModel, torch's AdamW and update_and_allocate, with copies of our initial factors.
 
     PEFT is given the model in float32 and the whole is cast afterwards, without loss: in a model of another type
@@ -82,7 +88,7 @@ def train_peft(start: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.Monk
         tfinal=PHASES["t_final"],
         deltaT=PHASES["interval"],
         total_step=STEPS,
-        orth_reg_weight=0.1,
+        orth_reg_weight=gamma,
     )
     model = peft.get_peft_model(Transformer().float(), config).double()
     model.get_base_model().head.requires_grad_(True)
@@ -91,6 +97,7 @@ def train_peft(start: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.Monk
     for name, (a, b) in start.items():
         layers[name].lora_A["default"].data.copy_(a)
         layers[name].lora_B["default"].data.copy_(b.T)
+        layers[name].lora_E["default"].data.fill_(value)
     thresholds: list[float] = []
     kthvalue = torch.kthvalue
 
@@ -101,13 +108,15 @@ def train_peft(start: dict[str, tuple[Tensor, Tensor]], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch, "kthvalue", recorded)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=DECAY)
+    values = {id(layer.lora_E["default"]) for layer in layers.values()}
+    groups = [{"params": [p for p in trained if (id(p) in values) == of_e]} for of_e in (False, True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
     factor = Schedule(SimpleNamespace(param_groups=[{"lr": LR}]), STEPS, WARMUP).factor
     allocator = model.base_model.rankallocator
     seen = SimpleNamespace(layers=layers, thresholds=thresholds, patterns={}, importance={}, losses=[])
     for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = LR * factor(step)
+        for group, multiple in zip(optimizer.param_groups, (1.0, own), strict=True):
+            group["lr"] = LR * multiple * factor(step)
         loss = model.base_model(*sequences(step)).loss  # adds the penalty; a PeftModel without task type does not
         loss.backward()
         nn.utils.clip_grad_norm_(trained, CLIP)
@@ -134,7 +143,8 @@ def train_ours(method: AdaLoRA, net: Transformer) -> SimpleNamespace:
     trained = [p for p in net.parameters() if p.requires_grad]
     seen = SimpleNamespace(thresholds=[], patterns={}, rounds=[], losses=[])
     for step in range(STEPS):
-        loss = net(*sequences(step)).loss + method.penalty()
+        loss, penalty = net(*sequences(step)).loss, method.penalty()
+        loss = loss if penalty is None else loss + penalty
         loss.backward()
         nn.utils.clip_grad_norm_(trained, CLIP)
         method.gradients_ready(step)
@@ -151,12 +161,13 @@ def train_ours(method: AdaLoRA, net: Transformer) -> SimpleNamespace:
 
 
 @pytest.mark.slow
-def test_variant_peft_is_stock_peft_over_a_whole_schedule(monkeypatch):
+@pytest.mark.parametrize(("gamma", "value", "factor"), [(0.1, 0.0, 1.0), (0.0, 0.0, 1.0), (0.1, 0.2, 4.0)])
+def test_variant_peft_is_stock_peft_over_a_whole_schedule(gamma, value, factor, monkeypatch):
     net = Transformer()
-    method = AdaLoRA(AdaLoRAConfig(**PHASES), Budget(rank=4))
+    method = AdaLoRA(AdaLoRAConfig(**PHASES, orth_weight=gamma, E_start=value, E_rate=factor), Budget(rank=4))
     method.attach(net, TARGETS, STEPS, keep=["head"])
     start = {n: (a.A.detach().clone(), a.B.detach().clone()) for n, a in method.adapters.items()}
-    theirs = train_peft(start, monkeypatch)
+    theirs = train_peft(start, monkeypatch, gamma, value, factor)
     ours = train_ours(method, net)
 
     # the schedule is a real one
@@ -189,6 +200,15 @@ def assert_close(mine: Tensor, other: Tensor, relative: bool = False) -> None:
     assert mine.shape == other.shape
     gap, largest = (mine - other).abs().max().item(), other.abs().max().item()
     assert gap <= 1e-10 and (not relative or gap <= 1e-9 * largest)
+
+
+@pytest.mark.parametrize("variant", ["peft", "official", "paper"])
+def test_without_the_regulariser_every_variant_trains_masks_and_finishes(variant):
+    net, method = small(variant=variant, orth_weight=0.0)
+    assert method.penalty() is None
+    train(net, method, method.total_steps)
+    method.finish()
+    assert sum(method.ranks().values()) <= method.budget_use()[1] and any(r.pruned for r in method.rounds_seen)
 
 
 # -- schedule and variants -----------------------------------------------------------------------------------

@@ -119,10 +119,11 @@ def svd(net, steps=120, rank=3, pattern=None, seed=0, **knobs):
     return method
 
 
-def test_svd_lora_is_elalora_that_never_moves():
+@pytest.mark.parametrize("knobs", [{}, {"E_rate": 3.0, "E_start": 0.4}], ids=str)
+def test_svd_lora_is_elalora_that_never_moves(knobs):
     first, second = Net(), Net()
-    fixed = svd(first, seed=4)
-    frozen = ElaLoRA(ElaLoRAConfig(t_initial=10, t_final=20, interval=8, b=0), Budget(3))
+    fixed = svd(first, seed=4, **knobs)
+    frozen = ElaLoRA(ElaLoRAConfig(t_initial=10, t_final=20, interval=8, b=0, **knobs), Budget(3))
     frozen.attach(second, ["up", "down"], 120, keep=["head"], seed=4)
     train(first, fixed, 40)
     train(second, frozen, 40)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net, batch, train
-from reference_ela import reference_run
+from reference_ela import Direction, reference_run
 from torch import nn
 
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, MethodFailure, Schedule, UserError
@@ -32,11 +32,19 @@ def start_factors(method):
 
 
 @pytest.mark.parametrize(
-    "on", [(), ("D1",), ("D2",), ("D8",), ("D15",), SWITCHES], ids=lambda s: "+".join(s) or "paper"
+    ("on", "value"),
+    [
+        *[(on, {}) for on in ((), ("D1",), ("D2",), ("D8",), ("D15",), SWITCHES)],
+        ((), {"E_rate": 5.0, "E_start": 0.3}),
+        pytest.param(SWITCHES, {"E_rate": 0.2}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def test_a_whole_run_equals_the_reference_from_the_formulas(on):
+def test_a_whole_run_equals_the_reference_from_the_formulas(on, value, monkeypatch):
     switches = {name: name in on for name in SWITCHES}
-    net, method = ela(**{name: value for name, value in switches.items()})
+    net, method = ela(**switches, **value)
+    monkeypatch.setattr(Direction, "e_rate", value.get("E_rate", 1.0))
+    assert all(set(a.E[:3].tolist()) == {value.get("E_start", 0.0)} for a in method.adapters.values())
     generator = torch.Generator()
     generator.set_state(method.generator.get_state())
     reference = Net()
@@ -66,6 +74,27 @@ def test_a_whole_run_equals_the_reference_from_the_formulas(on):
         assert adapter.rank == len(matrices[name].directions)
         torch.testing.assert_close(adapter.delta(), matrices[name].delta(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(net.head.weight, reference.head.weight, rtol=1e-8, atol=1e-10)
+
+
+def test_a_checked_variant_is_not_marked_as_reconstructed():
+    assert not any(ela(variant=variant)[1].reconstructed for variant in ("paper", "official"))
+
+
+def test_the_rate_of_e_scales_how_far_it_moves_in_a_step():
+    """AdamW moves an entry by its learning rate in the first step, so E by lr times its factor, and A and B by lr."""
+    for factor in (1.0, 7.0):
+        net, method = ela(E_rate=factor, E_start=0.5)
+        before = start_factors(method)
+        train(net, method, 1, lr=1e-3)
+        for name, adapter in method.adapters.items():
+            moved = [(p.detach()[:3] - old).abs().max() for p, old in zip(adapter.factors(), before[name], strict=True)]
+            assert [float(m) for m in moved] == pytest.approx([1e-3, 1e-3, factor * 1e-3], rel=1e-2), name
+
+
+def test_a_start_of_e_is_refused_beside_the_start_from_another_run():
+    _, method = ela(E_start=0.5)
+    with pytest.raises(UserError, match="method.E_start=0.5"):
+        method.start_from({})
 
 
 def test_the_model_is_unchanged_at_the_start():
@@ -247,7 +276,20 @@ def test_a_full_matrix_is_no_candidate_and_the_event_is_counted():
     assert sum(r.notes["blocked"] for r in method.rounds_seen) > 0
 
 
-def test_official_capacity_is_out_of_reach():
+def test_growth_ends_at_the_smaller_dimension_in_official_too_and_is_counted():
+    """The authors' code has no such bound: there a 5 x 14 matrix can have 7 directions."""
+    net, method = ela(rank=4, net=Net(width=5), variant="official", D12=False, b=6, scheduler=False, steps=200)
+    run = torch.Generator().manual_seed(0)
+    method.importance.scores = lambda generator: {n: torch.rand(r, generator=run).tolist()
+                                                  for n, r in method.ranks().items()}  # fmt: skip
+    optimizer = RowwiseAdamW([nn.Parameter(torch.zeros(1))])
+    for step in method.phases.rounds():
+        method.after_step(step, optimizer, Schedule(optimizer, 200))
+    assert max(max(r.ranks.values()) for r in method.rounds_seen) == 5
+    assert sum(r.notes["blocked"] for r in method.rounds_seen) > 0
+
+
+def test_official_capacity_is_out_of_reach_in_a_matrix_that_is_large_enough():
     _, method = ela(variant="official", k=2, steps=120)
     rounds = len(method.phases.rounds())
     for name, adapter in method.adapters.items():
@@ -307,6 +349,9 @@ def test_saved_in_the_middle_of_the_adjustment_it_goes_on_bit_for_bit():
         ({"k": 0}, "method.k=0"),
         ({"beta1": 1.0}, "method.beta1"),
         ({"D4": "audio"}, "method.D4"),
+        ({"E_rate": 0.0}, "method.E_rate=0.0 must be above 0"),
+        ({"E_start": -1.0}, "method.E_start=-1.0 must not be negative"),
+        ({"orth_weight": -0.1}, "method.orth_weight=-0.1 must not be negative"),
     ],
 )
 def test_unknown_choices_name_the_allowed_ones(knobs, says):

@@ -61,9 +61,11 @@ def train(
     total: int | None = None,
 ) -> tuple[RowwiseAdamW, Schedule]:
     """The loop of `elalora.method`, on one batch a step."""
-    optimizer = optimizer or RowwiseAdamW(method.groups(net, lr, weight_decay), method.directions())
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    if optimizer is None:
+        optimizer = RowwiseAdamW(method.groups(net, lr, weight_decay), method.directions())
+    else:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
     schedule = Schedule(optimizer, total or method.total_steps, warmup, stages=method.stages())
     schedule.at(start)
     for step in range(start, start + steps):

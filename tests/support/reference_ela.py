@@ -11,6 +11,8 @@ from torch import nn
 
 
 class Direction:
+    e_rate = 1.0  # factor on the learning rate of e
+
     def __init__(self, a, b, e):
         self.parts = [nn.Parameter(t.clone()) for t in (a, b, e)]
         self.smooth = [torch.zeros_like(p) for p in self.parts]
@@ -18,7 +20,13 @@ class Direction:
         self.fresh_optimizer()
 
     def fresh_optimizer(self):
-        self.optimizer = torch.optim.AdamW(self.parts, lr=1.0, weight_decay=0.0)
+        vectors, value = {"params": self.parts[:2]}, {"params": self.parts[2:]}
+        self.optimizer = torch.optim.AdamW([vectors, value], lr=1.0, weight_decay=0.0)
+
+    def step(self, rate):
+        for group, factor in zip(self.optimizer.param_groups, (1.0, self.e_rate), strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
 
     def remember(self):
         self.before = [p.detach().clone() for p in self.parts]
@@ -87,9 +95,10 @@ def reference_run(net, factors, generator, total, t_i, t_f, interval, b0, k, lr,
         nn.utils.clip_grad_norm_(own, clip)
         for d in lone:
             d.remember()
-        for optimizer in [head, *(d.optimizer for d in lone)]:
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
+        head.param_groups[0]["lr"] = rate
+        head.step()
+        for d in lone:
+            d.step(rate)
         if t < total - t_f:
             for d in lone:
                 d.importance([p.detach() for p in d.parts] if switches["D15"] else d.before)
