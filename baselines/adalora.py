@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
-from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round, added
+from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
 from elalora.regulariser import FORMS
-from elalora.resolve import RunSize, unread
+from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Schedule, ThreePhases, length_in
 
 VARIANTS = ("peft", "official", "paper")

@@ -30,9 +30,9 @@ from elalora.adapters import LowRankLinear
 from elalora.directions import Directions
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
-from elalora.method import Capabilities, Round, added
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.resolve import RunSize, unread
+from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Schedule, length_in
 
 SWITCHES = ("B1", "B2", "B3", "B4", "B5", "B6")

@@ -21,10 +21,10 @@ from torch import nn
 from elalora.attach import place
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import SVDMethod
-from elalora.method import Round, added
+from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS
-from elalora.resolve import RunSize, unread
+from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
 

@@ -26,10 +26,10 @@ from elalora.errors import check_choices, check_numbers
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
-from elalora.method import Capabilities, MethodFailure, Round, added
+from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS as ORTHOGONALITY
-from elalora.resolve import RunSize, unread
+from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
 

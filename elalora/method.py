@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -354,23 +354,6 @@ class Method:
             Exception: of many kinds, if this is not the state of this method on these matrices.
         """
         self.generator.set_state(state["generator"])
-
-
-def added(default: Any) -> Any:
-    """A dataclass field that a method got after runs were stored: at its default, it is left out of a run's identity.
-
-    The default must therefore compute what was computed before the setting existed.
-    """
-    return field(default=default, metadata={"added": True})
-
-
-def identifying(config: Any) -> dict[str, Any]:
-    """The settings that a run's identity has: all but those of `added` at their default."""
-    return {
-        f.name: getattr(config, f.name)
-        for f in fields(config)
-        if not (f.metadata.get("added") and getattr(config, f.name) == f.default)
-    }
 
 
 def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:

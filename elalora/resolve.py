@@ -7,7 +7,7 @@ identity uses before it is hashed, so that the two cannot drift apart.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from elalora.errors import UserError
@@ -43,10 +43,10 @@ def canonical(config: Any, size: RunSize) -> Any:
     """The one spelling of all settings that resolve to the same: every one that may be is at its default."""
     acting = resolve(config, size)
     shortest = acting
-    for field in fields(config):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
+    for f in fields(config):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
         try:
-            shorter = replace(shortest, **{field.name: default})
+            shorter = replace(shortest, **{f.name: default})
             if resolve(shorter, size) == acting:
                 shortest = shorter
         except UserError:  # this setting and another one only fit together
@@ -56,4 +56,21 @@ def canonical(config: Any, size: RunSize) -> Any:
 
 def unread(config: Any, *names: str) -> dict[str, Any]:
     """The defaults of settings that nothing reads beside the others, for `dataclasses.replace`."""
-    return {field.name: field.default for field in fields(config) if field.name in names}
+    return {f.name: f.default for f in fields(config) if f.name in names}
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that a method got after runs were stored: at its default, it is left out of a run's identity.
+
+    The default must therefore compute what was computed before the setting existed.
+    """
+    return field(default=default, metadata={"added": True})
+
+
+def identifying(config: Any) -> dict[str, Any]:
+    """The settings that a run's identity has: all but those of `added` at their default."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if not (f.metadata.get("added") and getattr(config, f.name) == f.default)
+    }

@@ -20,7 +20,7 @@ from baselines.registry import METHODS, method_class
 from elalora.budget import Budget
 from elalora.errors import UserError
 from elalora.method import Method
-from elalora.resolve import RunSize
+from elalora.resolve import RunSize, identifying
 from elalora.resolve import canonical as canonical_settings
 from elalora.schedules import steps_of
 from elalora.targets import ARCHITECTURES, NAMES, patterns_of
@@ -58,7 +58,7 @@ def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: boo
     config = check_method(cls, {key: value for key, value in out["method"].items() if key != "name"})
     size = size_of(out, getattr(config, "ranks_from", None) is None, None if at_most else out["data"]["train_items"])
     config = canonical_settings(config, size)
-    out["method"] = {"name": _name(cls, out["method"]["name"]), **_numbers(vars(config))}
+    out["method"] = {"name": _name(cls, out["method"]["name"]), **_numbers(identifying(config))}
     out["trainer"] = _trainer(out, size, cls(config, _budget(out)))
     out["task"] = {
         key: value for key, value in out["task"].items()

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from baselines.registry import METHODS, method_class
 from elalora.budget import Budget
 from elalora.errors import UserError
-from elalora.method import Method, identifying
+from elalora.method import Method
 from elalora.schedules import steps_of
 from experiments.config.compose import compose_run, same_command
 from experiments.config.task import check_task
@@ -213,7 +213,7 @@ def _identity(
 ) -> dict[str, Any]:
     whole = OmegaConf.to_container(config, resolve=True)
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
-    science["method"] = {"name": config.method.name, **identifying(method_config)}
+    science["method"] = {"name": config.method.name, **vars(method_config)}
     for source in sources:
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
     science["budget"] = budget_name(budget)

@@ -47,6 +47,11 @@ SAME = {
     "SoRA's stages where there is one": ("method=sora method.max_lambda=1e-3 method.stage_share=0.1 method.S3=true",
                                          "method=sora"),
     "SoRA's gates at the common rate": ("method=sora method.gate_lr=3e-3", "method=sora"),
+    "BeamLoRA's switches as the variant has them": ("method=beamlora method.variant=official method.B2=true",
+                                                    "method=beamlora method.variant=official"),
+    "the time of a copy that is not used": ("method=beamlora method.historical=false method.B5=true",
+                                            "method=beamlora method.historical=false"),
+    "E as it always was": ("method.E_rate=1 method.E_start=-0.0", ""),
     "BeamLoRA's defaults": ("method=beamlora method.alpha=8 method.interval=8 method.end=67", "method=beamlora"),
     "PRILoRA's ramp": ("method=prilora method.start=2 method.end=6", "method=prilora"),
     "a method by its class": ("method=lora method.name=baselines.lora:LoRA", "method=lora"),
@@ -71,6 +76,9 @@ SAME = {
 
 OTHER = {
     "a switch": ("method.D1=true", ""),
+    "the rate of E": ("method.E_rate=2", ""),
+    "the start of E": ("method=adalora method.E_start=0.1", "method=adalora"),
+    "a switch of BeamLoRA": ("method=beamlora method.B2=true", "method=beamlora"),
     "a switch against the variant": ("method.variant=official method.D1=false", "method.variant=official"),
     "D4 as text with weight decay": ("method.D4=text trainer.weight_decay=0.1", "trainer.weight_decay=0.1"),
     "epochs of a split that may be smaller": ("task=wnli trainer.max_steps=null trainer.epochs=2", "task=wnli"),
@@ -99,6 +107,19 @@ def test_one_computation_has_one_identity(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize("pair", OTHER.values(), ids=OTHER)
 def test_another_computation_has_another_identity(pair: tuple[str, str]) -> None:
     assert plan(pair[0]).id != plan(pair[1]).id
+
+
+@pytest.mark.parametrize("method", ["elalora", "svd_lora", "adalora", "beamlora"])
+def test_a_setting_that_came_after_stored_runs_is_no_part_of_their_identity(method: str) -> None:
+    stored = plan(f"method={method}").identity["method"]
+    added = [f.name for f in fields(method_class(method).Config) if f.metadata.get("added")]
+    assert added and not set(added) & set(stored)
+    assert plan("method.E_rate=2").identity["method"]["E_rate"] == 2.0
+
+
+def test_a_revision_of_one_variant_leaves_the_runs_of_the_others() -> None:
+    paper, official = (plan(f"method=beamlora method.variant={name}").identity for name in ("paper", "official"))
+    assert (paper["numerics"]["method"], official["numerics"]["method"]) == (1, 2)
 
 
 @pytest.mark.parametrize("method", METHODS)
