@@ -21,10 +21,10 @@ def show_all(configs: list[DictConfig]) -> int:
     else:
         print(preview([make_plan(config) for config in configs]))
     if configs[0].launcher.kind == "slurm":
-        from experiments.launch.slurm import describe
+        from experiments.launch.slurm import preview as preview_jobs
 
-        plans = [c.plan for c in cells_of(study) if c.plan] if study is not None else map(make_plan, configs)
-        print("\n".join(describe([p for p in plans if p.finished() is None], OmegaConf.to_object(configs[0].launcher))))
+        plans = [c.plan for c in cells_of(study) if c.plan] if study is not None else list(map(make_plan, configs))
+        print("\n".join(preview_jobs(plans, OmegaConf.to_object(configs[0].launcher))))
     return 0
 
 

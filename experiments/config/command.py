@@ -15,7 +15,7 @@ from experiments.config.words import key_of
 
 SLURM_ONLY = (
     "runs_per_job", "partition", "account", "qos", "constraint", "gres", "gpus", "cpus", "mem_gb", "minutes",
-    "parallel", "signal_seconds", "max_requeues", "wait",
+    "parallel", "signal_seconds", "max_requeues", "resubmit_cancelled", "wait",
 )  # fmt: skip
 
 

@@ -113,6 +113,7 @@ class LauncherConfig:
         parallel: maximum number of jobs of an array that run at a time.
         signal_seconds: how long before the limit SLURM signals a job to stop.
         max_requeues: how often a job may be requeued.
+        resubmit_cancelled: whether runs whose SLURM job was cancelled are submitted again.
         wait: whether the command waits until all submitted jobs have ended.
     """
 
@@ -131,6 +132,7 @@ class LauncherConfig:
     parallel: int = 256
     signal_seconds: int = 120
     max_requeues: int = 50
+    resubmit_cancelled: bool = False
     wait: bool = False
 
 

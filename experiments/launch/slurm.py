@@ -29,6 +29,8 @@ from experiments.runs.plan import Plan, in_order, make_plan
 from experiments.runtime.manifest import code_now, loaded_code, warn_if_changed
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.signals import Preempted
+from experiments.runtime.text import counted
+from experiments.store.queue import last_jobs, live_jobs, note_job, output
 
 REQUEUE = signal.SIGUSR2  # submitit has SLURM send it before the time limit
 POLL_SECONDS = 5.0
@@ -36,7 +38,7 @@ ACTIVE = ("PENDING", "RUNNING", "REQUEUED")  # states that accounting may still 
 
 
 def run_plans(runs: Sequence[Plan], config: LauncherConfig) -> int:
-    """Submits the runs that are neither done nor in the queue, and prints the state of all.
+    """Submits the runs that are neither done nor in the queue nor cancelled, and prints the state of all.
 
     Returns:
         0 if every run is done or in the queue, 1 if one failed (with `launcher.wait`: if one is not done).
@@ -46,17 +48,40 @@ def run_plans(runs: Sequence[Plan], config: LauncherConfig) -> int:
     """
     _check(config)
     plans = in_order(runs)
-    queued = _queued(plans, _live())
-    new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
+    queued = _queued(plans, live_jobs())
+    new = _to_submit(plans, queued, config)
     for plan, reason in _reasons([plan for plan in new if plan.folder.status()]):
         print(f"{plan.label} stopped before: {reason}; submitting it again")
     for line in describe(new, config):
         print(line)
     _submit(new, config)
     if config.wait:
-        while _queued(plans, _live()):
+        while _queued(plans, live_jobs()):
             time.sleep(POLL_SECONDS)
     return _summary(plans)
+
+
+def _to_submit(plans: Sequence[Plan], queued: Collection[str], config: LauncherConfig) -> list[Plan]:
+    new = [plan for plan in plans if plan.finished() is None and plan.id not in queued]
+    cancelled = set() if config.resubmit_cancelled else _cancelled(new)
+    return [plan for plan in new if plan.id not in cancelled]
+
+
+def preview(runs: Sequence[Plan], config: LauncherConfig) -> list[str]:
+    """What `run_plans` would submit, and what is in the queue already; submits nothing.
+
+    Raises:
+        UserError: a launcher setting is out of range.
+    """
+    plans = in_order(runs)
+    try:
+        queued = _queued(plans, live_jobs())
+    except UserError:  # no SLURM on this machine
+        queued = {}
+    new = _to_submit(plans, queued, config)
+    left = sum(plan.finished() is None for plan in plans) - len(queued) - len(new)
+    states = {"in the queue": len(queued), "cancelled (launcher.resubmit_cancelled=true submits them again)": left}
+    return [*describe(new, config), *(f"{counted(n, 'run')} {state}" for state, n in states.items() if n)]
 
 
 def describe(plans: Sequence[Plan], config: LauncherConfig) -> list[str]:
@@ -128,7 +153,7 @@ def _in_grace() -> bool:
 
     SLURM does not requeue a job that ends within that time. A job that is cancelled or requeued is listed as ending.
     """
-    return _output("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T", check=False).strip() == "RUNNING"
+    return output("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T", check=False).strip() == "RUNNING"
 
 
 def _submitted_plan(run: str, text: str) -> Plan:
@@ -168,9 +193,8 @@ def _submit(plans: Sequence[Plan], config: LauncherConfig) -> None:
             submitted = executor.map_array(Job.__call__, jobs)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"sbatch refused the job: {str(error).strip().splitlines()[-1]}") from error
-        with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            for job, part in zip(submitted, parts, strict=True):
-                file.write(json.dumps({"job": job.job_id, "runs": [plan.id for plan in part]}) + "\n")
+        for job, part in zip(submitted, parts, strict=True):
+            note_job(folder.parent, job.job_id, [plan.id for plan in part], [plan.folder.path for plan in part])
         earlier = sorted({job.job_id.partition("_")[0] for job in submitted})
         print(f"submitted: job {earlier[0]}, {len(submitted)} of it; logs in {folder / 'logs'}", flush=True)
 
@@ -209,45 +233,38 @@ def _queued(plans: Sequence[Plan], live: Collection[str]) -> dict[str, str]:
     return {plan.id: job for plan in plans if (job := jobs.get(plan.id, "")) in live and plan.finished() is None}
 
 
-def _live() -> dict[str, str]:
-    """Every job in the queue, with the reason why it waits."""
-    try:
-        return dict(line.split("|", 1) for line in _output("squeue", "-h", "-r", "-o", "%i|%r").splitlines())
-    except FileNotFoundError:
-        line = "hydra/launcher=slurm needs SLURM's commands (squeue, sbatch), which this machine does not have"
-        raise UserError(line) from None
-    except subprocess.SubprocessError as error:
-        raise UserError(f"squeue failed: {getattr(error, 'stderr', None) or error}".strip()) from error
-
-
-def _output(*command: str, check: bool = True) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=check).stdout
-
-
 def _jobs(plans: Sequence[Plan]) -> dict[str, str]:
     """The last job that each run was submitted in, by run id."""
-    jobs: dict[str, str] = {}
-    for folder in {_jobs_folder(plan) for plan in plans}:
-        path = folder / "jobs.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            entry = json.loads(line)
-            jobs |= dict.fromkeys(entry["runs"], entry["job"])
-    return jobs
+    stores = {Path(plan.config.store.root) for plan in plans}
+    return {run: job for store in stores for run, job in last_jobs(store, "runs").items()}
+
+
+def _cancelled(plans: Sequence[Plan]) -> set[str]:
+    """Ids of the runs whose last job a person cancelled, as far as the cluster keeps accounting."""
+    jobs = _jobs(plans)
+    ends = _accounting({jobs[plan.id] for plan in plans if plan.id in jobs})
+    return {plan.id for plan in plans if " CANCELLED" in ends.get(jobs.get(plan.id, ""), "")}
 
 
 def _summary(plans: Sequence[Plan]) -> int:
-    live = _live()
+    live = live_jobs()
     queued = _queued(plans, live)
     left = [plan for plan in plans if plan.finished() is None]
     lost = [plan for plan in left if plan.id not in queued]
+    cancelled = _cancelled(lost)
     for plan, reason in _reasons(lost):
-        print(f"elalora: {plan.label} failed: {reason} (see {plan.folder.path})", file=sys.stderr)
+        word = "was cancelled" if plan.id in cancelled else "failed"
+        print(f"elalora: {plan.label} {word}: {reason} (see {plan.folder.path})", file=sys.stderr)
     for job in sorted(set(queued.values())):
         if "held" in live.get(job, "").lower():  # only a person can release it
             print(f"elalora: job {job} is held ({live[job]}); type scontrol release {job}", file=sys.stderr)
-    print(f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {len(lost)} failed")
-    if left:
-        print("run the same command again to see their state and to resubmit what failed")
+    failed = len(lost) - len(cancelled)
+    line = f"{len(plans) - len(left)} of {len(plans)} runs done, {len(queued)} in the queue, {failed} failed"
+    print(line + (f", {len(cancelled)} cancelled" if cancelled else ""))
+    if cancelled:
+        print("cancelled runs are not submitted again; to do so add launcher.resubmit_cancelled=true")
+    if len(left) > len(cancelled):
+        print("run the same command again to see their state and to resubmit what failed; with --plan only to look")
     return 1 if lost else 0
 
 
@@ -267,7 +284,7 @@ def _accounting(jobs: Collection[str]) -> dict[str, str]:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in jobs}))
     try:
-        lines = _output("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays).splitlines()
+        lines = output("sacct", "-n", "-X", "-P", "-o", "JobID,State,ExitCode", "-j", arrays).splitlines()
     except (OSError, subprocess.SubprocessError):
         return {}
     rows = [line.split("|") for line in lines]

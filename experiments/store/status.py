@@ -14,7 +14,7 @@ import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from experiments.store.compact import opened
 from experiments.store.folder import RunFolder
 from experiments.store.foreign import DAMAGE, parse_yaml, read_tail, read_text
 from experiments.store.name import RunName
+from experiments.store.queue import queued_folders
 
-STATES = ("running", "stale", "failed", "preempted", "done", "older", "unreadable")
+STATES = ("running", "queued", "stale", "failed", "preempted", "done", "older", "unreadable")
 STALE_SECONDS = 600.0
 LONGEST_LINE = 10_000  # characters; a command may list hundreds of seeds
 OVERRIDES = re.compile(r"^overrides:\n(?:[- ].*\n?)*", re.M)
@@ -47,6 +48,7 @@ class RunStatus:
         step, total: progress; None before the first logged step.
         seconds_per_step: of the last log line; None unless the run is running.
         overrides: the words the run was composed from; None if its config.yaml cannot be read.
+        job: of a queued run: the SLURM job in which it waits, and why.
     """
 
     path: str
@@ -63,6 +65,7 @@ class RunStatus:
     attempts: int
     error: str | None
     overrides: list[str] | None
+    job: str | None = None
 
 
 def read_store(root: Path, stale: float = STALE_SECONDS) -> list[RunStatus]:
@@ -81,7 +84,16 @@ def read_store(root: Path, stale: float = STALE_SECONDS) -> list[RunStatus]:
     runs = opened(root)
     started = {path.parent for name in ("status.json", "result.json") for path in runs.glob(f"*/*/{name}")}
     store = str(root) if runs == root else None
-    return [_read(folder, store, now, stale) for folder in sorted(started)]
+    queued = queued_folders(root)
+    runs_now = [_read(folder, store, now, stale) for folder in sorted(started | set(queued))]
+    return [_as_queued(run, queued.get(Path(run.path))) for run in runs_now]
+
+
+def _as_queued(run: RunStatus, job: str | None) -> RunStatus:
+    """The run with the state of its SLURM job, unless it is at work or done."""
+    if job is None or run.state in ("running", "done"):
+        return run
+    return replace(run, state="queued", job=job, failure=None, error=None)
 
 
 def _read(folder: Path, store: str | None, now: float, stale: float) -> RunStatus:
@@ -150,9 +162,15 @@ def overview(runs: Sequence[RunStatus]) -> str:
     lines = [f"{counted(len(runs), 'run')}: " + (", ".join(f"{counts[s]} {s}" for s in STATES if counts[s]) or "none")]
     lines += [f"  {name}: {_repeats(alike)}" for name, alike in sorted(arms(runs).items())]
     active = [f"{run.path}  {_progress(run)}" for run in runs if run.state in ("running", "stale")]
+    waiting = [f"{run.path}  {run.job}" for run in runs if run.state == "queued"]
     stopped = [f"{run.path}  {_why(run)}" for run in runs if run.state in ("failed", "preempted", "unreadable")]
     commands = [line for command, others in retry(runs) for line in (command, *_warning(others))]
-    for title, entries in (("running", active), ("stopped", stopped), ("to resume", commands)):
+    for title, entries in (
+        ("running", active),
+        ("in the queue", waiting),
+        ("stopped", stopped),
+        ("to resume", commands),
+    ):
         if entries:
             lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
     for store in dict.fromkeys(str(Path(run.path).parent.parent) for run in runs if run.state == "older"):

@@ -62,7 +62,7 @@ KillWait=5
 MinJobAge=300
 OverTimeLimit=0
 PropagateResourceLimits=NONE
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory={memory} State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
@@ -102,7 +102,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     ports = {"db_port": db_port, "dbd_port": dbd_port, "ctld_port": ctld_port, "d_port": d_port}
     for name in ("munge", "log", "state", "spool"):
         (folder / name).mkdir(parents=True, mode=0o755)
-    (folder / "slurm.conf").write_text(SLURM_CONF.format(host=host, folder=folder, **ports))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 - 100  # MiB, for launcher.mem_gb
+    (folder / "slurm.conf").write_text(SLURM_CONF.format(host=host, folder=folder, memory=memory, **ports))
     (folder / "slurmdbd.conf").write_text(DBD_CONF.format(host=host, folder=folder, **ports))
     (folder / "slurmdbd.conf").chmod(0o600)
     env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}

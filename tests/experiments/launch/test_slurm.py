@@ -19,9 +19,11 @@ from tiny_runs import MOVES, QUICK, ROOT, command, quick
 from elalora.errors import UserError
 from experiments.config.schema import LauncherConfig
 from experiments.launch import slurm as slurm_launcher
-from experiments.launch.slurm import chunks, dependency_layers, describe, run_plans
+from experiments.launch.slurm import chunks, dependency_layers, describe, preview, run_plans
 from experiments.runs.plan import make_plan
 from experiments.runtime.manifest import Code
+from experiments.store.queue import jobs_file, note_job
+from experiments.store.status import overview, read_store
 from experiments.tools.slurm_cluster import cluster, kill_node, missing
 
 
@@ -303,6 +305,69 @@ def test_accounting_is_quoted_where_a_run_could_not_write_its_end(tiny_model_dir
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "/nowhere")
     assert [line for _, line in slurm_launcher._reasons(plans)] == [nothing, "NotFinite: loss", nothing, nothing]
+
+
+@pytest.fixture
+def asked(tiny_model_dir, tmp_path, monkeypatch):
+    """Three runs whose jobs SLURM lists: one waits, one was cancelled, one failed; what is submitted is noted."""
+    plans = [make_plan(quick(tiny_model_dir, tmp_path, "method=lora", f"seed={seed}")) for seed in range(3)]
+    (tmp_path / ".slurm").mkdir()
+    for number, plan in enumerate(plans):
+        note_job(tmp_path, f"5_{number}", [plan.id], [plan.folder.path])
+    rows = {"squeue": "5_0|Resources\n", "sacct": "5_1|CANCELLED by 0|0:0\n5_2|FAILED|1:0\n"}
+    monkeypatch.setattr(
+        slurm_launcher.subprocess, "run", lambda words, **more: SimpleNamespace(stdout=rows.get(words[0], ""))
+    )
+    submitted = []
+    monkeypatch.setattr(slurm_launcher, "_submit", lambda new, config: submitted.extend(new))
+    return plans, submitted
+
+
+def test_a_run_that_was_cancelled_on_purpose_is_not_submitted_again(asked, capsys):
+    plans, submitted = asked
+    assert run_plans(plans, LauncherConfig(kind="slurm")) == 1
+    assert submitted == [plans[2]]
+    said = capsys.readouterr()
+    assert f"{plans[1].label} was cancelled: " in said.err and "0 of 3 runs done, 1 in the queue, 1 failed" in said.out
+    assert "add launcher.resubmit_cancelled=true" in said.out
+    submitted.clear()
+    run_plans(plans, LauncherConfig(kind="slurm", resubmit_cancelled=True))
+    assert submitted == plans[1:]
+
+
+def test_a_plan_says_what_is_queued_and_cancelled_and_submits_nothing(asked):
+    plans, submitted = asked
+    lines = preview(plans, LauncherConfig(kind="slurm"))
+    assert lines[0].startswith("SLURM array of 1 jobs for 1 runs") and lines[1] == "1 run in the queue"
+    assert lines[2].startswith("1 run cancelled (launcher.resubmit_cancelled=true") and not submitted
+
+
+def test_status_shows_a_run_that_waits_in_the_queue_before_it_has_a_folder(asked, tmp_path):
+    plans, _ = asked
+    (run,) = read_store(tmp_path)
+    assert (run.state, run.path, run.job) == ("queued", str(plans[0].folder.path), "job 5_0 (Resources)")
+    text = overview([run])
+    assert "1 run: 1 queued" in text and f"in the queue:\n  {run.path}  job 5_0 (Resources)" in text
+    plans[0].folder.path.mkdir(parents=True)
+    plans[0].folder.write("status.json", {"state": "preempted"})
+    assert [run.state for run in read_store(tmp_path)] == ["queued"]
+    plans[0].folder.write("status.json", {"state": "running", "heartbeat": time.time()})
+    assert [run.state for run in read_store(tmp_path)] == ["running"]
+
+
+def test_jobs_of_another_persons_store_name_no_folder_outside_it(tmp_path, monkeypatch):
+    (tmp_path / "runs" / ".slurm").mkdir(parents=True)
+    lines = [{"job": "5_0", "folders": ["../lora-r4-s0-0123456789", "/etc", "a/b/c"]}, {"job": 3}, [], {"folders": 1}]
+    jobs_file(tmp_path / "runs").write_text("".join(json.dumps(line) + "\n" for line in lines) + "{")
+    monkeypatch.setattr(slurm_launcher.subprocess, "run", lambda words, **more: SimpleNamespace(stdout="5_0|x\n"))
+    assert read_store(tmp_path / "runs") == []
+
+
+@needs_slurm
+def test_a_job_may_take_most_of_the_machines_memory(slurm, tiny_model_dir, tmp_path):
+    given = words(tiny_model_dir, tmp_path, "method=lora", "trainer.max_steps=3", "launcher.mem_gb=4.5")
+    done = command(*given, "launcher.wait=true", env=slurm)
+    assert done.returncode == 0 and "1 of 1 runs done" in done.stdout, done.stderr
 
 
 def test_a_job_that_slurm_holds_is_named_with_what_to_type(tiny_model_dir, tmp_path, monkeypatch, capsys):
