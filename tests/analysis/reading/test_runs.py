@@ -61,6 +61,13 @@ def test_names_tell_settings_apart_only_where_two_arms_share_a_cell(store: Path)
     assert runs.loc[runs["task"] == "vader_tweets", "shown"].tolist() == ["LoRA"]
 
 
+def test_a_mark_of_a_stored_run_goes_when_its_method_was_checked_later(store: Path) -> None:
+    for method, variant in (("elalora", "paper"), ("sora", "paper")):
+        write_run(store, result(method, 0, 81.0, variant=variant, reconstructed=True))
+    marked = load_runs(store).set_index("method")["reconstructed"]
+    assert not marked["elalora"] and marked["sora"]
+
+
 def test_a_deeply_nested_setting_is_a_problem(store: Path) -> None:
     nested = json.loads("[" * 700 + "]" * 700)
     write_run(store, result("lora", 5, 80.0, identity__trainer={"lr": nested}))
