@@ -7,6 +7,14 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+FAMILIES = {
+    **dict.fromkeys(("lora", "prilora", "beamlora", "sora", "peft"), "lora"),
+    **dict.fromkeys(("elalora", "svd_lora", "adalora"), "svd"),
+    "head": "head",
+    "bitfit": "head",
+    "full": "full",
+}
+CENTRES = {"lora": 1e-3, "svd": 3e-3, "head": 1e-3, "full": 3e-5}
 PartKind = StrEnum("PartKind", "confirmatory exploratory ablation")
 Correction = StrEnum("Correction", "holm")
 
@@ -20,16 +28,16 @@ class RecipeConfig:
         source: the paper or script from which the values for this method, task and model are copied; null if none.
         changed: settings of the source that the command changed.
         families: method -> family; methods of one family share the centre of their learning-rate grid.
-        centres: family -> learning rate.
+        centres: family -> learning rate of a run that sets none, and the centre of grids (docs/studies.md).
         family: of this run's method.
     """
 
     name: str = "none"
     source: str | None = None
     changed: list[str] = field(default_factory=list)
-    families: dict[str, str] = field(default_factory=dict)
-    centres: dict[str, float] = field(default_factory=dict)
-    family: str = "lora"
+    families: dict[str, str] = field(default_factory=lambda: dict(FAMILIES))
+    centres: dict[str, float] = field(default_factory=lambda: dict(CENTRES))
+    family: str = "${oc.select:recipe.families.${method.name},lora}"
 
 
 @dataclass

@@ -36,6 +36,8 @@ EXECUTED = {
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
     "python -m experiments compact": "test_compact.py",
+    "python -m experiments verify": "test_finished.py",
+    "python -m experiments migrate": "test_migration.py",
     "python -m experiments.contribution": "test_contribution.py",
     "python -m experiments.bench": "test_bench.py",
     "python -m experiments.bench.epoch": "test_bench.py",

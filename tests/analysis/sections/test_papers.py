@@ -153,7 +153,8 @@ def test_missing_runs_are_counted_with_a_command_and_enter_no_average(tmp_path: 
 @pytest.mark.parametrize(
     "words",
     [
-        ["method=elalora", "method.k=3", "task=rte", "task.max_length=64", "budget=r2", "trainer=standard", "seed=3",
+        ["method=elalora", "method.k=3", "method.interval=2", "task=rte", "task.max_length=64", "budget=r2",
+         "trainer=standard", "seed=3",
          "trainer.lr=0.0002", "data.train_items=100", "protocol=paper_last", "model.dropout=0.2"],
         ["method=svd_lora", "method.ranks_from='elalora variant=official trainer.lr=0.01'", "budget=r2", "seed=3"],
         ["method=lora", "recipe=published", "task=rte", "trainer.max_steps=50", "seed=3", "budget=params",
