@@ -265,9 +265,10 @@ def _do(plan: Plan) -> tuple[int, str]:
     except UserError as error:
         return 2, first_line(error)
     except Preempted as error:
-        return 1, f"stopped by a signal: {first_line(error)}"
+        inner = error.__cause__ if isinstance(error.__cause__, Exception) else error  # without the run's name
+        return 1, f"stopped by a signal: {first_line(inner)}"
     except RunFailed as error:
-        return 1, plan.folder.status().get("error") or first_line(error)
+        return 1, plan.folder.status().get("error") or (error.reason.splitlines() or [first_line(error)])[0]
     except Exception as error:  # noqa: BLE001 - any error is this run's failure, not the worker's
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {first_line(error)}"

@@ -134,15 +134,16 @@ def model_file(model: str, name: str, revision: str | None = None) -> Path | Non
         file = Path(model) / name
         return file if file.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(model, name, revision=revision))
+    except LocalEntryNotFoundError as error:  # no network; the model may have it
+        raise UserError(from_hub(model, error)) from error
     except EntryNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"model.path={model} cannot be read from the hub ({reason}); give a local folder") from error
+        raise UserError(from_hub(model, error)) from error
 
 
 def hub_weights(path: str, revision: str | None) -> Path:
@@ -152,10 +153,15 @@ def hub_weights(path: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(path, WEIGHTS, revision=revision))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.safetensors of model.path={path} cannot be read ({first_line(error)}); "
-            "give a local folder, or model=minilm, which needs no hub"
-        ) from error
+        raise UserError(from_hub(path, error)) from error
+
+
+def from_hub(path: str, error: Exception) -> str:
+    """The line for a model that cannot be fetched: without a network a folder, or a model of the set-up."""
+    return (
+        f"model.path={path} cannot be read from the hub ({first_line(error)}); without a network copy the model here "
+        "and type model.path=FOLDER, or type model=minilm (text) or model=vit_digits task=digits, which need no hub"
+    )
 
 
 def hub_snapshot(path: str, revision: str | None) -> Path | None:

@@ -25,6 +25,7 @@ from experiments.models.files import (
     digests,
     embedded_minilm,
     files_in,
+    from_hub,
     hub_snapshot,
     hub_weights,
     model_file,
@@ -39,6 +40,16 @@ HEADED = {
     "regression": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "summarization": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "image": ("AutoModelForImageClassification", None),
+}
+TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base")
+SUMMARIES = ("bart_base", "bart_large")
+IMAGES = ("vit_b16_in21k", "vit_digits")
+# the models of conf/model/ that fit a kind of task; model=local is judged by its files
+FITTING = {
+    "classification": (*TEXT, *SUMMARIES),
+    "regression": (*TEXT, *SUMMARIES),
+    "summarization": SUMMARIES,
+    "image": IMAGES,
 }
 # modules that train whole beside adapters; for other architectures those that the checkpoint lacks
 HEADS = {
@@ -86,6 +97,24 @@ CONVERT = (
 BICUBIC = 3  # PIL's number
 
 
+def check_kind(model: ModelConfig, task: TaskConfig) -> None:
+    """Refuses a model of conf/model/ for a kind of task that it cannot do, before data are read.
+
+    Raises:
+        UserError: names the models that fit.
+    """
+    if model.name in (*TEXT, *SUMMARIES, *IMAGES) and model.name not in FITTING[task.kind]:
+        raise UserError(f"model={model.name} does not fit task={task.name}, which is {_kind(task)}; {_fitting(task)}")
+
+
+def _kind(task: TaskConfig) -> str:
+    return {"image": "of images", "summarization": "of summaries"}.get(task.kind, f"{task.kind} of text")
+
+
+def _fitting(task: TaskConfig) -> str:
+    return f"for it type model={', '.join(FITTING[task.kind])}, or local"
+
+
 @contextmanager
 def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[str]:
     """The argument for from_pretrained; a folder's content is the planned one before and after what is read inside."""
@@ -123,13 +152,19 @@ def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, s
         try:
             return AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
         except _LOADING as error:
-            raise UserError(f"model.path={model.path} has no tokenizer that loads: {first_line(error)}") from error
+            if not Path(source).is_dir():
+                raise UserError(from_hub(model.path, error)) from error
+            line = f"model.path={model.path} has no tokenizer that loads: {first_line(error)}"
+            raise UserError(f"{line}; task={task.name} is {_kind(task)}: {_fitting(task)}") from error
 
 
 def _image_processor(model: ModelConfig, source: str, task: TaskConfig) -> ImageProcessor:
     file = model_file(source, "preprocessor_config.json", model.revision)
     if file is None:
-        raise UserError(f"model.path={model.path} has no preprocessor_config.json, so it is not an image model")
+        raise UserError(
+            f"model.path={model.path} has no preprocessor_config.json, so it is not an image model; "
+            f"task={task.name} is {_kind(task)}: {_fitting(task)}"
+        )
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         size = settings["size"]
@@ -193,7 +228,7 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
         if type(config) not in cls._model_mapping:
             raise UserError(
                 f"model.path={model.path} is a {config.model_type} model, which has no head for {task.kind} "
-                f"(task={task.name}); choose another model or task"
+                f"(task={task.name}); {_fitting(task)}"
             )
         if other := getattr(config, "transformers_weights", None):
             raise UserError(
@@ -214,6 +249,8 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
                 output_loading_info=True,
             )
     except _LOADING as error:
+        if not Path(source).is_dir():
+            raise UserError(from_hub(model.path, error)) from error
         raise UserError(f"model.path={model.path} does not load for {task.kind}: {first_line(error)}") from error
     return network, loading
 

@@ -38,7 +38,7 @@ def prepare(plan: Plan) -> Prepared:
     from accelerate.state import AcceleratorState
 
     from elalora.targets import matrices_in, patterns_in
-    from experiments.models.load import check_fit, load_model
+    from experiments.models.load import check_fit, check_kind, load_model
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
 
@@ -47,6 +47,7 @@ def prepare(plan: Plan) -> Prepared:
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=on_cpu())
     task, seed = OmegaConf.to_object(config.task), config.seed
+    check_kind(config.model, task)
     data, processor = data_of(plan), processor_of(plan)
     model, head, read = load_model(config.model, task, stream(seed, "head"), plan.identity["model"].get("files"))
     check_fit(config.model, task, model, processor)

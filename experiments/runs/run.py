@@ -39,9 +39,11 @@ class RunFailed(RuntimeError):
 
     Attributes:
         shared: whether all processes of the run raised it together.
+        reason: the error without the run's name and folder, for lines that have both.
     """
 
     shared = True
+    reason = ""
 
 
 def run_plans(plans: list[Plan]) -> int:
@@ -100,12 +102,12 @@ def run(plan: Plan) -> dict[str, Any]:
         line = f"{plan.label} was stopped: {error}; run the same command again to resume"
         raise Preempted(line, error.signal) from error
     except (Busy, Lost, OtherProcessFailed) as error:  # the other process reports its own error
-        raise _failed(str(error), error) from error
+        raise _failed(str(error), str(error), error) from error
     except Exception as error:
         if not (is_main() and plan.folder.path.exists()):  # no status.json will keep the traceback
             traceback.print_exc()
-        line = f"{plan.label} failed: {type(error).__name__}: {error} (see {plan.folder.path})"
-        raise _failed(line, error) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise _failed(f"{plan.label} failed: {reason} (see {plan.folder.path})", reason, error) from error
     print_once(f"done: {plan.folder.path}  {headline(result)}")
     if DID_NOT_LEARN in result["flags"]:
         print_once(
@@ -130,8 +132,9 @@ def _write_refusal(plan: Plan, error: UserError) -> None:
         plan.folder.refuse(str(error), OmegaConf.to_yaml(plan.config, resolve=True))
 
 
-def _failed(line: str, cause: Exception) -> RunFailed:
+def _failed(line: str, reason: str, cause: Exception) -> RunFailed:
     error = RunFailed(line)
+    error.reason = reason
     error.shared = raised_everywhere(cause)
     return error
 

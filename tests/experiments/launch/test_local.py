@@ -175,6 +175,20 @@ def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(RuntimeError("boom"), "RuntimeError: boom"), (Preempted("SIGTERM before the first step", "SIGTERM"), "SIGTERM")],
+)
+def test_a_failure_names_run_and_folder_once(error, line, tiny_model_dir, tmp_path, monkeypatch):
+    def fails(plan):
+        raise error
+
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora"))
+    monkeypatch.setattr("experiments.runs.run.prepare", fails)
+    code, said = local._do(plan)
+    assert code == 1 and line in said and plan.label not in said and "(see" not in said
+
+
 def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, capsys):
     source = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1"))
     after = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS}'", "threads=1"))

@@ -15,7 +15,8 @@ from elalora.export import export_peft
 from elalora.targets import matrices_in, patterns_of
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
-from experiments.models.load import HEADED, check_fit, load_model, load_processor
+from experiments.models.load import FITTING, HEADED, check_fit, check_kind, load_model, load_processor
+from experiments.runtime.places import CONF
 from experiments.standins.models import FAMILIES, make_models
 
 MATRICES = {"bert": 12, "roberta": 12, "deberta-v2": 12, "bart": 32, "vit": 10}
@@ -239,9 +240,14 @@ BAD = [
     ("bert", "classification", _json("config.json", model_type="martian"), "does not load for classification"),
     ("bert", "classification", _without("tokenizer.json"), "tokenizer"),
     ("bert", "classification", _cut("tokenizer.json"), "no tokenizer that loads"),
-    ("bert", "summarization", lambda place: None, "is a bert model, which has no head for summarization"),
-    ("vit", "classification", lambda place: None, "no tokenizer|has no head for classification"),
-    ("bert", "image", lambda place: None, "no preprocessor_config.json"),
+    (
+        "bert",
+        "summarization",
+        lambda place: None,
+        "no head for summarization .* type model=bart_base, bart_large, or",
+    ),
+    ("vit", "classification", lambda place: None, "no tokenizer.* for it type model=minilm, "),
+    ("bert", "image", lambda place: None, "no preprocessor_config.json.* for it type model=vit_b16"),
     ("vit", "image", _json("preprocessor_config.json", size={"shortest_edge": 224}), "must give size"),
     ("vit", "image", _cut("preprocessor_config.json"), "must give size, image_mean and image_std"),
     ("vit", "image", _json("preprocessor_config.json", size=64), "expects images of .*32, 32.* makes .*64, 64"),
@@ -255,6 +261,34 @@ def _shrink(place):
     vocabulary = told["model"]["vocab"]
     told["model"]["vocab"] = vocabulary | {f"more{i}": len(vocabulary) + i for i in range(50)}
     (place / "tokenizer.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "line"),
+    [
+        ("minilm", "image", "model=minilm does not fit task=t, which is of images; for it type model=vit_b16_in21k, "),
+        ("deberta_v3_base", "summarization", "for it type model=bart_base, bart_large, or local"),
+        ("vit_digits", "regression", "which is regression of text; for it type model=minilm, minilm_hub"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_with_the_models_that_fit(model, kind, line):
+    with pytest.raises(UserError, match=line):
+        check_kind(ModelConfig(name=model, path="x"), task(kind))
+
+
+def test_every_model_of_conf_fits_a_kind_of_task():
+    named = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    assert {name for names in FITTING.values() for name in names} | {"local"} == named
+    check_kind(ModelConfig(name="bart_base", path="x"), task("classification"))
+    check_kind(ModelConfig(name="local", path="x"), task("image"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "image"])
+def test_a_model_of_the_hub_without_a_network_is_refused_with_one_that_needs_none(kind, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = ModelConfig(name="some", path="owner/never-fetched", revision="0" * 40)
+    with pytest.raises(UserError, match="copy the model here and type model.path=FOLDER, or type model=minilm"):
+        load_processor(model, task(kind))
 
 
 @pytest.mark.parametrize(("family", "kind", "change", "line"), BAD)
