@@ -24,6 +24,7 @@ from baselines.adalora import Masking, initial_rank, plan_masking
 from elalora.attach import find_linears, put
 from elalora.budget import Budget, Count
 from elalora.errors import UserError
+from elalora.export import save_as_adapter
 from elalora.low_rank import check_rank
 from elalora.method import BudgetExceeded, Capabilities, Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
@@ -114,6 +115,7 @@ class PeftTuner(Method):
             model.get_submodule(name).requires_grad_(True)
         self._own = {id(p) for p in model.parameters()} - {id(p) for p in trained_before}
         self._take_in(model, linears)
+        save_as_adapter(self, model)
         return model
 
     def _refused(self, error: Exception) -> UserError:

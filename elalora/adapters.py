@@ -103,20 +103,26 @@ class LowRankLinear(nn.Module):
             self.inputs.see(x)
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
         dropping = self.dropout and self.training
-        if self.fused and _is_plain(self.base) and not dropping:
+        if self.fused and is_plain(self.base) and not dropping:
             weight, bias = self.base.weight, self.base.bias
-            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, self.rank, self.scale)
+            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, self._rows, self.scale)
         else:
             frozen = self.base(rows)  # (tokens, d_out)
             if dropping:
                 rows = F.dropout(rows, self.dropout)
-            down = F.linear(rows, self.A[: self.rank].to(rows.dtype))  # (tokens, r)
-            out = torch.addmm(frozen, down.to(frozen.dtype), self.scaled_b().to(frozen.dtype))
+            up = self.scaled_b()  # (r, d_out)
+            down = F.linear(rows, self.A[: len(up)].to(rows.dtype))  # (tokens, r)
+            out = torch.addmm(frozen, down.to(frozen.dtype), up.to(frozen.dtype))
         return out.view(*x.shape[:-1], -1)
 
+    @property
+    def _rows(self) -> int:
+        """Rows that enter the products: the rank, but under torch.compile all slots, or each round would recompile."""
+        return self.directions.capacity if torch.compiler.is_compiling() else self.rank
+
     def scaled_b(self) -> Tensor:
-        """scale diag(E) B of the active directions, (r, d_out)."""
-        return self.B[: self.rank] * _factor(self.E, self.rank, self.scale)
+        """scale diag(E) B of the rows that enter the product, (r, d_out)."""
+        return self.B[: self._rows] * _factor(self.E, self._rows, self.scale)
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:
@@ -159,23 +165,8 @@ class LowRankLinear(nn.Module):
         a, b = self.lora_factors()
         return b @ a
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A new linear layer that computes the same; the frozen layer is unchanged."""
-        layer = nn.Linear(
-            self.base.in_features,
-            self.base.out_features,
-            bias=self.base.bias is not None,
-            device=self.base.weight.device,
-            dtype=self.base.weight.dtype,
-        )
-        layer.weight.copy_(self.base.weight + self.delta())
-        if self.base.bias is not None:
-            layer.bias.copy_(self.base.bias)
-        return layer
 
-
-def _is_plain(base: nn.Module) -> bool:
+def is_plain(base: nn.Module) -> bool:
     """Whether the frozen layer computes x W^T + b and nothing else: no subclass, no trained parameter, no hook."""
     hooks = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
     return type(base) is nn.Linear and not any(p.requires_grad for p in base.parameters()) and not any(hooks)

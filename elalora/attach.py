@@ -19,7 +19,11 @@ from torch import nn
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
+from elalora.merging import Rounding, RoundingSum, check_mergeable, float_type, folded, is_quantised, restore_layout
 from elalora.targets import NAMES
+
+# attributes of a transformers model that `elalora.export.save_as_adapter` and `elalora.hf` set on the instance
+MARKS = ("save_pretrained", "_hf_peft_config_loaded")
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -39,16 +43,17 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
         outside: names of submodules that are trained whole (the task head) and never adapted.
 
     Raises:
-        UserError: there is no pattern; a pattern matches no linear layer (the message lists the candidates, and the
-            module that it matched instead); a matched layer shares its weight with another module; or it belongs to
-            an nn.MultiheadAttention, which reads the weight without calling the layer.
+        UserError: the model has adapters already; there is no pattern; a pattern matches no linear layer (the message
+            lists the candidates, and the module that it matched instead); a matched layer shares its weight with
+            another module; or it belongs to an nn.MultiheadAttention, which reads the weight without calling the layer.
     """
+    refuse_adapted(model)
     outside = tuple(outside)
     linears: dict[str, nn.Linear] = {}
     hits = dict.fromkeys(patterns, 0)
     wrong: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if any(name == o or name.startswith(o + ".") for o in outside):
+        if _within(name, outside):
             continue
         for pattern in patterns:
             if not name or not matches(name, pattern):
@@ -66,6 +71,62 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
     _refuse_tied(model, linears)
     _refuse_never_called(model, linears)
     return linears
+
+
+def unadaptable(model: nn.Module, outside: Iterable[str] = ()) -> tuple[float, list[str]]:
+    """Share of the parameters in matrices of modules that are neither linear layers nor embeddings, and their names.
+
+    Experts of a mixture that are one three-dimensional parameter belong to it, and convolutions.
+
+    Args:
+        outside: names of submodules that are trained whole.
+    """
+    count, outside = 0, tuple(outside)
+    names: dict[str, None] = {}  # a set that keeps the order
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | LowRankLinear) or is_conv1d(module) or _within(name, outside):
+            continue
+        own = sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1 and p.shape.numel() > max(p.shape))
+        if own:
+            count += own
+            names[f"{_generic(name)} ({type(module).__name__})"] = None
+    return count / max(1, sum(p.numel() for p in model.parameters())), list(names)
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _generic(name: str) -> str:
+    """A module name with its numbers replaced by *."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises UserError if the model has adapters already, of PEFT or of this library."""
+    for module in model.modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise UserError(
+                "the model has PEFT adapters, which would be frozen and left out of the export: call "
+                "model = model.merge_and_unload() first, or load the base model"
+            )
+        if isinstance(module, LowRankLinear):
+            raise UserError("the model is adapted already: call elalora.attach.merge(model) or detach(model) first")
+
+
+def refuse_tied_modules(model: nn.Module, keep: Sequence[str]) -> None:
+    """Raises UserError if training the modules in `keep` would train a module outside `keep` as well (tied weights)."""
+    owners = _owners(model)
+    inside = tuple(f"{name}." for name in keep)
+    for names in owners.values():
+        kept = [name for name in names if name.startswith(inside)]
+        others = [name for name in names if not name.startswith(inside)]
+        if kept and others:
+            ours, theirs = kept[0].rpartition(".")[0], others[0].rpartition(".")[0]
+            raise UserError(
+                f"'{ours}' shares its weight with '{theirs}' (tied), so training one would silently train the other: "
+                f"remove it from keep, or name both: keep=['{ours}', '{theirs}']"
+            )
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -109,17 +170,23 @@ def _refuse(model: nn.Module, pattern: str, module: nn.Module | None, outside: t
 def _candidates(model: nn.Module, outside: tuple[str, ...]) -> str:
     """The names of all linear layers, with numbers replaced by *."""
     kinds = {
-        re.sub(r"\.\d+(?=\.|$)", ".*", name)
+        _generic(name)
         for name, module in model.named_modules()
         if (isinstance(module, nn.Linear) or is_conv1d(module)) and not name.startswith(outside or ("\0",))
     }
     return ", ".join(sorted(kinds)) or "none, the model has no nn.Linear"
 
 
-def _refuse_tied(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """All names of every parameter, by its identity."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _refuse_tied(model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+    owners = _owners(model)
     for name, module in linears.items():
         shared = [o for o in owners.get(id(module.weight), []) if o != f"{name}.weight"]
         if shared:
@@ -161,19 +228,58 @@ def detach(model: nn.Module) -> nn.Module:
 
     The fast path of torch's own encoder stays disabled.
     """
-    return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.base))
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """Replaces every adapter by one linear layer whose weight includes the update."""
-    return _replace(model, lambda adapter: Conv1DAsLinear.back(adapter.base, adapter.merged()))
-
-
-def _replace(model: nn.Module, new: Callable[[LowRankLinear], nn.Module]) -> nn.Module:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LowRankLinear):
-            put(model, name, new(module))
+    for name, adapter in adapters_in(model).items():
+        put(model, name, Conv1DAsLinear.back(adapter.base, adapter.base))
+    _unmark(model)
     return model
+
+
+def merge(model: nn.Module) -> Rounding:
+    """Replaces every adapter by a layer whose weight includes the update, in place.
+
+    A layer of bitsandbytes becomes an nn.Linear, and a model that transformers loaded quantised is dequantised whole,
+    so that `model.save_pretrained` writes a model that loads again.
+
+    Returns:
+        What rounding to the type of the weights lost of the updates; printed as well if it is above 0.1 %.
+
+    Raises:
+        UserError: a layer computes something else than x W^T + b; the model is then unchanged.
+    """
+    adapters = adapters_in(model)
+    restore_layout(model)
+    frozen = [p for name, p in model.named_parameters() if not name.startswith(tuple(f"{n}." for n in adapters))]
+    kind, rounding = float_type(frozen), RoundingSum()
+    for name, adapter in adapters.items():
+        check_mergeable(name, adapter.base, adapter.delta())
+    for name, adapter in adapters.items():
+        layer = folded(adapter.base, adapter.delta(), kind, rounding)
+        put(model, name, Conv1DAsLinear.back(adapter.base, layer))
+    quantiser: Any = getattr(model, "hf_quantizer", None)
+    if quantiser is not None and any(is_quantised(a.base) for a in adapters.values()):
+        if any(is_quantised(module) for module in model.modules()):
+            quantiser.dequantize(model, dtype=kind)
+        else:
+            quantiser.remove_quantization_config(model)
+    _unmark(model)
+    lost = rounding.total()
+    if lost.error > 1e-3:
+        print(
+            f"merge: rounding dropped {lost.vanished:.1%} of the update's entries and changed the update by "
+            f"{lost.error:.1%} (norm); to keep it exactly, export the adapter (elalora.export.export_peft) or load the "
+            "model in float32"
+        )
+    return lost
+
+
+def adapters_in(model: nn.Module) -> dict[str, LowRankLinear]:
+    """The adapters by module name, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+
+
+def _unmark(model: nn.Module) -> None:
+    for name in MARKS:
+        model.__dict__.pop(name, None)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

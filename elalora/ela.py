@@ -22,7 +22,7 @@ from torch import Tensor
 
 from elalora.adapters import LowRankLinear
 from elalora.allocation import EXPANSIONS, Decision, decide, widen_ties
-from elalora.errors import check_choices, check_numbers
+from elalora.errors import UserError, check_choices, check_numbers
 from elalora.importance import FORMS as IMPORTANCE
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
@@ -168,6 +168,11 @@ class ElaLoRA(SVDMethod):
         c = self.config
         self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
         self._rounds_due = len(self.phases.rounds())
+        if self._rounds_due and self.mean_rank == 1 and not c.rank1_growth:
+            raise UserError(
+                "method=elalora cannot move a rank at a mean rank of 1, because a matrix of rank 1 neither loses nor "
+                "gains a direction: type budget=r2 or more, or method=svd_lora for fixed ranks"
+            )
 
     def scale(self, rank: int) -> float:
         # the official code divides by its stored rank plus 1e-5

@@ -3,12 +3,17 @@
 Every matrix may have its own rank, so the ranks go into PEFT's rank_pattern. The scale, singular values and gates are
 folded into B, so alpha equals the rank everywhere and PEFT's own factor is 1. Matrices of rank 0 are left out. Modules
 that were trained whole (task head, pooler) go into modules_to_save.
+
+PEFT matches names from their end: `lin` also means `sub.lin`. Where that would reach another module, patterns are
+anchored, and a frozen module that ends like a trained one is saved with it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ def export_peft(
     method: Method,
     model: nn.Module,
     folder: str | Path,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
     task_type: str | None = None,
     base: str | None = None,
 ) -> Path:
@@ -35,9 +40,9 @@ def export_peft(
         method: attached to `model`; must be able to export LoRA.
         model: has the modules named in `keep`.
         folder: is created.
-        keep: names of modules that were trained whole; they are saved as they are.
-        task_type: PEFT's task, for example "SEQ_CLS"; None leaves it open.
-        base: hub id or folder of the base model, which AutoPeftModel loads.
+        keep: names of modules to save as they are; None means all that the method trained whole.
+        task_type: PEFT's task, for example "SEQ_CLS"; None derives it from the name of the model's class.
+        base: hub id or folder of the base model, which AutoPeftModel loads; None means where the model was loaded from.
 
     Returns:
         The folder.
@@ -52,13 +57,15 @@ def export_peft(
     for name, (a, b) in factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-    saved = _whole_modules(model, keep)
+    saved = modules_to_save(model, method.whole + method.trained_modules() if keep is None else keep, factors)
     for name in saved:
         module = model.get_submodule(name)
         tensors |= {f"{PREFIX}{name}.{key}": value.detach() for key, value in module.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config({name: a.shape[0] for name, (a, _) in factors.items()}, saved, task_type, base)
+    config = _config(model, {name: a.shape[0] for name, (a, _) in factors.items()}, saved)
+    config["task_type"] = task_type or task_type_of(model)
+    config["base_model_name_or_path"] = base or getattr(model, "name_or_path", None) or None
     adapted = [getattr(model.get_submodule(name), "base", None) for name in factors]
     config["fan_in_fan_out"] = any(isinstance(base, Conv1DAsLinear) for base in adapted)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
@@ -107,29 +114,92 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
-def _whole_modules(model: nn.Module, keep: Sequence[str]) -> list[str]:
-    """`keep`, checked against PEFT's rule, which saves every module whose name ends with one of these names."""
-    for name in keep:
-        also = [n for n, _ in model.named_modules() if n.endswith(name) and n not in keep]
-        if also:
-            raise UserError(f"PEFT would save '{also[0]}' together with '{name}', because both names end alike")
-    return list(keep)
+def save_as_adapter(method: Method, model: nn.Module) -> None:
+    """Makes `model.save_pretrained` write an adapter, until the model is merged or detached.
+
+    The model's names now contain `.base`, so `from_pretrained` would load its plain form with random weights, silently.
+    Models without `save_pretrained` stay as they are.
+    """
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained = partial(_save_pretrained, method, model)  # type: ignore[assignment]
 
 
-def _config(ranks: dict[str, int], saved: list[str], task_type: str | None, base: str | None) -> dict[str, Any]:
+def _save_pretrained(
+    method: Method, model: nn.Module, save_directory: str | Path, is_main_process: bool = True, **options: Any
+) -> None:
+    """`PreTrainedModel.save_pretrained` of an adapted model; options about sharding and formats have no effect."""
+    if options.get("push_to_hub"):
+        raise UserError("push_to_hub=True has no effect on an adapted model: call model.push_to_hub(repo_id) instead")
+    if not is_main_process:
+        return
+    if method.capabilities.exports_lora and any(method.ranks().values()):
+        export_peft(method, model, save_directory)
+    else:
+        export_trained(model, save_directory)
+
+
+# ending of the class name in transformers -> task type in PEFT
+TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+}
+
+
+def task_type_of(model: nn.Module) -> str | None:
+    """PEFT's task type for a model of transformers; None if its class name does not say."""
+    seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    task = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    return None if task == "SEQ_2_SEQ_LM" and not seq2seq else task
+
+
+def modules_to_save(model: nn.Module, keep: Sequence[str], adapted: Iterable[str]) -> list[str]:
+    """`keep` and all modules that PEFT saves with them, because their names end alike.
+
+    Raises:
+        UserError: such a module holds an adapted matrix, which PEFT would not adapt.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    saved = [*keep, *(n for n in names if n not in keep and any(n.endswith(k) for k in keep) and not _inside(n, keep))]
+    for matrix in adapted:
+        if _inside(matrix, saved):
+            raise UserError(
+                f"PEFT would save the module around '{matrix}' whole, because its name ends like one of "
+                f"keep={list(keep)}, and not adapt the matrix: leave the matrix out of the targets, or rename a module"
+            )
+    return saved
+
+
+def _inside(name: str, modules: Collection[str]) -> bool:
+    """Whether a module is one of these or lies in one."""
+    parts = name.split(".")
+    return any(".".join(parts[: i + 1]) in modules for i in range(len(parts)))
+
+
+def _config(model: nn.Module, ranks: Mapping[str, int], saved: list[str]) -> dict[str, Any]:
     top = max(ranks.values())
+    others = [name for name, _ in model.named_modules() if name and not _inside(name, ranks)]
+
+    def reaches(name: str, modules: Iterable[str]) -> bool:
+        return any(other.endswith(f".{name}") for other in modules)
+
+    targets: list[str] | str = sorted(ranks)
+    if any(reaches(name, others) for name in ranks):
+        targets = "|".join(re.escape(name) for name in sorted(ranks))  # as one string, PEFT takes it as a regex
+    pattern = {(f"^{n}" if reaches(n, ranks) else n): rank for n, rank in ranks.items() if rank != top}
     return {
         "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base,
         "r": top,
         "lora_alpha": top,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": sorted(ranks),
+        "target_modules": targets,
         "modules_to_save": saved or None,
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != top},
-        "alpha_pattern": {name: rank for name, rank in ranks.items() if rank != top},
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
     }

@@ -8,8 +8,8 @@
 calls the method's hooks in the order of `elalora.method`; nothing is subclassed. A callback cannot add to the loss, so
 the Trainer's `compute_loss` is wrapped. Only there all kinds of loss pass (of the model, of a `compute_loss_func`, with
 label smoothing), and it is known whether the Trainer divides the loss by the number of micro-batches afterwards. The
-Trainer keeps its own learning-rate schedule and checkpoints; elalora.safetensors and elalora.json in each checkpoint
-hold the method's state.
+Trainer keeps its own learning-rate schedule. Whatever it saves is a PEFT adapter (`elalora.export.save_as_adapter`);
+elalora.safetensors and elalora.json in each checkpoint hold what resuming and `load_best_model_at_end` need.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from elalora.attach import find_linears
+from elalora.attach import find_linears, refuse_adapted, unadaptable
 from elalora.errors import UserError
-from elalora.export import save_tensors
-from elalora.method import Method, MethodFailure, Round
+from elalora.export import modules_to_save, save_tensors
+from elalora.hf_checks import refuse_early_weights, refuse_settings
+from elalora.merging import is_quantised, restore_layout
+from elalora.method import Method, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
 from elalora.targets import matrices_in, patterns_in
 
 TENSORS, VALUES = "elalora.safetensors", "elalora.json"
-SCHEMA = 2  # of both files; version 1 had rows for every slot
+MODEL = "model/"  # before the names of the model's tensors
+SCHEMA = 3  # of both files; version 2 left the model's tensors to the Trainer, version 1 had rows for every slot
 OPTIMIZER = "optimizer.pt"  # written by the Trainer
 
 
@@ -54,10 +58,13 @@ def adapt(
     Raises:
         UserError: the method cannot work with these settings of the Trainer, or the targets do not fit.
     """
-    _refuse(trainer)
+    refuse_settings(trainer)
     args, model = trainer.args, trainer.model
-    total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-    attached = method.attach(model, _patterns(model, targets, keep), total, keep, args.seed if seed is None else seed)
+    _, per_epoch, *_, total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    patterns = _patterns(model, targets, keep)
+    if method.capabilities.exports_lora:
+        modules_to_save(model, keep, find_linears(model, patterns, outside=keep))
+    attached = method.attach(model, patterns, total, keep, args.seed if seed is None else seed)
     if method.batches_wanted:
         raise UserError(f"{method.title} needs batches before training, which the Trainer does not provide")
     if attached is not model:
@@ -74,11 +81,24 @@ def adapt(
         eps=args.adam_epsilon,
     )
     trainer.optimizer = optimizer
-    session = _Session(trainer, method, optimizer)
-    trainer.compute_loss = session.compute_loss
-    trainer.train = session.train
+    session = _Session(trainer, method, optimizer, per_epoch)
+    for name in ("compute_loss", "train", "save_model", "_load_from_checkpoint", "_load_best_model"):
+        if not hasattr(trainer, name):
+            raise UserError(f"this version of transformers has no Trainer.{name}: install transformers>=5,<6")
+        setattr(trainer, name, getattr(session, name))
     trainer.add_callback(_callback(session))
+    if trainer.is_world_process_zero():
+        _print_unadaptable(model, keep)
     return method
+
+
+def _print_unadaptable(model: Any, keep: Sequence[str]) -> None:
+    share, names = unadaptable(model, keep)
+    if share > 0.01:
+        print(
+            f"adapt: {share:.0%} of the model's parameters cannot be adapted, because these modules are not nn.Linear: "
+            + ", ".join(names)
+        )
 
 
 def _patterns(model: Any, targets: str | Sequence[str], keep: Sequence[str]) -> list[str]:
@@ -93,27 +113,28 @@ def _patterns(model: Any, targets: str | Sequence[str], keep: Sequence[str]) -> 
     return patterns
 
 
-def _refuse(trainer: Any) -> None:
-    """Refuses settings of the Trainer with which something else than the method would be trained."""
-    args = trainer.args
-    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
-        raise UserError("the Trainer already has an optimizer: create it without optimizers=, and adapt it only once")
-    if trainer.model_init is not None or trainer.model is None:
-        raise UserError("model_init creates a new model for every training: pass model= to the Trainer instead")
-    if trainer.train_dataset is None:
-        raise UserError("the Trainer has no train_dataset, so the number of steps is unknown: pass train_dataset=")
-    if args.fp16:
-        raise UserError("fp16=True skips steps whose gradients overflow: set bf16=True or neither")
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise UserError("DeepSpeed and FSDP split parameters that must stay whole: use data parallelism (torchrun)")
-    if args.n_gpu > 1:
-        raise UserError(f"with {args.n_gpu} GPUs in one process the model is copied at every step: start with torchrun")
-    if args.auto_find_batch_size:
-        raise UserError("auto_find_batch_size=True changes the number of steps: set per_device_train_batch_size")
-    if "adamw_torch" not in str(getattr(args.optim, "value", args.optim)):
-        raise UserError(f"optim={args.optim} would be replaced by the row-wise AdamW: leave optim at its default")
-    if str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)) in ("reduce_lr_on_plateau", "greedy"):
-        raise UserError(f"lr_scheduler_type={args.lr_scheduler_type} needs more than the step: use linear or cosine")
+def prepare_quantised(model: Any) -> Any:
+    """Makes the Trainer accept a model that transformers loaded in int8 or 4-bit, for `adapt` to adapt afterwards.
+
+        model = prepare_quantised(AutoModelForCausalLM.from_pretrained(name, quantization_config=config))
+
+    The Trainer refuses a quantised model without adapters, and `adapt` needs the Trainer, so the model is marked as
+    adapted. All its parameters are frozen: if `adapt` is forgotten, training fails at its first step.
+
+    Raises:
+        UserError: the model is not quantised, or its quantisation cannot be trained through.
+    """
+    quantiser = getattr(model, "hf_quantizer", None)
+    if quantiser is None:
+        raise UserError("the model is not quantised: pass it to the Trainer as it is")
+    if not quantiser.is_trainable:
+        raise UserError(f"a model quantised by {type(quantiser).__name__} cannot be trained: use bitsandbytes")
+    refuse_adapted(model)
+    restore_layout(model)
+    for module in filter(is_quantised, model.modules()):
+        module.support_avx512bf16_for_cpu = False  # evaluation would pack 4-bit weights, which pass no gradient on
+    model._hf_peft_config_loaded = True  # asked by the Trainer, and by gradient checkpointing
+    return model.requires_grad_(False)
 
 
 class TrainerSchedule:
@@ -141,12 +162,14 @@ class TrainerSchedule:
 class _Session:
     """The training of one adapted Trainer: the wrapped functions and what the callback calls."""
 
-    def __init__(self, trainer: Any, method: Method, optimizer: RowwiseAdamW) -> None:
+    def __init__(self, trainer: Any, method: Method, optimizer: RowwiseAdamW, steps_per_epoch: int) -> None:
         self.trainer, self.method, self.optimizer = trainer, method, optimizer
+        self.steps_per_epoch = steps_per_epoch
         self.schedule: Any = TrainerSchedule(trainer)
         self.checkpoint: Path | None = None
+        self.best: Path | None = None
         self.used = False
-        self._loss, self._train = trainer.compute_loss, trainer.train
+        self._loss, self._train, self._save_model = trainer.compute_loss, trainer.train, trainer.save_model
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -191,12 +214,27 @@ class _Session:
                     f"'{self.checkpoint}' was written by method {writer}, this one is {self.method.name}: "
                     "adapt the Trainer with the method that wrote it"
                 )
-            self.load(self.checkpoint)  # before the Trainer loads the moments, which have rows for the ranks
             resume_from_checkpoint = str(self.checkpoint)
         elif self.used and not resume_from_checkpoint:
             raise UserError("this Trainer has already trained its method: create a new model, method and Trainer")
+        refuse_early_weights(self.trainer, self.method, self.steps_per_epoch)
         self.used = True
-        return self._train(resume_from_checkpoint, *args, **kwargs)
+        output = self._train(resume_from_checkpoint, *args, **kwargs)
+        self._report(output)
+        return output
+
+    def _report(self, output: Any) -> None:
+        """Puts the number of rounds into the Trainer's result; prints it if training stopped before the last one."""
+        if not self.method.capabilities.adaptive:
+            return
+        rounds, due, step = len(self.method.rounds_seen), self.method.rounds_due(), self.trainer.state.global_step
+        output.metrics.update(rounds=rounds, rounds_due=due)
+        total, title = self.method.total_steps, self.method.title
+        if step < total and (rounds < due or not rounds) and self.trainer.is_world_process_zero():
+            print(
+                f"adapt: training stopped at step {step} of {total}, after {rounds} of {due} rounds of {title}"
+                + ("" if rounds else ": its ranks never changed")
+            )
 
     def begin(self, max_steps: int) -> None:
         """Checks that the run has the planned length; holds the rate if it was held in the checkpoint."""
@@ -208,38 +246,57 @@ class _Session:
         if self.checkpoint is not None and _values(self.checkpoint)["held"]:
             self.schedule.hold_peak()
 
-    def end(self, best: str | None, step: int) -> None:
-        """Loads the ranks of the best checkpoint if the Trainer loaded its weights, and finishes the method.
-
-        Args:
-            best: the folder of that checkpoint, or None.
-            step: the last step of the training.
+    def end(self, last_step: int) -> None:
+        """Finishes the method, with the weights of the best checkpoint if the Trainer loaded them.
 
         Raises:
             MethodFailure: the method failed, or the weights are those of a step before its ranks were final.
         """
-        if best is not None:
-            rounds = self.method.rounds_seen
-            self.load(Path(best))
-            self.method.rounds_seen = rounds  # of the whole run, also those after its best checkpoint
-            step = int(best.rpartition("-")[2])
+        step = last_step if self.best is None else int(self.best.name.rpartition("-")[2])
         try:
             self.method.finish()
         except MethodFailure as error:
             total = self.method.total_steps
             if step >= total:
                 raise
-            which = f"training stopped at step {step}" if best is None else f"the best checkpoint is of step {step}"
+            if self._stopped_before_the_first_round(error, last_step):
+                return
+            which = "training stopped at" if self.best is None else "the best checkpoint is of"
             raise MethodFailure(
-                f"{which} of {total}, where the ranks of {self.method.title} were not final: train to the end, and "
-                "with load_best_model_at_end=True evaluate and save in its last phase only"
+                f"{which} step {step} of {total}, where the ranks of {self.method.title} were not final: train to the "
+                "end, and with load_best_model_at_end=True evaluate and save in its last phase only"
             ) from error
 
+    def _stopped_before_the_first_round(self, error: MethodFailure, last_step: int) -> bool:
+        """Whether the method could not act yet, so that its first ranks are a valid result if they meet the budget."""
+        method = self.method
+        if not isinstance(error, NeverActed) or method.rounds_seen or method.capabilities.budget == "final":
+            return False
+        return method.phases is None or last_step <= method.phases.rounds()[0]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """`Trainer.save_model`, which writes an adapter; a checkpoint gets what resuming needs as well."""
+        self._save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.trainer.args.should_save:
+            self.save(Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Replaces the method of the Trainer, which knows whole models and PeftModels only."""
+        self.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Replaces the method of the Trainer; the rounds stay those of the whole run."""
+        rounds = self.method.rounds_seen
+        self.best = Path(self.trainer.state.best_model_checkpoint)
+        self.load(self.best)
+        self.method.rounds_seen = rounds
+
     def save(self, folder: Path) -> None:
-        """Writes the method's state into a checkpoint of the Trainer."""
+        """Writes the method's state and everything of the model that training changes."""
         state = self.method.state_dict()
-        tensors = {n: v.detach().cpu().clone().contiguous() for n, v in state.items() if isinstance(v, Tensor)}
-        save_tensors(tensors, folder / TENSORS)
+        tensors = {n: v for n, v in state.items() if isinstance(v, Tensor)}
+        tensors |= {MODEL + n: t for n, t in _changing(self.trainer.model).items()}
+        save_tensors({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, folder / TENSORS)
         values = {
             "schema": SCHEMA,
             "method": self.method.name,
@@ -249,13 +306,30 @@ class _Session:
         }
         (folder / VALUES).write_text(json.dumps(values), encoding="utf-8")
 
+    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restores the method's state; the Trainer restores weights, moments and learning rates."""
+        """Restores what `save` wrote; the Trainer restores moments and learning rates."""
         from safetensors.torch import load_file
 
-        values = _values(folder)
-        self.method.load_state_dict(values["state"] | load_file(folder / TENSORS))
+        values, tensors = _values(folder), load_file(folder / TENSORS)
+        saved = {n.removeprefix(MODEL): tensors.pop(n) for n in list(tensors) if n.startswith(MODEL)}
+        changing = _changing(self.trainer.model)
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in changing.items()}:
+            raise UserError(
+                f"'{folder}' is of a model with other trained parameters: adapt with the targets, keep and budget of "
+                "the script that wrote it"
+            )
+        self.method.load_state_dict(values["state"] | tensors)
+        for name, tensor in changing.items():
+            tensor.copy_(saved[name])
         self.method.rounds_seen = [Round.read(line) for line in values["rounds"]]
+
+
+def _changing(model: Any) -> dict[str, Tensor]:
+    """Trained parameters and saved buffers, by name; the rest is the base model's."""
+    saved = model.state_dict().keys()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return trained | {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def _values(folder: Path) -> dict[str, Any]:
@@ -291,11 +365,7 @@ def _callback(session: _Session) -> Any:
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             session.method.after_step(state.global_step, session.optimizer, session.schedule)
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
-                session.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            session.end(state.best_model_checkpoint if args.load_best_model_at_end else None, state.global_step)
+            session.end(state.global_step)
 
     return MethodCallback()

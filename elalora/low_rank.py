@@ -18,6 +18,7 @@ from elalora.attach import attach, find_linears
 from elalora.budget import Count
 from elalora.directions import Directions
 from elalora.errors import UserError
+from elalora.export import save_as_adapter
 from elalora.method import BudgetExceeded, Capabilities, Method, NeverActed
 from elalora.regulariser import orthogonality
 from elalora.resolve import RunSize, resolve
@@ -105,6 +106,7 @@ class LowRankMethod(Method):
             self.initialise(adapter)
         self.trackers = []
         self.after_attach()
+        save_as_adapter(self, model)
         return model
 
     def after_attach(self) -> None:

@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from elalora.attach import refuse_adapted, refuse_tied_modules
 from elalora.budget import Budget, Count
 from elalora.directions import Directions
 from elalora.errors import UserError
@@ -192,6 +193,7 @@ class Method:
         Raises:
             UserError: targets, ranks or phases do not fit; the model is then unchanged.
         """
+        refuse_adapted(model)
         self.generator.manual_seed(seed)
         self.total_steps = total_steps
         self.whole = list(keep)
@@ -360,14 +362,22 @@ def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:
     """Freezes every parameter except those of the modules in `keep`.
 
     Raises:
-        UserError: a name in `keep` is not a module of the model.
+        UserError: a name in `keep` is not a module of the model, or shares a weight with a module outside `keep`; the
+            model is then unchanged.
     """
-    model.requires_grad_(False)
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in keep:
         if name not in modules:
             top = ", ".join(name for name, _ in model.named_children())
             raise UserError(f"'{name}' is not a module of the model (top level: {top}): set model.head=[...]")
+        if not all(p.is_floating_point() for p in modules[name].parameters()):
+            raise UserError(
+                f"'{name}' is quantised, so it cannot be trained whole: load the model with "
+                f"llm_int8_skip_modules=['{name}'] in its BitsAndBytesConfig"
+            )
+    refuse_tied_modules(model, keep)
+    model.requires_grad_(False)
+    for name in keep:
         modules[name].requires_grad_(True)
 
 

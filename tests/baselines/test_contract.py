@@ -12,13 +12,14 @@ import sys
 import pytest
 import torch
 from contract import METHODS, RANK, STEPS, build
-from nets import Net, batch, train
+from nets import Nested, Net, batch, train
 from torch import nn
 
 from baselines.registry import METHODS as REGISTERED
 from baselines.registry import method_class
 from elalora import Budget, LowRankMethod, RowwiseAdamW, UserError
 from elalora.attach import merge
+from elalora.export import export_peft
 
 
 def of(**capabilities):
@@ -212,7 +213,8 @@ def test_the_exported_factors_are_the_trained_update(name):
             plain.get_submodule(matrix).weight += b @ a
     torch.testing.assert_close(plain(x), trained, rtol=1e-8, atol=1e-10)
     assert base
-    torch.testing.assert_close(merge(net)(x), trained, rtol=1e-8, atol=1e-10)
+    merge(net)
+    torch.testing.assert_close(net(x), trained, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", list(of(budget="none")))
@@ -253,3 +255,16 @@ def test_a_length_is_refused_before_a_model_is_loaded_if_attach_refuses_it(name)
         before = refusal(lambda m=early, n=steps: m.check_length(n))
         there = refusal(lambda n=steps: build(name, steps=n, knobs=knobs))
         assert before == there or (not before and "has fallen to 0" in there), steps
+
+
+@pytest.mark.parametrize("name", list(of(exports_lora=True)))
+def test_stock_peft_loads_names_that_end_alike(name, tmp_path):
+    from peft import PeftModel
+
+    net, method = build(name, net=Nested())
+    train(net, method, STEPS)
+    method.finish()
+    x, _ = batch(7)
+    trained = net(x).detach()
+    reloaded = PeftModel.from_pretrained(Nested(), export_peft(method, net, tmp_path))
+    torch.testing.assert_close(reloaded(x), trained, rtol=1e-8, atol=1e-10)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from encoders import TARGETS, bert
+from nets import Nested, batch, train
 
 from baselines.lora import LoRA, LoRAConfig
 from baselines.registry import method_class
@@ -114,9 +115,9 @@ def test_stock_peft_reloads_the_adapter_with_equal_outputs(architecture, method,
         plain = ARCHITECTURES[architecture][0]().eval()(**tokens(99)).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     assert (ours - plain).abs().max() > 0.01, "an untrained adapter would prove nothing"
-    merged = merge(model)
+    merge(model)
     with torch.no_grad():
-        torch.testing.assert_close(merged(**tokens(99)).logits, ours, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(**tokens(99)).logits, ours, rtol=1e-5, atol=1e-5)
     ranks = json.loads((folder / "adapter_config.json").read_text())["rank_pattern"]
     assert bool(ranks) == (len(set(method.ranks().values())) > 1)
 
@@ -147,12 +148,23 @@ def test_an_adapter_without_any_rank_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_names_that_peft_would_confuse_are_refused(tmp_path):
-    method = LoRA(LoRAConfig(), Budget(2))
-    model, _ = trained("bert", method)
-    model.pre_classifier = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match="'pre_classifier' together with 'classifier'"):
-        export_peft(method, model, tmp_path, ["classifier"])
+@pytest.mark.parametrize("ranks", [(1, 2), (0, 2), (2, 0), (2, 1)], ids=str)
+def test_of_two_names_that_end_alike_each_keeps_its_rank(ranks, tmp_path):
+    from peft import PeftModel
+
+    net, method = Nested(), LoRA(LoRAConfig(), Budget(2))
+    method.attach(net, ["up", "down"], 20, keep=["head"])
+    train(net, method, 20)
+    for name, rank in zip(("up", "inner.up"), ranks, strict=True):
+        while method.adapters[name].rank > rank:
+            method.adapters[name].directions.die(0)
+    x, _ = batch(3)
+    trained, spare = net(x).detach(), net.spare_head.weight.clone()
+    reloaded = PeftModel.from_pretrained(Nested(), export_peft(method, net, tmp_path))
+    torch.testing.assert_close(reloaded(x), trained, rtol=1e-8, atol=1e-10)
+    assert torch.equal(net.spare_head.weight, spare)
+    adapted = {n for n, m in reloaded.base_model.model.named_modules() if hasattr(m, "lora_A")}
+    assert adapted == {name for name, rank in method.ranks().items() if rank}
 
 
 def test_trained_parameters_are_saved_by_name(tmp_path):

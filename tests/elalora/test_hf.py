@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 from hf_runs import HEAD, TARGETS, arguments, bert, ela, items, moves, own_loop, stock, weights
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 
 from baselines.registry import method_class
-from elalora import Budget, UserError
+from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
 from elalora.hf import adapt
 from elalora.method import MethodFailure
 from experiments.runtime.places import CHECKOUT
@@ -172,25 +172,88 @@ def test_the_best_checkpoint_comes_back_with_its_own_ranks(tmp_path):
         assert not adapter.A[adapter.rank :].any() and adapter.A[: adapter.rank].any(1).all()
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ({"load_best_model_at_end": True}, "the best checkpoint is of step 5 of 14"),
-        ({"stop_at": 5}, "training stopped at step 5 of 14"),
-    ],
-)
-def test_weights_of_a_step_before_the_final_ranks_are_refused_with_what_they_are(more, says, tmp_path):
-    stop = more.pop("stop_at", None)
-    steps = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
-    trainer = stock(tmp_path, make("adalora"), **steps, metric_for_best_model="early", greater_is_better=True, **more)
+def early(trainer, stop=None):
+    """Makes the first evaluation the best one, and stops at a step, as a user's callback may."""
 
     def evaluate(*args, **kwargs):
         trainer.control.should_training_stop = trainer.state.global_step == stop
         return {"eval_early": -trainer.state.global_step}
 
     trainer.evaluate = evaluate
-    with pytest.raises(MethodFailure, match=f"{says}, where the ranks of AdaLoRA were not final"):
+    return trainer
+
+
+STEPS = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 5}
+BEST = {"metric_for_best_model": "early", "greater_is_better": True}
+
+
+def test_a_stop_before_the_final_ranks_is_refused_with_what_the_weights_are(tmp_path):
+    trainer = early(stock(tmp_path, make("adalora"), **STEPS), stop=5)
+    with pytest.raises(MethodFailure, match="training stopped at step 5 of 14, .* AdaLoRA were not final"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("more", "delay"),
+    [
+        ({}, 11),
+        ({"eval_steps": 0.2, "save_steps": 0.2}, 11),
+        ({"num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"}, 2),
+    ],
+    ids=["steps", "shares", "epochs"],
+)
+def test_a_best_checkpoint_before_adalora_s_final_ranks_is_refused_before_step_0(more, delay, tmp_path):
+    t_final = 4 if delay == 11 else 10
+    settings = STEPS | BEST | {"load_best_model_at_end": True} | more
+    trainer = early(stock(tmp_path / "a", make("adalora", t_final=t_final), **settings))
+    with pytest.raises(UserError, match=rf"load_best_model_at_end=True .* AdaLoRA .* set eval_delay={delay} "):
+        trainer.train()
+    assert not trainer.seen
+    method = make("adalora", t_final=t_final)
+    early(stock(tmp_path / "b", method, **settings, eval_delay=delay)).train()
+    assert sum(method.ranks().values()) <= 2 * len(method.ranks())
+
+
+def test_early_stopping_that_adalora_could_not_survive_is_refused_before_step_0(tmp_path):
+    trainer = early(stock(tmp_path, make("adalora"), **STEPS | BEST))
+    trainer.add_callback(EarlyStoppingCallback())
+    with pytest.raises(UserError, match="EarlyStoppingCallback .* set eval_delay=11 "):
+        trainer.train()
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_stop_between_the_rounds_is_said_in_the_result(rounds, tmp_path, capsys):
+    method = ela()
+    trainer = stock(tmp_path, method, eval_strategy="steps", eval_steps=1)
+    due = method.phases.rounds()
+    stop = due[0] + rounds
+    output = early(trainer, stop).train()
+    assert output.metrics["rounds"] == len(method.rounds_seen) == rounds
+    assert output.metrics["rounds_due"] == len(due) > rounds
+    said = capsys.readouterr().out
+    assert f"step {stop} of 14, after {rounds} of {len(due)} rounds of ElaLoRA" in said
+    assert ("its ranks never changed" in said) is (rounds == 0)
+
+
+def test_a_method_that_was_never_called_still_fails_when_training_stops_early(tmp_path):
+    method = ela()
+    trainer = early(stock(tmp_path, method, **STEPS), stop=10)
+    method.after_step = lambda *args: None
+    with pytest.raises(MethodFailure):
+        trainer.train()
+
+
+def test_elalora_at_rank_1_is_refused_at_the_start(tmp_path):
+    trainer = Trainer(model=bert(), args=arguments(tmp_path), train_dataset=items(8 * 14))
+    kinds = [type(module) for module in trainer.model.modules()]
+    with pytest.raises(UserError, match="budget=r2"):
+        adapt(trainer, ElaLoRA(ela().config, Budget(1)), TARGETS, HEAD)
+    assert [type(module) for module in trainer.model.modules()] == kinds
+    with pytest.raises(UserError, match="budget=r2"):
+        ElaLoRA(ElaLoRAConfig(variant="official"), Budget(1)).check_length(1000)
+    with pytest.raises(UserError, match="budget=r2"):  # as few parameters
+        adapt(trainer, ElaLoRA(ela().config, Budget(params=300)), TARGETS, HEAD)
+    ElaLoRA(ElaLoRAConfig(), Budget(2)).check_length(1000)
 
 
 def test_evaluation_neither_adds_the_penalty_nor_looks_at_inputs(tmp_path):

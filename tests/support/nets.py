@@ -40,6 +40,22 @@ class Net(nn.Module):
         return self.head(x)
 
 
+class Nested(Block):
+    """Names that end alike: `up` and `inner.up`, `down` and `inner.down`, `head` and the frozen `spare_head`."""
+
+    def __init__(self, width: int = 10, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            super().__init__(width, 14)
+            self.inner = Block(width, 12)
+            self.head, self.spare_head = nn.Linear(width, 3), nn.Linear(width, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(super().forward(x))
+        return self.head(x) + 0.1 * self.spare_head(x)
+
+
 def batch(step: int, items: int = 16, width: int = 10, classes: int = 3) -> tuple[Tensor, Tensor]:
     """The random batch of a step; the same at every call."""
     g = torch.Generator().manual_seed(1000 + step)

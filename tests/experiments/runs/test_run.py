@@ -243,11 +243,17 @@ def test_a_bug_before_anything_is_written_still_shows_its_traceback(tiny_model_d
     assert "Traceback" in capsys.readouterr().err and not plan.folder.path.exists()
 
 
-def test_an_allocator_that_never_acts_fails_the_run(movies, tiny_model_dir, tmp_path):
-    plan = make_plan(quick(tiny_model_dir, tmp_path, "budget=r1", *MOVES))
+def test_an_allocator_that_never_acts_fails_the_run(movies, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("elalora.ela.ElaLoRA.after_step", lambda self, *args: None)
+    plan = make_plan(quick(tiny_model_dir, tmp_path, *MOVES))
     with pytest.raises(RunFailed, match="rounds were due and no rank moved"):
         run(plan)
     assert not plan.folder.done
+
+
+def test_elalora_at_rank_1_is_refused_before_anything_is_loaded(tiny_model_dir, tmp_path):
+    with pytest.raises(UserError, match="budget=r2"):
+        make_plan(quick(tiny_model_dir, tmp_path, "budget=r1", *MOVES))
 
 
 def test_one_failure_does_not_stop_the_others(movies, tiny_model_dir, tmp_path, capsys):
