@@ -207,11 +207,9 @@ def test_a_rank_one_matrix_stays_at_rank_one_unless_growth_is_allowed():
         assert history[-1].values() and method.rounds_seen[-1].notes["rank1"] > 0
 
 
-def test_at_rank_one_everywhere_nothing_can_move_and_the_run_fails():
-    net, method = ela(rank=1)
-    train(net, method, 120)
-    with pytest.raises(MethodFailure, match="no rank moved"):
-        method.finish()
+def test_at_rank_one_everywhere_nothing_can_move_so_the_run_is_refused_before_it_starts():
+    with pytest.raises(UserError, match="budget=r2"):
+        ela(rank=1)
 
 
 def test_an_allocator_that_is_never_called_fails_the_run():
