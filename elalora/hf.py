@@ -64,6 +64,8 @@ def adapt(
     patterns = _patterns(model, targets, keep)
     if method.capabilities.exports_lora:
         modules_to_save(model, keep, find_linears(model, patterns, outside=keep))
+    if trainer.is_world_process_zero():
+        _print_unadaptable(model, keep)
     attached = method.attach(model, patterns, total, keep, args.seed if seed is None else seed)
     if method.batches_wanted:
         raise UserError(f"{method.title} needs batches before training, which the Trainer does not provide")
@@ -87,8 +89,6 @@ def adapt(
             raise UserError(f"this version of transformers has no Trainer.{name}: install transformers>=5,<6")
         setattr(trainer, name, getattr(session, name))
     trainer.add_callback(_callback(session))
-    if trainer.is_world_process_zero():
-        _print_unadaptable(model, keep)
     return method
 
 

@@ -1,37 +1,60 @@
-"""The code of docs/library.md runs as it stands there."""
+"""The code of docs/library.md, docs/saving.md and docs/quantised.md runs as it stands there."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
 import torch
-from hf_runs import arguments, bert, items
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from experiments.models.files import embedded_minilm
 from experiments.runtime.places import CHECKOUT
 
-PAGE = CHECKOUT / "docs" / "library.md"
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
+def run_blocks(page, scope, change=lambda block: block):
+    """Runs every block of a page in one scope; returns how many there are."""
+    text = (CHECKOUT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for number, block in enumerate(blocks):
+        exec(compile(change(block), f"{page}, block {number + 1}", "exec"), scope)
+    return len(blocks)
+
+
+@pytest.mark.slow
+def test_every_block_of_library_and_saving_runs(tmp_path, monkeypatch):
+    def here(block):
+        assert "NAME = " not in block or f'"{NAME}"' in block
+        return block.replace(NAME, str(embedded_minilm())).replace('TrainingArguments(\n    "run",', LOCAL)
+
+    LOCAL = 'TrainingArguments(\n    "run", use_cpu=True,'
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = bert(torch.float32)
-    model.save_pretrained("base-model")
-    args = arguments(tmp_path / "run", learning_rate=2e-3, num_train_epochs=3)
-    given = {"model": model, "data": items(8 * 15), "args": args}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
-    sentence = {k: v[None] for k, v in items(1)[0].items()}
-    for number, block in enumerate(blocks):
-        if "merge(model)" in block:
-            with torch.no_grad():
-                trained, reloaded = model.eval()(**sentence).logits, given["reloaded"](**sentence).logits
-            torch.testing.assert_close(reloaded, trained, rtol=1e-4, atol=1e-5)
-        exec(compile(block, f"library.md, block {number + 1}", "exec"), given)
-    from transformers import AutoModelForSequenceClassification
-
+    scope = {}
+    assert run_blocks("library.md", scope, here) == 2
+    model, tokenizer = scope["model"].eval(), scope["tokenizer"]
+    batch = tokenizer(scope["texts"], return_tensors="pt", padding=True)
     with torch.no_grad():
-        merged = AutoModelForSequenceClassification.from_pretrained("merged").eval()(**sentence).logits
-    torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-5)
-    accuracy = (given["net"](given["inputs"]).argmax(1) == given["classes"]).float().mean()
-    assert accuracy > 0.9
+        trained = model(**batch).logits
+    assert (trained.argmax(1) == torch.tensor(scope["labels"])).float().mean() > 0.9  # the rate of the page learns
+    assert any(round_.grown for round_ in scope["method"].rounds_seen)
+    assert (scope["net"](scope["inputs"]).argmax(1) == scope["classes"]).float().mean() > 0.9
+    assert run_blocks("saving.md", scope) == 3
+    for loaded in (scope["reloaded"], AutoModelForSequenceClassification.from_pretrained("merged")):
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.eval()(**batch).logits, trained, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_block_of_the_page_on_quantised_models_runs(tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install -e '.[quantised]'")
+    monkeypatch.chdir(tmp_path)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape)).save_pretrained("base-decoder")
+    ids = torch.arange(12)
+    scope = {"data": [{"input_ids": ids + i, "labels": ids + i} for i in range(48)]}
+    page = lambda block: block.replace('TrainingArguments("run",', 'TrainingArguments("run", use_cpu=True,')  # noqa: E731
+    assert run_blocks("quantised.md", scope, page) == 1
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
