@@ -14,13 +14,12 @@ from experiments.runtime.places import CHECKOUT
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def run_blocks(page, scope, change=lambda block: block):
-    """Runs every block of a page in one scope; returns how many there are."""
+def run_blocks(page, scopes, change=lambda block: block):
+    """Runs every block of a page, each in its scope."""
     text = (CHECKOUT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for number, block in enumerate(blocks):
+    for number, (block, scope) in enumerate(zip(blocks, scopes, strict=True)):
         exec(compile(change(block), f"{page}, block {number + 1}", "exec"), scope)
-    return len(blocks)
 
 
 @pytest.mark.slow
@@ -32,16 +31,16 @@ def test_every_block_of_library_and_saving_runs(tmp_path, monkeypatch):
     LOCAL = 'TrainingArguments(\n    "run", use_cpu=True,'
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    scope = {}
-    assert run_blocks("library.md", scope, here) == 2
+    scope, own = {}, {}
+    run_blocks("library.md", [scope, own], here)
     model, tokenizer = scope["model"].eval(), scope["tokenizer"]
     batch = tokenizer(scope["texts"], return_tensors="pt", padding=True)
     with torch.no_grad():
         trained = model(**batch).logits
     assert (trained.argmax(1) == torch.tensor(scope["labels"])).float().mean() > 0.9  # the rate of the page learns
     assert any(round_.grown for round_ in scope["method"].rounds_seen)
-    assert (scope["net"](scope["inputs"]).argmax(1) == scope["classes"]).float().mean() > 0.9
-    assert run_blocks("saving.md", scope) == 3
+    assert (own["net"](own["inputs"]).argmax(1) == own["classes"]).float().mean() > 0.9
+    run_blocks("saving.md", [scope] * 3)
     for loaded in (scope["reloaded"], AutoModelForSequenceClassification.from_pretrained("merged")):
         with torch.no_grad():
             torch.testing.assert_close(loaded.eval()(**batch).logits, trained, rtol=1e-3, atol=1e-4)
@@ -56,5 +55,5 @@ def test_every_block_of_the_page_on_quantised_models_runs(tmp_path, monkeypatch)
     ids = torch.arange(12)
     scope = {"data": [{"input_ids": ids + i, "labels": ids + i} for i in range(48)]}
     page = lambda block: block.replace('TrainingArguments("run",', 'TrainingArguments("run", use_cpu=True,')  # noqa: E731
-    assert run_blocks("quantised.md", scope, page) == 1
+    run_blocks("quantised.md", [scope], page)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
