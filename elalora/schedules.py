@@ -201,8 +201,8 @@ def plan_phases(
         UserError: no step is left for the adjustment phase, or no round fits into it.
     """
     t_i, t_f, every, b = map(int, cast(Any, phase_settings(total, rank_sum, start, final, interval, moves)))
-    if b < 0:
-        raise UserError(f"method.b={b} must be at least 0")
+    if not 0 <= b < 2**63:
+        raise UserError(f"method.b={b} must be at least 0, and below 2^63")
     phases = Phases(total, t_i, t_f, every, b, cubic)
     if b and t_i + every >= phases.end:
         raise UserError(

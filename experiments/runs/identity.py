@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from baselines.registry import METHODS, method_class
 from elalora.budget import Budget
 from elalora.errors import UserError
+from elalora.low_rank import MANY
 from elalora.method import Method
 from elalora.resolve import RunSize, identifying
 from elalora.resolve import canonical as canonical_settings
@@ -103,7 +104,7 @@ def size_of(identity: Mapping[str, Any], own_ranks: bool, items: int | None) -> 
     if steps is None and items is not None:
         steps = epochs_in_steps(trainer["epochs"], items, trainer["batch_size"])
     rank, matrices = None if budget is None else budget.rank, identity["model"].get("matrices")
-    rank_sum = rank * matrices if rank and matrices and own_ranks else None
+    rank_sum = rank * matrices if rank and matrices and matrices < MANY and own_ranks else None
     return RunSize(steps, rank, rank_sum, trainer["lr"], trainer["weight_decay"])
 
 
