@@ -52,8 +52,8 @@ def main() -> int:
             compose()
             drop_scratch()
             configs = [keep_command(*one) for one in composed]
-            for one in composed:
-                check_command(*one)
+            for _, hydra_config in composed:
+                check_command(hydra_config)
         if not configs:  # --cfg, --info or completion, which Hydra has answered
             return 0
         from experiments.start import show_all, start_all

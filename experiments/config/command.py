@@ -11,16 +11,11 @@ from omegaconf import DictConfig
 from elalora.errors import UserError
 from experiments.config.explain import unknown_setting
 from experiments.config.suggest import declared, for_flags
-from experiments.config.words import key_of
-
-SLURM_ONLY = (
-    "runs_per_job", "partition", "account", "qos", "constraint", "gres", "gpus", "cpus", "mem_gb", "minutes",
-    "parallel", "signal_seconds", "max_requeues", "resubmit_cancelled", "wait",
-)  # fmt: skip
+from experiments.config.words import GROUPS, key_of
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuses flags that Hydra does not have in one line, where argparse would print its usage.
+    """Refuses flags that Hydra does not have, where argparse would print its usage, and a sweep's group named twice.
 
     Raises:
         UserError: what to type instead.
@@ -31,35 +26,27 @@ def check_flags(words: Sequence[str]) -> None:
         raise UserError(for_flags(message, words))
 
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(list(words))
+    args = parser.parse_args(list(words))
+    for group in GROUPS if args.multirun else ():  # Hydra would sweep over the last
+        names = list(dict.fromkeys(word.partition("=")[2] for word in args.overrides if key_of(word) == group))
+        if len(names) > 1:
+            raise UserError(f"{group} is set twice, and the last would count; for both type {group}={','.join(names)}")
 
 
-def check_command(config: DictConfig, hydra: DictConfig) -> None:
+def check_command(hydra: DictConfig) -> None:
     """Refuses words that do nothing.
 
     Args:
-        config: what `run.py` composed.
-        hydra: Hydra's own configuration of it.
+        hydra: Hydra's own configuration of a composed command.
 
     Raises:
-        UserError: an unknown setting that a plus sign added, a launcher by another name or settings of one that is not
-            chosen, or epochs that trainer.max_steps overrides.
+        UserError: an unknown setting that a plus sign added, or a launcher by another name.
     """
     words = list(hydra.overrides.task)
     for word in words:
         key = key_of(word)
         if word.startswith("+") and key not in hydra.runtime.choices and declared(key) is None:
             raise UserError(unknown_setting(key))
-        section, _, name = key.partition(".")
-        if section == "launcher" and name in SLURM_ONLY and config.launcher.kind != "slurm":
-            raise UserError(f"'{word}' does nothing without SLURM; add hydra/launcher=slurm")
     for word in hydra.overrides.hydra:
         if key_of(word) == "hydra.launcher":
             raise UserError(f"'{word}' does nothing; type hydra/launcher=NAME, such as hydra/launcher=slurm")
-    if config.study is None and config.trainer.max_steps is not None:
-        keys = [key_of(word) for word in words]
-        if "trainer.epochs" in keys and "trainer.max_steps" not in keys:
-            raise UserError(
-                f"trainer.epochs={config.trainer.epochs:g} does nothing while trainer.max_steps="
-                f"{config.trainer.max_steps} is set; type trainer=standard, or trainer.max_steps=null"
-            )

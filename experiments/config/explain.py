@@ -15,7 +15,7 @@ from experiments.config.suggest import for_choice, for_several, for_text, for_un
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.signals import EXIT_RESUMABLE, Preempted
 
-KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+KINDS = {"bool": "true or false", "Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
 REASONS = {"trainer.precision=fp16": " (fp16 skips steps, and an allocator must not advance on a skipped step)"}
 
 
@@ -46,6 +46,10 @@ def _line(error: Exception) -> str:
         return f"'{match[1]}' has several values: for a sweep over them type -m{for_several(key, values)}"
     if match := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
         return f"'{match[1]}' has several values: for a sweep over them type -m"
+    if "interpolation '${recipe}" in text:  # a group without a name, or with a list of names
+        word = next((w for w in sys.argv[1:] if "[" in w and key_of(w) in GROUPS), "")
+        key, _, names = word.partition("=")
+        return f"'{word}': for a sweep type -m {key}={names.strip('[]')}" if word else "a group cannot be removed"
     if isinstance(error, InterpolationResolutionError):  # OmegaConf does not name the word
         word = next((f"'{word}': " for word in sys.argv[1:] if "${" in word), "")
         return word + reason
@@ -61,7 +65,7 @@ def _unknown_choice(text: str, both: str) -> str | None:
         group, _, folder = group.partition("/")
         name = f"{folder}/{name}"
     if group == "budget":
-        digits = re.sub(r"\D", "", name) or "N"
+        digits = match[1] if (match := re.fullmatch(r"\D*(\d+)", name)) else "N"
         one = f"budget=r{digits}" if digits != "N" and 1 <= int(digits) <= 64 else f"budget=r4 budget.rank={digits}"
         return f"budget={name} is unknown; type {one}; allowed: budget=r1 .. budget=r64, or budget=params"
     if advice := for_choice(group, name):
@@ -98,6 +102,8 @@ def _word_of(key: str) -> str:
 
 
 def _added_twice(text: str, both: str) -> str | None:
+    if re.match("Multiple values for study", text):
+        return "a command runs one study; type +study=NAME once"
     match = re.search(r"An item is already at '([^']+)'", text) or re.match(r"Multiple values for ([\w/@]+)\.", text)
     if match is None:
         return None
@@ -120,7 +126,7 @@ def _wrong_shape(text: str, both: str) -> str | None:
     """A value where a list or a group of settings belongs, or the other way round."""
     match = re.search(r"full_key: (\S+)", both)
     word = _word_of(match[1]) if match else ""
-    if match is None or not word:
+    if match is None or not word or "[" in match[1]:
         return None
     key, _, value = word.lstrip("+").partition("=")
     if "is not a ListConfig" in both:
@@ -142,11 +148,15 @@ def _wrong_type(text: str, both: str) -> str | None:
     match = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both) or re.search(
         r"Value '(.*?)' .*?is incompatible with type hint '([^']+)'", both
     )
-    if match is None:
+    if match is None and (match := re.search(r"Value '(.*?)' is not a valid (bool)", both)) is None:
         return None
     several = re.fullmatch(r"\[?(\d+)(?:-|:|\.\.|, ?)(\d+)(?:, ?\d+)*\]?", match[1])
     hint = ""
-    if several and match[2] == "Integer":
+    if match[1].lower() in ("none", ""):
+        hint = f"; for none type {key}=null"
+    elif match[2] == "Integer" and re.fullmatch(r"\d+\.0", match[1]):
+        hint = f"; type {key}={match[1][:-2]}"
+    elif several and match[2] == "Integer":
         values = (
             match[1].strip("[]").replace(" ", "") if "," in match[1] else f"range({several[1]},{int(several[2]) + 1})"
         )
@@ -166,7 +176,7 @@ def _near(value: str, names: list[str], parent: str = "") -> str:
 def _keys(parent: str) -> list[str]:
     """Settings below `parent` with the groups chosen on the command line."""
     try:
-        config = compose_run([word for word in sys.argv[1:] if key_of(word) in GROUPS and "," not in word])
+        config = compose_run([w for w in sys.argv[1:] if key_of(w) in (*GROUPS, "study") and "," not in w])
     except MISTAKES:  # the mistake may be in one of the groups
         config = compose_run([])
     node = OmegaConf.select(config, parent) if parent else config

@@ -43,6 +43,10 @@ def _explained(error: Exception, words: Sequence[str]) -> str:
         if re.match(r"\+*study\.", word) and not any(re.match(r"\+*study=", other) for other in words):
             return study_needs_plus()
         if not key or key in GROUPS and not re.search(r"[a-df-z]", value):  # a number, also 1e-3
-            hint = f"; type budget=r{value}" if key == "budget" and value.isdigit() else ""
+            hint = ""
+            if key == "budget" and re.fullmatch(r"\d{1,3}(,\d{1,3})*", value):
+                hint = f"; type budget=r{value.replace(',', ',r')}"
+            elif key == "budget" and value.isdigit():
+                hint = f"; type budget=params budget.params={value}"
             return f"'{word}' is not valid: expected GROUP=NAME{hint}"
     return f"the words {' '.join(words)} cannot be composed ({type(error).__name__}: {first_line(error)})"

@@ -27,6 +27,7 @@ ALIASES = {
 FLAGS = dict.fromkeys(("-m", "--multirun", "-r", "--run", "--resolve", "--help", "-h", "--hydra-help"), False)
 FLAGS |= dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True)
 FLAGS |= dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True)
+COMMANDS = {"help": "--help", "plan": "--plan", "status": "python -m experiments status"}
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 CURLY = dict.fromkeys((0x2018, 0x2019, 0x201C, 0x201D))  # quotation marks that editors and chats put in
@@ -73,12 +74,16 @@ def for_unreadable(word: str, words: Sequence[str]) -> str:
         return f"type {key}=$HOME{value[1:]}"
     if value.endswith(",") and after and "=" not in after:
         return f"a list has no blanks: type {_shell(word + after)}"
-    for attempt in (straight, straight.rstrip(",;"), f"{key.strip()}={value.strip()}"):
+    stripped = value.strip().rstrip(",;")
+    for attempt in (straight, f"{key.strip()}={stripped}") if stripped else ():
         if attempt != word and _reads(attempt):
             return f"type {_shell(attempt)}"
-    if any(value.count(a) != value.count(b) for a, b in ("[]", "()", "{}")):
+    open_bracket = any(value.count(a) != value.count(b) for a, b in ("[]", "()", "{}"))
+    if declared(key) in (int, float):
+        return "close its bracket" if open_bracket else f"type a number, such as {key}=1"
+    if open_bracket:
         return f"close its bracket, or for a text type {_text_word(key, value)}"
-    return f"type {_text_word(key, value)}"
+    return f"type {for_text(straight)}"
 
 
 def _for_bare(word: str, before: str, after: str) -> str:
@@ -92,6 +97,10 @@ def _for_bare(word: str, before: str, after: str) -> str:
         return f"type {_shell(f'{key}={value}')}"
     if key_of(word) == "study":
         return "type +study=NAME"
+    if word in COMMANDS:
+        return f"type {COMMANDS[word]}"
+    if word not in GROUPS and declared(word) not in (None, Any):
+        return f"type {word}=VALUE"
     if word in GROUPS and after and "=" not in after:
         return f"type {word}={after}"
     groups = [group for group in (*GROUPS, "study") if _plain(word) in map(_plain, _names(group))]
@@ -120,7 +129,8 @@ def settings(key: str, value: str) -> list[str]:
 
 def nearest(value: str, names: Sequence[str]) -> str | None:
     """The name that was probably meant, whatever its case, dashes and underscores."""
-    return _near(value, names) or next(iter(difflib.get_close_matches(value, names, n=1)), None)
+    start = next((name for name in names if len(value) > 2 and _plain(name).startswith(_plain(value))), None)
+    return _near(value, names) or start
 
 
 def for_choice(group: str, value: str) -> str | None:
