@@ -37,6 +37,11 @@ class RunningSum:
         return FileSum(self._size, self._hash.hexdigest())
 
 
+def sum_of(content: bytes) -> FileSum:
+    """The sum of content in memory."""
+    return FileSum(len(content), hashlib.sha256(content).hexdigest())
+
+
 def running_sum(path: Path, size: int | None = None) -> RunningSum:
     """The sum of a file, or of its first `size` bytes; a missing file counts as empty."""
     total, left = RunningSum(), size

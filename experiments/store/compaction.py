@@ -8,11 +8,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.runtime.files import replacing
+from experiments.runtime.files import replacing, sum_of
 from experiments.runtime.text import clean
 from experiments.store.compact import PREDICTIONS, SUFFIX, TEXTS, current_rows, opened
 from experiments.store.finished import LINES
@@ -99,7 +100,7 @@ def _row(folder: Path) -> dict[str, Any]:
     if texts["config.yaml"] is not None:
         texts["config.yaml"] = _without_folders(texts["config.yaml"])
     if texts["result.json"] is not None:
-        texts["result.json"] = _with_kept_files(texts["result.json"])
+        texts["result.json"] = _with_kept_files(texts)
         texts["status.json"] = None
         predictions = read_table(folder / "predictions.parquet", list(PREDICTIONS))
     else:
@@ -111,13 +112,18 @@ def _row(folder: Path) -> dict[str, Any]:
     return {"folder": folder.name, "task": folder.parent.name, **texts, "predictions": predictions}
 
 
-def _with_kept_files(text: str) -> str:
-    """result.json with the checksums of the files that a compact store keeps byte for byte."""
-    result = json.loads(text)
+def _with_kept_files(texts: dict[str, str | None]) -> str:
+    """result.json with the checksums of the files that a compact store keeps byte for byte.
+
+    A result of an older version had none; migrated ones get those of the files as they are.
+    """
+    kept = {name: texts[name] for name in ("manifest.json", *LINES)}
+    result = json.loads(texts["result.json"] or "")
     files = result.get("files")
-    if not files:
-        return text
-    return dump(result | {"files": {name: files[name] for name in ("manifest.json", *LINES) if name in files}})
+    if not files and "migrated" not in result:
+        return texts["result.json"] or ""
+    files = files or {name: asdict(sum_of(text.encode())) for name, text in kept.items() if text is not None}
+    return dump(result | {"files": {name: files[name] for name in kept if name in files}})
 
 
 def _without_folders(text: str) -> str:

@@ -24,6 +24,7 @@ from elalora.errors import UserError
 from experiments.__main__ import main
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
+from experiments.runtime.places import CHECKOUT
 from experiments.standins.stored_runs import moved_run, result, write_run
 from experiments.store.compact import TEXTS, opened
 from experiments.store.compaction import compact
@@ -248,3 +249,8 @@ def test_the_command_adds_and_says_what_it_did(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "empty").mkdir()
     assert main(["compact", str(tmp_path / "empty"), "--out", str(tmp_path / "other")]) == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+def test_the_measured_runs_have_checksums_and_nothing_contradicts_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(CHECKOUT / "analysis" / "measured")]) == 0
+    assert "290 finished runs, 0 with problems" in capsys.readouterr().out
