@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import MOVES, quick
 
+from elalora.allocation import Decision
+from elalora.ela import ElaLoRA
 from elalora.errors import UserError
 from elalora.low_rank import LowRankMethod
 from experiments.runs.plan import Plan, make_plan
@@ -22,7 +24,7 @@ ENDS = {
     "done": [*MOVES],
     "nan": ["method=lora", *DIVERGES],
     "budget": ["seed=1", *MOVES],
-    "never_acted": ["budget=r1", *MOVES],
+    "never_acted": ["budget=r2", *MOVES],
     "crash": ["method=lora"],
     "refused": ["method=lora", "model.targets=[nothing]"],
     "preempted": ["method=lora", "seed=2"],
@@ -42,6 +44,8 @@ def end(kind: str, model: Path, store: Path) -> Plan:
     with pytest.MonkeyPatch.context() as patch, suppress(RunFailed, UserError, Preempted):
         if kind == "budget":  # an allocator that gives ranks and takes none
             patch.setattr(LowRankMethod, "prune", lambda *_: None)
+        elif kind == "never_acted":  # an allocator that finds no move
+            patch.setattr(ElaLoRA, "_decide", lambda *_: Decision())
         elif kind == "crash":
             patch.setattr(Trainer, "_step", crash)
         elif kind == "preempted":

@@ -58,8 +58,11 @@ def test_the_template_has_no_number_of_a_result() -> None:
 @pytest.mark.parametrize(
     ("mark", "said"),
     [
-        ("{table offline_main nothing}", "has no table nothing; it has confirmatory"),
-        ("{lines offline_main nothing}", "has no section 'nothing'"),
+        # these two make a whole report
+        pytest.param(
+            "{table offline_main nothing}", "has no table nothing; it has confirmatory", marks=pytest.mark.slow
+        ),
+        pytest.param("{lines offline_main nothing}", "has no section 'nothing'", marks=pytest.mark.slow),
         ("{score offline_main x}", "allowed: table, lines"),
         ("{runs pilot}", "study pilot is not on the page"),
     ],

@@ -70,6 +70,15 @@ def test_a_seed_without_counterpart_enters_the_mean_but_no_difference(store: Pat
     assert any("1 seeds of ElaLoRA" in note for note in table.notes)
 
 
+def test_arms_read_on_different_splits_are_not_subtracted(tmp_path: Path) -> None:
+    write_run(tmp_path, result("lora", 0, 80.0, readings__last__report__split="test"))
+    write_run(tmp_path, result("elalora", 0, 81.0, readings__last__report__split="validation"))
+    table = comparison(load_runs(tmp_path))
+    frame = table.frame.set_index("method")
+    assert "diff_n" not in frame or pd.isna(frame.loc["elalora", "diff_n"])
+    assert any("not trained alike (data.split: " in note for note in table.notes)
+
+
 def test_a_collapsed_run_keeps_its_score_and_is_counted(store: Path) -> None:
     write_run(store, result("lora", 3, 50.0, flags=["collapsed"]))
     lora = row(store, "lora")

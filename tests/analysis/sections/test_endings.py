@@ -33,7 +33,7 @@ def test_every_kind_of_failure_has_its_column_in_the_printed_table(store: Path) 
     assert table is not None
     rows = table.frame.set_index("arm")
     assert rows.loc["elalora-r4", ["done", "over budget", "open"]].tolist() == [1, 1, 0]
-    assert rows.loc["elalora-r1", "method failed"] == 1
+    assert rows.loc["elalora-r2", "method failed"] == 1
     assert rows.loc["lora-r4", ["NaN", "crash", "open"]].tolist() == [1, 1, 2]  # refused and preempted are open
     printed = to_markdown(table).splitlines()
     head = next(line for line in printed if line.startswith("| Arm"))
@@ -42,7 +42,7 @@ def test_every_kind_of_failure_has_its_column_in_the_printed_table(store: Path) 
         ("nan", "lora-r4"),
         ("crash", "lora-r4"),
         ("budget", "elalora-r4"),
-        ("never_acted", "elalora-r1"),
+        ("never_acted", "elalora-r2"),
     ):
         row = next(line for line in printed if line.startswith(f"| {arm} "))
         assert [cell.strip() for cell in row.split("|")][titles.index(COLUMNS[kind])] == "1", (kind, row)

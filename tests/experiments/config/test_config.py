@@ -43,7 +43,7 @@ def test_a_methods_file_shows_every_knob_with_its_default(name):
 
 @pytest.mark.parametrize("rank", [1, 3, 10, 64])
 def test_any_rank_is_a_budget(rank):
-    assert make_plan(config(f"budget=r{rank}")).budget.rank == rank
+    assert make_plan(config("method=lora", f"budget=r{rank}")).budget.rank == rank
 
 
 def test_a_rank_beyond_the_named_ones_is_a_value():
@@ -136,7 +136,7 @@ WRONG = {
     "task.normalise=mine": "task.normalise=mine is unknown; allowed: checkpoint, imagenet",
     "protocol.name=dirty": "protocol.name=dirty is unknown; allowed: clean, paper_last, paper_best, tune",
     "task.metrics=[bleu]": "bleu is unknown; allowed: accuracy",
-    "model.path=owner/other": "model.safetensors of model.path=owner/other",
+    "model.path=owner/other": "model.path=owner/other cannot be read from the hub",
     "method.b=1 method.interval=60": "has fallen to 0 at the first round",
     "trainer.batch_size=0": "trainer.batch_size=0 must be at least 1",
     "trainer.max_steps=0": "trainer.max_steps=0 must be above 0",

@@ -42,6 +42,7 @@ def signalled(given, victim, how, file="timing.jsonl", limit=90):
     return process.returncode, said
 
 
+@pytest.mark.slow
 def test_four_runs_in_two_workers_equal_the_runs_alone(tiny_model_dir, tmp_path):
     swept = command(*words(tiny_model_dir, tmp_path / "a", *MOVES, "seed=range(4)", "launcher.workers=2"))
     assert swept.returncode == 0, swept.stderr

@@ -83,7 +83,7 @@ def test_a_subset_is_its_own_seed_s(loads, tiny_model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("changed", [
-    "task=vader_nyt", "task.max_length=12", "protocol=tune", "protocol.split_seed=1", "data.train_items=90",
+    "task=vader_nyt", "task.max_length=12", "protocol=tune", "data.train_items=90",
 ])  # fmt: skip
 def test_another_setting_is_loaded_again(changed, loads, tiny_model_dir, tmp_path):
     plans = [make_plan(quick(tiny_model_dir, tmp_path, *WHOLE, *more)) for more in ((), (changed,))]
