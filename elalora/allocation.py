@@ -98,7 +98,9 @@ def decide(
         b: number of moves.
         k: maximum number of candidates per matrix.
         capacity: slots of each matrix; a full matrix cannot grow.
-        rule, rank1_growth, draw: which matrices grow, see `growth_order`.
+        rule: which matrices grow, see `growth_order`.
+        rank1_growth: whether a matrix of rank 1 may grow.
+        draw: a random number below n, for rule="random".
         cost: parameters per direction of each matrix; needed with `spare`.
         spare: parameters that the budget still allows, None without a parameter budget.
     """

@@ -15,6 +15,8 @@ elalora.safetensors and elalora.json in each checkpoint hold what resuming and `
 from __future__ import annotations
 
 import json
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +37,7 @@ from elalora.targets import matrices_in, patterns_in
 TENSORS, VALUES = "elalora.safetensors", "elalora.json"
 MODEL = "model/"  # before the names of the model's tensors
 SCHEMA = 3  # of both files; version 2 left the model's tensors to the Trainer, version 1 had rows for every slot
+LEARNED = 0.95  # of a constant answer's loss; training that ends above it has learned next to nothing
 OPTIMIZER = "optimizer.pt"  # written by the Trainer
 
 
@@ -169,6 +172,10 @@ class _Session:
         self.checkpoint: Path | None = None
         self.best: Path | None = None
         self.used = False
+        # of the last quarter of the micro-batches, without the penalty
+        self.losses: deque[Tensor] = deque(
+            maxlen=max(1, method.total_steps * trainer.args.gradient_accumulation_steps // 4)
+        )
         self._loss, self._train, self._save_model = trainer.compute_loss, trainer.train, trainer.save_model
 
     def compute_loss(
@@ -180,10 +187,12 @@ class _Session:
         penalty = self.method.penalty()
         with self.method.watching(*_masks(inputs)):
             loss = self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        # where the loss is not scaled yet, the Trainer divides loss and penalty later
+        parts = self.trainer.current_gradient_accumulation_steps if self._loss_is_scaled(num_items_in_batch) else 1
+        self.losses.append((loss[0] if return_outputs else loss).detach() * parts)
         if penalty is None:
             return loss
-        if self._loss_is_scaled(num_items_in_batch):  # otherwise the Trainer divides loss and penalty later
-            penalty = penalty / self.trainer.current_gradient_accumulation_steps
+        penalty = penalty / parts
         return (loss[0] + penalty, loss[1]) if return_outputs else loss + penalty
 
     def _loss_is_scaled(self, num_items_in_batch: Any) -> bool:
@@ -220,10 +229,26 @@ class _Session:
         refuse_early_weights(self.trainer, self.method, self.steps_per_epoch)
         self.used = True
         output = self._train(resume_from_checkpoint, *args, **kwargs)
-        self._report(output)
+        self._report_rounds(output)
+        self._report_loss(output)
         return output
 
-    def _report(self, output: Any) -> None:
+    def _report_loss(self, output: Any) -> None:
+        """Puts into the result whether a classifier learned more than a constant answer; prints it if it did not."""
+        classes = _classes(self.trainer.model)
+        if classes < 2 or not self.losses:
+            return
+        loss, constant = float(torch.stack(list(self.losses)).mean()), math.log(classes)
+        output.metrics["did_not_learn"] = loss > LEARNED * constant
+        if output.metrics["did_not_learn"] and self.trainer.is_world_process_zero():
+            print(
+                f"adapt: {self.method.title} did not learn: the training loss ended at {loss:.3f}, that of a constant "
+                f"answer among {classes} classes is {constant:.3f}. Change learning_rate="
+                f"{self.trainer.args.learning_rate:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with singular "
+                "values) or train longer"
+            )
+
+    def _report_rounds(self, output: Any) -> None:
         """Puts the number of rounds into the Trainer's result; prints it if training stopped before the last one."""
         if not self.method.capabilities.adaptive:
             return
@@ -347,6 +372,14 @@ def _masks(inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     if target is None and isinstance(labels, Tensor) and labels.ndim > 1:
         target = labels.ne(-100).long()
     return inputs.get("attention_mask"), target
+
+
+def _classes(model: Any) -> int:
+    """The number of classes among which a model's loss is a cross-entropy; 0 for every other loss."""
+    config = getattr(model, "config", None)
+    single = getattr(config, "problem_type", None) in (None, "single_label_classification")
+    classifier = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    return int(config.num_labels) if classifier and single and config is not None else 0
 
 
 def _callback(session: _Session) -> Any:

@@ -102,3 +102,18 @@ def test_a_round_does_not_compile_the_model_again():
     x, _ = batch(3)
     torch.testing.assert_close(compiled(x), reference(x), rtol=1e-10, atol=1e-10)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("rate", "learned"), [(1e-9, False), (0.05, True)])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_classifier_that_did_not_learn_is_said_without_the_penalty(rate, learned, accumulated, tmp_path, capsys):
+    """AdaLoRA's penalty of 1 alone would lift every loss above that of a constant answer."""
+    cls = method_class("adalora")
+    method = cls(cls.Config(orth_weight=1.0), Budget(2))
+    easy = [{**item, "labels": item["input_ids"].sum() * 0 + i % 2} for i, item in enumerate(items(2))] * 200
+    more = {"learning_rate": rate, "max_grad_norm": 0, "weight_decay": 0, "gradient_accumulation_steps": accumulated}
+    trainer = Trainer(bert(torch.float32), arguments(tmp_path, **more), train_dataset=easy)
+    adapt(trainer, method, TARGETS, keep=HEAD)
+    output = trainer.train()
+    assert output.metrics["did_not_learn"] is not learned
+    assert ("AdaLoRA did not learn" in capsys.readouterr().out) is not learned
