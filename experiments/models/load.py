@@ -7,6 +7,7 @@ head has its own random stream, so that all arms of a seed start with the same h
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -364,10 +365,11 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     Args:
         path: "embedded", "digits", a local folder, or a hub id (owner/model).
         sha256: expected checksum of model.safetensors, in a folder or on the hub; None skips the check.
-        revision: of a hub id.
+        revision: commit of a hub id; a branch would name other files tomorrow.
 
     Raises:
-        UserError: the path is not a folder, the weights have another checksum, or the embedded model is missing.
+        UserError: the path is neither a folder nor a hub id with a commit, the weights have another checksum, or the
+            embedded model is missing.
     """
     if path == "embedded":
         return str(embedded_minilm())
@@ -382,10 +384,11 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
-    if sha256 is None and revision is None:
+    if revision is None and sha256 is None or revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        given = "on the hub is not pinned" if revision is None else f"with model.revision={revision} can change"
         raise UserError(
-            f"model.path={path} on the hub is not pinned; type model.revision=COMMIT or model.sha256=DIGEST, "
-            "so that results record which weights were used"
+            f"model.path={path} {given}; type model.revision=COMMIT with its 40 hex digits, or model.sha256=DIGEST, so "
+            "that a result's identity says which weights were used"
         )
     if sha256 is not None:
         verify_file(hub_weights(path, revision), sha256, "give the checksum of this model: model.sha256=...")

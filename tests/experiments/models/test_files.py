@@ -66,10 +66,13 @@ def test_a_missing_package_or_file_gives_the_command_that_installs_it(
 
 
 def test_a_hub_id_is_left_as_it_is_and_a_path_must_exist(tmp_path: Path) -> None:
-    assert resolve_model("microsoft/deberta-v3-base", revision="abc") == "microsoft/deberta-v3-base"
-    assert resolve_model("bert-base-uncased", revision="abc") == "bert-base-uncased"
-    with pytest.raises(UserError, match="is not pinned; type model.revision=COMMIT or model.sha256=DIGEST"):
+    assert resolve_model("microsoft/deberta-v3-base", revision="a" * 40) == "microsoft/deberta-v3-base"
+    assert resolve_model("bert-base-uncased", revision="a" * 40) == "bert-base-uncased"
+    with pytest.raises(UserError, match="is not pinned; type model.revision=COMMIT"):
         resolve_model("bert-base-uncased")
+    for branch in ("main", "refs/pr/1", "abc1234", "A" * 40):
+        with pytest.raises(UserError, match=f"model.revision={branch} can change"):
+            resolve_model("bert-base-uncased", revision=branch)
     for path in (str(tmp_path / "absent"), "./absent", "~/absent", "a/b/absent"):
         with pytest.raises(UserError, match="is not a folder; give a folder, a hub id"):
             resolve_model(path)
@@ -84,6 +87,6 @@ def test_weights_from_the_hub_are_checked_against_the_digest(tmp_path: Path, mon
     weights.write_bytes(b"some weights")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda path, name, revision: str(weights))
     good = hashlib.sha256(b"some weights").hexdigest()
-    assert resolve_model("owner/model", good) == "owner/model"
+    assert resolve_model("owner/model", good, "a" * 40) == "owner/model"
     with pytest.raises(UserError, match="model.sha256="):
-        resolve_model("owner/model", "0" * 64)
+        resolve_model("owner/model", "0" * 64, "a" * 40)
