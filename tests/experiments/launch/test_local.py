@@ -190,6 +190,7 @@ def test_a_failure_names_run_and_folder_once(error, line, tiny_model_dir, tmp_pa
     assert code == 1 and line in said and plan.label not in said and "(see" not in said
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_its_source_and_fails_with_it(tiny_model_dir, tmp_path, capsys):
     source = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "threads=1"))
     after = make_plan(quick(tiny_model_dir, tmp_path, "method=svd_lora", f"method.ranks_from='{KNOBS}'", "threads=1"))

@@ -99,6 +99,7 @@ def test_every_method_decides_and_computes_what_one_process_does(
     assert_equal_runs(name, *pairs[name])
 
 
+@pytest.mark.slow
 def test_two_processes_decide_and_compute_what_one_does(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     assert_equal_runs("elalora", *run_pairs(tmp_path, ["elalora"])["elalora"])

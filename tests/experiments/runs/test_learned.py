@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import entropy
-from tiny_runs import config
+from tiny_runs import quick
 
 from analysis.reading.runs import load_runs
 from experiments.runs.plan import make_plan
@@ -24,19 +24,23 @@ def test_the_loss_of_a_constant_answer_is_the_labels_entropy_or_variance() -> No
 
 @pytest.mark.parametrize(("rate", "learned"), [("1e-8", False), ("1e-2", True)])
 def test_a_run_that_did_not_learn_is_flagged(
-    rate: str, learned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rate: str, learned: bool, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for split in ("train", "validation", "test"):
+        rows = [f"{'a good film' if i % 2 else 'a bad one'},{i % 2}" for i in range(60)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    files = ",".join(f"{split}:'{tmp_path}/{split}.csv'" for split in ("train", "validation", "test"))
     words = [
-        "task=digits",
-        "model=vit_digits",
+        "task=own",
+        f"task.files={{{files}}}",
+        "task.text=[text]",
         "data.train_items=null",
-        "method=lora",
-        "trainer.max_steps=60",
-        "trainer.log_every=10",
+        "method=full",
+        "trainer.max_steps=80",
     ]
-    result = run(make_plan(config(*words, f"trainer.lr={rate}", f"store.root={tmp_path}")))
+    result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words, f"trainer.lr={rate}")))
     assert (DID_NOT_LEARN in result["flags"]) is not learned
-    assert result["data"]["guessing_loss"] == pytest.approx(np.log(5), rel=0.03)  # five digits, about as many of each
-    assert (f"did not learn: its training loss ended at that of a constant answer. Change trainer.lr={rate[0]}"
-            in capsys.readouterr().err) is not learned  # fmt: skip
-    assert (DID_NOT_LEARN in load_runs(tmp_path)["flags"].iloc[0]) is not learned
+    assert result["data"]["guessing_loss"] == pytest.approx(np.log(2))
+    said = f"did not learn: its training loss ended at that of a constant answer. Change trainer.lr={rate[0]}"
+    assert (said in capsys.readouterr().err) is not learned
+    assert (DID_NOT_LEARN in load_runs(tmp_path / "runs")["flags"].iloc[0]) is not learned
