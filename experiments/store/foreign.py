@@ -130,6 +130,8 @@ def read_table(path: Path, columns: list[str]) -> pyarrow.Table:
         limit = allowed(os.fstat(file.fileno()).st_size)
         footer = parquet.ParquetFile(file, pre_buffer=False)
         groups = [footer.metadata.row_group(number) for number in range(footer.metadata.num_row_groups)]
+        _check_growth(path, limit, sum(group.total_byte_size for group in groups))
+        footer.scan_contents()  # raises where a footer is damaged; asking it for a column would end the process
         chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
         chunks = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{c}." for c in columns))]
         texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
