@@ -93,7 +93,7 @@ def check_mergeable(name: str, base: Any, delta: Tensor) -> None:
         update = x @ delta.double().T
         if torch.allclose(folded(x) - frozen(x), update, rtol=1e-6, atol=1e-9 * float(update.abs().max() + 1)):
             return
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         problem = f"cannot be checked ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     raise UserError(
         f"'{name}' is a {type(base).__name__}, which {problem}, so an update cannot be merged into its weight: "
