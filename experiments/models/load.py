@@ -42,7 +42,7 @@ HEADED = {
     "summarization": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "image": ("AutoModelForImageClassification", None),
 }
-TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base")
+TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base")
 SUMMARIES = ("bart_base", "bart_large")
 IMAGES = ("vit_b16_in21k", "vit_digits")
 # the models of conf/model/ that fit a kind of task; model=local is judged by its files
@@ -52,18 +52,27 @@ FITTING = {
     "summarization": SUMMARIES,
     "image": IMAGES,
 }
+CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
 # modules that train whole beside adapters; for other architectures those that the checkpoint lacks
 HEADS = {
     "bert": ["bert.pooler", "classifier"],
     "roberta": ["classifier"],
     "electra": ["classifier"],
     "deberta-v2": ["pooler", "classifier"],
+    "modernbert": ["head", "classifier"],
     "bart": ["classification_head"],
     "vit": ["classifier"],
+    **dict.fromkeys(CAUSAL, ["score"]),
+    **dict.fromkeys(("xlm-roberta", "camembert", "mpnet", "dinov2", "swin", "clip", "convnext"), ["classifier"]),
+    **dict.fromkeys(("t5", "mt5"), ["classification_head"]),
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2"), ["score"]
+    ),
 }
 DROPOUTS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "cls_dropout", "pooler_dropout",
-    "dropout", "attention_dropout",
+    "dropout", "attention_dropout", "embedding_dropout", "mlp_dropout", "dropout_rate", "resid_pdrop", "embd_pdrop",
+    "attn_pdrop",
 )  # fmt: skip
 
 
