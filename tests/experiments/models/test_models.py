@@ -210,10 +210,6 @@ def _cut(file):
     return change
 
 
-def _pickled(place):
-    (place / "model.safetensors").rename(place / "pytorch_model.bin")
-
-
 def _json(file, **values):
     def change(place):
         (place / file).write_text(json.dumps(json.loads((place / file).read_text()) | values))
@@ -233,7 +229,6 @@ def _empty_weights(place):
 BAD = [
     ("bert", "classification", _cut("config.json"), "not a valid JSON file"),
     ("bert", "classification", _cut("model.safetensors"), "does not load for classification"),
-    ("bert", "classification", _pickled, "pickled weights only.*convert once"),
     ("bert", "classification", _without("model.safetensors"), "does not load for classification"),
     ("bert", "classification", _without("config.json"), "model.path="),
     ("bert", "classification", _empty_weights, "no weights for .*layer.1.*model.head="),

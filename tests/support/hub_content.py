@@ -1,0 +1,257 @@
+"""Small models and data sets in the layouts that the hub has, under the real names and at the pinned commits.
+
+The layouts are those that conf/model/ and conf/task/ state: names of files, pickled or not, whole or in shards, which
+tokenizer files, which folders of parquet files. Weights are random and narrow; the number of layers is the real one
+where a test counts matrices.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow
+import torch
+from hub_server import Repo
+from omegaconf import OmegaConf
+from pyarrow import parquet
+
+from experiments.models.files import embedded_minilm
+from experiments.runtime.places import CONF
+from experiments.standins.models import SPECIAL
+
+UNPINNED = "5" * 40  # of repositories whose commit is not known to this project
+TEXT = ["the film is good and the plot is bad", "a story of the house on the hill", "he said that it was true"]
+
+
+def conf(kind: str, name: str) -> Any:
+    """A file of conf/, such as model/bart_base."""
+    return OmegaConf.load(CONF / kind / f"{name}.yaml")
+
+
+def commit_of(name: str) -> str:
+    """The commit at which a model of conf/model/ is served."""
+    return conf("model", name).get("revision") or UNPINNED
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+def pickle(tensors: Any, old: bool = False) -> bytes:
+    """pytorch_model.bin: a zip archive, or the format before torch 1.6."""
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer, _use_new_zipfile_serialization=not old)
+    return buffer.getvalue()
+
+
+def safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """model.safetensors."""
+    from safetensors.torch import save
+
+    return save({name: tensor.clone() for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def in_shards(
+    tensors: Mapping[str, torch.Tensor], stem: str, suffix: str, write: Callable[[Any], bytes]
+) -> dict[str, bytes]:
+    """Two shards and their index, under the names that transformers gives them."""
+    names = list(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    files = [f"{stem}-0000{number}-of-00002{suffix}" for number in (1, 2)]
+    places = {name: file for file, half in zip(files, halves, strict=True) for name in half}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": places}
+    return {
+        **{file: write({n: tensors[n] for n in half}) for file, half in zip(files, halves, strict=True)},
+        f"{stem}{suffix}.index.json": json.dumps(index).encode(),
+    }
+
+
+# -- models ------------------------------------------------------------------------------------------------------
+
+
+def drawn(cls: Any, config: Any, seed: int = 0) -> Any:
+    """A random model; the global generator is unchanged."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return cls(config)
+
+
+def config_file(config: Any, **more: Any) -> bytes:
+    """config.json, without what newer versions write."""
+    kept = {k: v for k, v in config.to_diff_dict().items() if k not in ("transformers_version", "dtype")}
+    return json.dumps({**kept, "model_type": config.model_type, **more}, indent=1).encode()
+
+
+@cache
+def sentencepiece_model(size: int = 80) -> bytes:
+    """spm.model with DeBERTa-v3's special tokens."""
+    import sentencepiece
+
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 40), model_writer=buffer, vocab_size=size, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+        unk_piece="[UNK]",
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def deberta_v3(layers: int, width: int = 24, half: bool = True) -> dict[str, bytes]:
+    """DeBERTa-v3: pickled weights in half precision with a language-modelling head, and a sentencepiece model alone."""
+    from transformers import DebertaV2Config, DebertaV2Model
+
+    config = DebertaV2Config(
+        vocab_size=128, hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=2 * width,
+        max_position_embeddings=512, relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm",
+        share_att_key=True, pos_att_type=["p2c", "c2p"], layer_norm_eps=1e-7, max_relative_positions=-1,
+        position_biased_input=False, type_vocab_size=0, pad_token_id=0,
+    )  # fmt: skip
+    backbone = drawn(DebertaV2Model, config).state_dict()
+    tensors = {f"deberta.{name}": value.half() if half else value for name, value in backbone.items()}
+    tensors["lm_predictions.lm_head.bias"] = torch.zeros(128)
+    return {
+        "config.json": config_file(config, pos_att_type="p2c|c2p"),
+        "pytorch_model.bin": pickle(tensors),
+        "spm.model": sentencepiece_model(),
+        "tokenizer_config.json": json.dumps({"do_lower_case": False, "vocab_type": "spm"}).encode(),
+    }
+
+
+@cache
+def byte_pairs() -> dict[str, bytes]:
+    """vocab.json, merges.txt and tokenizer.json of a byte-level BPE, as RoBERTa and BART have them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT * 20, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    whole = json.loads(tokenizer.to_str())
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in whole["model"]["merges"]]
+    return {
+        "vocab.json": json.dumps(whole["model"]["vocab"]).encode(),
+        "merges.txt": ("#version: 0.2\n" + "\n".join(pairs) + "\n").encode(),
+        "tokenizer.json": tokenizer.to_str().encode(),
+    }
+
+
+def roberta(layers: int = 12) -> tuple[dict[str, bytes], dict[str, torch.Tensor]]:
+    """RoBERTa: everything but the weights, and the tensors of the masked-language model."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    config = RobertaConfig(
+        vocab_size=300, hidden_size=24, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=514, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1,
+    )  # fmt: skip
+    config.architectures = ["RobertaForMaskedLM"]
+    files = {"config.json": config_file(config), "tokenizer_config.json": b'{"model_max_length": 512}', **byte_pairs()}
+    return files, drawn(RobertaForMaskedLM, config).state_dict()
+
+
+def bart(layers: int = 6) -> tuple[dict[str, bytes], dict[str, torch.Tensor]]:
+    """BART: everything but the weights, and the tensors, of which four share one embedding."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=300, d_model=24, encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=1024,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2, init_std=0.2,
+    )  # fmt: skip
+    files = {"config.json": config_file(config), **byte_pairs()}
+    return files, drawn(BartForConditionalGeneration, config).state_dict()
+
+
+def bert(layers: int = 12) -> dict[str, bytes]:
+    """BERT, lower-cased: safetensors, a word-piece vocabulary and the fast tokenizer."""
+    from tiny_model import make_tiny_model
+    from transformers import BertConfig, BertForPreTraining
+
+    with TemporaryDirectory() as name:
+        make_tiny_model(Path(name))
+        fast = (Path(name) / "tokenizer.json").read_bytes()
+    vocabulary = json.loads(fast)["model"]["vocab"]
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=24, num_hidden_layers=layers, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=512, pad_token_id=0,
+    )  # fmt: skip
+    assert list(vocabulary)[:5] == list(SPECIAL["bert"])
+    return {
+        "config.json": config_file(config),
+        "model.safetensors": safetensors(drawn(BertForPreTraining, config).state_dict()),
+        "tokenizer.json": fast,
+        "tokenizer_config.json": b'{"do_lower_case": true, "model_max_length": 512}',
+        "vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.__getitem__)).encode(),
+    }
+
+
+def vit(layers: int = 12) -> dict[str, bytes]:
+    """ViT: safetensors and the settings of its image processor."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48, image_size=32,
+        patch_size=16,
+    )  # fmt: skip
+    processor = {
+        "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor",
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2, "size": 32,
+    }  # fmt: skip
+    return {
+        "config.json": config_file(config),
+        "model.safetensors": safetensors(drawn(ViTModel, config).state_dict()),
+        "preprocessor_config.json": json.dumps(processor).encode(),
+    }
+
+
+def model_files(name: str) -> dict[str, bytes]:
+    """The files of a model of conf/model/, in its layout."""
+    if name == "minilm_hub":
+        return {file.name: file.read_bytes() for file in embedded_minilm().glob("*.*")}
+    if name.startswith("deberta"):
+        return deberta_v3(12 if name.endswith("base") else 6)
+    if name == "bert_base":
+        return bert()
+    if name == "vit_b16_in21k":
+        return vit()
+    files, tensors = roberta() if name == "roberta_base" else bart(6 if name == "bart_base" else 12)
+    if name == "bart_large":  # of which nothing is known here: the older of the two layouts
+        return {**files, "pytorch_model.bin": pickle(tensors)}
+    return {**files, "model.safetensors": safetensors(tensors), "pytorch_model.bin": b"never read"}
+
+
+@cache
+def model_repo(name: str) -> Repo:
+    """A model of conf/model/ under its real id, at its pinned commit."""
+    commit = commit_of(name)
+    return Repo(conf("model", name).get("path", "sentence-transformers/all-MiniLM-L6-v2"), {commit: model_files(name)},
+                refs={"main": commit})  # fmt: skip
+
+
+# -- data sets ---------------------------------------------------------------------------------------------------
+
+
+def table(columns: Mapping[str, list[Any]]) -> bytes:
+    """A parquet file."""
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table(dict(columns)), buffer)
+    return buffer.getvalue()
+
+
+def card(**configs: Mapping[str, str]) -> bytes:
+    """README.md that names the files of each configuration's splits."""
+    listed = [
+        {"config_name": name, "data_files": [{"split": split, "path": path} for split, path in files.items()]}
+        for name, files in configs.items()
+    ]
+    return f"---\nlanguage:\n- en\nconfigs: {json.dumps(listed)}\n---\n\n# A data set\n".encode()
