@@ -46,8 +46,9 @@ class TaskConfig:
         label: name of the label's column in the user's own files.
         labels: the classes' names in the order of their ids; null takes the names in the data, sorted (own files).
         files: split -> path, for source "files": train, and validation or test or both. Relative paths start in
-            data.root, or in the current folder if data.root is null.
+            data.root, or in the current folder if data.root is null. A pattern or a folder names several tables.
         sep: between the columns of CSV and TSV files: one character, or "tab"; null takes that of the suffix.
+        drop_unlabelled: whether rows of own files without a label are dropped instead of refused.
         metrics: names of experiments.training.metrics, the primary one first.
         max_length, target_length: maximum tokens of an input, and of a summary that is trained on; longer ones are cut,
             and the cuts are counted.
@@ -75,6 +76,7 @@ class TaskConfig:
     labels: list[str] | None = None
     files: dict[str, str | None] = field(default_factory=dict)
     sep: str | None = None
+    drop_unlabelled: bool = False
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     max_length: int = 128
     target_length: int = 64
@@ -116,6 +118,8 @@ def check_task(task: TaskConfig) -> None:
         raise UserError(f"task.files.{unknown[0]} is not a split; allowed: train, validation, test")
     if task.sep is not None and task.sep != "tab" and (len(task.sep) != 1 or task.sep in '"\r\n'):
         raise UserError(f"task.sep={task.sep} is not one character; allowed: tab, or a character such as ; or |")
+    if task.drop_unlabelled and task.source != "files":
+        raise UserError(f"task.drop_unlabelled=true is for own files (task=own), not for task={task.name}")
 
 
 def _check_metrics(task: TaskConfig) -> None:

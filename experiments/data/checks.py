@@ -93,7 +93,7 @@ def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
         _refuse(label, labels, lambda v: not isinstance(v, str), "has a summary that is not text")
         for row, texts in enumerate(columns["references"], start=1):
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-                raise UserError(f"{label}: row {row} has no list of references")
+                raise UserError(f"{label}: row {row} has no references; expected a text or a list of texts")
     elif task.kind == "regression":
         for row, value in enumerate(labels, start=1):
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:

@@ -63,6 +63,11 @@ def inputs(task: TaskConfig) -> list[str]:
     return ["image"] if task.kind == "image" else list(task.text)
 
 
+def reference_list(given: Any) -> Any:
+    """One reference as a list of one; other values unchanged, a blank text as None."""
+    return ([given] if given.strip() else None) if isinstance(given, str) else given
+
+
 def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """A data set with the columns and types that the rest of the project relies on.
 

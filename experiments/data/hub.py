@@ -8,7 +8,8 @@ from pathlib import Path
 from elalora.errors import UserError, first_line
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import data_root
-from experiments.data.tables import Columns, read_parquet, require_columns
+from experiments.data.shards import numbered, official_tables
+from experiments.data.tables import Columns, joined, read_parquet, require_columns
 
 
 def read_official(
@@ -19,7 +20,7 @@ def read_official(
     Args:
         task: names the data set on the hub; without a hub_id it must be in data.root.
         data: where to look first.
-        below: the data set's folder in data.root; it has a file SPLIT.parquet for each split.
+        below: the data set's folder in data.root; each split is SPLIT.parquet, or shards named as on the hub.
         splits, columns: names of those to read; None reads all columns.
 
     Raises:
@@ -29,12 +30,13 @@ def read_official(
     if root is not None and (root / below).is_dir():
         tables = {}
         for name in splits:
-            file, label = root / below / f"{name}.parquet", f"{below}/{name}.parquet in data.root"
-            if not file.is_file():
+            label, files = f"{below}/{name}.parquet in data.root", official_tables(root / below, name)
+            if not files:
                 raise UserError(
                     f"{label} is missing; put the official split there, or type data.root=null to read the hub"
                 )
-            tables[name] = read_parquet(file, label, columns)
+            parts = [read_parquet(file, f"{below}/{file.name} in data.root", columns) for file in files]
+            tables[name] = joined(parts)
         return tables, f"local folder {below}"
     instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
     if task.hub_id is None:
@@ -44,9 +46,10 @@ def read_official(
 
 
 def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str, dict[str, Path]]:
-    """Split -> its parquet file in data.root, where there is one."""
-    files = {name: Path(root or "", below, f"{name}.parquet").expanduser() for name in splits} if root else {}
-    return {name: {"": file} for name, file in files.items() if file.is_file()}
+    """Split -> its parquet file or files in data.root, where there are some."""
+    folder = Path(root or "", below).expanduser()
+    found = {name: official_tables(folder, name) for name in splits} if root else {}
+    return {name: numbered(files) for name, files in found.items() if files}
 
 
 def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:

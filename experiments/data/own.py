@@ -3,29 +3,38 @@
     task=own task.name=reviews task.files.train=train.csv task.files.test=test.csv task.text=[review] task.label=stars
 
 Three fixed splits are best. Without a validation split one is drawn from train by a hash of the row numbers; without a
-test split validation is reported, as for GLUE. Images are bytes or paths in a table, or files in class folders.
+test split validation is reported, as for GLUE. Images are bytes or paths in a table, or files in class folders. A split
+may be several tables (`experiments.data.shards`).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from functools import cache
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
-from experiments.data.content import data_root, make_split
+from experiments.data.content import data_root, make_split, reference_list
 from experiments.data.image_files import WHOLE, class_folders, class_ids, inside, read_images
-from experiments.data.tables import Columns, read_table, require_columns
+from experiments.data.shards import located, numbered, remark_on_one, tables_of
+from experiments.data.tables import Columns, joined, read_table, table_suffix
 from experiments.runtime.digests import sha256_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1
+MOST_ROWS = 10  # row numbers that a message lists
+RESERVED = {"summarization": ("idx", "label", "references"), "image": ()}  # names that input columns cannot have
+SPELT_LIST = re.compile(r"\[(['\"]).*\1\]", re.DOTALL)
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
@@ -39,14 +48,13 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         raise UserError(
             f"task {task.name} needs task.files.train=PATH and task.files.test=PATH or task.files.validation=PATH"
         )
+    if reserved := set(RESERVED.get(task.kind, ("idx", "label"))) & set(task.text):
+        raise UserError(f"task.text: an input column cannot be named {min(reserved)}; rename it in the files")
     data_root(data)  # refuses a missing folder
-    raw, start = {}, 0
-    for name, path in named.items():
-        raw[name] = _read(task, _located(data.root, path), path)
-        idx = raw[name].get("idx") if task.text[0] != "idx" else None
-        count = len(raw[name]["label"])
-        raw[name]["idx"] = list(range(start, start + count)) if idx is None else [_whole(v) for v in idx]
-        start += count
+    raw = {name: _read(task, data.root, path) for name, path in named.items()}
+    _number_rows(raw, named)
+    for name, columns in raw.items():
+        raw[name] = _labelled(task, columns, named[name])
     if task.kind in ("classification", "image"):
         _number_classes(task, raw, named)
     for name, columns in raw.items():
@@ -59,22 +67,25 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
 
 
 def files(task: TaskConfig, root: str | None) -> dict[str, dict[str, Path]]:
-    """Split -> what it is read from: a table and the images that it names, or a folder's images; by relative name."""
+    """Split -> what it is read from: tables and the images that they name, or a folder's images; by relative name."""
     read: dict[str, dict[str, Path]] = {}
-    for name, file in task.files.items():
-        path = _located(root, file) if file is not None else None
-        if path is not None and path.is_file():
-            images = _named_images(path, task.text[0], task.sep, sha256_of(path)) if task.kind == "image" else []
-            read[name] = {"": path} | {image: path.parent / image for image in images}
-        elif path is not None and path.is_dir():
-            read[name] = {image: path / image for images in class_folders(path, "").values() for image in images}
+    for name, path in task.files.items():
+        if path is None:
+            continue
+        if task.kind == "image" and (classes := _class_folders(located(root, path), path)):
+            read[name] = {image: located(root, path) / image for images in classes.values() for image in images}
+            continue
+        for place, table in numbered([table for table in tables_of(root, path) if table.is_file()]).items():
+            images = _named_images(table, task.text[0], task.sep, sha256_of(table)) if task.kind == "image" else []
+            read.setdefault(name, {})[place] = table
+            read[name] |= {f"{place}{image}": table.parent / image for image in images}
     return read
 
 
 @cache  # called for every run of a sweep
 def _named_images(table: Path, column: str, sep: str | None, _digest: str) -> list[str]:
     """The images that a column of a table names by their paths, and which exist."""
-    if table.suffix == ".parquet":
+    if table_suffix(table) == ".parquet":
         from pyarrow import parquet, types
 
         kind = parquet.read_schema(table).field(column).type
@@ -85,33 +96,59 @@ def _named_images(table: Path, column: str, sep: str | None, _digest: str) -> li
         cells = parquet.read_table(table, columns=[column]).column(0).to_pylist()
         cells = [cell["path"] if isinstance(cell, dict) else cell for cell in cells]
     else:
-        cells = read_table(table, "", sep)[column]
+        cells = read_table(table, "", [column], sep=sep)[column]
     return sorted({cell for cell in cells if isinstance(cell, str) and (table.parent / cell).is_file()})
 
 
-def _located(root: str | None, path: str) -> Path:
-    return Path(root or "").expanduser() / Path(path).expanduser()
+def _class_folders(folder: Path, label: str) -> dict[str, list[str]]:
+    """Class name -> its images; empty where the path is a table, or a folder of tables."""
+    if not folder.is_dir():
+        return {}
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    of_tables = any(map(table_suffix, entries)) and not any(entry.is_dir() for entry in entries)
+    return {} if of_tables else class_folders(folder, label)
 
 
-def _read(task: TaskConfig, path: Path, label: str) -> Columns:
-    """Inputs, label, and idx if the file has one."""
-    if path.is_dir():
-        if task.kind != "image":
-            raise UserError(f"{label} is a folder, which only task.kind=image reads; name a table")
-        pairs = [(file, name) for name, files in class_folders(path, label).items() for file in files]
-        return {"image": read_images(path, [file for file, _ in pairs], label), "label": [name for _, name in pairs]}
-    table = read_table(path, label, task.sep)
-    require_columns(label, list(table), [*task.text, task.label])
+def _read(task: TaskConfig, root: str | None, path: str) -> Columns:
+    """Inputs and label of a split, and idx if its files have one."""
+    place = located(root, path)
+    if task.kind == "image" and (classes := _class_folders(place, path)):
+        pairs = [(file, name) for name, files in classes.items() for file in files]
+        return {"image": read_images(place, [file for file, _ in pairs], path), "label": [name for _, name in pairs]}
+    tables = tables_of(root, path)
+    if len(tables) == 1:
+        remark_on_one(path)
+        return _read_table(task, tables[0], path)
+    return joined([_read_table(task, table, f"{path} ({table.name})") for table in tables])
+
+
+def _read_table(task: TaskConfig, file: Path, label: str) -> Columns:
+    more = [name for name in ("idx", "references") if name not in task.text]
+    table = read_table(file, label, [*task.text, task.label], more, task.sep)
     columns = {name: table[name] for name in task.text} | {"label": table[task.label]}
-    if "idx" in table:
-        columns["idx"] = table["idx"]
     if task.kind == "image":
-        columns["image"] = _images(path, label, columns.pop(task.text[0]))
+        columns = {"image": _images(file, label, table[task.text[0]]), "label": table[task.label]}
     elif task.kind == "regression":
         columns["label"] = [_number(value) for value in columns["label"]]
     elif task.kind == "summarization":
-        columns["references"] = table.get("references", [[text] for text in columns["label"]])
+        columns["references"] = (
+            _references(table["references"], label) if "references" in table else [[text] for text in columns["label"]]
+        )
+    if "idx" in table and "idx" not in task.text:
+        columns["idx"] = table["idx"]
     return columns
+
+
+def _references(cells: Sequence[Any], label: str) -> list[Any]:
+    """References as lists: one text is one reference.
+
+    Raises:
+        UserError: a text is a list that was written into a CSV; it would count as one reference.
+    """
+    for row, cell in enumerate(cells, start=1):
+        if isinstance(cell, str) and SPELT_LIST.fullmatch(cell.strip()):
+            raise UserError(f"{label}: row {row} has the text of a list as references; several need JSON or parquet")
+    return [reference_list(cell) for cell in cells]
 
 
 def _images(file: Path, label: str, cells: Sequence[Any]) -> list[Any]:
@@ -129,21 +166,60 @@ def _images(file: Path, label: str, cells: Sequence[Any]) -> list[Any]:
 def _number(value: Any) -> Any:
     """The number that a text from a CSV spells; other values are left to the checks."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and "_" not in value else value  # Python's own 1_0 is 10
     except ValueError:
         return value
 
 
-def _whole(value: Any) -> Any:
-    """The whole number that a text spells; other values unchanged."""
+def _whole(value: Any, real: bool = False) -> Any:
+    """The whole number that a text spells, with `real` also as 1.0; other values unchanged."""
+    if real and isinstance(value, float) and value.is_integer():
+        return int(value)
     spelt = value.strip() if isinstance(value, str) else ""
+    spelt = re.sub(r"\.0*$", "", spelt) if real else spelt
     return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else value
+
+
+def _number_rows(raw: dict[str, Columns], named: dict[str, str]) -> None:
+    """Numbers the rows: by a column idx of distinct whole numbers, or else consecutively over the splits."""
+    start = 0
+    for name, columns in raw.items():
+        count = len(columns["label"])
+        own = [_whole(value, real=True) for value in columns.pop("idx", ())]
+        fits = all(type(number) is int and abs(number) < 2**63 for number in own) and len(set(own)) == len(own)
+        if not fits:
+            log.warning("%s: idx has other values than distinct whole numbers; rows are numbered in order", named[name])
+        columns["idx"] = own if own and fits else list(range(start, start + count))
+        start += count
+
+
+def _labelled(task: TaskConfig, columns: Columns, label: str) -> Columns:
+    """The rows that have a label; refuses others, or drops them if task.drop_unlabelled."""
+    missing = [row for row, value in enumerate(columns["label"]) if _is_missing(value)]
+    if not missing:
+        return columns
+    if not task.drop_unlabelled:
+        rows = ", ".join(str(row + 1) for row in missing[:MOST_ROWS]) + (", ..." if len(missing) > MOST_ROWS else "")
+        raise UserError(
+            f"{label}: {'row' if len(missing) == 1 else f'{len(missing):,} rows:'} {rows} "
+            f"{'has' if len(missing) == 1 else 'have'} no label; fill in the column, or type task.drop_unlabelled=true"
+        )
+    log.warning("%s: %d of %d rows have no label and are dropped", label, len(missing), len(columns["label"]))
+    dropped = set(missing)
+    return {name: [v for row, v in enumerate(values) if row not in dropped] for name, values in columns.items()}
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or isinstance(value, str) and not value.strip() or isinstance(value, float) and isnan(value)
 
 
 def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, str]) -> None:
     """Turns class names into ids: their index in task.labels, or among the sorted names of train."""
     for columns in raw.values():
         columns["label"] = [_class_id(task.labels, value) for value in columns["label"]]
+    if any(type(value) is int for columns in raw.values() for value in columns["label"]):
+        for columns in raw.values():  # beside 0 and 1, 1.0 is a number and no name
+            columns["label"] = [_whole(value, real=True) for value in columns["label"]]
     names = [v for v in raw["train"]["label"] if isinstance(v, str)] if task.labels is None else []
     ids = class_ids(names, None, task.num_labels, named["train"]) if names else {}
     for name, columns in raw.items():
@@ -155,12 +231,12 @@ def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, 
 
 
 def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
-    """The id of a class, or its name if the id depends on all names; None for a blank."""
+    """The id of a class, or its name if the id depends on all names."""
+    if isinstance(value, bool):
+        value = str(value).lower()  # as JSON spells it
     if not isinstance(value, str):
-        return value
-    if labels is not None and value in labels:
-        return list(labels).index(value)
-    return _whole(value) if value.strip() else None
+        return _whole(value, real=True)
+    return list(labels).index(value) if labels is not None and value in labels else _whole(value)
 
 
 def _refuse_blank(task: TaskConfig, label: str, columns: Columns) -> None:

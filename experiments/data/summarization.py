@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_count, checked_splits
+from experiments.data.content import reference_list
 from experiments.data.hub import local_files, read_official
 from experiments.data.tables import Columns
 
@@ -61,7 +62,9 @@ def _columns(task: TaskConfig, label: str, raw: Columns) -> Columns:
     return {
         task.text[0]: [" ".join(d) if isinstance(d, list) else d for d in documents],
         "label": [(s[0] if s else None) if isinstance(s, list) else s for s in summaries],
-        "references": raw.get("references", [s if isinstance(s, list) else [s] for s in summaries]),
+        "references": list(map(reference_list, raw["references"]))
+        if "references" in raw
+        else [s if isinstance(s, list) else [s] for s in summaries],
     }
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-from datasets_on_disk import CONF, image_lists, load, png, task_config
+from datasets_on_disk import CONF, image_lists, load, png, task_config, write_parquet
 from PIL import Image
 from tiny_runs import quick
 
 from elalora.errors import UserError
 from experiments.data import content_hash, hub, vtab
 from experiments.data.content import make_split
+from experiments.data.digests import digests
 from experiments.standins.data import IMAGE_SETS, make_data
 
 
@@ -337,3 +338,19 @@ def test_a_result_on_unverified_data_says_so(standins: Path, tiny_model_dir: Pat
 def test_a_verified_task_refuses_the_stand_ins(standins: Path) -> None:
     with pytest.raises(UserError, match="glue/rte train has 240 rows; the official split has 2490.*task.verify=false"):
         load("rte", standins)
+
+
+def test_a_benchmark_below_data_root_may_lie_in_the_hubs_shards(tmp_path: Path) -> None:
+    rows: dict[str, list[Any]] = {"idx": [0, 1, 2], "sentence": ["a", "b", "c"], "label": [0, 1, 1]}
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / "whole" / "glue" / "sst2" / f"{split}.parquet", **rows)
+        for number, part in enumerate((slice(0, 2), slice(2, 3))):
+            file = tmp_path / "parts" / "glue" / "sst2" / f"{split}-{number:05}-of-00002.parquet"
+            write_parquet(file, **{name: values[part] for name, values in rows.items()})
+    whole, parts = (load("sst2", tmp_path / name, verify=False) for name in ("whole", "parts"))
+    assert whole.fingerprint == parts.fingerprint
+    task = task_config("sst2", verify=False)
+    assert set(digests(task, str(tmp_path / "parts"))) == {"train", "validation"}
+    (tmp_path / "parts" / "glue" / "sst2" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="sst2/train: 1 of 2 shards are missing, the first is number 1"):
+        load("sst2", tmp_path / "parts", verify=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 from pathlib import Path
@@ -93,6 +94,19 @@ def test_a_tsv_file_is_rows_or_one_line(content: bytes, kind: str) -> None:
 @example(lines([{"text": "a", "label": "s", "references": ["\ud800"]}]), "summarization")
 def test_a_json_lines_file_is_rows_or_one_line(content: bytes, kind: str) -> None:
     read("train.jsonl", content, kind)
+
+
+@fuzzed(40, content=json_rows.map(as_json).map(str.encode) | damaged(as_json(whole_rows).encode()), kind=kinds)
+@example(b"[", "classification")
+@example(b'[{"text": "a", "label": 0},', "classification")
+@example(b"[" + DEEP.encode(), "classification")
+def test_a_list_of_json_is_rows_or_one_line(content: bytes, kind: str) -> None:
+    read("train.json", content, kind)
+
+
+@fuzzed(20, content=damaged(gzip.compress(b"text,other,label\n" + b"a,b,0\nc,d,1\n" * 6)), kind=kinds)
+def test_a_compressed_file_is_rows_or_one_line(content: bytes, kind: str) -> None:
+    read("train.csv.gz", content, kind)
 
 
 def columns(**values: Any) -> bytes:
