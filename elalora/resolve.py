@@ -60,17 +60,20 @@ def unread(config: Any, *names: str) -> dict[str, Any]:
 
 
 def added(default: Any) -> Any:
-    """A dataclass field that a method got after runs were stored: at its default, it is left out of a run's identity.
+    """A dataclass field that came after runs were stored: at its default, it is left out of a run's identity.
 
     The default must therefore compute what was computed before the setting existed.
     """
     return field(default=default, metadata={"added": True})
 
 
+def added_defaults(schema: Any) -> dict[str, Any]:
+    """The fields of `added` of a dataclass, and their defaults."""
+    return {f.name: f.default for f in fields(schema) if f.metadata.get("added")}
+
+
 def identifying(config: Any) -> dict[str, Any]:
     """The settings that a run's identity has: all but those of `added` at their default."""
-    return {
-        f.name: getattr(config, f.name)
-        for f in fields(config)
-        if not (f.metadata.get("added") and getattr(config, f.name) == f.default)
-    }
+    later = added_defaults(config)
+    settings = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {name: value for name, value in settings.items() if name not in later or value != later[name]}

@@ -110,6 +110,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from experiments.data.batches import eval_batches
     from experiments.data.items import make_items
     from experiments.data.protocols import apply_protocol, draw_rows
+    from experiments.models.fit import fit
     from experiments.models.load import load_model, load_processor
     from experiments.runtime.memory import use_cpu
     from experiments.runtime.seeds import stream
@@ -135,10 +136,12 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
             "contributions need such data: use protocol=clean, on VTAB-1k protocol=tune"
         )
     model = load_model(config.model, task, stream(config.seed, "head"), files).network
+    processor = load_processor(config.model, task, files)
+    fit(config.model, task, model, processor)
     adapters = put_adapter(model, read_factors(folder / "adapter"), folder / "adapter" / "adapter_model.safetensors")
     if items is not None and items < len(held_out):
         held_out = held_out.select(draw_rows(held_out, task, items, "contribution"))
-    data = make_items(held_out, load_processor(config.model, task, files), task, config.data.cache)
+    data = make_items(held_out, processor, task, config.data.cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = [
         (data.weight(indices), {name: tensor.to(device) for name, tensor in data.batch(indices).items()})

@@ -19,6 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf, StringNode, ValidationError, _utils
 
+from elalora.resolve import added
 from experiments.config.study import RecipeConfig, StudyConfig
 from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig
 
@@ -49,6 +50,7 @@ class ModelConfig:
         attention: "sdpa" or "eager"; null leaves the choice to transformers.
         dropout: of hidden states and attention; null keeps the checkpoint's.
         cls_dropout: of the classifier, in architectures that have a separate one; null takes `dropout`.
+        pad_token: a token of the vocabulary; null takes the tokenizer's padding token, else its end-of-sequence token.
     """
 
     name: str = MISSING
@@ -61,6 +63,7 @@ class ModelConfig:
     attention: str | None = None
     dropout: float | None = None
     cls_dropout: float | None = None
+    pad_token: str | None = added(None)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from elalora.errors import UserError
+from elalora.resolve import added
 
 METRICS = {
     "classification": ("accuracy", "f1", "mcc"),
@@ -75,8 +76,8 @@ class TaskConfig:
     label: str = "label"
     labels: list[str] | None = None
     files: dict[str, str | None] = field(default_factory=dict)
-    sep: str | None = None
-    drop_unlabelled: bool = False
+    sep: str | None = added(None)
+    drop_unlabelled: bool = added(False)
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
     max_length: int = 128
     target_length: int = 64

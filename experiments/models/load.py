@@ -31,7 +31,9 @@ from experiments.models.files import (
     verify_file,
     weights_in,
 )
+from experiments.models.padding import set_pad_token
 from experiments.models.pickled import as_safetensors
+from experiments.models.positions import fix_computed
 from experiments.runtime.digests import sha256_of, unchanged
 
 # the transformers class with the head for a kind of task, and PEFT's task_type
@@ -152,10 +154,12 @@ def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, s
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         except _LOADING as error:
             line = f"model.path={model.path} has no tokenizer that loads: {first_line(error)}"
             raise UserError(f"{line}; task={task.name} is {_kind(task)}: {_fitting(task)}") from error
+        set_pad_token(tokenizer, model)
+        return tokenizer
 
 
 def _image_processor(model: ModelConfig, folder: Path, task: TaskConfig) -> ImageProcessor:
@@ -204,10 +208,12 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int, planned: Mapping
     with _reading(model, planned) as folder:
         loadable = as_safetensors(folder, f"model.path={model.path}")
         network, loading = _from_pretrained(model, task, seed, str(loadable))
+        computed = fix_computed(network)
         _leave_files(network)
         read = _what_was_read(model, folder, loadable)
     mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
-    fresh = sorted({key.rpartition(".")[0] for key in [*loading["missing_keys"], *mismatched]} - {""})
+    missing = {*loading["missing_keys"], *mismatched} - computed
+    fresh = sorted({key.rpartition(".")[0] for key in missing} - {""})
     head = _head(model, task, network.config.model_type, fresh)
     _refuse_untrained(fresh, head)
     return Loaded(network, head, read)
@@ -283,47 +289,6 @@ def _refuse_untrained(fresh: Iterable[str], head: list[str]) -> None:
             f"the checkpoint has no weights for {', '.join(outside)}, and model.head={head} leaves them random and "
             f"frozen; type model.head=[{','.join(fresh)}]"
         )
-
-
-def check_fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> None:
-    """Checks that tokenizer or image size and the task's lengths fit the model.
-
-    Raises:
-        UserError: token ids beyond the embedding, more tokens than positions, or images of another size.
-    """
-    config = network.config
-    if task.kind == "image":
-        size = getattr(config, "image_size", None)
-        size = (size, size) if isinstance(size, int) else size and tuple(size)
-        if size and size != processor.size:
-            raise UserError(
-                f"model.path={model.path} expects images of {size}, its preprocessor_config.json makes {processor.size}"
-            )
-        return
-    rows = network.get_input_embeddings().num_embeddings
-    if len(processor) > rows:
-        raise UserError(
-            f"model.path={model.path}: its tokenizer has {len(processor)} ids, the model {rows} embeddings; "
-            "they are not of the same model"
-        )
-    positions = _positions(config)
-    lengths = {"task.max_length": task.max_length}
-    if task.kind == "summarization":
-        lengths |= {"task.target_length": task.target_length, "task.generate_length": task.generate_length + 1}
-    for name, length in lengths.items():
-        if positions is not None and length > positions:
-            raise UserError(f"{name}={length} is more than the {positions} positions of {model.name}; lower it")
-
-
-def _positions(config: Any) -> int | None:
-    """The maximum number of tokens; None if the model has relative positions only."""
-    if getattr(config, "relative_attention", False) and not getattr(config, "position_biased_input", True):
-        return None
-    most = getattr(config, "max_position_embeddings", None)
-    if most is None or most < 1:
-        return None
-    # RoBERTa's positions start after the padding id
-    return most - config.pad_token_id - 1 if config.model_type == "roberta" else most
 
 
 def _set_dropout(config: Any, dropout: float | None) -> None:

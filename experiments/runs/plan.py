@@ -219,9 +219,6 @@ def _identity(
     science["budget"] = budget_name(budget)
     science["task"]["files"] = digests(config.task, config.data.root)
     at_most = science["task"].pop("quick_items") == config.data.train_items  # a smaller split is taken whole
-    for name, default in (("sep", None), ("drop_unlabelled", False)):
-        if science["task"][name] == default:
-            del science["task"][name]  # ids are older than this setting
     science["model"] = _model_identity(science["model"])
     science["data"] = {"train_items": config.data.train_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.revision(method_config)}

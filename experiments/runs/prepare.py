@@ -38,7 +38,8 @@ def prepare(plan: Plan) -> Prepared:
     from accelerate.state import AcceleratorState
 
     from elalora.targets import matrices_in, patterns_in
-    from experiments.models.load import check_fit, check_kind, load_model
+    from experiments.models.fit import fit
+    from experiments.models.load import check_kind, load_model
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
 
@@ -50,7 +51,7 @@ def prepare(plan: Plan) -> Prepared:
     check_kind(config.model, task)
     data, processor = data_of(plan), processor_of(plan)
     model, head, read = load_model(config.model, task, stream(seed, "head"), plan.identity["model"].get("files"))
-    check_fit(config.model, task, model, processor)
+    fit(config.model, task, model, processor)
     splits = splits_of(plan)
     model = model.to(accelerator.device)
     method = plan.method(plan.method_config, plan.budget)
@@ -61,6 +62,8 @@ def prepare(plan: Plan) -> Prepared:
     model = method.attach(model, patterns_in(model, targets), total, keep=head, seed=stream(seed, "adapter"))
     _check_matrices(expected, method)
     _start_adapter(plan, method)
+    if task.kind != "image":
+        read = read | {"pad_token": processor.pad_token}
     return Prepared(accelerator, data, splits, make_readout(task, processor, model), model, method, read)
 
 

@@ -15,7 +15,8 @@ from elalora.export import export_peft
 from elalora.targets import matrices_in, patterns_of
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
-from experiments.models.load import FITTING, HEADED, check_fit, check_kind, load_model, load_processor
+from experiments.models.fit import fit
+from experiments.models.load import FITTING, HEADED, check_kind, load_model, load_processor
 from experiments.runtime.places import CONF
 from experiments.standins.models import FAMILIES, make_models
 
@@ -74,7 +75,7 @@ def test_each_family_trains_with_its_papers_matrices_and_its_export_is_what_stoc
     own = model(folder, family, attention="eager" if family == "deberta-v2" else None)
     processor = load_processor(own, task(kind))
     network, head, _ = load_model(own, task(kind), seed=1)
-    check_fit(own, task(kind), network, processor)
+    fit(own, task(kind), network, processor)
     assert network.dtype == torch.float32 and matrices_in(network, ["paper"]) == MATRICES[family]
     base = {n: p.detach().clone() for n, p in network.named_parameters()}
     method = make()
@@ -292,14 +293,14 @@ def test_a_model_that_does_not_fit_is_refused_in_one_line(family, kind, change, 
     with pytest.raises(UserError, match=line) as caught:
         processor = load_processor(own, task(kind))
         network, _, _ = load_model(own, task(kind), 0)
-        check_fit(own, task(kind), network, processor)
+        fit(own, task(kind), network, processor)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("family", "more", "line"),
     [
-        ("bert", {"max_length": 600}, "task.max_length=600 is more than the 514 positions"),
+        ("bert", {"max_length": 600}, "task.max_length=600 is more than the 512 positions"),
         ("roberta", {"max_length": 514}, "task.max_length=514 is more than the 513 positions"),
         ("bart", {"generate_length": 600}, "task.generate_length=601 is more than"),
     ],
@@ -310,10 +311,10 @@ def test_more_tokens_than_positions_are_refused(family, more, line, folder):
         setattr(asked, name, value)
     network = load_model(own, asked, 0).network
     with pytest.raises(UserError, match=line):
-        check_fit(own, asked, network, load_processor(own, asked))
+        fit(own, asked, network, load_processor(own, asked))
 
 
 def test_relative_positions_have_no_end(folder):
     own, asked = model(folder, "deberta-v2", attention="eager"), task()
     asked.max_length = 5000
-    check_fit(own, asked, load_model(own, asked, 0).network, load_processor(own, asked))
+    fit(own, asked, load_model(own, asked, 0).network, load_processor(own, asked))

@@ -1,0 +1,49 @@
+"""Whether a model, its processor and the lengths of a task fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elalora.errors import UserError
+from experiments.config.schema import ModelConfig
+from experiments.config.task import TaskConfig
+from experiments.data.text_items import PAD_MULTIPLE
+from experiments.models.padding import share_pad_token
+from experiments.models.positions import longest
+
+
+def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> None:
+    """Checks that tokenizer or image size and the task's lengths fit the model, and gives it the padding token.
+
+    Raises:
+        UserError: token ids beyond the embedding, more tokens than positions, another padding token, or images of
+            another size.
+    """
+    if task.kind == "image":
+        _check_size(model, network.config, processor.size)
+        return
+    rows = network.get_input_embeddings().num_embeddings
+    if len(processor) > rows:
+        raise UserError(
+            f"model.path={model.path}: its tokenizer has {len(processor)} ids, the model {rows} embeddings; "
+            "they are not of the same model"
+        )
+    share_pad_token(network, processor, model)
+    limits = {"max_length": (task.max_length, longest(network, None, PAD_MULTIPLE))}
+    if task.kind == "summarization":
+        limits = {
+            "max_length": (task.max_length, longest(network, False, PAD_MULTIPLE)),
+            "target_length": (task.target_length, longest(network, True, PAD_MULTIPLE)),
+            # the decoder starts with a token that is not generated
+            "generate_length": (task.generate_length + 1, longest(network, True)),
+        }
+    for name, (length, most) in limits.items():
+        if most is not None and length > most:
+            raise UserError(f"task.{name}={length} is more than the {most} positions of {model.name}; lower it")
+
+
+def _check_size(model: ModelConfig, config: Any, made: tuple[int, int]) -> None:
+    size = getattr(config, "image_size", None)
+    size = (size, size) if isinstance(size, int) else size and tuple(size)
+    if size and size != made:
+        raise UserError(f"model.path={model.path} expects images of {size}, its preprocessor_config.json makes {made}")
