@@ -135,9 +135,9 @@ class Arm:
             reconnect()
             self.prepared = pair_ready(self.prepared)
         runner.prepare = lambda _: self.prepared
-        probe.install()
-        mark_rounds(self.prepared.method, probe, self.rounds)
         try:
+            probe.install()
+            mark_rounds(self.prepared.method, probe, self.rounds)
             runner.run(plan)
         except BaseException:
             traceback.print_exc()

@@ -98,12 +98,13 @@ class Probe:
         from experiments.store.folder import RunFolder
         from experiments.training import checkpoint
         from experiments.training.evaluation import Evaluator
+        from experiments.training.recorder import Recorder
         from experiments.training.trainer import Trainer
 
         self.rank = int(os.environ.get("RANK", "0"))
         self._set(1, os.getpid())
         self.wrap(Trainer, "_step", "step")
-        self.wrap(Trainer, "_record_round", "round")
+        self.wrap(Recorder, "round", "round")
         self.wrap(RunFolder, "append", "line")
         self.wrap(RunFolder, "beat", "status")
         self.wrap(checkpoint, "save", "checkpoint")
