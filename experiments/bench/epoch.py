@@ -25,6 +25,7 @@ from experiments.bench.arms import Loop
 from experiments.bench.report import save
 from experiments.bench.timing import ratio, seconds_of
 from experiments.config.compose import compose_run
+from experiments.config.schema import BatchOrder
 from experiments.data.batches import train_batches
 from experiments.runs.plan import Plan, make_plan
 from experiments.runtime.memory import use_cpu
@@ -87,7 +88,9 @@ def bare_steps(plan: Plan) -> Callable[[], None]:
     optimizer = RowwiseAdamW(method.groups(model, trainer.lr, trainer.weight_decay), method.directions())
     schedule = Schedule(optimizer, total, steps_of(trainer.warmup, total, "trainer.warmup"), trainer.schedule)
     loop = Loop(method, model, optimizer, schedule, trainer.max_grad_norm)
-    order = train_batches(items.lengths, trainer.batch_size, stream(plan.config.seed, "data"), epoch=0)
+    order = train_batches(
+        items.lengths, trainer.batch_size, stream(plan.config.seed, "data"), 0, trainer.batches == BatchOrder.length
+    )
     model.train()
     torch.manual_seed(plan.config.seed)
     batches = [items.batch(indices) for indices in order]

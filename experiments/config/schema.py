@@ -28,6 +28,7 @@ MAX_NAMED_BUDGET = 64
 # Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
 Precision = StrEnum("Precision", "fp32 bf16")
 LearningRateShape = StrEnum("LearningRateShape", "linear cosine constant")
+BatchOrder = StrEnum("BatchOrder", "length random")
 Launcher = StrEnum("Launcher", "basic local slurm")
 TrackerName = StrEnum("TrackerName", "none wandb")
 TrackingMode = StrEnum("TrackingMode", "offline online")
@@ -81,6 +82,7 @@ class TrainerConfig:
     epochs: float = 3  # passes over the training items; ignored if max_steps is set
     max_steps: int | None = None  # optimizer steps
     batch_size: int = 32  # items per optimizer step, over all processes
+    batches: BatchOrder = added(BatchOrder.length)  # items of similar length (less padding), or items drawn at random
     micro_batch: int | None = None  # maximum items per forward pass; null takes the whole batch at once
     lr: float = 1e-3  # peak learning rate
     weight_decay: float = 0.0  # decoupled; not on biases and norms

@@ -67,6 +67,7 @@ class PartConfig:
     seeds: str = MISSING  # "range(10)", "range(10,20)" or "0,1,2"
     overrides: list[str] = field(default_factory=list)  # of this part only
     tuned: bool = True  # whether arms take the learning rate that won the study's tuning, or the configured one
+    rates: dict[str, list[float]] = field(default_factory=dict)  # family -> learning rates, each run by its arms
 
 
 @dataclass

@@ -12,21 +12,27 @@ import numpy as np
 MEGA_BATCHES = 50  # batches among which items are sorted by length
 
 
-def train_batches(lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of one epoch: every item once, grouped by similar length.
+def train_batches(
+    lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int, epoch: int, by_length: bool
+) -> list[list[int]]:
+    """The batches of one epoch: every item once, drawn at random or grouped by similar length.
 
-    Items are shuffled, sorted by length within stretches of 50 batches and cut into batches, which are shuffled. The
-    short batch is kept, so an epoch has ceil(n / batch_size) batches.
+    Items are shuffled and cut into batches. By length, the items of each 50 batches are first sorted by length, and
+    their batches are shuffled afterwards: less padding, but the items of a batch are no random sample, and scores
+    differ. The short batch is kept, so an epoch has ceil(n / batch_size) batches.
 
     Args:
         lengths: tokens of every item, (n,).
         batch_size: items per batch, at least 1.
         seed: the run's seed for data order; all arms of a seed see the same batches.
         epoch: counted from 0.
+        by_length: whether a batch has items of similar length.
     """
     lengths = np.asarray(lengths)
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
+    if not by_length:
+        return _cut(order, batch_size)
     mega = batch_size * MEGA_BATCHES
     batches: list[list[int]] = []
     for start in range(0, len(order), mega):

@@ -25,7 +25,7 @@ from elalora.resolve import RunSize, added_defaults, identifying
 from elalora.resolve import canonical as canonical_settings
 from elalora.schedules import steps_of
 from elalora.targets import ARCHITECTURES, NAMES, patterns_of
-from experiments.config.schema import ModelConfig
+from experiments.config.schema import ModelConfig, TrainerConfig
 from experiments.config.task import TaskConfig
 from experiments.data.protocols import draws_held_out, selects
 
@@ -70,7 +70,7 @@ def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: boo
     if not draws_held_out(out["protocol"]["name"], out["task"]):
         out["protocol"] = {"name": out["protocol"]["name"]}
     out["model"] = {key: value for key, value in out["model"].items() if key != "matrices"}  # a check, no setting
-    for group, schema in (("model", ModelConfig), ("task", TaskConfig)):
+    for group, schema in (("model", ModelConfig), ("task", TaskConfig), ("trainer", TrainerConfig)):
         later = added_defaults(schema)
         out[group] = {key: value for key, value in out[group].items() if key not in later or value != later[key]}
     out["model"]["targets"] = _targets(out["model"]["targets"], path)

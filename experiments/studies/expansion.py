@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
@@ -100,8 +100,10 @@ class Expansion:
         self.choices: dict[tuple[str, str, str], Choice] = {}
         self.cells = self._tuning()  # first: the parts read its choices
         for name, part in self.study.parts.items():
-            for coordinates in product(part.arms, part.tasks, part.budgets, seeds_of(part.seeds)):
-                self.cells.append(self._cell(name, *coordinates))
+            for arm, task, budget in product(part.arms, part.tasks, part.budgets):
+                rates = self._curve(name, arm, task, budget)
+                for seed, rate in product(seeds_of(part.seeds), rates):
+                    self.cells.append(self._cell(name, arm, task, budget, seed, rate))
 
     def _check_word(self, word: str, key: str) -> None:
         """Refuses a word of the command that the study would ignore."""
@@ -140,13 +142,23 @@ class Expansion:
         words = [*study.overrides, *study.by_task.get(task, []), *stage, *smoke, *self.words]
         return [*words, f"task={task}", f"budget={budget}"]
 
-    def _cell(self, name: str, arm: str, task: str, budget: str, seed: int) -> Cell:
+    def _curve(self, name: str, arm: str, task: str, budget: str) -> Sequence[float | None]:
+        """The learning rates of an arm in a part that runs rate curves; (None,) elsewhere."""
+        part = self.study.parts[name]
+        if not part.rates:
+            return (None,)
+        words = [*self._shared(task, budget, part.overrides), *self.study.arms[arm].overrides]
+        return _of_family(part.rates, words, arm, f"study.parts.{name}.rates")
+
+    def _cell(self, name: str, arm: str, task: str, budget: str, seed: int, rate: float | None = None) -> Cell:
         part, tuning = self.study.parts[name], self.study.tuning
         choices: dict[str, Choice] = {}
         if tuning is not None and part.tuned:
             needed = filter(None, [arm, self.study.arms[arm].ranks_from])
             choices = {a: self.choices[self._tuned_as(a), task, tuning.budget or budget] for a in needed}
         rates = {a: choice.lr for a, choice in choices.items() if choice.lr is not None}
+        if rate is not None:
+            rates[arm] = rate
         words = [*self._shared(task, budget, part.overrides), f"seed={seed}", *self._words(arm, rates)]
         if len(rates) < len(choices):
             waits = dict.fromkeys(run for choice in choices.values() for run in choice.runs)
@@ -190,10 +202,8 @@ class Expansion:
         key = (arm, task, budget)
         source = self.study.arms[arm].ranks_from
         shared = [*self._shared(task, budget, tuning.overrides), f"protocol={Protocol.tune}"]
-        family = str(compose_run(_last([*shared, *self.study.arms[arm].overrides])).recipe.family)
-        if family not in tuning.grids:
-            raise UserError(f"study.tuning.grids lacks learning rates for the family {family} of the arm {arm}")
-        grid = extended(tuning.grids[family], extension)
+        words = [*shared, *self.study.arms[arm].overrides]
+        grid = extended(_of_family(tuning.grids, words, arm, "study.tuning.grids"), extension)
         rates: dict[str, float] = {}
         if source is not None:
             chosen = self.choices[self._tuned_as(source), task, budget]
@@ -212,6 +222,20 @@ class Expansion:
         scores = [[score_of(cell.plan) for cell in trial] for trial in trials]
         self.choices[key] = choose(grid, scores, tuple(cell.plan.id for cell in cells if cell.plan is not None))
         return cells
+
+
+def _of_family(grids: Mapping[str, Sequence[float]], words: list[str], arm: str, setting: str) -> Sequence[float]:
+    """The learning rates of the family of an arm's method.
+
+    Args:
+        grids: family -> learning rates.
+        words: of a command of the arm.
+        setting: the key of `grids`, for the error.
+    """
+    family = str(compose_run(_last(words)).recipe.family)
+    if family not in grids:
+        raise UserError(f"{setting} lacks learning rates for the family {family} of the arm {arm}")
+    return grids[family]
 
 
 def _planned(part: str, kind: str, arm: str, task: str, budget: str, seed: int, words: list[str]) -> Cell:
@@ -277,6 +301,7 @@ def _smoke(study: StudyConfig) -> StudyConfig:
             kind=PartKind.exploratory if part.kind == "confirmatory" else part.kind,
             tasks=small.tasks or part.tasks,
             seeds=str(seeds_of(part.seeds)[0]),
+            rates={family: rates[:2] for family, rates in part.rates.items()},
         )
         for name, part in study.parts.items()
     }

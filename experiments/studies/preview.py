@@ -70,15 +70,15 @@ def _part(name: str, cells: list[Cell]) -> list[str]:
     for cell in cells:
         groups[cell.arm, cell.budget, cell.task].append(cell)
     for (arm, budget, task), group in groups.items():
-        lines.append(f"  {arm} x {budget} x {task}: {_group(name, group)}")
+        lines.append(f"  {arm} x {budget} x {task}: {_group(group)}")
     return lines
 
 
-def _group(part: str, cells: list[Cell]) -> str:
+def _group(cells: list[Cell]) -> str:
     """The runs of one arm on one task at one budget."""
     text = _repeats(cell.seed for cell in cells)
-    if part == TUNING_PART:
-        text = f"{len(cells) // len({cell.seed for cell in cells})} learning rates x {text}"
+    if (rates := len(cells) // len({cell.seed for cell in cells})) > 1:
+        text = f"{rates} learning rates x {text}"
     plans = [cell.plan for cell in cells if cell.plan is not None]
     if not plans:
         return f"{text}, waits for the tuning"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from elalora.errors import UserError
-from experiments.config.study import StudyConfig, TuningConfig
+from experiments.config.study import PartConfig, PartKind, StudyConfig, TuningConfig
 from experiments.config.words import key_of
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
@@ -53,6 +53,8 @@ def check(study: StudyConfig) -> None:
         missing = {study.arms[arm].ranks_from for arm in part.arms} - {None, *part.arms}
         if missing:
             raise UserError(f"study.parts.{name}.arms lacks {missing.pop()}, which gives another arm its ranks")
+        if part.rates:
+            _check_curve(f"study.parts.{name}", part)
     if study.tuning is not None:
         _check_tuning(study, study.tuning)
     confirmatory = [name for name, part in study.parts.items() if part.kind == "confirmatory"]
@@ -74,9 +76,23 @@ def _check_tuning(study: StudyConfig, tuning: TuningConfig) -> None:
     lengths = {len(grid) for grid in tuning.grids.values()}
     if len(lengths) != 1 or min(lengths) < 2:
         raise UserError("study.tuning.grids must all have the same number of learning rates, two or more")
-    for family, grid in tuning.grids.items():
-        if grid != sorted(set(grid)) or grid[0] <= 0:
-            raise UserError(f"study.tuning.grids.{family}={grid} must be increasing and above 0")
+    _check_rates("study.tuning.grids", tuning.grids)
+
+
+def _check_curve(name: str, part: PartConfig) -> None:
+    if part.tuned:
+        raise UserError(f"{name} has rates, so it cannot take tuned ones; add 'tuned: false' to it")
+    if part.kind == PartKind.confirmatory:
+        raise UserError(
+            f"{name}.rates: a confirmatory part compares arms at one learning rate each; make it exploratory"
+        )
+    _check_rates(f"{name}.rates", part.rates)
+
+
+def _check_rates(setting: str, grids: Mapping[str, Sequence[float]]) -> None:
+    for family, grid in grids.items():
+        if not grid or list(grid) != sorted(set(grid)) or grid[0] <= 0:
+            raise UserError(f"{setting}.{family}={list(grid)} must be increasing and above 0")
 
 
 def _check_family(study: StudyConfig) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
-from experiments.config.schema import TrainerConfig
+from experiments.config.schema import BatchOrder, TrainerConfig
 from experiments.data.batches import train_batches
 from experiments.data.text_items import IGNORED
 from experiments.runtime.distributed import average_gradients
@@ -176,7 +176,8 @@ class Trainer:
         size = self.config.batch_size
         epoch, position = divmod(step, math.ceil(len(self.data) / size))
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, train_batches(self.data.lengths, size, stream(self.seed, "data"), epoch))
+            seed, by_length = stream(self.seed, "data"), self.config.batches == BatchOrder.length
+            self._epoch = (epoch, train_batches(self.data.lengths, size, seed, epoch, by_length))
         return self._epoch[1][position]
 
     def _batch(self, indices: Sequence[int]) -> dict[str, Tensor]:

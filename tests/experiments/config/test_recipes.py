@@ -161,3 +161,9 @@ def test_matched_differs_between_arms_in_nothing_but_the_centre_of_their_family(
 def test_a_method_of_ones_own_has_the_family_of_lora():
     cfg = config("recipe=matched", "method.name=mine.methods:Mine")
     assert cfg.trainer.lr == config("recipe=matched", "method=lora").trainer.lr
+
+
+@pytest.mark.parametrize("recipe", ["matched", "published", "published_script"])
+def test_a_recipe_takes_random_batches_and_no_recipe_batches_by_length(recipe):
+    assert config(f"recipe={recipe}", "method=adalora", "task=rte").trainer.batches == "random"
+    assert config("method=adalora", "task=rte").trainer.batches == "length"

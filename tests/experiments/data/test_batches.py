@@ -182,31 +182,41 @@ lengths_of = st.lists(st.integers(2, 128), min_size=1, max_size=300)
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths_of, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 50))
+@given(lengths_of, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 50), st.booleans())
 def test_an_epoch_has_every_item_once_in_the_fewest_batches(
-    lengths: list[int], batch_size: int, seed: int, epoch: int
+    lengths: list[int], batch_size: int, seed: int, epoch: int, by_length: bool
 ) -> None:
-    batches = train_batches(lengths, batch_size, seed, epoch)
+    batches = train_batches(lengths, batch_size, seed, epoch, by_length)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert len(batches) == math.ceil(len(lengths) / batch_size)
     assert sum(len(batch) < batch_size for batch in batches) <= 1
-    assert batches == train_batches(np.array(lengths), batch_size, seed, epoch)
+    assert batches == train_batches(np.array(lengths), batch_size, seed, epoch, by_length)
 
 
-def test_epochs_and_seeds_differ_and_batches_are_not_in_order_of_length() -> None:
+@pytest.mark.parametrize("by_length", [True, False])
+def test_epochs_and_seeds_differ_and_batches_are_not_in_order_of_length(by_length: bool) -> None:
     lengths = np.random.default_rng(0).integers(2, 128, 2000)
-    first = train_batches(lengths, 32, 0, 0)
-    assert first != train_batches(lengths, 32, 0, 1) != train_batches(lengths, 32, 1, 0) != first
+    first = train_batches(lengths, 32, 0, 0, by_length)
+    others = [train_batches(lengths, 32, seed, epoch, by_length) for seed, epoch in ((0, 1), (1, 0))]
+    assert first != others[0] != others[1] != first
     means = [lengths[batch].mean() for batch in first]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.5
 
 
 def test_grouping_by_length_saves_most_of_the_padding() -> None:
     lengths = np.random.default_rng(0).integers(2, 128, 4000)
-    padded = sum(lengths[batch].max() * len(batch) for batch in train_batches(lengths, 32, 0, 0))
+    padded = sum(lengths[batch].max() * len(batch) for batch in train_batches(lengths, 32, 0, 0, True))
     shuffled = np.random.default_rng(1).permutation(lengths)
     unsorted = sum(shuffled[i : i + 32].max() * len(shuffled[i : i + 32]) for i in range(0, 4000, 32))
     assert padded - lengths.sum() < 0.1 * (unsorted - lengths.sum())
+
+
+def test_random_batches_do_not_look_at_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(2, 128, 4000)
+    batches = train_batches(lengths, 32, 0, 0, False)
+    assert batches == train_batches(np.zeros(4000), 32, 0, 0, False)
+    spread = np.mean([lengths[batch].std() for batch in batches])
+    assert spread > 0.95 * lengths.std()  # of 32 items drawn at random; 0.15 of it where they are sorted
 
 
 @settings(max_examples=60, deadline=None)

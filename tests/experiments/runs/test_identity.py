@@ -64,6 +64,7 @@ SAME = {
     "a warm-up in steps": ("trainer.warmup=6", ""),
     "a batch that fits one forward pass": ("trainer.micro_batch=32", ""),
     "clipping at infinity": ("trainer.max_grad_norm=inf", "trainer.max_grad_norm=null"),
+    "the order of items as it always was": ("trainer.batches=length", ""),
     "logging": ("trainer.log_every=3", ""),
     "evaluations that select nothing": ("protocol=paper_last trainer.evaluations=4", "protocol=paper_last"),
     "targets by their patterns": (
@@ -83,6 +84,7 @@ OTHER = {
     "a switch against the variant": ("method.variant=official method.D1=false", "method.variant=official"),
     "D4 as text with weight decay": ("method.D4=text trainer.weight_decay=0.1", "trainer.weight_decay=0.1"),
     "epochs of a split that may be smaller": ("task=wnli trainer.max_steps=null trainer.epochs=2", "task=wnli"),
+    "items in random order": ("trainer.batches=random", ""),
     "other steps": ("trainer.max_steps=101", ""),
     "a warm-up of other steps": ("trainer.warmup=7", ""),
     "micro-batches, which change rounding": ("trainer.micro_batch=16", ""),

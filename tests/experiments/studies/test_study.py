@@ -284,6 +284,7 @@ WRONG = {
     "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm",
     "study.parts.main.seeds='10,11,12,13,14,15'": "small cannot reach its level: 6 seeds give p = 0.0312 at best",
     "study.overrides=[]": "study.overrides must choose recipe=matched",
+    "+study.parts.more.rates={svd:[1e-3,3e-3]}": "study.parts.more has rates, so it cannot take tuned ones",
     "study.only=[rest]": "study.only: unknown part rest; allowed: main, more",
     "seed=3": "'seed=3': the study sets seed",
     "method=lora": "'method=lora': the study sets method",
@@ -301,6 +302,37 @@ def test_an_inconsistent_study_is_refused_before_anything_runs(word, small):
 def test_the_fewest_seeds_are_those_of_the_exact_test(m, seeds):
     assert least_pairs(0.05, m) == seeds
     assert smallest_p(seeds) <= 0.05 / m < smallest_p(seeds - 1)
+
+
+# -- rate curves -----------------------------------------------------------------------------------------------
+
+CURVE = ["study.only=[more]", "study.parts.more.tuned=false", "study.parts.more.arms=[a,b]"]
+
+
+def test_a_part_with_rates_runs_every_arm_at_every_rate_of_its_family_with_every_seed(small):
+    words = [*small, *CURVE, "+study.parts.more.rates={lora:[1e-3,2e-3],svd:[3e-3,5e-3,9e-3]}"]
+    cells = expand("small", words)
+    assert [(c.arm, c.seed, c.plan.config.trainer.lr) for c in cells] == [
+        *(("a", seed, lr) for seed in (10, 11) for lr in (1e-3, 2e-3)),
+        *(("b", seed, lr) for seed in (10, 11) for lr in (3e-3, 5e-3, 9e-3)),
+    ]
+    assert len({c.plan.id for c in cells}) == len(cells)
+    assert "  b x r2 x vader_movies: 3 learning rates x 2 repeats (seeds 10, 11)" in preview_study(
+        compose_run(["+study=small", *words])
+    )
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ("{lora:[1e-3,2e-3]}", "study.parts.more.rates lacks learning rates for the family svd of the arm b"),
+        ("{lora:[2e-3,1e-3],svd:[1e-3]}", r"study.parts.more.rates.lora=\[0.002, 0.001\] must be increasing"),
+        ("{lora:[],svd:[1e-3]}", r"study.parts.more.rates.lora=\[\] must be increasing"),
+    ],
+)
+def test_a_rate_curve_without_rates_for_a_family_or_out_of_order_is_refused(rates, said, small):
+    with pytest.raises(UserError, match=said):
+        expand("small", [*small, *CURVE, f"+study.parts.more.rates={rates}"])
 
 
 # -- the plan --------------------------------------------------------------------------------------------------
