@@ -1,15 +1,21 @@
-"""Reads official data sets: parquet files in data.root, or else the hub."""
+"""Reads official data sets: parquet files in data.root, or else those of one commit on the hub.
+
+`datasets.load_dataset` is not used for the hub: when it cannot reach a commit, it takes the newest copy in its cache,
+whatever that copy's commit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from elalora.errors import UserError, first_line
+from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import data_root
+from experiments.data.image_files import inside
 from experiments.data.shards import numbered, official_tables
-from experiments.data.tables import Columns, joined, read_parquet, require_columns
+from experiments.data.tables import Columns, joined, read_parquet
+from experiments.runtime.hub import snapshot
 
 
 def read_official(
@@ -41,8 +47,9 @@ def read_official(
     instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
     if task.hub_id is None:
         raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
+    files = _hub_files(task, splits, instead)
     source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
-    return {name: read_hub(task, name, columns, instead) for name in splits}, source
+    return {name: _read_shards(task, files[name], columns) for name in splits}, source
 
 
 def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str, dict[str, Path]]:
@@ -52,26 +59,65 @@ def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str
     return {name: numbered(files) for name, files in found.items() if files}
 
 
-def read_hub(task: TaskConfig, split: str, columns: Sequence[str] | None, instead: str) -> Columns:
-    """One split from the hub, or from the local cache of an earlier download; errors suggest `instead` to the user.
+def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> dict[str, list[Path]]:
+    """The parquet files of each split in the hub's cache; what is missing is fetched.
 
     Raises:
-        UserError: no commit is pinned, or the hub cannot be read.
+        UserError: no commit is pinned, the hub cannot be read, or the commit has no such files.
     """
-    from datasets import load_dataset
-
     if task.hub_revision is None:
         raise UserError(
             f"task {task.name}: the commit of {task.hub_id} on the hub is not pinned; {instead}, or type "
             "task.hub_revision=COMMIT (task.hub_revision=refs/convert/parquet follows the hub's own parquet copy)"
         )
     try:
-        rows = load_dataset(task.hub_id, task.hub_name, revision=task.hub_revision, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # unreachable, unknown to an offline cache, a dataset script
+        folder = snapshot(str(task.hub_id), ["README.md", ".gitattributes"], task.hub_revision, "dataset")
+        described = _described(folder / "README.md", task.hub_name)
+        choices = {split: described.get(split) or _usual(split, task.hub_name) for split in splits}
+        wanted = [pattern for choice in choices.values() for patterns in choice for pattern in patterns]
+        snapshot(str(task.hub_id), wanted, folder.name, "dataset")  # at the commit that a branch had a moment ago
+    except UserError as error:
+        raise UserError(f"task {task.name}: {task.hub_id} cannot be read from the hub; {instead} ({error})") from error
+    files = {split: _first(folder, choices[split]) for split in splits}
+    if missing := [split for split in splits if not files[split]]:
         raise UserError(
-            f"task {task.name}: {task.hub_id} cannot be read from the hub; {instead} ({first_line(error)})"
-        ) from error
-    if columns is not None:
-        require_columns(f"task {task.name}", rows.column_names, columns)
-        rows = rows.select_columns(list(columns))
-    return rows[:]
+            f"task {task.name}: {task.hub_id} has no parquet files of {missing[0]} at {task.hub_revision}, and a "
+            f"loading script is never run; {instead}, or type task.hub_revision=refs/convert/parquet, the hub's own "
+            "parquet copy"
+        )
+    return files
+
+
+def _described(readme: Path, name: str | None) -> Mapping[str, list[list[str]]]:
+    """Split -> the patterns of its files as one choice, for a configuration that the data set's page describes."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        configs = (metadata_load(readme) or {})["configs"] if readme.is_file() else []
+        [config] = [config for config in configs if config["config_name"] == (name or "default")]
+        return {entry["split"]: [_inside(entry["path"])] for entry in config["data_files"]}
+    except (YAMLError, ValueError, KeyError, TypeError, AttributeError):  # it describes none, or in another form
+        return {}
+
+
+def _inside(paths: str | list[str]) -> list[str]:
+    return [inside(path, "README.md") for path in ([paths] if isinstance(paths, str) else paths)]
+
+
+def _usual(split: str, name: str | None) -> list[list[str]]:
+    """Choices of patterns where the page does not name the files, the hub's own parquet copy among them."""
+    folders = [f"{name}/"] if name else ["data/", "default/", ""]
+    return [[f"{folder}{split}{end}"] for folder in folders for end in ("-*.parquet", "/*.parquet", ".parquet")]
+
+
+def _first(folder: Path, choices: Iterable[list[str]]) -> list[Path]:
+    """The parquet files of the first choice that has some, by name."""
+    found = ({file for pattern in patterns for file in folder.glob(pattern)} for patterns in choices)
+    parquet = (sorted(file for file in files if file.suffix == ".parquet") for files in found)
+    return next((files for files in parquet if files), [])
+
+
+def _read_shards(task: TaskConfig, files: Sequence[Path], columns: Sequence[str] | None) -> Columns:
+    """The rows of all files, in order."""
+    return joined([read_parquet(file, f"task {task.name}: {file.name} of {task.hub_id}", columns) for file in files])

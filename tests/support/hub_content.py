@@ -255,3 +255,83 @@ def card(**configs: Mapping[str, str]) -> bytes:
         for name, files in configs.items()
     ]
     return f"---\nlanguage:\n- en\nconfigs: {json.dumps(listed)}\n---\n\n# A data set\n".encode()
+
+
+def shards(folder: str, split: str, columns: Mapping[str, list[Any]], count: int = 1) -> dict[str, bytes]:
+    """A split as SPLIT-00000-of-00002.parquet and so on."""
+    rows = len(next(iter(columns.values())))
+    ends = [round(rows * number / count) for number in range(count + 1)]
+    return {
+        f"{folder}/{split}-{number:05}-of-{count:05}.parquet": table(
+            {name: values[ends[number] : ends[number + 1]] for name, values in columns.items()}
+        )
+        for number in range(count)
+    }
+
+
+def made_up(task: Any, rows: int, seed: int = 0) -> dict[str, list[Any]]:
+    """Rows with the columns that a task has on the hub."""
+    if task.suite == "summarization":
+        document, summary = {"xsum": ("document", "summary"), "cnn_dailymail": ("article", "highlights")}.get(
+            task.subset, ("source", "target")
+        )
+        texts = [f"{TEXT[i % 3]} number {i} of {seed}" for i in range(rows)]
+        lists = task.subset == "scitldr_a"
+        return {
+            document: [text.split() if lists else text for text in texts],
+            summary: [[TEXT[i % 3]] if lists else TEXT[i % 3] for i in range(rows)],
+        }
+    labels = (
+        [i % task.num_labels for i in range(rows)] if task.kind == "classification" else [i % 6 for i in range(rows)]
+    )
+    columns: dict[str, list[Any]] = {
+        name: [f"{TEXT[i % 3]} {name} {i} of {seed}" for i in range(rows)] for name in task.text
+    }
+    kind = int if task.kind == "classification" else float
+    return {**columns, "label": [kind(label) for label in labels], "idx": list(range(rows))}
+
+
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+GLUE_SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched")}
+
+
+def glue_repo(real: Path | None = None, rows: int = 24) -> Repo:
+    """nyu-mll/glue: a folder for each configuration, named in README.md; real rows where a folder has them."""
+    files: dict[str, bytes] = {}
+    configs = {}
+    for name in GLUE:
+        task = conf("task", name)
+        splits = GLUE_SPLITS.get(name, ("train", "validation"))
+        configs[name] = {split: f"{name}/{split}-*" for split in (*splits, "test")}
+        for seed, split in enumerate((*splits, "test")):
+            found = real / "glue" / name / f"{split}.parquet" if real else None
+            if found is not None and found.is_file():
+                files[f"{name}/{split}-00000-of-00001.parquet"] = found.read_bytes()
+            else:
+                files |= shards(name, split, made_up(task, rows, seed))
+    commit = conf("task", "rte").hub_revision
+    return Repo("nyu-mll/glue", {commit: {"README.md": card(**configs), **files}}, "datasets", {"main": commit})
+
+
+def summary_repos(rows: int = 12) -> list[Repo]:
+    """XSum in data/, CNN/DailyMail in a folder for each version, SciTLDR as a script and in the hub's own copy."""
+    xsum, news, scitldr = (conf("task", name) for name in ("xsum", "cnn_dailymail", "scitldr"))
+    splits = ("train", "validation", "test")
+    short: dict[str, bytes] = {"README.md": b"---\nlanguage:\n- en\n---\n\n# XSum\n"}
+    long: dict[str, bytes] = {
+        "README.md": card(**{v: {split: f"{v}/{split}-*" for split in splits} for v in ("1.0.0", "3.0.0")})
+    }
+    copy: dict[str, bytes] = {".gitattributes": b""}
+    for seed, split in enumerate(splits):
+        short |= shards("data", split, made_up(xsum, rows, seed), 2 if split == "train" else 1)
+        for version in ("1.0.0", "3.0.0"):
+            long |= shards(version, split, made_up(news, rows, seed + (version == "1.0.0") * 9), 3 if seed == 0 else 1)
+        for name in ("Abstract", "FullText"):
+            copy[f"{name}/{split}/0000.parquet"] = table(made_up(scitldr, rows, seed + (name == "FullText") * 9))
+    script = {"README.md": b"# SciTLDR\n", "scitldr.py": b"raise SystemExit('this script must not run')\n"}
+    return [
+        Repo(xsum.hub_id, {xsum.hub_revision: short}, "datasets", {"main": xsum.hub_revision}),
+        Repo(news.hub_id, {news.hub_revision: long}, "datasets", {"main": news.hub_revision}),
+        Repo(scitldr.hub_id, {UNPINNED: script, "6" * 40: copy}, "datasets",
+             {"main": UNPINNED, "refs/convert/parquet": "6" * 40}),
+    ]  # fmt: skip

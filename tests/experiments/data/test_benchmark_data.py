@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_runs import quick
 
 from elalora.errors import UserError
-from experiments.data import content_hash, hub, vtab
+from experiments.data import content_hash, vtab
 from experiments.data.content import make_split
 from experiments.data.digests import digests
 from experiments.standins.data import IMAGE_SETS, make_data
@@ -57,24 +57,6 @@ def test_wrong_sizes_of_a_known_data_set_are_refused(tmp_path: Path) -> None:
     make_data(tmp_path)
     with pytest.raises(UserError, match="summarization/xsum train has 240 rows; the official split has 204045"):
         load("xsum", tmp_path)
-
-
-def test_summaries_from_the_hub_have_the_fingerprint_of_the_folder(
-    shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub's own columns: sentences in a list, targets in a list."""
-    import datasets
-
-    def hub(path: str, name: str, revision: str, split: str) -> datasets.Dataset:
-        assert (path, name, revision) == ("allenai/scitldr", "Abstract", "c" * 40)
-        table = parquet.read_table(shared / "data" / "summarization" / "scitldr_a" / f"{split}.parquet").to_pydict()
-        source = [text.split(" ") for text in table["document"]]
-        return datasets.Dataset.from_dict({"source": source, "target": table["references"], "paper_id": table["id"]})
-
-    monkeypatch.setattr(datasets, "load_dataset", hub)
-    data = load("scitldr", None, hub_revision="c" * 40)
-    assert data.fingerprint == task_config("scitldr").fingerprint
-    assert data.source == f"hub allenai/scitldr (Abstract) @{'c' * 40}"
 
 
 def test_cnn_dailymail_is_read_under_its_own_column_names(tmp_path: Path) -> None:
@@ -231,24 +213,10 @@ def test_more_images_than_one_chunk_holds_keep_order_and_types(monkeypatch: pyte
 def test_offline_and_missing_is_one_line_that_says_what_to_put_where(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
         load(name, tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_data_set_that_needs_a_script_is_refused_with_what_to_put_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Dataset scripts are no longer supported, but found xsum.py\nmore")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match=r"put train.parquet.*\(Dataset scripts are no longer supported.*xsum.py\)$"):
-        hub.read_hub(task_config("xsum"), "train", None, "put train.parquet there")
 
 
 # -- stand-ins ---------------------------------------------------------------------------------------------------

@@ -369,24 +369,6 @@ def test_without_hub_and_folder_one_line_says_what_to_put_where(
         load_task(task_config("qqp"), DataConfig(root=str(tmp_path)))
 
 
-@needs_shared
-def test_rows_from_the_hub_have_the_fingerprint_of_the_same_rows_in_a_folder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The hub is played by a function that gives out what its data set holds, in its own types."""
-    import datasets
-
-    def hub(path: str, name: str, revision: str, split: str) -> datasets.Dataset:
-        assert (path, name, len(revision)) == ("nyu-mll/glue", "stsb", 40)
-        table = parquet.read_table(SHARED / "glue" / name / f"{split}.parquet")
-        return datasets.Dataset(table.select(["sentence1", "sentence2", "label", "idx"]))
-
-    monkeypatch.setattr(datasets, "load_dataset", hub)
-    data = load_task(task_config("stsb"), DataConfig())
-    assert data.fingerprint == task_config("stsb").fingerprint
-    assert data.source.startswith("hub nyu-mll/glue (stsb) @")
-
-
 def test_a_data_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.root=.*absent is not a folder"):
         load_task(task_config("cola"), DataConfig(root=str(tmp_path / "absent")))
