@@ -47,9 +47,9 @@ def read_official(
     instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
     if task.hub_id is None:
         raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
-    files = _hub_files(task, splits, instead)
+    on_hub = _hub_files(task, splits, instead)
     source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
-    return {name: _read_shards(task, files[name], columns) for name in splits}, source
+    return {name: _read_shards(task, on_hub[name], columns) for name in splits}, source
 
 
 def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str, dict[str, Path]]:
