@@ -1,9 +1,8 @@
 """Confirmatory tables: the comparisons that a study declared before it ran, and no others.
 
 The family comes from the study, never from the runs that happen to be stored. A comparison is tested once, when none of
-its runs is open; until then it counts in the correction with p = 1. Sentences are made from the tests: none says
-"better" or "worse" unless its corrected p is below the family's level, the settings were matched and the data is the
-official one.
+its runs is open; until then it counts in the correction with p = 1. `analysis.stats.verdicts` says what the tests show,
+`analysis.sections.claims` puts it into words.
 """
 
 from __future__ import annotations
@@ -22,39 +21,52 @@ from analysis.output.table import Table, p_value, signed, signed_range
 from analysis.reading.folders import Unfinished
 from analysis.reading.stored import Stored
 from analysis.reading.study import Study
-from analysis.sections.arms import PARAMETER_TOLERANCE, TUNED, listed, manifest_notes, training_differences
-from analysis.stats.seeds import holm, paired_d, seeds_needed, sign_flip, summary, win_tie_loss
+from analysis.sections.arms import PARAMETER_TOLERANCE, manifest_notes
+from analysis.sections.claims import CORRECTIONS, sentence
+from analysis.sections.confounds import confounds
+from analysis.sections.evidence import Runs, collect, no_claim
+from analysis.sections.items import Answers
+from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
+from analysis.stats.verdicts import judge
 from elalora.errors import UserError
-from experiments.store.name import short_id
+from experiments.studies.rules import divisor
 from experiments.studies.smallest_p import smallest_p
 
 if TYPE_CHECKING:
     from experiments.config.study import FamilyConfig
 
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
-SAMPLED = 99_999  # sign patterns above 16 seeds, drawn by a fixed seed
+TEXTS = ("arm_name", "baseline_name", "setting", "sizes", "rates", "failures", "collapses", "withheld", "p_corrected")
+HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The confirmatory table and its sentences; empty without a study that declares a family."""
+    """The confirmatory table, its sentences and what else differs between the arms; empty without a family."""
     study = stored.declared
     if study is None or study.family is None:
         return []
-    confirmation = confirm(stored.known, study, stored.unfinished)
+    confirmation = confirm(stored.known, study, stored.unfinished, last=stored.reading == "last")
     tables = {"confirmatory": confirmation.table}
+    if (card := confounds(stored.known, study, confirmation.compared)) is not None:
+        tables["confounds"] = card
     return [Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences)]
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The table, and a sentence for every comparison in the same order."""
+    """The table, a sentence for every comparison in the same order, and the runs of every comparison."""
 
     table: Table
     sentences: list[str]
+    compared: list[Runs]
 
 
 def confirm(
-    runs: pd.DataFrame, study: Study, unfinished: Sequence[Unfinished] = (), level: float = 0.95
+    runs: pd.DataFrame,
+    study: Study,
+    unfinished: Sequence[Unfinished] = (),
+    level: float = 0.95,
+    last: bool = True,
 ) -> Confirmation:
     """Tests the family of comparisons that a study declares.
 
@@ -63,6 +75,7 @@ def confirm(
         study: from `analysis.reading.study.load_study`.
         unfinished: from `load_runs(...).attrs`, to tell failed runs from those that are still to come.
         level: of the intervals, which are not corrected.
+        last: whether the runs are read at the last checkpoint, of which single predictions are stored.
 
     Raises:
         UserError: the study declares no family, or an arm of it has no run in the confirmatory part.
@@ -75,151 +88,166 @@ def confirm(
         raise UserError(f"study {study.name}: the part {family.part} has no arm {', '.join(sorted(absent))}")
     done = {row["id"]: row for row in runs[runs["id"].isin(list(part["id"]))].to_dict("records")}
     failed = {run.short_id: run.ending for run in unfinished if run.ending}
-    records = [
-        _comparison(part, done, failed, family, arm, budget, level) for budget in family.budgets for arm in family.arms
-    ]
-    corrected = holm([record.get("p", 1.0) for record in records])
-    for record, q in zip(records, corrected, strict=True):
-        if "p" in record:
-            record["p_holm"] = float(q)
-        record["claim"] = bool(record.get("p_holm", 1.0) < family.alpha) and not record["no_claim"]
+    compared = [collect(part, done, failed, family, arm, budget) for budget in family.budgets for arm in family.arms]
+    answers = Answers() if last else None
+    records = [_record(one, family, level, answers) for one in compared]
+    _tested(records, compared, family)
     notes = _notes(study.name, family, records, level)
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         notes += manifest_notes(cell)
     sentences = [sentence(record, family) for record in records]
     caption = f"Confirmatory: study {study.name}, part {family.part}, differences to {family.baseline} in points."
-    return Confirmation(_table(caption, pd.DataFrame(records), records, notes), sentences)
+    return Confirmation(_table(caption, family, records, notes), sentences, compared)
 
 
-def _comparison(
-    part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], family: FamilyConfig, arm: str, budget: str,
-    level: float,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything about one arm at one budget; "p" only when none of its runs is open."""
-    base = family.baseline
-    at = part[(part["budget"] == budget) & part["arm"].isin([arm, base])]
-    ids = {(c["arm"], c["task"], int(c["seed"])): c["id"] for c in at.to_dict("records")}
-    tasks, seeds = sorted(set(at["task"])), sorted({int(seed) for seed in at["seed"]})
-    lost = {key for key, run in ids.items() if run not in done and run and short_id(run) in failed}
-    open_runs = [key for key, run in ids.items() if run not in done and key not in lost]
-    present = {key: done[run] for key, run in ids.items() if run in done}
+def _tested(records: list[dict[str, Any]], compared: Sequence[Runs], family: FamilyConfig) -> None:
+    """Adds what the tests of the whole family say to each record."""
+    evidence = [one.evidence() for one in compared]
+    rng, alpha = np.random.default_rng(0), family.alpha
+    verdicts = judge(evidence, rng, alpha, str(family.correction), family.margin)
+    for record, given, verdict in zip(records, evidence, verdicts, strict=True):
+        record |= {"claim": False, "p_corrected": verdict.corrected, "withheld": "; ".join(verdict.withheld)}
+        if given is None:
+            continue
+        record["p"] = verdict.p
+        record["reachable"] = smallest_p(record["n"]) * divisor(family) < alpha
+        record[f"p_{family.correction}"] = verdict.corrected
+        record["claim"] = bool(verdict.direction) and not record["no_claim"]
+        record["better"] = record["claim"] and verdict.better
+        record |= {"rate": verdict.rate, "unseen": verdict.unseen}
+        if given.worst is not None:
+            record |= {"mean_worst": float(given.worst_sample.mean()), "p_worst": verdict.p_worst}
+        if family.margin is not None:
+            record |= {"p_equivalent": verdict.p_equivalent, "equivalent": verdict.equivalent}
+
+
+def _record(one: Runs, family: FamilyConfig, level: float, answers: Answers | None) -> dict[str, Any]:
+    """Everything about one arm at one budget but its tests."""
     record: dict[str, Any] = {
-        "arm": arm, "baseline": base, "budget": budget, "tasks": len(tasks), "missing": len(open_runs),
-        "failed": len(lost), "collapsed": sum(run["collapsed"] for run in present.values()),
-        "no_claim": _no_claim(list(present.values())),
+        "arm": one.arm, "baseline": one.base, "budget": one.budget, "tasks": len(one.tasks), "missing": len(one.open),
+        "failed": len(one.lost), "collapsed": sum(run["collapsed"] for run in one.present.values()),
+        "no_claim": no_claim(list(one.present.values())),
     }  # fmt: skip
-    sizes = [[run["params_final"] for key, run in present.items() if key[0] == name] for name in (arm, base)]
-    if all(sizes):
-        size, base_size = (sum(counts) / len(counts) for counts in sizes)
-        smaller = min(size, base_size)
-        record |= {"params": size, "params_baseline": base_size}
-        record["params_apart"] = abs(size - base_size) / smaller if smaller else math.nan
-    whole = [s for s in seeds if all((a, t, s) in present for a in (arm, base) for t in tasks)]
-    record["n"] = len(whole)
-    if not whole:
+    record |= {"sizes": one.sizes(), **_words(one)}
+    if sizes := list(one.sizes().values()):
+        record["params"], record["params_baseline"] = (float(np.mean(side)) for side in zip(*sizes, strict=True))
+        record["params_apart"] = max((abs(a - b) / min(a, b) for a, b in sizes if min(a, b) > 0), default=math.nan)
+    record["n"] = len(one.whole)
+    if not one.whole:
         return record
-    gaps = np.array(
-        [[present[arm, t, s]["score"] - present[base, t, s]["score"] for t in tasks] for s in whole]
-    )  # (seeds, tasks)
+    gaps = one.gaps[~np.isnan(one.gaps).any(axis=1)]  # (seeds, tasks)
     means = gaps.mean(axis=1)
     s = summary(means, level)
-    record |= {"mean": s.mean, "sd": s.sd, "low": s.low, "high": s.high, "seeds": " ".join(map(str, whole))}
-    record |= {f"mean_{task}": float(gap) for task, gap in zip(tasks, gaps.mean(axis=0), strict=True)}
+    record |= {"mean": s.mean, "sd": s.sd, "low": s.low, "high": s.high, "seeds": " ".join(map(str, one.whole))}
+    record |= {f"mean_{task}": float(gap) for task, gap in zip(one.tasks, gaps.mean(axis=0), strict=True)}
     record["wins"], record["ties"], record["losses"] = win_tie_loss(means)
-    if len(whole) >= 2:
+    if len(means) >= 2:
         record["d"] = paired_d(means)
         if s.sd > 0:
             record["seeds_needed"] = seeds_needed(WORTH, s.sd, family.alpha, family.m)
-    if not open_runs:
-        record["p"] = sign_flip(gaps, np.random.default_rng(0), SAMPLED)
-        record["reachable"] = smallest_p(len(whole)) * family.m < family.alpha
+            ends = seeds_needed_range(WORTH, s.sd, len(means), family.alpha, family.m)
+            record["seeds_needed_low"], record["seeds_needed_high"] = ends
+    if answers is not None and (both := one.components(answers, level)) is not None:
+        record |= {"low_items": both.low, "high_items": both.high}
     return record
 
 
-def _no_claim(present: Sequence[Mapping[str, Any]]) -> str:
-    """The reasons why these runs support no claim, or ""."""
-    reasons = []
-    recipes = sorted({run["recipe"] or "none" for run in present if not run["recipe"].startswith("matched")})
-    if recipes:
-        reasons.append(f"recipe {', '.join(recipes)} is not matched")
-    if any(not run["verified"] for run in present):
-        reasons.append("the data is not the official one")
-    if any(run["off_budget"] for run in present):
-        reasons.append("an arm is off its budget")
-    by_task: dict[str, list[Mapping[str, Any]]] = {}
-    for run in present:
-        by_task.setdefault(run["task"], []).append(run)
-    unlike: dict[str, dict[str, None]] = {}  # setting: its values, in order
-    for of_task in by_task.values():
-        for key, values in training_differences(run["settings"] for run in of_task).items():
-            unlike.setdefault(key, {}).update(dict.fromkeys(values))
-    if untuned := {key: list(values) for key, values in unlike.items() if key not in TUNED}:
-        reasons.append(f"the arms were not trained alike ({listed(untuned)})")
-    if any(len({run["fingerprint"] for run in of_task}) > 1 for of_task in by_task.values()):
-        reasons.append("the arms saw different data")
-    return "; ".join(reasons)
-
-
-def sentence(record: Mapping[str, Any], family: FamilyConfig) -> str:
-    """What one comparison says, with its interval and p."""
-    arm, base, where = record["arm"], record["baseline"], f"at {record['budget']}"
-    if record["missing"]:
-        return f"{arm} and {base} {where} are not tested yet: {record['missing']} runs are missing."
-    if "p" not in record:
-        return f"{arm} and {base} {where} cannot be tested: no seed has a result of both on every task."
-    over = f"{record['tasks']} tasks" if record["tasks"] > 1 else "1 task"
-    reach = "" if math.isnan(record["low"]) else f", 95 % t interval{signed_range(record['low'], record['high'])}"
-    facts = (
-        f"{signed(record['mean'])} points, mean over {over} of the paired difference{reach}, {record['n']} seeds, "
-        f"p = {p_value(record['p'], exact=True)}, with Holm's correction over {family.m} comparisons "
-        f"p = {p_value(record['p_holm'], exact=True)}"
+def _words(one: Runs) -> dict[str, str]:
+    """Names, setting, learning rates, failures and collapses, as a sentence has them."""
+    names = {arm: one.name(arm) for arm in (one.arm, one.base)}
+    if len(set(names.values())) < 2:
+        names = {arm: f"{name} [{arm}]" for arm, name in names.items()}
+    rows = list(one.present.values())
+    models = ", ".join(sorted({run["model"] for run in rows}))
+    steps, items = (_numbers([run[key] for run in rows]) for key in ("steps", "train_items"))
+    reported = ", ".join(
+        f"{task} ({_numbers([run['report_items'] for run in rows if run['task'] == task])} reported items)"
+        for task in one.tasks
     )
-    below = record["p_holm"] < family.alpha
-    if record["claim"]:
-        word = "better" if record["mean"] > 0 else "worse"
-        text = f"{arm} is {word} than {base} {where}: {facts}, below the level {family.alpha:g}."
-    elif below:
-        text = f"{arm} and {base} differ {where}, but no claim is made because {record['no_claim']}: {facts}."
-    else:
-        text = (
-            f"No difference between {arm} and {base} was shown {where}: {facts}, not below the level {family.alpha:g}."
-        )
-    if record.get("params_apart", 0.0) > PARAMETER_TOLERANCE:
-        text += f" Their adapter parameters differ by {100 * record['params_apart']:.1f} %."
-    return text
+    rates = {arm: one.rates(arm) for arm in names}
+    unlike = [task for task in one.tasks if rates[one.arm].get(task) != rates[one.base].get(task)]
+    failures = {arm: one.failures(arm) for arm in names}
+    planned = len(one.seeds) * len(one.tasks)
+    collapsed = {arm: sum(run["collapsed"] for run in one.of(arm)) for arm in names}
+    return {
+        "arm_name": names[one.arm], "baseline_name": names[one.base],
+        "setting": f"Setting: {models} on {reported}; {items} training items, {steps} steps." if rows else "",
+        "rates": "; ".join(f"{_rates(names, rates, task)} on {task}" for task in unlike),
+        "failures": "; ".join(
+            f"{sum(count.values())} of {planned} runs of {names[arm]} "
+            f"({', '.join(f'{kind} {number}' for kind, number in count.items())})"
+            for arm, count in failures.items() if count
+        ),
+        "collapses": "; ".join(
+            f"{count} of {planned} runs of {names[arm]}, which keep their scores"
+            for arm, count in collapsed.items() if count
+        ),
+    }  # fmt: skip
 
 
-def _table(caption: str, frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], notes: list[str]) -> Table:
-    tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_")]
+def _numbers(values: Sequence[int]) -> str:
+    return " or ".join(f"{value:,}" for value in sorted(set(values)))
+
+
+def _rates(names: Mapping[str, str], rates: Mapping[str, Mapping[str, list[float]]], task: str) -> str:
+    sides = {arm: " and ".join(f"{lr:g}" for lr in rates[arm].get(task, [])) or "none" for arm in names}
+    return ", ".join(f"{names[arm]} {text}" for arm, text in sides.items())
+
+
+def _table(caption: str, family: FamilyConfig, records: Sequence[dict[str, Any]], notes: list[str]) -> Table:
+    frame = pd.DataFrame([{k: v for k, v in r.items() if k not in TEXTS} for r in records])
+    tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_") and name != "mean_worst"]
     columns = [
-        "Arm", "Budget", "n", "Mean difference", "p", "p (Holm)", "W/T/L", "d", "Seeds to settle", "Missing", "Failed",
+        "Arm", "Budget", "n", "Mean difference", "p", HEADS[str(family.correction)], "W/T/L", "d", "Seeds to settle",
+        "Missing", "Failed",
     ]  # fmt: skip
     rows = []
     for r in records:
         interval = signed_range(r.get("low", math.nan), r.get("high", math.nan))
-        needed = r.get("seeds_needed")
         row = [
             r["arm"], r["budget"], str(r["n"]), signed(r["mean"]) + interval if "mean" in r else "",
             p_value(r["p"], exact=True) if "p" in r else "not tested",
-            p_value(r["p_holm"], exact=True) + ("*" if r["claim"] else "") if "p" in r else "",
+            p_value(r["p_corrected"], exact=True) + ("*" if r["claim"] else "") if "p" in r else "",
             f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", signed(r["d"]) if "d" in r else "",
-            "" if needed is None else str(needed), str(r["missing"] or ""), str(r["failed"] or ""),
+            _needed(r), str(r["missing"] or ""), str(r["failed"] or ""),
         ]  # fmt: skip
         rows.append(row + [signed(r[f"mean_{t}"]) if f"mean_{t}" in r else "" for t in tasks])
+    for title, low, high in (("Seeds and items", "low_items", "high_items"),):
+        if any(low in r for r in records):
+            columns.insert(4, title)
+            for row, r in zip(rows, records, strict=True):
+                row.insert(4, signed_range(r[low], r[high]).strip() if low in r else "")
     return Table(caption, [*columns, *tasks], rows, notes, frame)
+
+
+def _needed(record: Mapping[str, Any]) -> str:
+    """18 (9 to 52): seeds at the observed spread, and at the ends of its interval."""
+    if record.get("seeds_needed") is None:
+        return ""
+    ends = [record["seeds_needed_low"], record["seeds_needed_high"]]
+    low, high = ("over 10,000" if end is None else f"{end:,}" for end in ends)
+    return f"{record['seeds_needed']} ({low} to {high})"
 
 
 def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]], level: float) -> list[str]:
     notes = [
         f"Family: {family.baseline} with {', '.join(family.arms)} at {', '.join(family.budgets)}; m = {family.m} "
-        f"comparisons, declared in the study; Holm's correction, level {family.alpha:g} for the whole family.",
+        f"comparisons, declared in the study; {CORRECTIONS[str(family.correction)]}, level {family.alpha:g} for the "
+        "whole family.",
         "Statistic: mean over the tasks of the paired difference; two-sided sign flips of whole seeds, exact up to 16 "
         "seeds. * corrected p below the level.",
         f"{level:.0%} t intervals cover the choice of seed and are not corrected. The columns of single tasks are "
         "descriptive and not tested.",
-        f"Seeds to settle: for 80 % power at a difference of {WORTH:g} points, at this spread and the level / m.",
+        f"Seeds to settle: for 80 % power at a difference of {WORTH:g} points and the level / m, at this spread and at "
+        "the ends of its 95 % interval.",
     ]
+    if any("low_items" in record for record in records):
+        notes.append("Seeds and items: interval with seeds and items both random; it reaches to other items of a task.")
+    if any(record.get("claim") and not record["better"] for record in records):
+        notes.append(
+            "A claim is about a typical run where blow-ups that the runs do not rule out could cancel a higher mean."
+        )
     open_runs = sum(record["missing"] for record in records)
     if open_runs:
         notes.append(
@@ -239,8 +267,12 @@ def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]
         if r["no_claim"]:
             notes.append(f"{where}: no claim, {r['no_claim']}.")
         if r.get("params_apart", 0.0) > PARAMETER_TOLERANCE:
-            notes.append(
-                f"{where}: adapter parameters {r['params']:,.0f} and {r['params_baseline']:,.0f} "
-                f"({100 * r['params_apart']:.1f} % apart)."
-            )
+            notes += [
+                f"{where}{f' on {task}' if r['tasks'] > 1 else ''}: adapter parameters {a:,.0f} and {b:,.0f} "
+                f"({100 * abs(a - b) / min(a, b):.1f} % apart)."
+                for task, (a, b) in r["sizes"].items()
+                if min(a, b) > 0 and abs(a - b) / min(a, b) > PARAMETER_TOLERANCE
+            ]
+        if r["withheld"]:
+            notes.append(f"{where}: no claim, {r['withheld']}.")
     return notes

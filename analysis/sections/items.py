@@ -7,7 +7,7 @@ items make any p small, whatever the methods do. The table shows where a differe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,39 @@ from elalora.errors import UserError
 KINDS_WITH_CLASSES = ("classification", "image")  # tasks whose items are right or wrong
 ALPHA = 0.05  # of one seed pair's McNemar test
 MOST_RUNS = 600  # whose predictions are read for one page: about 6 seconds at 1,000 items each
+
+
+class Answers:
+    """The predictions of runs, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[str, pd.DataFrame | None] = {}
+
+    def of(self, folder: str) -> pd.DataFrame | None:
+        """Columns label and right of every item by idx; None if the predictions are unreadable or no classes."""
+        if folder not in self._read:
+            self._read[folder] = _answers(folder)
+        return self._read[folder]
+
+    def differences(self, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Array | None:
+        """Points by which the first run of each pair is above the second, item by item: (pairs, items).
+
+        Returns:
+            None where a file is missing or of other items, or where the metric is not the share of right items, so that
+            the mean over items would not be the difference in score.
+        """
+        rows: list[Array] = []
+        for pair in pairs:
+            first, second = (self.of(str(run["folder"])) for run in pair)
+            if first is None or second is None or not first["label"].equals(second["label"]):
+                return None
+            difference = 100 * (first["right"].to_numpy(float) - second["right"].to_numpy(float))
+            if rows and len(rows[0]) != len(difference):
+                return None
+            if abs(difference.mean() - (pair[0]["score"] - pair[1]["score"])) > 1e-6:
+                return None
+            rows.append(difference)
+        return np.stack(rows) if rows else None
 
 
 class Pair(NamedTuple):

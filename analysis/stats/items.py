@@ -7,6 +7,7 @@ both, and neither supports a claim alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,57 @@ def two_way_bootstrap(
         values[i] = by_item @ _counts(items, rng) / (seeds * items)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(x.mean()), (float(low), float(high))
+
+
+class Components(NamedTuple):
+    """Mean of paired differences over tasks when both seeds and items are drawn at random.
+
+    Attributes:
+        mean: in points.
+        seeds: variance of the mean that comes from the choice of seeds (the items given).
+        items: variance of the mean that comes from the choice of items.
+        df: Satterthwaite's degrees of freedom.
+        low, high: t interval.
+    """
+
+    mean: float
+    seeds: float
+    items: float
+    df: float
+    low: float
+    high: float
+
+
+def seeds_and_items(by_task: Sequence[ArrayLike], level: float = 0.95) -> Components:
+    """Interval for a mean difference that reaches to other seeds and to other items of the same tasks.
+
+    Seeds and items are crossed, with one difference in each cell: a two-way random-effects analysis of variance by the
+    method of moments (Searle, Casella and McCulloch 1992, section 4.7). For one task the variance of the mean is
+    (MS_seeds + MS_items - MS_rest) / (seeds x items). Seeds are shared by the tasks, items are not.
+
+    Args:
+        by_task: (seeds, items) for each task, seeds in the same order, at least 2 of both.
+        level: of the interval.
+    """
+    from scipy import stats
+
+    tables = [finite(x, seeds=2, items=2) for x in by_task]
+    n, tasks = tables[0].shape[0], len(tables)
+    by_seed = np.mean([x.mean(axis=1) for x in tables], axis=0)
+    of_seeds = float(by_seed.var(ddof=1)) / n
+    of_items, squares = 0.0, of_seeds**2 / (n - 1)  # the terms of Satterthwaite's formula
+    for x in tables:
+        items = x.shape[1]
+        between = n * float(x.mean(axis=0).var(ddof=1))
+        rest = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+        within = float((rest**2).sum()) / ((n - 1) * (items - 1))
+        scale = n * items * tasks**2
+        of_items += max(0.0, between - within) / scale
+        squares += (between / scale) ** 2 / (items - 1) + (within / scale) ** 2 / ((n - 1) * (items - 1))
+    mean, whole = float(by_seed.mean()), of_seeds + of_items
+    df = whole**2 / squares if squares else np.inf
+    half = float(stats.t.ppf((1 + level) / 2, df)) * np.sqrt(whole)
+    return Components(mean, of_seeds, of_items, float(df), float(mean - half), float(mean + half))
 
 
 def _counts(n: int, rng: Generator) -> Array:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.studies.power import power as power
 from experiments.studies.smallest_p import least_pairs
 from experiments.studies.smallest_p import smallest_p as smallest_p
 
@@ -86,14 +87,23 @@ def sign_flip(differences: ArrayLike, rng: Generator | None = None, resamples: i
     x = finite(x.mean(axis=1) if x.ndim == 2 else x, runs=1)
     total = abs(x.sum())
     slack = 1e-12 * np.abs(x).sum()
-    if x.size <= EXACT_UP_TO:
-        patterns = np.arange(2**x.size)
-        signs = 1.0 - 2.0 * ((patterns[:, None] >> np.arange(x.size)) & 1)  # (2^n, n)
-        return float(np.mean(np.abs(signs @ x) >= total - slack))
+    flipped = np.abs(sign_patterns(x.size, rng, resamples) @ x)
+    extreme = np.count_nonzero(flipped >= total - slack)
+    return float(extreme / len(flipped) if x.size <= EXACT_UP_TO else (1 + extreme) / (1 + resamples))
+
+
+def sign_patterns(runs: int, rng: Generator | None, resamples: int) -> Array:
+    """Signs (patterns, runs): all 2^n up to 16 runs, else `resamples` drawn ones.
+
+    Raises:
+        ValueError: more than 16 runs and no rng.
+    """
+    if runs <= EXACT_UP_TO:
+        bits = (np.arange(2**runs)[:, None] >> np.arange(runs)) & 1
+        return 1.0 - 2.0 * bits.astype(np.float64)
     if rng is None:
-        raise ValueError(f"{x.size} pairs are more than {EXACT_UP_TO}, so sign patterns are sampled: pass rng")
-    flipped = np.abs(rng.choice([-1.0, 1.0], (resamples, x.size)) @ x)
-    return float((1 + np.count_nonzero(flipped >= total - slack)) / (1 + resamples))
+        raise ValueError(f"{runs} pairs are more than {EXACT_UP_TO}, so sign patterns are sampled: pass rng")
+    return rng.choice([-1.0, 1.0], (resamples, runs))
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -121,17 +131,6 @@ def win_tie_loss(differences: ArrayLike, tie: float = 0.0) -> tuple[int, int, in
     x = finite(differences, runs=1)
     wins, losses = int((x > tie).sum()), int((x < -tie).sum())
     return wins, x.size - wins - losses, losses
-
-
-def power(effect: float, sd: float, pairs: int, alpha: float = 0.05) -> float:
-    """Chance that a two-sided paired t test of n pairs finds a mean difference `effect` of spread `sd`."""
-    from scipy import stats
-
-    if pairs < 2 or not sd > 0:
-        raise ValueError(f"power needs at least 2 pairs and a positive sd, {pairs} and {sd} were given")
-    shift, bound = abs(effect) / sd * math.sqrt(pairs), stats.t.ppf(1 - alpha / 2, pairs - 1)
-    # the wrong side by symmetry: scipy's nct.cdf of a low point is NaN at every few dozen places
-    return float(stats.nct.sf(bound, pairs - 1, shift) + stats.nct.sf(bound, pairs - 1, -shift))
 
 
 def seeds_needed(
@@ -162,3 +161,21 @@ def seeds_needed(
         else:
             low = middle + 1
     return low
+
+
+def seeds_needed_range(
+    effect: float, sd: float, runs: int, alpha: float = 0.05, family: int = 1, level: float = 0.95
+) -> tuple[int | None, int | None]:
+    """`seeds_needed` at both ends of the interval for the standard deviation, which few seeds leave wide.
+
+    Args:
+        effect, alpha, family: as in `seeds_needed`.
+        sd: standard deviation of `runs` paired differences.
+        runs: from which sd was estimated, at least 2.
+        level: of the chi-squared interval for sd.
+    """
+    from scipy import stats
+
+    tails = stats.chi2.ppf([(1 + level) / 2, (1 - level) / 2], runs - 1)
+    low, high = (seeds_needed(effect, sd * math.sqrt((runs - 1) / tail), alpha, family) for tail in tails)
+    return low, high

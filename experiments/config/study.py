@@ -16,7 +16,7 @@ FAMILIES = {
 }
 CENTRES = {"lora": 1e-3, "svd": 3e-3, "head": 1e-3, "full": 3e-5}
 PartKind = StrEnum("PartKind", "confirmatory exploratory ablation")
-Correction = StrEnum("Correction", "holm")
+Correction = StrEnum("Correction", "holm maxt")
 
 
 @dataclass
@@ -93,15 +93,30 @@ class TuningConfig:
 
 @dataclass
 class FamilyConfig:
-    """The comparisons that a study declares before it runs: `baseline` with every arm at every budget."""
+    """The comparisons that a study declares before it runs: `baseline` with every arm at every budget.
 
-    part: str = MISSING  # the confirmatory part
+    Attributes:
+        part: the confirmatory part.
+        baseline: the arm that every other is compared with.
+        arms: the others.
+        budgets: at which they are compared.
+        alpha: level of the whole family.
+        correction: for multiple comparisons: holm, or maxt (step-down, joint sign flips of the seeds).
+        m: number of comparisons; must equal arms times budgets, so that a change of either is noticed.
+        margin: the largest difference in points that does not matter; null tests no equivalence.
+        sd: expected standard deviation of a seed's paired difference in points, for instance of a pilot; with it
+            `--plan` says which difference the study can find.
+    """
+
+    part: str = MISSING
     baseline: str = MISSING
     arms: list[str] = MISSING
     budgets: list[str] = MISSING
-    alpha: float = 0.05  # level of the whole family
-    correction: Correction = Correction.holm  # for multiple comparisons
-    m: int = MISSING  # number of comparisons; must equal arms times budgets, so that a change of either is noticed
+    alpha: float = 0.05
+    correction: Correction = Correction.holm
+    m: int = MISSING
+    margin: float | None = None
+    sd: float | None = None
 
 
 @dataclass

@@ -6,19 +6,24 @@ Expected times come from stored runs of the same kind only; runs without one are
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import median
+from itertools import product
+from statistics import fmean, median, stdev
 from typing import Any
 
 from omegaconf import DictConfig
 
+from experiments.config.study import FamilyConfig
 from experiments.runs.plan import Plan, in_order
 from experiments.runtime.text import counted, duration
 from experiments.store.compact import opened
 from experiments.store.foreign import DAMAGE, read_json
-from experiments.studies.expansion import Cell, Expansion
-from experiments.studies.rules import TUNING_PART
+from experiments.studies.expansion import Cell, Expansion, score_of
+from experiments.studies.power import POWER, least_effect
+from experiments.studies.rules import TUNING_PART, divisor
+from experiments.studies.smallest_p import smallest_p
 
 
 def preview(plans: Sequence[Plan]) -> str:
@@ -59,8 +64,43 @@ def preview_study(config: DictConfig) -> str:
     if (f := study.family) is not None and f.part in study.parts:
         arms, budgets = ", ".join(f.arms), ", ".join(f.budgets)
         family = f"family: {f.baseline} with {arms} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"
-        lines += ["", family]
+        lines += ["", family, *_reach(f, [cell for cell in cells if cell.part == f.part])]
     return "\n".join([*lines, *edges, *_summary(plans, waiting, len(cells) - waiting - len(plans))])
+
+
+def _reach(family: FamilyConfig, cells: list[Cell]) -> list[str]:
+    """What the family's seeds can show: the smallest p, and the least difference found with 80 % power."""
+    seeds, of = len({cell.seed for cell in cells}), divisor(family)
+    needed = f"{family.alpha:g} / {of} = {family.alpha / of:.2g}" if of > 1 else f"{family.alpha:g}"
+    lines = [f"  {counted(seeds, 'seed')}: the smallest p is {smallest_p(seeds):.2g}, and {needed} is needed"]
+    sd, source = (family.sd, "declared") if family.sd else (_stored_sd(family, cells), "of the stored runs")
+    if sd is None:
+        return [*lines, "  set study.family.sd to a pilot's standard deviation to see which difference can be found"]
+    least, level = least_effect(sd, seeds, family.alpha / family.m), f"level {family.alpha:g} / {family.m}"
+    text = f"  with a standard deviation of {sd:.2f} points ({source}) they find a difference of {least:.2f} points"
+    lines.append(f"{text} with {POWER:.0%} power ({level})")
+    if family.margin is not None and least > family.margin:
+        lines.append(
+            f"  a true difference between {family.margin:g} (the margin) and {least:.2f} points often gets no verdict"
+        )
+    return lines
+
+
+def _stored_sd(family: FamilyConfig, cells: list[Cell]) -> float | None:
+    """The median over the comparisons of the spread of their paired differences; None before three seeds are done."""
+    scores: dict[tuple[str, str, int], dict[str, float]] = defaultdict(dict)
+    for cell in cells:
+        score = None if cell.plan is None else score_of(cell.plan)
+        if score is not None and math.isfinite(score):
+            scores[cell.arm, cell.budget, cell.seed][cell.task] = score
+    tasks = {cell.task for cell in cells}
+    means = {key: fmean(by_task.values()) for key, by_task in scores.items() if set(by_task) == tasks}
+    spreads = []
+    for arm, budget in product(family.arms, family.budgets):
+        base = {seed: mean for (name, at, seed), mean in means.items() if (name, at) == (family.baseline, budget)}
+        gaps = [mean - base[s] for (name, at, s), mean in means.items() if (name, at) == (arm, budget) and s in base]
+        spreads += [stdev(gaps)] if len(gaps) >= 3 and stdev(gaps) > 0 else []
+    return median(spreads) if spreads else None
 
 
 def _part(name: str, cells: list[Cell]) -> list[str]:

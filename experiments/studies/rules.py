@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
 from elalora.errors import UserError
-from experiments.config.study import PartConfig, PartKind, StudyConfig, TuningConfig
+from experiments.config.study import Correction, FamilyConfig, PartConfig, PartKind, StudyConfig, TuningConfig
 from experiments.config.words import key_of
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
 TUNING_PART = "tuning"  # the part of a tuning run; the runs themselves have protocol=tune
 MAX_SEEDS = 1_000  # of one part
+
+
+def divisor(family: FamilyConfig) -> int:
+    """What the smallest p-value of the family is multiplied by: m for Holm's correction, 1 for maxT at its best."""
+    return 1 if family.correction == Correction.maxt else family.m
 
 
 def seeds_of(text: str) -> list[int]:
@@ -117,11 +123,15 @@ def _check_family(study: StudyConfig) -> None:
         raise UserError(f"study.family of {study.name} compares nothing; set its arms and budgets")
     if family.m != comparisons:
         raise UserError(f"study.family.m={family.m}, but arms x budgets are {comparisons} comparisons")
-    seeds = len(set(seeds_of(part.seeds)))
-    if smallest_p(seeds) > family.alpha / family.m:
+    for name in ("margin", "sd"):
+        if (value := getattr(family, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"study.family.{name}={value} must be above 0, in points; null leaves it out")
+    seeds, of = len(set(seeds_of(part.seeds))), divisor(family)
+    if smallest_p(seeds) > family.alpha / of:
+        needed = f"{family.alpha} / {of}" if of > 1 else f"{family.alpha}"
         raise UserError(
             f"{study.name} cannot reach its level: {seeds} seeds give p = {smallest_p(seeds):.3g} at best, and "
-            f"{family.alpha} / {family.m} is needed; take {least_pairs(family.alpha, family.m)} "
+            f"{needed} is needed; take {least_pairs(family.alpha, of)} "
             f"seeds (study.parts.{family.part}.seeds) or compare fewer arms or budgets"
         )
     recipe = next((w.partition("=")[2] for w in study.overrides if key_of(w) == "recipe"), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny_runs import ROOT, config
 
@@ -16,6 +17,7 @@ from experiments.runs.plan import make_plan
 from experiments.standins.stored_runs import result
 from experiments.studies import expansion as module
 from experiments.studies.expansion import Choice, cells_of, choose, expand, extended, study_of
+from experiments.studies.power import least_effect, power
 from experiments.studies.preview import preview, preview_study
 from experiments.studies.rules import seeds_of
 from experiments.studies.smallest_p import least_pairs, smallest_p
@@ -281,7 +283,7 @@ WRONG = {
     "study.family.arms=[b]": "study.family.arms and baseline must be those of the part main",
     "study.family.budgets=[r2]": "study.family.budgets and baseline must be those of the part main",
     "study.family.part=more": "the confirmatory part of small (main) must be study.family.part",
-    "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm",
+    "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm, maxt",
     "study.parts.main.seeds='10,11,12,13,14,15'": "small cannot reach its level: 6 seeds give p = 0.0312 at best",
     "study.overrides=[]": "study.overrides must choose recipe=matched",
     "+study.parts.more.rates={svd:[1e-3,3e-3]}": "study.parts.more has rates, so it cannot take tuned ones",
@@ -395,3 +397,37 @@ def test_a_damaged_result_is_no_evidence_of_time(tmp_path):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"cost": None}))
     assert "no stored time for 1 run" in preview([make_plan(config(f"store.root={tmp_path}"))])
+
+
+def test_the_plan_says_which_difference_the_seeds_can_find(small):
+    config = compose_run(["+study=small", *small, "study.family.sd=0.6", "study.family.margin=0.5"])
+    lines = preview_study(config).splitlines()
+    assert "  7 seeds: the smallest p is 0.016, and 0.05 / 2 = 0.025 is needed" in lines
+    [found] = [line for line in lines if "standard deviation" in line]
+    assert "of 0.60 points (declared)" in found and "with 80% power (level 0.05 / 2)" in found
+    least = float(found.split("a difference of ")[1].split()[0])
+    assert power(least, 0.6, 7, 0.025) == pytest.approx(0.8, abs=0.01)
+    between = f"  a true difference between 0.5 (the margin) and {least:.2f} points often gets no verdict"
+    assert between in lines
+    plain = preview_study(compose_run(["+study=small", *small]))
+    assert "set study.family.sd to a pilot's standard deviation" in plain
+
+
+def test_max_t_reaches_its_level_with_fewer_seeds(small):
+    six = "study.parts.main.seeds='10,11,12,13,14,15'"
+    assert expand("small", [*small, six, "study.family.correction=maxt"])
+
+
+def test_a_margin_or_sd_that_is_no_distance_is_refused(small):
+    for word in ("margin=0", "sd=-1"):
+        with pytest.raises(UserError, match=f"study.family.{word}.* must be above 0, in points"):
+            expand("small", [*small, f"study.family.{word}"])
+
+
+@pytest.mark.parametrize(("sd", "pairs", "alpha"), [(0.6, 8, 0.05), (1.3, 10, 0.0125), (0.2, 30, 0.05)])
+def test_the_least_effect_is_found_with_the_power_asked_for_in_simulated_t_tests(sd, pairs, alpha):
+    from scipy import stats
+
+    effect = least_effect(sd, pairs, alpha)
+    x = np.random.default_rng(0).normal(effect, sd, (20_000, pairs))
+    assert np.mean(stats.ttest_1samp(x, 0, axis=1).pvalue <= alpha) == pytest.approx(0.8, abs=0.012)

@@ -1,0 +1,123 @@
+"""What differs between the arms of a declared comparison beside the method: rates, targets, scale, batch, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.output.table import Table
+from analysis.reading.settings import flatten, typed
+from analysis.reading.study import Study
+from analysis.sections.arms import TUNED
+from analysis.sections.evidence import Runs, rate
+from experiments.studies.rules import TUNING_PART
+
+SETTINGS = {  # setting: how the card names it; those that no arm has are left out
+    "trainer.weight_decay": "Weight decay",
+    "model.targets": "Targets",
+    "method.alpha": "alpha",
+    "method.rslora": "Scale alpha / sqrt(r)",
+    "task.template": "Template",
+    "task.loss_on": "Loss mask",
+    "trainer.batch_size": "Batch",
+    "trainer.max_steps": "Steps",
+    "trainer.warmup": "Warm-up",
+    "trainer.schedule": "Schedule",
+    "trainer.precision": "dtype",
+    "data.train_items": "Training items",
+}
+SIZES = {"params_initial": "at the start", "params_peak": "at the peak", "params_final": "at the end"}
+
+
+def confounds(runs: pd.DataFrame, study: Study, compared: Sequence[Runs]) -> Table | None:
+    """The confound card: a row for everything that differs between an arm and its baseline.
+
+    Args:
+        runs: all stored runs, those of the tuning included.
+        study: that declares the comparisons.
+        compared: the runs of each comparison.
+
+    Returns:
+        None where no comparison has runs of both arms.
+    """
+    tried = _tried(runs, study)
+    records: list[dict[str, str]] = []
+    alike: dict[str, set[str]] = {}
+    both = [one for one in compared if one.of(one.arm) and one.of(one.base)]
+    for one in both:
+        for what in _facts(one, tried):
+            if len(set(what[1:])) > 1:
+                records.append(dict(zip(("what", "arm_value", "baseline_value"), what, strict=True)) | _key(one))
+            else:
+                alike.setdefault(what[0], set()).add(what[1])
+    if not both:
+        return None
+    frame = pd.DataFrame(records, columns=["comparison", "budget", "what", "arm_value", "baseline_value"])
+    columns = ["Comparison", "Budget", "Differs", "Arm", "Baseline"]
+    same = "; ".join(
+        f"{what} {next(iter(values))}" for what, values in alike.items()
+        if len(values) == 1 and what not in set(frame["what"])
+    )  # fmt: skip
+    notes = ["What differs between the arms beside the method; a difference in score may come from any of it."]
+    notes += [f"The same in both arms of every comparison: {same}."] if same else []
+    notes.append(
+        "Rates tried: in the tuning, lowest to highest and how many; an optimum at an edge may lie outside. Parameters "
+        "are the adapter's, mean over seeds."
+    )
+    return Table("What differs beside the method.", columns, frame.to_numpy().tolist(), notes, frame)
+
+
+def _key(one: Runs) -> dict[str, str]:
+    return {"comparison": f"{one.name(one.arm)} with {one.name(one.base)}", "budget": one.budget}
+
+
+def _facts(one: Runs, tried: dict[tuple[str, str], list[float]]) -> list[tuple[str, ...]]:
+    """Every fact of the card: its name, and the texts of the arm and of the baseline."""
+    sides = (one.arm, one.base)
+    facts: list[tuple[str, ...]] = []
+    for name, text in (("Learning rate", _chosen), ("Rates tried", _range)):
+        facts.append((name, *(_over(one, {t: text(one, arm, t, tried) for t in one.tasks}) for arm in sides)))
+    flats = {arm: {t: flatten(r[0]["settings"]) for t in one.tasks if (r := one.of(arm, t))} for arm in sides}
+    keys = {key for of_arm in flats.values() for flat in of_arm.values() for key in flat}
+    plain = (*SETTINGS, *sorted(k for k in keys if k.startswith("trainer.") and k not in (*SETTINGS, *TUNED)))
+    for key in [key for key in plain if key in keys]:
+        texts = [_over(one, {t: typed(flats[a][t].get(key)) for t in flats[a]}) for a in sides]
+        facts.append((SETTINGS.get(key, key), *texts))
+    for count, when in SIZES.items():
+        pairs = one.sizes(count)
+        facts.append(
+            (f"Parameters {when}", *(_over(one, {t: f"{pair[i]:,.0f}" for t, pair in pairs.items()}) for i in (0, 1)))
+        )
+    return facts
+
+
+def _over(one: Runs, by_task: dict[str, str]) -> str:
+    """One text for all tasks, or each task with its own."""
+    if len(set(by_task.values())) == 1 or len(one.tasks) == 1:
+        return next(iter(by_task.values()), "")
+    return "; ".join(f"{task}: {text}" for task, text in by_task.items())
+
+
+def _chosen(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[float]]) -> str:
+    """The rates of an arm on a task, and whether one is the lowest or highest that was tried."""
+    rates, grid = one.rates(arm).get(task, []), tried.get((arm, task), [])
+    edge = len(grid) > 1 and bool({grid[0], grid[-1]} & set(rates))
+    return " and ".join(f"{lr:g}" for lr in rates) + (" (at the edge)" if edge else "")
+
+
+def _range(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[float]]) -> str:
+    grid = tried.get((arm, task), [])
+    return f"{grid[0]:g} to {grid[-1]:g} ({len(grid)})" if grid else "not tuned"
+
+
+def _tried(runs: pd.DataFrame, study: Study) -> dict[tuple[str, str], list[float]]:
+    """Rising learning rates that the study's tuning tried, by arm and task."""
+    cells = study.cells[study.cells["part"] == TUNING_PART]
+    known: dict[str, Any] = {run["id"]: run for run in runs[runs["id"].isin(list(cells["id"]))].to_dict("records")}
+    tried: dict[tuple[str, str], set[float]] = {}
+    for cell in cells.to_dict("records"):
+        if cell["id"] in known and (lr := rate(known[cell["id"]])) is not None:
+            tried.setdefault((cell["arm"], cell["task"]), set()).add(lr)
+    return {key: sorted(rates) for key, rates in tried.items()}
