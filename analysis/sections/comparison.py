@@ -44,6 +44,7 @@ MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "ada
 METRIC_TITLES = {
     "accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
     "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "rouge1_unicode": "ROUGE-1 (Unicode)", "rouge2_unicode": "ROUGE-2 (Unicode)", "rougeL_unicode": "ROUGE-L (Unicode)",
 }  # fmt: skip
 
 

@@ -17,7 +17,16 @@ from elalora.resolve import added
 METRICS = {
     "classification": ("accuracy", "f1", "mcc"),
     "regression": ("pearson", "spearman"),
-    "summarization": ("rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "summarization": (
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "rougeLsum",
+        "rouge1_unicode",
+        "rouge2_unicode",
+        "rougeL_unicode",
+        "rougeLsum_unicode",
+    ),  # fmt: skip
     "image": ("accuracy", "f1", "mcc"),
 }
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from elalora.errors import UserError, first_line
 from experiments.config.task import TaskConfig
 from experiments.data.content import make_split
+from experiments.data.pixels import as_rgb
 from experiments.data.tables import Columns
+from experiments.data.words import check_seen
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +35,7 @@ def check_rows(task: TaskConfig, label: str, columns: Columns) -> None:
 
     Raises:
         UserError: no rows, a duplicate idx, a missing input or label, an invalid label, or an image whose header cannot
-            be read.
+            be read, or summaries that the task's metrics cannot score.
     """
     if not columns["idx"]:
         raise UserError(f"{label} has no rows; give it at least one")
@@ -94,6 +96,7 @@ def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
         for row, texts in enumerate(columns["references"], start=1):
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
                 raise UserError(f"{label}: row {row} has no references; expected a text or a list of texts")
+        check_seen(label, task.metrics, columns["references"])
     elif task.kind == "regression":
         for row, value in enumerate(labels, start=1):
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -110,7 +113,7 @@ def _refuse(label: str, values: Iterable[Any], wrong: Callable[[Any], bool], tex
 
 
 def check_image(label: str, content: Any) -> None:
-    """Checks format and size in an image's header, without decoding pixels.
+    """Checks format and size in an image's header; pixels are decoded only where they may be out of range.
 
     Raises:
         UserError: the image is missing, of an unknown format, or implausibly large.
@@ -120,7 +123,9 @@ def check_image(label: str, content: Any) -> None:
     if not isinstance(content, bytes):
         raise UserError(f"{label} has no image")
     try:
-        Image.open(io.BytesIO(content), formats=IMAGE_FORMATS).close()
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            if image.mode in ("I", "F"):
+                as_rgb(image)
     except UnidentifiedImageError:
         raise UserError(f"{label} is not a readable image; allowed: {', '.join(IMAGE_FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elalora.errors import UserError
+from experiments.data.pixels import as_rgb
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +75,7 @@ class ImageItems:
         height, width = self.processor.size
         try:
             with Image.open(io.BytesIO(self.files[index]["image"])) as image:
-                fitted = image.convert("RGB").resize((width, height), self.processor.resample)
+                fitted = as_rgb(image).resize((width, height), self.processor.resample)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"image {int(self.idx[index])} cannot be decoded: {error}") from error
         pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()

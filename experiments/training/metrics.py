@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 
 from elalora.errors import UserError
+from experiments.data.words import SUFFIX, unicode_words
 
 ROUGES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+# suffix of a metric's name -> what follows a sentence; ideographic full stops need no blank
+SENTENCE_ENDS = {
+    "": re.compile(r"(?<=[.!?])\s+"),
+    SUFFIX: re.compile(r"(?<=[.!?।॥؟۔።])\s+|(?<=[。．！？｡])\s*(?=.)"),
+}
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -115,41 +120,59 @@ def majority_baseline(kind: str, names: Sequence[str], labels: Sequence[float] |
     return compute(names, true, np.full(true.shape, constant))[0]
 
 
-def rouge(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, np.ndarray]:
-    """ROUGE F-measure of every item, 0..1 (Lin 2004), by Google's rouge-score with stemming, as the papers report it.
+def rouge(
+    references: Sequence[Sequence[str]], predictions: Sequence[str], names: Sequence[str] = ROUGES
+) -> dict[str, np.ndarray]:
+    """ROUGE F-measure of every item, 0..1 (Lin 2004), by Google's rouge-score.
 
-    With several references the best one counts, for each variant on its own (SciTLDR, Cachola et al. 2020). rougeLsum
-    compares line by line; a text without line breaks is broken after sentences by a plain rule (., ! or ? before white
-    space), because the usual sentence splitter needs data of its own.
+    The plain variants take a-z and 0-9 as words, with stemming, as the papers report them; those named *_unicode take
+    the words of every script, without stemming (`experiments.data.words`). With several references the best one counts,
+    for each variant on its own (SciTLDR, Cachola et al. 2020). rougeLsum compares line by line; a text without line
+    breaks is broken after sentences by a plain rule (., ! or ? before white space, and the full stops of other
+    scripts), because the usual sentence splitter needs data of its own.
 
     Args:
         references: at least one for each of n items.
         predictions: n generated texts.
+        names: variants, with or without _unicode.
 
     Returns:
-        ROUGES -> (n,).
+        name -> (n,).
     """
-    scorer = _scorer()
-    items = [
-        scorer.score_multi([_lines(r) for r in own], _lines(text))
-        for own, text in zip(references, predictions, strict=True)
-    ]
-    return {name: np.array([item[name].fmeasure for item in items]) for name in ROUGES}
+    found: dict[str, np.ndarray] = {}
+    for suffix, sentence_end in SENTENCE_ENDS.items():
+        variants = tuple(name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX) == bool(suffix))
+        if not variants:
+            continue
+        scorer = _scorer(variants, bool(suffix))
+        items = [
+            scorer.score_multi([_lines(r, sentence_end) for r in own], _lines(text, sentence_end))
+            for own, text in zip(references, predictions, strict=True)
+        ]
+        found |= {f"{name}{suffix}": np.array([item[name].fmeasure for item in items]) for name in variants}
+    return {name: found[name] for name in names}
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache
+def _scorer(variants: tuple[str, ...], in_unicode: bool) -> Any:
     from absl import logging
     from rouge_score.rouge_scorer import RougeScorer
 
     # its logging library keeps the stderr of this moment and closes it when logging is set up anew (Hydra does so):
     # in a notebook or a test that is not the real one
     logging.get_absl_handler().python_handler.stream = sys.__stderr__
-    return RougeScorer(ROUGES, use_stemmer=True)
+    return RougeScorer(variants, use_stemmer=True, tokenizer=_UnicodeWords() if in_unicode else None)
 
 
-def _lines(text: str) -> str:
-    return text if "\n" in text else SENTENCE_END.sub("\n", text.strip())
+class _UnicodeWords:
+    """The interface that rouge-score gives a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return unicode_words(text)
+
+
+def _lines(text: str, sentence_end: re.Pattern[str]) -> str:
+    return text if "\n" in text else sentence_end.sub("\n", text.strip())
 
 
 def guessing_loss(labels: np.ndarray) -> float:

@@ -105,14 +105,14 @@ class Summaries:
         )
         texts = [t.strip() for t in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         references = [items.references[i] for i in indices]
-        scores = 100 * metrics.rouge(references, texts)[self.metrics[0]]
+        scores = 100 * metrics.rouge(references, texts, self.metrics[:1])[self.metrics[0]]
         numbers = items.idx[torch.as_tensor(indices)].tolist()
         return list(zip(numbers, references, texts, scores.tolist(), strict=True))
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """Mean over items of every ROUGE asked for."""
         texts = [row[2] for row in rows]
-        found = metrics.rouge([row[1] for row in rows], texts)
+        found = metrics.rouge([row[1] for row in rows], texts, self.metrics)
         return {name: 100 * float(found[name].mean()) for name in self.metrics}, len(set(texts)) == 1
 
 

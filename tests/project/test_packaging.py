@@ -231,7 +231,7 @@ def test_every_import_of_the_project_is_asked_for():
     known = {modules.get(Requirement(line).name, Requirement(line).name.replace("-", "_")) for line in asked}
     known |= {*PACKAGES, *sys.stdlib_module_names}
     # parts of transformers, rouge-score, omegaconf and ipykernel: whatever version those bring
-    known |= {"huggingface_hub", "absl", "yaml", "IPython"}
+    known |= {"huggingface_hub", "regex", "absl", "yaml", "IPython"}
     known |= {"nets", "encoders"}  # tests/support, which experiments/tools/golden_trajectories.py adds to the path
     for path in [path for package in PACKAGES for path in sources(package)] + [ROOT / "run.py"]:
         extra = imports(path, everywhere=True) - known
