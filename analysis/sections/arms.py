@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.reading.arms import NAMES, short_recipe
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.settings import differing
+from experiments.data.vtab import LOSSY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,9 +78,13 @@ def listed(differences: dict[str, list[str]]) -> str:
     return "; ".join(f"{key}: {', '.join(values)}" for key, values in differences.items())
 
 
-def manifest_notes(cell: pd.DataFrame) -> list[str]:
-    """The versions, commits and machines in which runs of one cell differ."""
+def cell_notes(cell: pd.DataFrame) -> list[str]:
+    """Images that lost something, and the versions, commits and machines in which runs of one cell differ."""
     label, notes, manifests = cell_label(cell), [], list(cell["manifest"])
+    if lossy := sum(LOSSY in flags for flags in cell["flags"]):
+        notes.append(
+            f"{label}: {lossy} of {len(cell)} runs read JPEG copies of images that were published without loss."
+        )
     if unlike := differing({**m, "commit": (m.get("commit") or "unknown")[:10], "dirty": None} for m in manifests):
         short = {key: [value[:24] for value in values] for key, values in unlike.items()}
         notes.append(f"{label}: the runs differ in {listed(short)}.")

@@ -26,8 +26,8 @@ from analysis.sections.arms import (
     RECONSTRUCTED,
     budget_order,
     cell_label,
+    cell_notes,
     listed,
-    manifest_notes,
     matching_baselines,
     method_order,
     protocol_notes,
@@ -36,6 +36,7 @@ from analysis.sections.arms import (
 )  # fmt: skip
 from analysis.stats.seeds import summary
 from elalora.errors import UserError
+from experiments.data.vtab import LOSSY
 
 SPREADS = ("sd", "interval")
 MOST_NAMED = 5  # arms of one size in a note
@@ -106,7 +107,7 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     mismatch = bool(cell["budget"].iloc[0] != NO_BUDGET and gap > PARAMETER_TOLERANCE)
     if mismatch:
         notes.append(f"‡ {label}: final adapter parameters differ by {100 * gap:.1f} % ({_sizes(sizes)}).")
-    notes += [*_training_notes(arms, label), *manifest_notes(cell)]
+    notes += [*_training_notes(arms, label), *cell_notes(cell)]
     records = []
     for arm in arms:
         off = bool(arm["off_budget"].any())
@@ -126,7 +127,7 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record |= {"score_sd": s.sd, "score_low": s.low, "score_high": s.high}
     record |= {column: arm[column].mean() for column in MEANS}
     record |= {f"{column}_median": arm[column].median() for column in ("step_seconds", "train_seconds")}
-    flags = sorted({flag for flags in arm["flags"] for flag in flags})
+    flags = sorted({flag for flags in arm["flags"] for flag in flags} - {LOSSY})  # a note on the data set says it
     return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}
 
 

@@ -21,7 +21,7 @@ from analysis.output.table import Table, p_value, signed, signed_range
 from analysis.reading.folders import Unfinished
 from analysis.reading.stored import Stored
 from analysis.reading.study import Study
-from analysis.sections.arms import PARAMETER_TOLERANCE, manifest_notes
+from analysis.sections.arms import PARAMETER_TOLERANCE, cell_notes
 from analysis.sections.claims import CORRECTIONS, sentence
 from analysis.sections.confounds import confounds
 from analysis.sections.evidence import Runs, collect, no_claim
@@ -95,7 +95,7 @@ def confirm(
     notes = _notes(study.name, family, records, level)
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
-        notes += manifest_notes(cell)
+        notes += cell_notes(cell)
     sentences = [sentence(record, family) for record in records]
     caption = f"Confirmatory: study {study.name}, part {family.part}, differences to {family.baseline} in points."
     return Confirmation(_table(caption, family, records, notes), sentences, compared)

@@ -18,7 +18,7 @@ from analysis.output.section import Section
 from analysis.output.table import Table, mean_sd
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.stored import Stored
-from analysis.sections.arms import RECONSTRUCTED, manifest_notes, named_across_tasks, protocol_notes
+from analysis.sections.arms import RECONSTRUCTED, cell_notes, named_across_tasks, protocol_notes
 from analysis.sections.beside_published import against_published
 from analysis.sections.paper_cells import PaperCell, points, table_rows
 from analysis.sections.paper_layouts import LAYOUTS, Column, Layout
@@ -65,7 +65,7 @@ def _paper_table(runs: pd.DataFrame, layout: Layout, model: str) -> Table:
         rows.append(_published_row(row, layout, columns))
         records += _published_records(row)
     for _, cell in runs.groupby(["task", "protocol"], sort=True):
-        notes += manifest_notes(cell)
+        notes += cell_notes(cell)
     caption = f"{layout.title} with {model}, protocol {', '.join(sorted(set(runs['protocol'])))}."
     titles = list(dict.fromkeys([*FIRST_COLUMNS, *(column.title for column in columns), *(t for r in rows for t in r)]))
     if runs["recipe"].nunique() < 2:

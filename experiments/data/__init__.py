@@ -51,4 +51,5 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
             f"fingerprint {fingerprint}, expected {task.fingerprint}; "
             f"to use it anyway, type task.fingerprint={fingerprint}"
         )
-    return TaskData(task, splits, fingerprint, source, task.verify)
+    remarks = vtab.remarks(task, splits) if task.source == "vtab" else []
+    return TaskData(task, splits, fingerprint, source, task.verify, remarks)

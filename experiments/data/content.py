@@ -35,6 +35,7 @@ class TaskData:
         fingerprint: sha256 of the content of all splits.
         source: where the data came from, without paths of this machine.
         verified: whether counts and content were compared with the known official ones.
+        remarks: flags that every result on these data carries.
     """
 
     config: TaskConfig
@@ -42,6 +43,7 @@ class TaskData:
     fingerprint: str
     source: str
     verified: bool = True
+    remarks: Sequence[str] = ()
 
 
 def data_root(data: DataConfig) -> Path | None:

@@ -94,7 +94,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "majority": _majority(config.task, reading),
             "guessing_loss": guessing,
         },
-        "flags": [*_flags(plan, reading.collapsed, data.verified, guessing), *method.remarks()],
+        "flags": [*_flags(plan, reading.collapsed, data.verified, guessing), *data.remarks, *method.remarks()],
     }
 
 

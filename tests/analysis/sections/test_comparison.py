@@ -253,3 +253,12 @@ def test_the_page_of_terms_says_which_runs_have_a_best_reading() -> None:
 
     text = " ".join((CHECKOUT / "docs" / "concepts.md").read_text(encoding="utf-8").split())
     assert f"`trainer.evaluations=N` (default {TrainerConfig().evaluations})" in text
+
+
+def test_jpeg_copies_are_a_note_on_their_data_set_and_no_flag_of_an_arm(tmp_path: Path) -> None:
+    for seed, flags in enumerate((["JPEG copies"], ["JPEG copies", "unverified data"], [])):
+        write_run(tmp_path, result("lora", seed, 80.0) | {"flags": flags})
+    table = comparison(load_runs(tmp_path))
+    (note,) = [note for note in table.notes if "JPEG" in note]
+    assert note.endswith("2 of 3 runs read JPEG copies of images that were published without loss.")
+    assert dict(zip(table.columns, table.rows[-1], strict=True))["Flags"] == "unverified data"

@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets_on_disk import CONF, image_lists, load, png, task_config, write_parquet
 from PIL import Image
-from tiny_runs import quick
+from tiny_runs import config, quick
 
 from elalora.errors import UserError
 from experiments.data import content_hash, vtab
@@ -306,6 +306,48 @@ def test_a_result_on_unverified_data_says_so(standins: Path, tiny_model_dir: Pat
 def test_a_verified_task_refuses_the_stand_ins(standins: Path) -> None:
     with pytest.raises(UserError, match="glue/rte train has 240 rows; the official split has 2490.*task.verify=false"):
         load("rte", standins)
+
+
+def as_jpeg(folder: Path, count: int) -> None:
+    """Turns the first images of a data set into JPEG files under the same names."""
+    for file in sorted(folder.rglob("*.png"))[:count]:
+        with Image.open(file) as image:
+            image.save(file, format="JPEG")
+
+
+@pytest.mark.parametrize(("name", "flagged"), [("svhn", True), ("clevr_count", True), ("eurosat", False)])
+def test_a_jpeg_copy_of_a_lossless_data_set_is_remarked_upon(name: str, flagged: bool, tmp_path: Path) -> None:
+    root = make_data(tmp_path)
+    assert list(load(name, root, verify=False).remarks) == []
+    as_jpeg(root / "vtab-1k" / vtab_folder(name), 1)
+    assert list(load(name, root, verify=False).remarks) == (["JPEG copies"] if flagged else [])
+
+
+def vtab_folder(name: str) -> str:
+    return task_config(name).subset
+
+
+def test_every_lossless_data_set_is_one_of_vtab() -> None:
+    assert set(vtab.LOSSLESS) < set(vtab.TASKS)
+
+
+@pytest.mark.slow
+def test_a_result_on_jpeg_copies_says_so(tmp_path: Path) -> None:
+    from experiments.launch.choose import run_all
+
+    root = make_data(tmp_path / "data")
+    as_jpeg(root / "vtab-1k" / "svhn", 3)
+    words = [
+        "task=svhn",
+        "model=vit_digits",
+        "task.verify=false",
+        f"data.root={root}",
+        "method=lora",
+        "trainer.max_steps=1",
+    ]
+    assert run_all([config(*words, "data.train_items=8", f"store.root={tmp_path / 'store'}", "threads=1")]) == 0
+    (result,) = (json.loads(file.read_text()) for file in (tmp_path / "store" / "svhn").glob("*/result.json"))
+    assert "JPEG copies" in result["flags"]
 
 
 def test_a_benchmark_below_data_root_may_lie_in_the_hubs_shards(tmp_path: Path) -> None:
