@@ -29,26 +29,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Returns the exit code: 0 written, 2 a mistake in the command."""
+    """Returns the exit code: 0 written, 1 written without a section that failed, 2 a mistake in the command."""
     args = parser().parse_args(words)
-    from analysis.report import report
+    from analysis.reading.stored import read_stores
+    from analysis.report import write_sections
 
     filters = {name: _list(getattr(args, name)) for name in ("method", "task", "budget", "protocol")}
+    spread = "interval" if args.interval else "sd"
     try:
-        report(
-            args.stores,
-            args.out,
-            filters,
-            study=args.study,
-            baseline=args.baseline,
-            spread="interval" if args.interval else "sd",
-            reading=args.reading,
-            with_figures=not args.no_figures,
-        )
+        stored = read_stores(args.stores, filters, args.study, args.reading, args.baseline, spread)
+        write_sections(stored, args.out, not args.no_figures)
     except UserError as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 2
-    return 0
+    for line in stored.failed:
+        print(f"analysis: {line}", file=sys.stderr)
+    return 1 if stored.failed else 0
 
 
 def _list(text: str) -> list[str]:

@@ -52,14 +52,20 @@ def report(
         UserError: a root is not a folder, a filter matches nothing, no chosen run is of the named baseline, or no run
             is finished.
     """
-    stored = read_stores(roots, filters, study, reading, baseline, spread)
+    return write_sections(read_stores(roots, filters, study, reading, baseline, spread), out, with_figures, quiet)
+
+
+def write_sections(
+    stored: Stored, out: str | Path = "tables", with_figures: bool = True, quiet: bool = False
+) -> list[Path]:
+    """Writes what `report` writes, from runs that are read; `stored.failed` then has the sections that are missing."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sections = sections_of(stored, folder if with_figures else None)
         files = [file for s in sections for name, table in s.tables.items() for file in write(table, folder, name)]
         files += [path.with_suffix(kind) for s in sections for path in s.figures for kind in (".png", ".svg")]
-        warnings = [*stored.left_out, *map(str, stored.unfinished)]
+        warnings = [*stored.failed, *stored.left_out, *map(str, stored.unfinished)]
         more = [f"and {len(warnings) - MOST_WARNINGS} more"] if len(warnings) > MOST_WARNINGS else []
         index = folder / "index.html"
         text = page("elalora: results", stored.facts, sections, warnings[:MOST_WARNINGS] + more)
@@ -100,7 +106,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
 
 
 def _guarded(subject: ModuleType, stored: Stored, folder: Path | None) -> list[Section]:
-    """The sections of one subject; a line in `stored.left_out` if they fail, whatever the reason but the disk."""
+    """The sections of one subject; a line in `stored.failed` if they fail, whatever the reason but the disk."""
     try:
         return list(subject.sections(stored, folder))
     except OSError:
@@ -108,7 +114,7 @@ def _guarded(subject: ModuleType, stored: Stored, folder: Path | None) -> list[S
     except Exception as error:  # noqa: BLE001 - a damaged run must not cost the rest of the report
         name = subject.__name__.rpartition(".")[2]
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        stored.left_out.append(clean(f"section {name}: left out, {reason}", 500))
+        stored.failed.append(clean(f"section {name}: left out, {reason}", 500))
         return []
 
 
@@ -119,6 +125,7 @@ def _print(stored: Stored, sections: Sequence[Section]) -> None:
     for line in [*stored.facts, *(line for section in sections for line in section.lines)]:
         print(f"\n{line}")
     open_runs = [str(run) for run in stored.unfinished]
-    for heading, lines in (("Left out", stored.left_out), ("Without a result", open_runs)):
+    groups = {"Sections that failed": stored.failed, "Left out": stored.left_out, "Without a result": open_runs}
+    for heading, lines in groups.items():
         if lines:
             print(f"\n{heading}:\n{summarise(lines)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 LONGEST = 2_000  # characters that are shown; a wrong value may be a whole document
@@ -45,3 +47,14 @@ def check_numbers(config: Any, rule: str, *names: str) -> None:
     for name in names:
         if (value := getattr(config, name)) is not None and not RULES[rule](value):
             raise UserError(f"method.{name}={value} must {rule}")
+
+
+def check_finite(config: Any) -> None:
+    """Refuses a number that is infinite or nan in any field of a method's dataclass, nested options included."""
+    values = {f"method.{f.name}": getattr(config, f.name) for f in fields(config)}
+    while values:
+        name, value = values.popitem()
+        if isinstance(value, Mapping):
+            values |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}={value} must be a finite number")

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from elalora.attach import refuse_adapted, refuse_tied_modules
 from elalora.budget import Budget, Count
 from elalora.directions import Directions
-from elalora.errors import UserError
+from elalora.errors import UserError, check_finite
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, ThreePhases
 
@@ -133,6 +133,7 @@ class Method:
     pattern: Mapping[str, int] | None = None
 
     def __init__(self, config: Any, budget: Budget | None = None) -> None:
+        check_finite(config)
         if budget is None and self.capabilities.budget != "none":
             raise UserError(f"method={self.name} needs a budget: type for instance budget=r4")
         self.config = config

@@ -15,8 +15,8 @@ from elalora.errors import UserError, first_line
 from experiments.runtime.text import clean, counted
 from experiments.store.compact import opened
 from experiments.store.finished import changed_files
-from experiments.store.folder import WRONG, RunFolder
-from experiments.store.foreign import read_table
+from experiments.store.folder import RunFolder
+from experiments.store.foreign import DAMAGE, read_table
 
 TOLERANCE = 1e-6  # points; other versions of a metric's library may differ in the last digits
 
@@ -46,7 +46,7 @@ def problems(folder: Path) -> list[str]:
         check_score(folder, result)
     except UserError as error:
         return [str(error)]
-    except WRONG as error:
+    except DAMAGE as error:
         return [first_line(error)]
     return lines
 

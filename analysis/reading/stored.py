@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Stored:
         reading: the checkpoint that is read.
         baseline: the method that others are compared with.
         spread: "sd" or "interval", shown after means.
+        failed: a line for every section that could not be made from these runs; filled in by the report.
     """
 
     runs: pd.DataFrame
@@ -47,6 +48,7 @@ class Stored:
     reading: str
     baseline: str = BASELINE
     spread: str = "sd"
+    failed: list[str] = field(default_factory=list)
 
 
 def read_stores(

@@ -21,7 +21,8 @@ from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split, reference_list
-from experiments.data.image_files import WHOLE, class_folders, class_ids, inside, read_images
+from experiments.data.image_files import class_folders, inside, read_images
+from experiments.data.labels import number_classes, refuse_untrained, whole
 from experiments.data.shards import located, numbered, remark_on_one, tables_of
 from experiments.data.tables import Columns, joined, read_table, table_suffix
 from experiments.runtime.digests import sha256_of
@@ -56,10 +57,12 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     for name, columns in raw.items():
         raw[name] = _labelled(task, columns, named[name])
     if task.kind in ("classification", "image"):
-        _number_classes(task, raw, named)
+        number_classes(task, raw, named)
     for name, columns in raw.items():
         check_rows(task, named[name], columns)
         _refuse_blank(task, named[name], columns)
+    if task.kind in ("classification", "image"):
+        refuse_untrained(task, raw, named)
     splits = {name: make_split(task, columns) for name, columns in raw.items()}
     if "validation" not in splits:
         splits = _with_validation(task, splits)
@@ -171,21 +174,12 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _whole(value: Any, real: bool = False) -> Any:
-    """The whole number that a text spells, with `real` also as 1.0; other values unchanged."""
-    if real and isinstance(value, float) and value.is_integer():
-        return int(value)
-    spelt = value.strip() if isinstance(value, str) else ""
-    spelt = re.sub(r"\.0*$", "", spelt) if real else spelt
-    return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else value
-
-
 def _number_rows(raw: dict[str, Columns], named: dict[str, str]) -> None:
     """Numbers the rows: by a column idx of distinct whole numbers, or else consecutively over the splits."""
     start = 0
     for name, columns in raw.items():
         count = len(columns["label"])
-        own = [_whole(value, real=True) for value in columns.pop("idx", ())]
+        own = [whole(value, real=True) for value in columns.pop("idx", ())]
         fits = all(type(number) is int and abs(number) < 2**63 for number in own) and len(set(own)) == len(own)
         if not fits:
             log.warning("%s: idx has other values than distinct whole numbers; rows are numbered in order", named[name])
@@ -211,32 +205,6 @@ def _labelled(task: TaskConfig, columns: Columns, label: str) -> Columns:
 
 def _is_missing(value: Any) -> bool:
     return value is None or isinstance(value, str) and not value.strip() or isinstance(value, float) and isnan(value)
-
-
-def _number_classes(task: TaskConfig, raw: dict[str, Columns], named: dict[str, str]) -> None:
-    """Turns class names into ids: their index in task.labels, or among the sorted names of train."""
-    for columns in raw.values():
-        columns["label"] = [_class_id(task.labels, value) for value in columns["label"]]
-    if any(type(value) is int for columns in raw.values() for value in columns["label"]):
-        for columns in raw.values():  # beside 0 and 1, 1.0 is a number and no name
-            columns["label"] = [_whole(value, real=True) for value in columns["label"]]
-    names = [v for v in raw["train"]["label"] if isinstance(v, str)] if task.labels is None else []
-    ids = class_ids(names, None, task.num_labels, named["train"]) if names else {}
-    for name, columns in raw.items():
-        for row, value in enumerate(columns["label"], start=1):
-            if isinstance(value, str) and value not in ids:
-                allowed = ", ".join(ids or task.labels or map(str, range(task.num_labels)))
-                raise UserError(f"{named[name]}: row {row} has label {value!r}; allowed: {allowed}")
-        columns["label"] = [ids.get(v) if isinstance(v, str) else v for v in columns["label"]]
-
-
-def _class_id(labels: Sequence[str] | None, value: Any) -> Any:
-    """The id of a class, or its name if the id depends on all names."""
-    if isinstance(value, bool):
-        value = str(value).lower()  # as JSON spells it
-    if not isinstance(value, str):
-        return _whole(value, real=True)
-    return list(labels).index(value) if labels is not None and value in labels else _whole(value)
 
 
 def _refuse_blank(task: TaskConfig, label: str, columns: Columns) -> None:

@@ -10,6 +10,7 @@ job of 10 minutes or less as a time-out.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -295,6 +296,8 @@ def _check(config: LauncherConfig) -> None:
     for name in ("runs_per_job", "workers", "minutes", "parallel"):
         if getattr(config, name) < 1:
             raise UserError(f"launcher.{name}={getattr(config, name)} must be at least 1")
+    if config.mem_gb is not None and not 0 < config.mem_gb < math.inf:
+        raise UserError(f"launcher.mem_gb={config.mem_gb} must be above 0 and finite, or null")
     if config.workers > config.runs_per_job:
         raise UserError(
             f"launcher.workers={config.workers} is more than the runs of a job (launcher.runs_per_job="

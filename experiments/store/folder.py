@@ -22,13 +22,12 @@ from typing import Any
 from elalora.errors import UserError, first_line
 from experiments.runtime.files import FileSum, RunningSum, running_sum, sync_folder, write_whole
 from experiments.store.finished import LINES, check_result, covered
-from experiments.store.foreign import read_json, read_tail, read_text
+from experiments.store.foreign import DAMAGE, read_json, read_tail, read_text
 from experiments.store.lock import Lock, Lost
 
 SCHEMA = 2
 SCHEMA_LINE = re.compile(r'^ "schema": (\d{1,9}),?$', re.M)  # as `dump` writes it
 OLDEST = 1  # of the schemas that `python -m experiments migrate` reads
-WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)  # of a damaged result
 ALWAYS = ("config.yaml", "manifest.json", "predictions.parquet")  # files of every finished run
 
 
@@ -49,7 +48,7 @@ def older_schema(text: str) -> int | None:
     match = SCHEMA_LINE.search(text)
     try:
         schema = int(match[1]) if match else json.loads(text)["schema"]
-    except WRONG:
+    except DAMAGE:
         return None
     return schema if type(schema) is int and OLDEST <= schema < SCHEMA else None
 
@@ -100,7 +99,7 @@ class RunFolder:
             raise UserError(f"{path} {other_schema(result.get('schema'), self.path.parent.parent)}")
         try:
             check_result(self.path, result)
-        except WRONG as error:
+        except DAMAGE as error:
             raise UserError(
                 f"{path} is damaged or changed ({first_line(error)}); move the folder away and run again"
             ) from error

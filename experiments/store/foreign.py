@@ -26,6 +26,7 @@ MIB = 1 << 20
 LARGEST = {".yaml": MIB, ".json": 16 * MIB, ".jsonl": 512 * MIB, ".parquet": 1024 * MIB}  # bytes of a file
 GROWTH = 200  # bytes in memory for each byte of a parquet file; compact stores of real runs have 12
 ALWAYS_ALLOWED = 64 * MIB  # in memory, however small the file
+# what reading and checking a damaged or hostile file may raise
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
 from analysis.output.figure import new_figure, save_figure
 from analysis.output.table import Table
 from analysis.output.writers import to_csv
@@ -71,6 +72,18 @@ def test_a_section_that_fails_is_a_line_and_the_others_are_written(
     for text in (said, files[0].read_text()):
         assert "section cost: left out, KeyError" in text and "something that one run lacks" in text
         assert "\x1b[2J" not in text
+
+
+def test_the_command_exits_with_1_where_a_section_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "runs", result("lora", 0, 80.0))
+    words = [str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--no-figures"]
+    assert main(words) == 0
+    monkeypatch.setattr(cost, "sections", lambda *_: 1 / 0)
+    assert main(words) == 1
+    assert "analysis: section cost: left out, ZeroDivisionError" in capsys.readouterr().err
+    assert (tmp_path / "out" / "comparison.md").is_file()
 
 
 def test_a_disk_that_is_full_still_ends_the_report_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

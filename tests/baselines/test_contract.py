@@ -5,7 +5,9 @@ To check your own method, add its name and settings for a short run to METHODS i
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -36,6 +38,22 @@ def weights(net):
 
 def test_every_registered_method_is_held_to_the_contract():
     assert {name.split()[0] for name in METHODS} >= set(REGISTERED) - {"peft"}  # its own tests hold it
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", REGISTERED)
+def test_no_setting_of_any_method_may_be_infinite_or_nan(name, value):
+    cls = method_class(name)
+    budget = Budget(RANK) if cls.capabilities.budget != "none" else None
+    for field in dataclasses.fields(cls.Config):
+        with pytest.raises(UserError, match=rf"method\.{field.name}="):
+            cls(cls.Config(**{field.name: value}), budget)
+
+
+def test_no_option_of_a_stock_tuner_may_be_infinite():
+    cls = method_class("peft")
+    with pytest.raises(UserError, match=r"method\.options\.lora_alpha=inf must be a finite number"):
+        cls(cls.Config(options={"lora_alpha": math.inf}), Budget(RANK))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -47,6 +47,28 @@ def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
     assert f"cost {points} points (95 % interval {low} to {high}, corrected p {found[4]})" in readme
 
 
+def test_the_learning_rates_on_the_page_of_studies_are_those_of_the_study() -> None:
+    page = (CHECKOUT / PAGE).read_text(encoding="utf-8")
+    header = re.search(r"^\| Task \| Arm \|(.+)\|$", page, re.M)
+    assert header
+    rates = [float(rate) for rate in header[1].split("|")]
+    tuned: dict[tuple[str, str, float], float] = {}
+    for task, arm, cells in re.findall(r"^\| (vader\S+) \| (\S+) \|((?:[ *.\d]*\|)+)$", page, re.M):
+        for rate, cell in zip(rates, cells.split("|")[:-1], strict=True):
+            if cell.strip():
+                tuned[task.replace("\\", ""), arm.replace("\\", ""), rate] = float(cell.strip(" *"))
+    studies = (CHECKOUT / "docs" / "studies.md").read_text(encoding="utf-8")
+    arms, compared = ("lora", "svd_lora", "elalora", "adalora"), 0
+    for rate, cells in re.findall(r"^\| ([\d.]+e-\d) \|(.+)\|$", studies, re.M):
+        near = min(rates, key=lambda other: abs(other - float(rate)))
+        for arm, cell in zip(arms, cells.split("|"), strict=True):
+            scores = re.findall(r"\d+\.\d", cell)
+            for task, score in zip(("vader_movies", "vader_tweets_binary"), scores, strict=False):
+                assert abs(tuned[task, arm, near] - float(score)) <= 0.0501, (task, arm, rate)
+                compared += 1
+    assert compared == 2 * (4 + 4 + 3 + 1)
+
+
 def test_the_template_has_no_number_of_a_result() -> None:
     """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
     lines = (CHECKOUT / TEMPLATE).read_text(encoding="utf-8").splitlines()

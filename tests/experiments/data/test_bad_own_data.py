@@ -52,7 +52,7 @@ BAD: list[Bad] = [
         "label that is true or false",
         text("train.jsonl", '{"text": "a", "label": true}\n'),
         {"labels": ["no", "yes"]},
-        "row 1 has label 'true'; allowed: no, yes",
+        "row 1 has label 'true'; allowed: 'no', 'yes'",
     ),
     ("label that is blank", text("train.csv", "text,label\na,1\nb,\n"), {}, "train.csv: row 2 has no label"),
     (
@@ -71,7 +71,7 @@ BAD: list[Bad] = [
         "unknown class name",
         text("train.csv", "text,label\na,yes\nb,maybe\n"),
         {"labels": ["no", "yes"]},
-        "row 2 has label 'maybe'; allowed: no, yes",
+        "row 2 has label 'maybe'; allowed: 'no', 'yes'",
     ),
     (
         "more class names than outputs",
@@ -267,8 +267,60 @@ def test_bad_own_data_are_one_line(make: Any, change: dict[str, Any], message: s
 def test_a_class_that_train_lacks_is_refused_with_file_and_row(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", [("a", "x"), ("b", "y")])
     write_csv(tmp_path / "test.csv", [("a", "x"), ("b", "z")])
-    with pytest.raises(UserError, match=r"test.csv: row 2 has label 'z'; allowed: x, y"):
+    with pytest.raises(UserError, match=r"test.csv: row 2 has label 'z'; allowed: 'x', 'y'"):
         own(tmp_path, test="test.csv")
+
+
+# labels of train, labels of test, settings, message
+DIFFERENT_LABELS = {
+    "names, then numbers": (
+        ["no", "yes"],
+        [1, 0],
+        {},
+        "train.csv has 'no', 'yes', test.csv has 0, 1; write them alike",
+    ),
+    "numbers, then names": ([0, 1], ["yes"], {}, "train.csv has 0, 1, test.csv has 'yes'; write them alike"),
+    "numbers beside the declared names": (["no", "yes"], [1], {"labels": ["no", "yes"]}, "test.csv has 1; write them"),
+    "a number outside the declared numbers": (
+        [1, 2],
+        [0, 1],
+        {"labels": ["1", "2"]},
+        "train.csv has '1', '2', test.csv has 0, '1'; write them alike in all files",
+    ),
+    "names and numbers in one file": (["no", "yes", 1], ["no"], {}, "train.csv has 1, 'no', 'yes'"),
+    "whole numbers and fractions": (["0.5", "1.0"], [0, 1], {}, "train.csv has 1, '0.5', test.csv has 0, 1"),
+    "another case": (
+        ["no", "yes"],
+        ["No"],
+        {},
+        r"labels 'No' and 'no' differ in case or blanks only \(train.csv, test.csv\); write them alike",
+    ),
+    "another case in one file": (["no", "yes", "Yes"], ["no"], {"num_labels": 3}, "labels 'Yes' and 'yes' differ"),
+    "a blank": (["no", "yes"], ["yes "], {}, "labels 'yes' and 'yes ' differ in case or blanks only"),
+    "a blank beside declared names": (["no", "yes "], ["no"], {"labels": ["no", "yes"]}, "did you mean 'yes'"),
+    "a class of test only": (
+        [0, 1],
+        [0, 2],
+        {"num_labels": 3},
+        r"test.csv has label 2, which no row of train.csv has \(it has 0, 1\); add such rows to train.csv",
+    ),
+    "a declared class of test only": (
+        ["low", "high"],
+        ["middle"],
+        {"num_labels": 3, "labels": ["low", "middle", "high"]},
+        "test.csv has label 'middle', which no row of train.csv has",
+    ),
+}
+
+
+@pytest.mark.parametrize(("train", "test", "change", "message"), DIFFERENT_LABELS.values(), ids=DIFFERENT_LABELS.keys())
+def test_labels_that_do_not_mean_the_same_in_all_files_are_refused(
+    train: list[Any], test: list[Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    for name, labels in (("train.csv", train), ("test.csv", test)):
+        write_csv(tmp_path / name, [(f"text {i}", labels[i % len(labels)]) for i in range(40)])
+    with pytest.raises(UserError, match=message):
+        own(tmp_path, test="test.csv", **dict(change))
 
 
 def test_a_missing_file_or_no_second_split_is_named(tmp_path: Path) -> None:

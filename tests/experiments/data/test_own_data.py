@@ -49,13 +49,13 @@ def test_two_text_columns_a_label_column_and_own_numbers_are_taken_by_name(tmp_p
     assert data.splits["train"][:] == {"idx": [10, 5], "a": ["x", "z"], "b": ["y", ""], "label": [2, 0]}
 
 
-def test_named_classes_have_the_ids_of_the_list_even_where_train_lacks_one(tmp_path: Path) -> None:
+def test_named_classes_have_the_ids_of_the_list_even_where_the_files_lack_one(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", [("a", "low"), ("b", "high")])
-    write_csv(tmp_path / "test.csv", [("c", "middle")])
+    write_csv(tmp_path / "test.csv", [("c", "high")])
     data = own(
         tmp_path, "train.csv", None, files={"validation": "test.csv"}, labels=["low", "middle", "high"], num_labels=3
     )
-    assert data.splits["train"]["label"][:] == [0, 2] and data.splits["validation"]["label"][:] == [1]
+    assert data.splits["train"]["label"][:] == [0, 2] and data.splits["validation"]["label"][:] == [2]
 
 
 def test_class_names_that_are_numbers_go_by_the_list_of_names(tmp_path: Path) -> None:

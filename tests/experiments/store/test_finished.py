@@ -79,6 +79,8 @@ SEEN_BY_ALL = {
     "half the predictions": (cut("predictions.parquet"), "predictions.parquet has"),
     "half the metrics": (cut("metrics.jsonl"), "metrics.jsonl has"),
     "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "metrics.jsonl is missing"),
+    "a name too long for a disk": (
+        lambda folder: edit(folder, files={f"adapter/{'x' * 300}": {"size": 1, "sha256": ""}}), "File name too long"),
     "another id": (lambda folder: edit(folder, id="0" * 64), "hash of its identity"),
     "another seed": (lambda folder: edit(folder, identity__seed=7), "hash of its identity"),
     "another name": (renamed, "name ends in 0123456789"),
