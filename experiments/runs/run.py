@@ -88,9 +88,10 @@ def run(plan: Plan) -> dict[str, Any]:
         return stored
     try:
         with listening() as stop, ExitStack() as held:
-            prepared = run_everywhere(lambda: prepare(plan))
+            prepared = run_everywhere(lambda: _loaded(plan, stop))
             if asked := next(filter(None, gather(stop.signal)), None):
                 raise Preempted(f"{asked} before the first step", stop.signal)
+            assert prepared is not None
             # another command may have finished it in the meantime
             result = run_on_main(lambda: _hold(plan, held)) or _train(plan, prepared, stop)
     except KeyboardInterrupt:
@@ -119,6 +120,14 @@ def run(plan: Plan) -> dict[str, Any]:
     if stop.signal is not None:
         raise Preempted(f"{plan.label} is done, and {stop.signal} asked to stop", stop.signal)
     return result
+
+
+def _loaded(plan: Plan, stop: Stop) -> Prepared | None:
+    """Everything a run needs before its first step; None if a signal ended the loading."""
+    prepared = None
+    with stop.at_once():
+        prepared = prepare(plan)
+    return prepared
 
 
 def _write_refusal(plan: Plan, error: UserError) -> None:

@@ -1,7 +1,8 @@
 """SIGTERM, SIGUSR2, SIGHUP and SIGINT stop a run or a sweep with a checkpoint; a second one stops it at once.
 
 The handler only sets a flag. The training loop checks it after every step and every batch of an evaluation, writes a
-checkpoint and raises `Preempted`, so a signal never interrupts a write. SLURM signals every process of a job; workers
+checkpoint and raises `Preempted`, so a signal never interrupts a write. While data and model are loaded there is
+nothing to keep, and the first signal ends the loading (`Stop.at_once`). SLURM signals every process of a job; workers
 ignore these signals and wait for their parent's SIGINT, so that only the parent decides when to stop.
 """
 
@@ -34,12 +35,29 @@ class Preempted(RuntimeError):
         self.signal = signal
 
 
+class _Ended(KeyboardInterrupt):
+    """Leaves `Stop.at_once`; no library catches a KeyboardInterrupt."""
+
+
 @dataclass
 class Stop:
     """Whether this process was asked to stop, by which signal, and when (time.monotonic)."""
 
     signal: str | None = None
     when: float = 0.0
+    ends: bool = False  # whether the first signal ends what runs
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """The first signal leaves this block, wherever it is; it must keep nothing that a next run relies on."""
+        try:
+            self.ends = True
+            yield
+            self.ends = False
+        except _Ended:
+            pass
+        finally:
+            self.ends = False
 
     def asked(self, number: int) -> bool:
         """Notes a signal; returns False for the echo of the first one.
@@ -73,6 +91,8 @@ def listening() -> Iterator[Stop]:
     """Handles the signals, or SIGINT alone in a worker, by setting `Stop`, which the training loop looks at."""
 
     def request(stop: Stop, number: int) -> None:
+        if stop.ends:
+            raise _Ended
         line = f"elalora: {stop.signal}: stopping at the next step with a checkpoint; again stops at once\n"
         os.write(2, line.encode())  # not print: a handler may run inside another print
 
