@@ -226,7 +226,7 @@ def attach(
 def detach(model: nn.Module) -> nn.Module:
     """Restores every frozen layer, so that the model computes what it did before `attach`.
 
-    The fast path of torch's own encoder stays disabled.
+    The fast path of torch's own encoder stays disabled, and running statistics stay as training left them.
     """
     for name, adapter in adapters_in(model).items():
         put(model, name, Conv1DAsLinear.back(adapter.base, adapter.base))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from elalora.attach import Conv1DAsLinear
 from elalora.errors import UserError
@@ -40,7 +41,8 @@ def export_peft(
         method: attached to `model`; must be able to export LoRA.
         model: has the modules named in `keep`.
         folder: is created.
-        keep: names of modules to save as they are; None means all that the method trained whole.
+        keep: names of modules to save as they are; None means all that the method trained whole, and every batch norm
+            with running statistics, which change in training even where its weights are frozen.
         task_type: PEFT's task, for example "SEQ_CLS"; None derives it from the name of the model's class.
         base: hub id or folder of the base model, which AutoPeftModel loads; None means where the model was loaded from.
 
@@ -57,7 +59,9 @@ def export_peft(
     for name, (a, b) in factors.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-    saved = modules_to_save(model, method.whole + method.trained_modules() if keep is None else keep, factors)
+    if keep is None:
+        keep = with_running_norms(model, method.whole + method.trained_modules())
+    saved = modules_to_save(model, keep, factors)
     for name in saved:
         module = model.get_submodule(name)
         tensors |= {f"{PREFIX}{name}.{key}": value.detach() for key, value in module.state_dict().items()}
@@ -96,12 +100,29 @@ def read_factors(folder: str | Path) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def export_trained(model: nn.Module, folder: str | Path) -> Path:
-    """Saves every trained parameter by its name, for methods whose result is not a low-rank update."""
+    """Saves every trained parameter and running statistic by its name, where the result is not a low-rank update."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: p.detach().cpu().clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    changed = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name in running_norms(model):
+        changed |= {f"{name}.{key}": buffer for key, buffer in model.get_submodule(name).named_buffers()}
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in changed.items()}
     save_tensors(tensors, folder / "trained.safetensors")
     return folder
+
+
+def with_running_norms(model: nn.Module, whole: Sequence[str]) -> list[str]:
+    """All modules outside the adapters that training changes: those trained whole and `running_norms`."""
+    return [*whole, *(name for name in running_norms(model) if not _inside(name, whole))]
+
+
+def running_norms(model: nn.Module) -> list[str]:
+    """Names of the normalisation layers that keep running statistics, such as nn.BatchNorm1d."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+    ]
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

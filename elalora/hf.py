@@ -27,7 +27,7 @@ from torch import Tensor
 
 from elalora.attach import find_linears, refuse_adapted, unadaptable
 from elalora.errors import UserError
-from elalora.export import modules_to_save, save_tensors
+from elalora.export import modules_to_save, save_tensors, with_running_norms
 from elalora.hf_checks import refuse_early_weights, refuse_settings
 from elalora.merging import is_quantised, restore_layout
 from elalora.method import Method, MethodFailure, NeverActed, Round
@@ -66,7 +66,7 @@ def adapt(
     _, per_epoch, *_, total = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     patterns = _patterns(model, targets, keep)
     if method.capabilities.exports_lora:
-        modules_to_save(model, keep, find_linears(model, patterns, outside=keep))
+        modules_to_save(model, with_running_norms(model, keep), find_linears(model, patterns, outside=keep))
     if trainer.is_world_process_zero():
         _print_unadaptable(model, keep)
     attached = method.attach(model, patterns, total, keep, args.seed if seed is None else seed)

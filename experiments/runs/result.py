@@ -171,7 +171,6 @@ def export_adapter(plan: Plan, prepared: Prepared) -> None:
     from experiments.models.load import HEADED, resolve_model
 
     folder, method, model = plan.folder.path / "adapter", prepared.method, prepared.model
-    head = method.whole + method.trained_modules()
     if not method.capabilities.exports_lora:
         export_trained(model, folder)
         return
@@ -180,7 +179,7 @@ def export_adapter(plan: Plan, prepared: Prepared) -> None:
         base = "sentence-transformers/all-MiniLM-L6-v2"
     else:
         base = str(resolve_model(path)) if path == "digits" else path
-    export_peft(method, model, folder, head, task_type=HEADED[plan.config.task.kind][1], base=base)
+    export_peft(method, model, folder, task_type=HEADED[plan.config.task.kind][1], base=base)
 
 
 def store_predictions(plan: Plan, state: TrainState) -> None:

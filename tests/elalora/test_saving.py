@@ -7,12 +7,20 @@ import copy
 import pytest
 import torch
 from hf_runs import HEAD, TARGETS, arguments, bert, ela, items, stock
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    LevitConfig,
+    LevitForImageClassification,
+    Trainer,
+)
 
 from baselines.registry import method_class
 from elalora import Budget, UserError
 from elalora.attach import detach, merge
-from elalora.export import export_peft
+from elalora.export import export_peft, export_trained
 from elalora.hf import adapt
 
 PLAIN = {"config.json", "model.safetensors", "pytorch_model.bin"}
@@ -116,6 +124,40 @@ def test_the_export_takes_the_trained_modules_by_itself(tmp_path):
     export_peft(method, trainer.model, tmp_path / "a")
     reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     torch.testing.assert_close(logits(reloaded), logits(trainer.model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loaded_adapter_has_the_running_statistics_of_batch_norms_that_are_frozen(tmp_path):
+    sizes = {"hidden_sizes": [8, 12, 16], "num_attention_heads": [2] * 3, "key_dim": [4] * 3, "depths": [1] * 3}
+    down = [["Subsample", 4, 2, 2, 2, 2]] * 2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LevitForImageClassification(LevitConfig(image_size=32, down_ops=down, num_labels=3, **sizes)).save_pretrained(
+            tmp_path / "base"
+        )
+    model = LevitForImageClassification.from_pretrained(tmp_path / "base")
+    g = torch.Generator().manual_seed(0)
+    images = [{"pixel_values": 1 + 2 * torch.randn(3, 32, 32, generator=g), "labels": i % 3} for i in range(112)]
+    trainer = Trainer(model=model, args=arguments(tmp_path / "run"), train_dataset=images)
+    adapt(trainer, ela(), ["linear_up.linear", "projection.linear"], ["classifier"])
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    batch = {"pixel_values": torch.stack([image["pixel_values"] for image in images[:8]])}
+    with torch.no_grad():
+        trained = model.eval()(**batch).logits
+        base = LevitForImageClassification.from_pretrained(tmp_path / "base")
+        for reloaded in (
+            PeftModel.from_pretrained(base, tmp_path / "saved"),
+            LevitForImageClassification.from_pretrained(tmp_path / "saved"),
+        ):
+            torch.testing.assert_close(reloaded.eval()(**batch).logits, trained, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_saved_of_a_reference_point_has_running_statistics_too(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    method_class("head")(method_class("head").Config()).attach(net, [], 10, ["2"])
+    export_trained(net, tmp_path)
+    saved = set(load_file(tmp_path / "trained.safetensors"))
+    assert saved == {"2.weight", "2.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
 def test_an_export_that_peft_could_not_load_is_refused_before_training(tmp_path):
