@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from analysis.reading.settings import form_of
 from elalora.errors import UserError
 from experiments.runtime.text import clean
-from experiments.store.foreign import DAMAGE, read_json
+from experiments.store.foreign import DAMAGE, read_json, read_yaml
 from experiments.store.name import RunName
 
 DEPTH = 2  # a store holds folders of tasks, which hold folders of runs
@@ -27,21 +28,23 @@ class Unfinished(NamedTuple):
         error: in one line, empty where there is none.
         failure: the kind that status.json names (nan, budget, never_acted, crash, refused, preempted), empty where
             the run did not stop.
+        form: "transplant" or "transplant shuffled" where the run's configuration says so.
     """
 
     folder: str
     state: str
     error: str
     failure: str = ""
+    form: str = ""
 
     def __str__(self) -> str:
         return clean(f"{self.folder}: {self.state}{': ' + self.error[:200] if self.error else ''}")
 
     @property
     def arm(self) -> str:
-        """The folder's name without seed and id; empty for a folder that is not named as a run."""
+        """The folder's name without seed and id, and its form; empty for a folder that is not named as a run."""
         name = RunName.parse(self.folder)
-        return name.arm if name else ""
+        return " ".join(filter(None, [name.arm, self.form])) if name else ""
 
     @property
     def short_id(self) -> str:
@@ -95,6 +98,14 @@ def read_status(folder: Path) -> Unfinished:
         status = read_json(folder / "status.json")
         failure = clean(str(status.get("failure") or ""), 100)
         state = "refused" if failure == "refused" else clean(str(status["state"]), 100)
-        return Unfinished(str(folder), state, clean(str(status.get("error") or "")), failure)
+        return Unfinished(str(folder), state, clean(str(status.get("error") or "")), failure, _form(folder))
     except DAMAGE:
-        return Unfinished(str(folder), "unreadable status", "")
+        return Unfinished(str(folder), "unreadable status", "", form=_form(folder))
+
+
+def _form(folder: Path) -> str:
+    try:
+        settings = read_yaml(folder / "config.yaml")
+        return form_of(settings) if isinstance(settings, dict) else ""
+    except DAMAGE:
+        return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "places": places,
         "settings": settings,
         "arm": digest(settings),
-        "manifest": manifest,
+        "manifest": {key: value for key, value in manifest.items() if key != "started"},
+        "started": manifest.get("started", math.nan),
     }
     for when in ("initial", "peak", "final"):
         row[f"rank_sum_{when}"] = _whole(counts[when]["rank_sum"])
@@ -133,7 +135,18 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "dirty": bool(whole.get("dirty")),
         "host": {key: host.get(key) for key in ("machine", "cpu", "gpu", "threads", "processes")},
         "deterministic_algorithms": whole.get("deterministic_algorithms"),
+        "started": _time(whole.get("started")),
     }
+
+
+def _time(value: Any) -> float:
+    """Seconds of an ISO time; NaN for a manifest without one."""
+    if value is None:
+        return math.nan
+    try:
+        return datetime.fromisoformat(_string(value)).timestamp()
+    except OverflowError as error:
+        raise ValueError(f"{value!r:.60} is no time") from error
 
 
 def _string(value: Any) -> str:

@@ -92,6 +92,14 @@ def told_apart(knobs: Iterable[Sequence[str]]) -> list[list[str]]:
     return [[knob for knob in changed if knob not in common] for changed in lists]
 
 
+def form_of(settings: Mapping[str, Any]) -> str:
+    """ "transplant" or "transplant shuffled" for a run that takes another's ranks, which its folder does not name."""
+    method = settings.get("method")
+    if not isinstance(method, Mapping) or not method.get("ranks_from"):
+        return ""
+    return "transplant shuffled" if method.get("shuffle") else "transplant"
+
+
 def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """The run's place in the factorial: indices of (ranks, D1, D2), or None for a run outside it.
 

@@ -33,6 +33,7 @@ def ablations(runs: pd.DataFrame) -> Table | None:
     """
     rests = [digest({k: v for k, v in s.items() if k not in ("method", "numerics")}) for s in runs["settings"]]
     records: list[dict[str, Any]] = []
+    without: list[str] = []
     for _, cell in runs.assign(rest=rests).groupby([*CELL, "method", "rest", "fingerprint"], sort=True):
         if cell["arm"].nunique() < 2:
             continue
@@ -40,10 +41,13 @@ def ablations(runs: pd.DataFrame) -> Table | None:
         knobs = told_apart([changed_knobs(settings) for settings in first["settings"]])
         changes = dict(zip(first["arm"], [", ".join(turned) for turned in knobs], strict=True))
         arms = dict(list(cell.assign(change=[changes[arm] for arm in cell["arm"]]).groupby("change", sort=True)))
-        if "" not in arms or len(arms) < 2:
+        if len(arms) < 2:
             continue
-        base = dict(zip(arms[""]["seed"], arms[""]["score"], strict=True))
+        base = dict(zip(arms[""]["seed"], arms[""]["score"], strict=True)) if "" in arms else {}
         records += [_record(change, arm, base) for change, arm in arms.items()]
+        if "" not in arms:
+            name, task = NAMES.get(first["method"].iloc[0], first["method"].iloc[0]), first["task"].iloc[0]
+            without.append(f"{name} on {task} has no run as configured, so its rows have no difference.")
     if not records:
         return None
     columns = ["Method", "Task", "Protocol", "Budget", "Change", "n", "Score", "Difference"]
@@ -54,7 +58,8 @@ def ablations(runs: pd.DataFrame) -> Table | None:
     ]  # fmt: skip
     notes = [
         "Scores are points, mean ± standard deviation (ddof 1) over n seeds. The difference is to the same method as "
-        "configured, paired by seed, with a 95 % t interval from 3 seeds on. It covers seeds only and is no test."
+        "configured, paired by seed, with a 95 % t interval from 3 seeds on. It covers seeds only and is no test.",
+        *dict.fromkeys(without),
     ]
     return Table("Ablations.", columns, rows, notes, pd.DataFrame(records).drop(columns="text"))
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TUNED = ("trainer.lr", "trainer.weight_decay")  # may differ between arms that are compared
+SESSION = 2 * 3600.0  # seconds without a run that separate two sessions
 LEAST_FOR_INTERVAL = 3  # seeds
 PARAMETER_TOLERANCE = 0.01  # relative difference in parameters up to which arms count as equally large
 PROTOCOL_MEANING = {
@@ -91,6 +92,18 @@ def cell_notes(cell: pd.DataFrame) -> list[str]:
     if dirty := sum(bool(m.get("dirty")) for m in manifests):
         notes.append(f"{label}: {dirty} of {len(manifests)} runs came from a checkout with uncommitted changes.")
     return notes
+
+
+def timed_apart(cell: pd.DataFrame) -> bool:
+    """Whether the arms of a cell were timed in different sessions, so that their times do not compare.
+
+    A session ends where no run started within `SESSION` seconds after the end of all runs before. Runs without a start
+    in their manifest say nothing.
+    """
+    timed = cell.dropna(subset="started").sort_values("started")
+    ends = (timed["started"] + timed["train_seconds"].fillna(0.0)).cummax().shift()
+    number = (timed["started"] > ends + SESSION).cumsum()
+    return len({tuple(sorted(set(sessions))) for _, sessions in number.groupby(timed["arm"])}) > 1
 
 
 def protocol_notes(runs: pd.DataFrame) -> list[str]:

@@ -26,6 +26,7 @@ from analysis.reading.settings import cell_of, flatten
 from analysis.reading.stored import Stored
 from analysis.sections.arms import TUNED
 from analysis.sections.attribution_figure import draw
+from analysis.sections.evidence import no_claim
 from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
@@ -39,6 +40,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     for number, factorial in enumerate(complete, start=1):
         stem = f"attribution_{file_name([factorial.where, str(number) if len(complete) > 1 else ''])}"
         section.tables[stem] = effects_table(factorial)
+        section.tables[stem.replace("attribution_", "attribution_plain_", 1)] = plain_table(factorial)
         if folder is not None:
             caption = section.tables[stem].caption
             section.figures[draw(factorial, folder / f"{stem}_figure")[-1]] = caption
@@ -94,7 +96,8 @@ def _complete(group: pd.DataFrame, label: str, gaps: list[str]) -> Factorial | N
         return None
     scores = whole.to_numpy(float).reshape(len(whole), 3, 2, 2, len(tasks)).mean(axis=-1)
     source = "; ".join(dict.fromkeys(group["citation"]))
-    return Factorial(scores, [int(s) for s in whole.index], tasks, label, source)
+    reasons = no_claim(group[group["seed"].isin(whole.index)].to_dict("records"))
+    return Factorial(scores, [int(s) for s in whole.index], tasks, label, source, reasons)
 
 
 def cell_name(cell: Sequence[int]) -> str:
@@ -106,17 +109,19 @@ def cell_name(cell: Sequence[int]) -> str:
 def effects_table(factorial: Factorial) -> Table:
     """The eleven effects, their meaning and the reach of the tests."""
     results = factorial.effects
-    columns = ["Effect", "Points", "95 % interval", "p", "p (Holm)"]
+    columns = ["Effect", "Points", "95 % interval", "p", "p (Holm)", "p (maxT)"]
     rows = [
-        [e.name, signed(e.mean), f"[{signed(e.low)}, {signed(e.high)}]", p_value(e.p), p_value(e.corrected)]
+        [e.name, signed(e.mean), f"[{signed(e.low)}, {signed(e.high)}]", p_value(e.p), p_value(e.corrected),
+         p_value(e.max_t)]
         for e in results
-    ]
+    ]  # fmt: skip
     n = len(factorial.seeds)
     notes = [f"{name}: {text}." for name, text in MEANING.items()]
     notes += [
         "An interaction is a difference of differences: the effect with the switch on less the effect with it off.",
         f"Each effect is one contrast per seed ({n} seeds, {factorial.over}); t interval over seeds, exact "
-        f"two-sided sign-flip test, Holm over the {len(results)} effects of this table.",
+        f"two-sided sign-flip test, Holm over the {len(results)} effects of this table, which the text reads; beside "
+        "it step-down maxT from joint sign flips, which finds more at the same level.",
         f"Data: {factorial.source}",
     ]
     if n < (needed := least_pairs(0.05, len(results))):
@@ -130,6 +135,23 @@ def effects_table(factorial: Factorial) -> Table:
     return Table(f"Attribution: {factorial.where}, {factorial.over}", columns, rows, notes, frame)
 
 
+def plain_table(factorial: Factorial) -> Table:
+    """Ways to set ranks against one another without side effects, which the averages over D1 and D2 hide."""
+    columns = ["Difference", "Points", "95 % interval", "p", "Equivalent within"]
+    rows = [
+        [d.name, signed(d.mean), f"[{signed(d.low)}, {signed(d.high)}]", p_value(d.p), f"{d.margin:.2f}"]
+        for d in factorial.plain
+    ]
+    notes = [
+        f"Arms without D1 and D2 ({len(factorial.seeds)} seeds, {factorial.over}); t interval over seeds, exact "
+        "sign-flip test, not corrected.",
+        "Equivalent within: the smallest margin in points for which two one-sided t tests at 0.05 call the two "
+        "equivalent. No margin was declared before the runs, so it is a reading and no verdict.",
+    ]
+    frame = pd.DataFrame(factorial.plain).assign(seeds=len(factorial.seeds), where=factorial.where)
+    return Table(f"Without side effects: {factorial.where}, {factorial.over}", columns, rows, notes, frame)
+
+
 def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
     """What the tests say of each main effect and of the interactions, in words, and nothing else."""
     results = factorial.effects
@@ -138,6 +160,13 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
         f"In {len(factorial.seeds)} paired seeds ({factorial.where}; {factorial.over}), "
         f"with Holm's correction over {len(results)} effects at a level of {alpha:g}:"
     ]
+    if factorial.no_claim:
+        clearest = min(results, key=lambda e: e.corrected)
+        parts.append(
+            f"No effect is claimed, because {factorial.no_claim}. The smallest corrected p is that of {clearest.name} "
+            f"({signed(clearest.mean)} points, p {p_value(clearest.corrected)})."
+        )
+        return " ".join(parts)
     parts += [_sentence(effect, alpha) for effect in main]
     if clear := [e for e in crossed if e.corrected <= alpha]:
         listed = "; ".join(f"{e.name} {signed(e.mean)} points, corrected p {p_value(e.corrected)}" for e in clear)
@@ -145,6 +174,11 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
     else:
         least = min(e.corrected for e in crossed)
         parts.append(f"No interaction is told apart from 0 (smallest corrected p {p_value(least)}).")
+    alone = factorial.plain[0]
+    parts.append(
+        f"Without side effects scored less fixed ranks is {signed(alone.mean)} points (95 % interval "
+        f"{signed(alone.low)} to {signed(alone.high)}), equivalent within {alone.margin:.2f} points."
+    )
     if len(factorial.seeds) < least_pairs(alpha, len(results)):
         parts.append(
             f"So few seeds cannot reach the level (it takes {least_pairs(alpha, len(results))}), "

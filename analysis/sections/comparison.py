@@ -32,6 +32,7 @@ from analysis.sections.arms import (
     method_order,
     protocol_notes,
     start_to_end,
+    timed_apart,
     training_differences,
 )  # fmt: skip
 from analysis.stats.seeds import summary
@@ -39,6 +40,7 @@ from elalora.errors import UserError
 from experiments.data.vtab import LOSSY
 
 SPREADS = ("sd", "interval")
+TIMES = ("step_seconds", "train_seconds")
 MOST_NAMED = 5  # arms of one size in a note
 SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
 MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
@@ -108,10 +110,13 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     if mismatch:
         notes.append(f"‡ {label}: final adapter parameters differ by {100 * gap:.1f} % ({_sizes(sizes)}).")
     notes += [*_training_notes(arms, label), *cell_notes(cell)]
+    if apart := timed_apart(cell):
+        notes.append(f"{label}: step and training times are withheld, the arms were timed in different sessions.")
     records = []
     for arm in arms:
         off = bool(arm["off_budget"].any())
         record = _arm(arm, level) | {"params_mismatch": mismatch and not off, "off_budget": off}
+        record |= dict.fromkeys([f"{time}_median" for time in TIMES], math.nan) if apart else {}
         if arm["method"].iloc[0] != baseline and not off:
             record |= _difference(arm, baselines, level, label, notes)
         records.append(record)
@@ -126,7 +131,7 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record |= {"n": s.n, "seeds": " ".join(map(str, arm["seed"])), "score_mean": s.mean}
     record |= {"score_sd": s.sd, "score_low": s.low, "score_high": s.high}
     record |= {column: arm[column].mean() for column in MEANS}
-    record |= {f"{column}_median": arm[column].median() for column in ("step_seconds", "train_seconds")}
+    record |= {f"{column}_median": arm[column].median() for column in TIMES}
     flags = sorted({flag for flags in arm["flags"] for flag in flags} - {LOSSY})  # a note on the data set says it
     return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}
 

@@ -12,7 +12,7 @@ from analysis.output.figure import file_name, source_of
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.stored import Stored
-from analysis.sections.arms import named_across_tasks, start_to_end
+from analysis.sections.arms import named_across_tasks, start_to_end, timed_apart
 from analysis.sections.comparison import arm_names, compared
 from analysis.sections.cost_figures import draw_pareto
 from analysis.sections.paper_layouts import LAYOUTS
@@ -86,6 +86,8 @@ def suite_costs(runs: pd.DataFrame) -> list[SuiteCosts]:
     costs = []
     for key, group in rows.groupby(SUITE_KEYS, sort=True):
         group, off = within_budget(group)
+        if any(timed_apart(cell) for _, cell in group.groupby(["task", "budget"])):
+            group = group.assign(step_seconds=math.nan)
         scores = common_scores(group)
         if not key[0] or len(scores) < 2:
             continue

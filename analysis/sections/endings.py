@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.folders import CRASH, FAILURES, Unfinished
+from analysis.reading.settings import form_of
 from analysis.reading.stored import Stored
 from experiments.store.name import short_id
 
@@ -38,12 +39,12 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
         None if no run failed, stopped or collapsed.
     """
     arms = None if cells is None else {short_id(run): arm for run, arm in zip(cells["id"], cells["arm"], strict=True)}
-    endings = [(folder, "done") for folder in runs["folder"]]
-    endings += [(f, "collapsed") for f, collapsed in zip(runs["folder"], runs["collapsed"], strict=True) if collapsed]
-    endings += [(run.folder, run.ending or "open") for run in unfinished]
+    finished = [Unfinished(run["folder"], "", "", form=form_of(run["settings"])) for run in runs.to_dict("records")]
+    endings = [(run, "done") for run in finished]
+    endings += [(run, "collapsed") for run, collapsed in zip(finished, runs["collapsed"], strict=True) if collapsed]
+    endings += [(run, run.ending or "open") for run in unfinished]
     counts: dict[str, Counter[str]] = {}
-    for folder, ending in endings:
-        run = Unfinished(folder, "", "")
+    for run, ending in endings:
         if arm := run.arm if arms is None else arms.get(run.short_id, ""):
             counts.setdefault(arm, Counter())[ending] += 1
     if not any(count.total() - count["done"] for count in counts.values()):

@@ -20,6 +20,7 @@ from analysis.sections.shared_tasks import (
     SharedTasks,
     mean_ranks,
     shared_tasks,
+    unshared,
 )  # fmt: skip
 from analysis.stats.seeds import win_tie_loss
 from analysis.stats.tasks import cliques, interquartile_mean, probability_of_improvement, stratified_bootstrap_t
@@ -28,10 +29,10 @@ from analysis.stats.tasks import cliques, interquartile_mean, probability_of_imp
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
     """The table over all tasks, and ranks and profiles of every pool of tasks that is large enough for them."""
     pools = shared_tasks(stored.runs)
-    table = overall(pools, stored.baseline)
+    table, lines = overall(pools, stored.baseline), unshared(stored.runs)
     if table is None:
-        return []
-    section = Section("Over all tasks", {"overall": table})
+        return [Section("Over all tasks", lines=lines)] if lines else []
+    section = Section("Over all tasks", {"overall": table}, lines=lines)
     if folder is not None:
         for pool in pools:
             _draw(pool, stored, folder, section)
@@ -85,6 +86,8 @@ def overall(pools: list[SharedTasks], baseline: str = "lora", level: float = 0.9
         if pool.off:
             left_out = ", ".join(pool.off)
             notes.append(f"{pool.label}: off the budget and outside of all means, ranks and figures: {left_out}.")
+        if pool.lacking:
+            notes.append(f"{pool.label}: left out: {'; '.join(pool.lacking)}.")
         if len(pool.arms) >= 3:
             notes.append(_ranks(pool))
     return Table("Over all tasks.", columns, rows, notes, pd.DataFrame(records))

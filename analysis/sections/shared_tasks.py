@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ class SharedTasks:
         methods: the method of every arm.
         citations: of the tasks' data.
         off: names of arms off the budget, which are left out.
+        lacking: what the pool leaves out because an arm lacks it, or because it has too little, one line each.
     """
 
     key: dict[str, str]
@@ -32,6 +33,7 @@ class SharedTasks:
     methods: dict[str, str]
     citations: list[str]
     off: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -70,8 +72,35 @@ def shared_tasks(runs: pd.DataFrame) -> list[SharedTasks]:
             tasks = next(iter(arms.values())).columns
             citations = sorted(set(group["citation"][group["task"].isin(tasks)]) - {""})
             methods = dict(zip(group["shown"], group["method"], strict=True))
-            pools.append(SharedTasks(dict(zip(SHARED_KEYS, key, strict=True)), arms, methods, citations, off))
+            place, lacking = dict(zip(SHARED_KEYS, key, strict=True)), left_out(group, list(arms), list(tasks))
+            pools.append(SharedTasks(place, arms, methods, citations, off, lacking))
     return pools
+
+
+def unshared(runs: pd.DataFrame) -> list[str]:
+    """A line for every place with several arms and tasks that is in no pool, because its arms share too few tasks."""
+    lines = []
+    for key, group in named_across_tasks(runs).groupby(SHARED_KEYS, sort=True):
+        group, _ = within_budget(group)
+        tasks = group.groupby("shown")["task"].agg(set)
+        if len(tasks) > 1 and group["task"].nunique() > 1 and not common_scores(group):
+            listed = "; ".join(f"{name}: {', '.join(sorted(of))}" for name, of in tasks.items())
+            label = key_label(dict(zip(SHARED_KEYS, key, strict=True)))
+            lines.append(f"{label}: no means over tasks, the arms share fewer than two tasks or no seed ({listed}).")
+    return lines
+
+
+def left_out(runs: pd.DataFrame, arms: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """The arms outside of a pool and why, and the tasks outside of it with the arms that lack them."""
+    of = {str(name): set(arm["task"]) for name, arm in runs.groupby("shown", sort=True)}
+    lines = []
+    for name in sorted(set(of) - set(arms)):
+        reason = "has runs of different data" if len(of[name]) > 1 else f"has {', '.join(of[name])} only"
+        lines.append(f"{name}, which {reason}")
+    for task in sorted(set(runs["task"]) - set(tasks)):
+        if lack := [name for name in arms if task not in of[name]]:
+            lines.append(f"{task}, which {' and '.join(lack)} {'lacks' if len(lack) == 1 else 'lack'}")
+    return lines
 
 
 def within_budget(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

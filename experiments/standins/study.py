@@ -89,6 +89,7 @@ def _write(
     final = ranks or (rounds[-1]["ranks"] if rounds else dict.fromkeys(modules(), 4))
     params = sum(rank * sum(TYPES[modules()[name][1]]) for name, rank in final.items())
     changes: dict[str, Any] = {"identity__method": method, "data__source": SOURCE, "data__citation": SOURCE}
+    changes["recipe"] = "matched"
     changes |= {"ranks__final": final, "counts__final__params": params}
     changes |= {"ranks__initial": ranks} if ranks else {}
     changes |= {"label": label} if label else {}

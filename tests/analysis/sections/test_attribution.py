@@ -60,10 +60,10 @@ def test_a_factorial_with_a_hole_says_what_is_missing(runs: pd.DataFrame):
     cells = [cell_of(s) for s in runs["settings"]]
     without = runs[[cell != (1, 1, 0) for cell in cells]]
     found, gaps = factorials(without)
-    assert not found and gaps == ["minilm, r4, clean: the factorial lacks random + D1"]
+    assert not found and gaps == ["minilm, r4, clean, matched: the factorial lacks random + D1"]
     one_seed = runs[[not (cell == (2, 0, 0) and seed == 4) for cell, seed in zip(cells, runs["seed"], strict=True)]]
     [factorial], gaps = factorials(one_seed)
-    assert 4 not in factorial.seeds and gaps == ["minilm, r4, clean: 1 seeds lack a cell and are left out"]
+    assert 4 not in factorial.seeds and gaps == ["minilm, r4, clean, matched: 1 seeds lack a cell and are left out"]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,9 @@ def test_a_run_stands_in_its_cell_or_in_none(method: dict, cell: tuple | None):
 
 def test_the_attribution_has_a_paragraph_a_table_and_a_figure(study: Stored, tmp_path: Path):
     [section] = sections(study, tmp_path)
-    [(name, table)] = section.tables.items()
-    assert name == "attribution_minilm_r4_clean" and table.frame["name"].tolist() == list(contrasts())
+    (name, table), (plain_name, plain) = section.tables.items()
+    assert plain_name == "attribution_plain_minilm_r4_clean_matched" and len(plain.rows) == 3
+    assert name == "attribution_minilm_r4_clean_matched" and table.frame["name"].tolist() == list(contrasts())
     assert "made-up numbers" in " ".join(table.notes) and section.lines[0].startswith("In 9 paired seeds")
     [figure] = section.figures
     assert figure.with_suffix(".png").stat().st_size > 1000
@@ -105,3 +106,31 @@ def test_cells_with_rates_of_their_own_are_a_factorial_only_when_asked_for(runs:
 def test_a_store_without_these_studies_says_nothing(tmp_path: Path):
     moved_run(tmp_path, 0, 81.0)
     assert sections(read_stores([tmp_path]), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"recipe": "published (script)"}, "recipe published (script) is not matched"),
+        ({"verified": False}, "the data is not the official one"),
+    ],
+)
+def test_runs_that_support_no_claim_raise_and_lower_nothing(runs: pd.DataFrame, changes: dict, reason: str):
+    [factorial], _ = factorials(runs.assign(**changes))
+    text = paragraph(factorial)
+    assert f"No effect is claimed, because {reason}." in text
+    assert "raised" not in text and "lowered" not in text
+
+
+def test_an_equivalence_that_the_averages_hide_is_read_from_the_plain_arms(runs: pd.DataFrame):
+    [factorial], _ = factorials(runs)
+    scored, random, _ = factorial.plain
+    assert scored.name == "scored - fixed" and abs(scored.mean - EFFECTS["scored"]) < 0.25
+    assert random.name == "random - fixed" and abs(random.mean) < 0.2 and random.margin < 0.3
+    assert f"equivalent within {scored.margin:.2f} points" in paragraph(factorial)
+
+
+def test_max_t_stands_beside_holm_in_the_table_and_never_above_it_by_much(runs: pd.DataFrame):
+    [factorial], _ = factorials(runs)
+    assert all(e.p <= e.max_t <= 1 for e in factorial.effects)
+    assert sum(e.max_t for e in factorial.effects) < sum(e.corrected for e in factorial.effects)

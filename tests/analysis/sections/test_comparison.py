@@ -262,3 +262,21 @@ def test_jpeg_copies_are_a_note_on_their_data_set_and_no_flag_of_an_arm(tmp_path
     (note,) = [note for note in table.notes if "JPEG" in note]
     assert note.endswith("2 of 3 runs read JPEG copies of images that were published without loss.")
     assert dict(zip(table.columns, table.rows[-1], strict=True))["Flags"] == "unverified data"
+
+
+@pytest.mark.parametrize(("started", "shown"), [("2026-11-24T20:00:00+00:00", True), ("2026-11-25T16:00:00", False)])
+def test_step_times_of_different_sessions_do_not_stand_in_one_column(tmp_path: Path, started: str, shown: bool) -> None:
+    for seed in range(2):
+        write_run(tmp_path, result("lora", seed, 80.0), started=f"2026-11-24T19:3{seed}:00+00:00")
+        write_run(tmp_path, result("svd_lora", seed, 81.0), started=started)
+    table = comparison(load_runs(tmp_path))
+    assert ("Step ms" in table.columns) == shown
+    assert any("were timed in different sessions" in note for note in table.notes) != shown
+    assert table.frame["step_seconds_median"].notna().any() == shown
+
+
+def test_arms_that_were_all_timed_in_both_sessions_keep_their_times(tmp_path: Path) -> None:
+    for seed, day in enumerate((24, 25)):
+        for method in ("lora", "svd_lora"):
+            write_run(tmp_path, result(method, seed, 80.0), started=f"2026-11-{day}T19:30:00+00:00")
+    assert "Step ms" in comparison(load_runs(tmp_path)).columns

@@ -11,7 +11,7 @@ from ended_runs import ENDS, end
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.endings import failures
-from experiments.standins.stored_runs import failed, result, status
+from experiments.standins.stored_runs import failed, result, status, write_run
 
 COLUMNS = {"nan": "NaN", "budget": "Over budget", "never_acted": "Method failed", "crash": "Crash"}
 
@@ -84,3 +84,19 @@ def test_a_made_up_status_has_the_keys_and_types_of_a_real_one(kind: str, store:
     made_up = status("done") if kind == "done" else failed(kind, "an error")
     progress = {"step": "int", "total": "int"} if "step" in real_one else {}  # none before the first logged step
     assert form(made_up) | progress == form(real_one)
+
+
+def test_a_failed_transplant_is_counted_as_one_and_not_as_svd_lora(tmp_path: Path) -> None:
+    """Both have folders named svd_lora-r4; only the configuration tells them apart."""
+    write_run(tmp_path, result("svd_lora", 0, 80.0))
+    copied = {"name": "svd_lora", "ranks_from": "f" * 64}
+    write_run(tmp_path, result("svd_lora", 0, 80.0, label="SVD-LoRA transplant", identity__method=copied))
+    folder = tmp_path / "vader_movies" / "svd_lora-r4-s1-0123456789"
+    folder.mkdir()
+    (folder / "status.json").write_text(json.dumps(failed("nan", "NotFinite: the loss is nan")))
+    (folder / "config.yaml").write_text(f"method: {{name: svd_lora, ranks_from: {'f' * 64}, shuffle: false}}\n")
+    runs = load_runs(tmp_path)
+    table = failures(runs, runs.attrs["unfinished"])
+    assert table is not None
+    rates = table.frame.set_index("arm")["failure_rate"].to_dict()
+    assert rates == {"svd_lora-r4": 0.0, "svd_lora-r4 transplant": 0.5}

@@ -10,7 +10,7 @@ import pytest
 from analysis.output.writers import to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.overall import overall
-from analysis.sections.shared_tasks import shared_tasks
+from analysis.sections.shared_tasks import shared_tasks, unshared
 from experiments.standins.stored_runs import result, write_run
 
 
@@ -67,3 +67,24 @@ def test_one_task_or_one_arm_is_nothing_to_pool(tmp_path: Path) -> None:
     run(tmp_path, "lora", 0, "a", 80.0)
     run(tmp_path, "sora", 0, "a", 80.0)
     assert overall(shared_tasks(load_runs(tmp_path))) is None
+
+
+def test_an_arm_that_lacks_a_task_is_named(tmp_path: Path) -> None:
+    for task in ("a", "b"):
+        for method in ("lora", "svd_lora"):
+            run(tmp_path, method, 0, task, 80.0)
+    run(tmp_path, "adalora", 0, "a", 82.0)
+    run(tmp_path, "lora", 0, "c", 82.0)
+    table = overall(shared_tasks(load_runs(tmp_path)))
+    assert table is not None and table.frame["shown"].tolist() == ["LoRA", "SVD-LoRA"]
+    assert "minilm, clean, r4: left out: AdaLoRA, which has a only; c, which SVD-LoRA lacks." in table.notes
+
+
+def test_arms_that_share_too_little_are_named_with_their_tasks(tmp_path: Path) -> None:
+    for method, tasks in (("lora", "ab"), ("svd_lora", "bc")):
+        for task in tasks:
+            run(tmp_path, method, 0, task, 80.0)
+    runs = load_runs(tmp_path)
+    assert shared_tasks(runs) == []
+    [line] = unshared(runs)
+    assert line.startswith("minilm, clean, r4: no means over tasks") and line.endswith("(LoRA: a, b; SVD-LoRA: b, c).")
