@@ -97,10 +97,13 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         papers,
         rank_maps,
         rank_study,
+        rate_curves,
+        training,
     )  # fmt: skip
 
     subjects = [
-        confirmatory, comparison, papers, ablations, overall, items, cost, rank_maps, rank_study, attribution, endings,
+        confirmatory, comparison, papers, ablations, overall, items, cost, training, rate_curves,
+        rank_maps, rank_study, attribution, endings,
     ]  # fmt: skip
     return [section for subject in subjects for section in _guarded(subject, stored, folder)]
 

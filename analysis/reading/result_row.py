@@ -95,6 +95,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "train_seconds": _optional(cost["train_seconds"]),
         "peak_memory_mib": _optional(cost["peak_memory_mib"]),
         "adapter_bytes": _optional(cost["adapter_bytes"]),
+        "guessing": _optional(data.get("guessing_loss")),
         "fingerprint": _string(data["fingerprint"]),
         "citation": _string(data["citation"]),
         "source": _string(data["source"]),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from elalora.attach import place
 from elalora.method import Method, gross_share, net_share
+from elalora.schedules import steps_of
 from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
 from experiments.store.finished import DID_NOT_LEARN
 from experiments.store.folder import SCHEMA
 from experiments.training.metrics import guessing_loss, majority_baseline
+from experiments.training.stability import UNSTABLE, stability
 
 if TYPE_CHECKING:
     from experiments.training.progress import Prepared, Reading, TrainState
@@ -94,18 +96,25 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "majority": _majority(config.task, reading),
             "guessing_loss": guessing,
         },
-        "flags": [*_flags(plan, reading.collapsed, data.verified, guessing), *data.remarks, *method.remarks()],
+        "flags": [
+            *_flags(plan, method, reading.collapsed, data.verified, guessing),
+            *data.remarks,
+            *method.remarks(),
+        ],
     }
 
 
-def _flags(plan: Plan, collapsed: bool, verified: bool, guessing: float | None) -> list[str]:
+def _flags(plan: Plan, method: Method, collapsed: bool, verified: bool, guessing: float | None) -> list[str]:
     """What a reader of the score must know; `guessing` is the training loss of the best constant answer."""
     from experiments.runtime.manifest import code_now, loaded_code, resumed_under
 
     changed = resumed_under(json.loads((plan.folder.path / "manifest.json").read_text(encoding="utf-8")))
+    losses = _losses(plan)
+    warmup = steps_of(plan.config.trainer.warmup, min(method.stages()), "trainer.warmup")
     flags = {
         "collapsed": collapsed,
-        DID_NOT_LEARN: guessing is not None and _final_loss(plan) > LEARNED * guessing,
+        DID_NOT_LEARN: guessing is not None and _final(losses) > LEARNED * guessing,
+        UNSTABLE: guessing is not None and stability(losses, guessing, warmup).unstable,
         "unverified data": not verified,
         **{f"resumed under other {part}": True for part in changed},
         "code changed on disk": code_now() != loaded_code(),
@@ -113,12 +122,18 @@ def _flags(plan: Plan, collapsed: bool, verified: bool, guessing: float | None) 
     return [flag for flag, holds in flags.items() if holds]
 
 
-def _final_loss(plan: Plan) -> float:
-    """Mean training loss over the last quarter of a run."""
-    lines = [
-        line for line in plan.folder.lines("metrics.jsonl") if (line["split"], line["metric"]) == ("train", "loss")
+def _losses(plan: Plan) -> list[tuple[int, float]]:
+    """Step and logged training loss of a run."""
+    return [
+        (line["step"], line["value"])
+        for line in plan.folder.lines("metrics.jsonl")
+        if (line["split"], line["metric"]) == ("train", "loss")
     ]
-    return statistics.fmean(line["value"] for line in lines[-max(1, len(lines) // 4) :])
+
+
+def _final(losses: list[tuple[int, float]]) -> float:
+    """Mean training loss over the last quarter of a run."""
+    return statistics.fmean(loss for _, loss in losses[-max(1, len(losses) // 4) :])
 
 
 def _majority(task: Any, reading: Reading) -> dict[str, float]:

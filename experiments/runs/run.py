@@ -29,6 +29,7 @@ from experiments.runtime.files import write_whole
 from experiments.runtime.signals import Preempted, Stop, listening
 from experiments.store.finished import DID_NOT_LEARN
 from experiments.store.lock import Busy, Lost
+from experiments.training.stability import UNSTABLE
 
 if TYPE_CHECKING:
     from experiments.training.progress import Prepared
@@ -115,6 +116,12 @@ def run(plan: Plan) -> dict[str, Any]:
             f"elalora: {plan.label} did not learn: its training loss ended at that of a constant answer. Change "
             f"trainer.lr={plan.config.trainer.lr:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with singular values) "
             "or train longer",
+            error=True,
+        )
+    elif UNSTABLE in result["flags"]:
+        print_once(
+            f"elalora: {plan.label} was unstable: for more than a tenth of its steps its training loss lay above that "
+            f"of a constant answer. Lower trainer.lr={plan.config.trainer.lr:g}, or lengthen trainer.warmup",
             error=True,
         )
     if stop.signal is not None:

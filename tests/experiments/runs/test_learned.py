@@ -14,6 +14,7 @@ from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.store.finished import DID_NOT_LEARN
 from experiments.training.metrics import guessing_loss
+from experiments.training.stability import UNSTABLE
 
 
 def test_the_loss_of_a_constant_answer_is_the_labels_entropy_or_variance() -> None:
@@ -22,15 +23,13 @@ def test_the_loss_of_a_constant_answer_is_the_labels_entropy_or_variance() -> No
     assert guessing_loss(np.array([1.0, 2.0, 4.0], dtype=np.float32)) == pytest.approx(np.var([1.0, 2.0, 4.0]))
 
 
-@pytest.mark.parametrize(("rate", "learned"), [("1e-8", False), ("1e-2", True)])
-def test_a_run_that_did_not_learn_is_flagged(
-    rate: str, learned: bool, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def words_of(tmp_path: Path) -> list[str]:
+    """A task that a model learns in a few steps, and a method that trains all of it."""
     for split in ("train", "validation", "test"):
         rows = [f"{'a good film' if i % 2 else 'a bad one'},{i % 2}" for i in range(60)]
         (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     files = ",".join(f"{split}:'{tmp_path}/{split}.csv'" for split in ("train", "validation", "test"))
-    words = [
+    return [
         "task=own",
         f"task.files={{{files}}}",
         "task.text=[text]",
@@ -38,9 +37,26 @@ def test_a_run_that_did_not_learn_is_flagged(
         "method=full",
         "trainer.max_steps=80",
     ]
-    result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words, f"trainer.lr={rate}")))
-    assert (DID_NOT_LEARN in result["flags"]) is not learned
+
+
+@pytest.mark.parametrize(("rate", "learned"), [("1e-8", False), ("1e-2", True)])
+def test_a_run_that_did_not_learn_is_flagged(
+    rate: str, learned: bool, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words_of(tmp_path), f"trainer.lr={rate}"]
+    result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words)))
+    assert (DID_NOT_LEARN in result["flags"]) is not learned and UNSTABLE not in result["flags"]
     assert result["data"]["guessing_loss"] == pytest.approx(np.log(2))
     said = f"did not learn: its training loss ended at that of a constant answer. Change trainer.lr={rate[0]}"
     assert (said in capsys.readouterr().err) is not learned
     assert (DID_NOT_LEARN in load_runs(tmp_path / "runs")["flags"].iloc[0]) is not learned
+
+
+def test_a_run_that_trained_above_guessing_and_still_learned_is_flagged_as_unstable(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = [(step, 1.0 if step < 40 else 0.1) for step in range(9, 80, 10)]
+    monkeypatch.setattr("experiments.runs.result._losses", lambda plan: losses)
+    result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words_of(tmp_path), "trainer.lr=1e-2")))
+    assert UNSTABLE in result["flags"] and DID_NOT_LEARN not in result["flags"]
+    assert "was unstable" in (said := capsys.readouterr().err) and "Lower trainer.lr=0.01" in said

@@ -1,0 +1,77 @@
+"""What a run logged while it trained: its training loss and held-out scores by step, and how stable it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis.reading.result_row import reason
+from analysis.reading.rounds import RUN_AGAIN, load_predictions
+from elalora.errors import UserError
+from elalora.schedules import steps_of
+from experiments.store.foreign import DAMAGE, read_text
+from experiments.training.stability import Stability, stability
+
+Points = list[tuple[int, float]]
+
+
+class Curve(NamedTuple):
+    """Values by step, counted from 0.
+
+    Attributes:
+        loss: mean training loss since the last entry.
+        scores: the task's first metric on the split that was evaluated during training, in points.
+    """
+
+    loss: Points
+    scores: Points
+
+
+def load_curve(run: Mapping[str, Any]) -> Curve:
+    """The curve of a row of `load_runs`, from metrics.jsonl; empty without the file.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    path = Path(run["folder"]) / "metrics.jsonl"
+    loss: Points = []
+    scores: dict[str, Points] = {}
+    try:
+        for line in read_text(path).splitlines():
+            entry = json.loads(line)
+            point = (int(entry["step"]), float(entry["value"]))
+            if (entry["split"], entry["metric"]) == ("train", "loss"):
+                loss.append(point)
+            elif entry["split"] != "train" and entry["metric"] == run["metric"]:
+                scores.setdefault(entry["split"], []).append(point)
+    except FileNotFoundError:
+        return Curve([], [])
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
+    return Curve(loss, next((points for points in scores.values() if len(points) > 1), []))
+
+
+def guessing(run: Mapping[str, Any]) -> float:
+    """The loss of the best constant answer of a row of `load_runs`, NaN where there is none.
+
+    Results have that of the training items. Those of before it was stored give that of the reported items, which
+    differs by as much as the shares of the classes do; regression and summaries give none.
+    """
+    if not math.isnan(run["guessing"]):
+        return float(run["guessing"])
+    if run["settings"].get("task", {}).get("kind", "classification") != "classification":
+        return math.nan
+    try:
+        shares = load_predictions(run["folder"])["label"].value_counts(normalize=True)
+    except UserError:
+        return math.nan
+    return float(sum(-share * math.log(share) for share in shares))
+
+
+def stability_of(run: Mapping[str, Any], curve: Curve) -> Stability:
+    """How stable the run of a row of `load_runs` was."""
+    warmup = steps_of(run["settings"].get("trainer", {}).get("warmup", 0), run["steps"], "trainer.warmup")
+    return stability(curve.loss, guessing(run), warmup)

@@ -1,0 +1,89 @@
+"""Arms that were run at three learning rates or more, as curves over the seeds that all their rates have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.reading.arms import CELL, with_names
+from analysis.reading.curves import load_curve, stability_of
+from analysis.reading.result_row import digest
+from analysis.sections.arms import method_order
+from analysis.stats.rates import RateCurve, rate_curve
+
+LEAST_RATES = 3
+USABLE = "usable"
+
+
+class ArmCurve(NamedTuple):
+    """One arm's scores by learning rate.
+
+    Attributes:
+        name: within its cell, without the rate.
+        scores: index seeds, columns rates in rising order; no gaps.
+        unstable: share of unstable runs at every rate; NaN where no losses were logged.
+        dropped: rates that lack seeds the others have, for instance because their runs failed.
+        constant: score of a constant answer; NaN if unknown.
+        curve: what the scores say.
+    """
+
+    name: str
+    scores: pd.DataFrame
+    unstable: dict[float, float]
+    dropped: list[float]
+    constant: float
+    curve: RateCurve
+
+    @property
+    def verdict(self) -> str:
+        """ "usable", or why the best rate carries no comparison."""
+        if self.curve.edge:
+            return "best at the edge: extend the grid"
+        if self.unstable[self.curve.best] > 0.5:
+            return "best where most runs are unstable: lower rates or a longer warm-up"
+        return USABLE
+
+
+def rate_curves(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, list[ArmCurve]]]:
+    """Every cell with arms at three rates or more, and the curves of these arms.
+
+    Args:
+        runs: rows of `load_runs`, with the column rate.
+    """
+    settings = [_without_rate(tree) for tree in runs["settings"]]
+    runs = with_names(runs.assign(settings=settings, arm=[digest(tree) for tree in settings]))
+    cells = []
+    for _, cell in runs.groupby(CELL, sort=True):
+        groups = [arm for _, arm in cell.groupby(["arm", "fingerprint"], sort=False)]
+        groups.sort(key=lambda arm: (method_order(arm["method"].iloc[0]), arm["shown"].iloc[0]))
+        arms = [curve for arm in groups if (curve := _arm(arm)) is not None]
+        if arms:
+            cells.append((cell, arms))
+    return cells
+
+
+def _arm(arm: pd.DataFrame) -> ArmCurve | None:
+    scores = arm.pivot_table(index="seed", columns="rate", values="score")
+    most = scores.notna().sum().max()
+    whole = scores.loc[:, scores.notna().sum() == most].dropna()
+    if whole.shape[1] < LEAST_RATES or not len(whole):
+        return None
+    unstable = {
+        rate: _unstable(group) for rate, group in arm[arm["seed"].isin(whole.index)].groupby("rate") if rate in whole
+    }
+    constant = float(arm["majority"].iloc[0])
+    curve = rate_curve([float(rate) for rate in whole.columns], whole.to_numpy(float), constant)
+    dropped = [float(rate) for rate in scores.columns if rate not in whole]
+    return ArmCurve(str(arm["shown"].iloc[0]), whole, unstable, dropped, constant, curve)
+
+
+def _unstable(runs: pd.DataFrame) -> float:
+    """Share of unstable runs among those with logged losses."""
+    curves = [(run, curve) for run in runs.to_dict("records") if (curve := load_curve(run)).loss]
+    return sum(stability_of(*pair).unstable for pair in curves) / len(curves) if curves else math.nan
+
+
+def _without_rate(tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tree, "trainer": {key: value for key, value in tree.get("trainer", {}).items() if key != "lr"}}
