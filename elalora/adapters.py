@@ -148,8 +148,8 @@ class LowRankLinear(nn.Module):
             self._take_unchanged(a, b)
             return
         n = a.shape[0]
-        rows, upper_a = torch.linalg.qr(a.double().T)  # (d_in, n), (n, n)
-        columns, upper_b = torch.linalg.qr(b.double())  # (d_out, n), (n, n)
+        rows, upper_a = torch.linalg.qr(a.cpu().double().T)  # (d_in, n), (n, n); on the CPU for its float64
+        columns, upper_b = torch.linalg.qr(b.cpu().double())  # (d_out, n), (n, n)
         left, values, right = torch.linalg.svd(upper_b @ upper_a.T)  # b a = columns left S right rows^T
         self.A[:n] = (right @ rows.T).to(self.A)
         self.B[:n] = (columns @ left).T.to(self.B)

@@ -87,10 +87,11 @@ def check_mergeable(name: str, base: Any, delta: Tensor) -> None:
         return
     problem = "does not compute x W^T + b"
     try:
-        frozen, folded = copy.deepcopy(base).double().eval(), copy.deepcopy(base).double().eval()
-        folded.weight.add_(delta.double())
+        delta = delta.cpu().double()  # not every GPU has float64
+        frozen, folded = (copy.deepcopy(base).cpu().double().eval() for _ in range(2))
+        folded.weight.add_(delta)
         x = torch.randn(PROBE, base.in_features, generator=torch.Generator().manual_seed(0)).to(folded.weight)
-        update = x @ delta.double().T
+        update = x @ delta.T
         if torch.allclose(folded(x) - frozen(x), update, rtol=1e-6, atol=1e-9 * float(update.abs().max() + 1)):
             return
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -90,7 +90,7 @@ def mean_loss(rebuilt: Rebuilt) -> float:
     total = count = 0.0
     with torch.inference_mode():
         for weight, batch in rebuilt.batches:
-            total += weight * rebuilt.model(**batch).loss.double().item()
+            total += weight * rebuilt.model(**batch).loss.item()
             count += weight
     return total / count
 

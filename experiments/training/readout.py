@@ -119,7 +119,8 @@ class Summaries:
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """labels (b,) and logits (b, labels) in float64 on the CPU; raises NotFinite."""
     labels = batch["labels"].cpu()
-    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double().cpu()
+    # first to the CPU: Apple's GPUs have no float64
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.cpu().double()
     if not torch.isfinite(logits).all():
         raise NotFinite("an output is not finite; lower trainer.lr")
     return labels, logits
