@@ -40,7 +40,7 @@ smoke: setup ## every benchmark at hand with every method, 60 steps each (needs 
 	@$(run) -m pytest $(PYTEST) -m "slow or not slow" tests/experiments/standins/test_smoke.py
 
 reproduce-check: setup ## LoRA, AdaLoRA and ElaLoRA on DeBERTa against stated ranges (hub and GPU; WORDS=study.smoke=true anywhere)
-	@$(run) -m experiments.reproduce_check $(WORDS)
+	@"$(VENV)/bin/python" -m experiments.reproduce_check $(WORDS)
 
 notebooks: setup ## the notebooks of analysis/notebooks, executed on a small made-up store
 	@$(run) -m experiments.standins.study "$(TABLES)/made_up_store"

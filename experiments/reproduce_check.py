@@ -1,7 +1,8 @@
 """Runs the study reproduce_check and compares its means with published ranges: `python -m experiments.reproduce_check`
 
-Needs the DeBERTa-v3-base weights and GLUE (from the hub or folders) and a GPU. study.smoke=true runs the whole study on
-stand-ins, where the ranges do not apply. Further words are overrides as for run.py (store.root=...).
+Needs the DeBERTa-v3-base weights and GLUE (from the hub or folders) and a GPU. It starts with what `python -m
+experiments check +study=reproduce_check` does, and trains nothing if that fails. study.smoke=true runs the whole study
+on stand-ins, where the ranges do not apply. Further words are overrides as for run.py (store.root=...).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from elalora.errors import UserError
+from experiments.check import check, study_plans
 from experiments.config.compose import compose_run
 from experiments.config.explain import explain
 from experiments.runtime.pipes import as_command
@@ -85,11 +87,14 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Returns the exit code: 0 if all cells pass or no range applies, 1 if a cell or a run failed, 2 for a mistake."""
+    """Returns the exit code: 0 if all cells pass or no range applies, 1 if one or a run failed, 2 for a mistake."""
     from experiments.runs.run import run_plans
 
     try:
         config = compose_run([f"+study={STUDY}", *words])
+        if check(study_plans(cells_of(config))):
+            print("nothing was trained")
+            return 1
         code = run_study(config, run_plans)
         verdicts = judge(cells_of(config), ranges(), apply=not config.study.smoke)
     except (UserError, HydraException, OmegaConfBaseException) as error:

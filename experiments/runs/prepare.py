@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -23,6 +23,10 @@ from experiments.runs.plan import Plan
 from experiments.runtime.distributed import on_cpu
 from experiments.runtime.seeds import stream
 from experiments.training.progress import Prepared, Split, Splits
+
+if TYPE_CHECKING:
+    from experiments.data.protocols import Splits as Rows
+    from experiments.models.load import Loaded
 
 Value = TypeVar("Value")
 MOST = 2  # values a cache holds: a sweep over two tasks alternates between them
@@ -37,9 +41,6 @@ def prepare(plan: Plan) -> Prepared:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from elalora.targets import matrices_in, patterns_in
-    from experiments.models.fit import fit
-    from experiments.models.load import check_kind, load_model
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
 
@@ -47,24 +48,54 @@ def prepare(plan: Plan) -> Prepared:
     use_cpu(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=on_cpu())
-    task, seed = OmegaConf.to_object(config.task), config.seed
-    check_kind(config.model, task)
-    data, processor = data_of(plan), processor_of(plan)
-    model, head, read = load_model(config.model, task, stream(seed, "head"), plan.identity["model"].get("files"))
-    fit(config.model, task, model, processor)
+    task = OmegaConf.to_object(config.task)
+    loaded = load(plan)
     splits = splits_of(plan)
-    model = model.to(accelerator.device)
+    network = loaded.network.to(accelerator.device)
+    model, method = attach(plan, network, loaded.head, len(splits.train.data))
+    read = loaded.read
+    if task.kind != "image":
+        read = read | {"pad_token": processor_of(plan).pad_token}
+    readout = make_readout(task, processor_of(plan), model)
+    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read)
+
+
+def load(plan: Plan) -> Loaded:
+    """The run's pretrained model, after its data and tokenizer, which fit it.
+
+    Raises:
+        UserError: data, tokenizer or model cannot be read, are not the planned ones, or do not fit together.
+    """
+    from experiments.models.fit import fit
+    from experiments.models.load import check_kind, load_model
+
+    model, task = plan.config.model, OmegaConf.to_object(plan.config.task)
+    check_kind(model, task)
+    data_of(plan)
+    processor = processor_of(plan)
+    loaded = load_model(model, task, stream(plan.config.seed, "head"), plan.identity["model"].get("files"))
+    fit(model, task, loaded.network, processor)
+    return loaded
+
+
+def attach(plan: Plan, network: Any, head: list[str], items: int) -> tuple[Any, Method]:
+    """The model with its method, for a run over this many training items.
+
+    Raises:
+        UserError: the targets match other matrices than expected, or a source run does not fit.
+    """
+    from elalora.targets import matrices_in, patterns_in
+
     method = plan.method(plan.method_config, plan.budget)
     _set_pattern(plan, method)
-    total = run_length(config.trainer, len(splits.train.data))
-    targets = list(config.model.targets)
-    expected = config.model.matrices or matrices_in(model, targets)
-    model = method.attach(model, patterns_in(model, targets), total, keep=head, seed=stream(seed, "adapter"))
+    total = run_length(plan.config.trainer, items)
+    targets = list(plan.config.model.targets)
+    expected = plan.config.model.matrices or matrices_in(network, targets)
+    seed = stream(plan.config.seed, "adapter")
+    model = method.attach(network, patterns_in(network, targets), total, keep=head, seed=seed)
     _check_matrices(expected, method)
     _start_adapter(plan, method)
-    if task.kind != "image":
-        read = read | {"pad_token": processor.pad_token}
-    return Prepared(accelerator, data, splits, make_readout(task, processor, model), model, method, read)
+    return model, method
 
 
 def run_length(config: TrainerConfig, items: int) -> int:
@@ -163,17 +194,24 @@ def processor_of(plan: Plan) -> Any:
     return load_processor(plan.config.model, task, plan.identity["model"].get("files"))
 
 
+def rows_of(plan: Plan) -> Rows:
+    """The run's rows by their part in it: train, select and report."""
+    from experiments.data.protocols import apply_protocol
+
+    config = plan.config
+    return apply_protocol(
+        data_of(plan), OmegaConf.to_object(config.protocol), train_items=config.data.train_items,
+        seed=stream(config.seed, "subset"),
+    )  # fmt: skip
+
+
 @cached(_splits_key)
 def splits_of(plan: Plan) -> Splits:
     """The run's items, ready for batches."""
     from experiments.data.items import make_items
-    from experiments.data.protocols import apply_protocol
 
     config, processor = plan.config, processor_of(plan)
-    task, protocol = OmegaConf.to_object(config.task), OmegaConf.to_object(config.protocol)
-    rows = apply_protocol(
-        data_of(plan), protocol, train_items=config.data.train_items, seed=stream(config.seed, "subset")
-    )
+    task, rows = OmegaConf.to_object(config.task), rows_of(plan)
 
     def ready(dataset: Any, name: str) -> Split:
         return Split(name, make_items(dataset, processor, task, config.data.cache))

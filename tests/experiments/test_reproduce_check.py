@@ -90,6 +90,7 @@ def test_the_exit_code_is_1_for_a_failed_cell_or_run(score, smoke, study, code, 
     )
     monkeypatch.setattr(reproduce_check, "run_study", lambda config, do: study)
     monkeypatch.setattr(reproduce_check, "cells_of", lambda config: stored)
+    monkeypatch.setattr(reproduce_check, "check", lambda plans: 0)
     monkeypatch.setattr(reproduce_check, "ranges", lambda: [RTE])
     assert main([]) == code
     assert ("not applied" in capsys.readouterr().out) == smoke
@@ -103,6 +104,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch):
     def refuse(config, do):
         raise UserError("no GLUE here")
 
+    monkeypatch.setattr(reproduce_check, "check", lambda plans: 0)
     monkeypatch.setattr(reproduce_check, "run_study", refuse)
     assert main([]) == 2 and "no GLUE here" in capsys.readouterr().err
 
@@ -114,3 +116,12 @@ def test_every_stated_range_names_a_cell_of_the_study():
     study = {(cell.arm, cell.task) for cell in cells_of(compose_run(["+study=reproduce_check"]))}
     assert {(r.arm, r.task) for r in ranges()} <= study
     assert all(r.low < r.high and r.reading in ("last", "best") and r.source for r in ranges())
+
+
+def test_it_starts_with_the_check_and_trains_nothing_if_that_fails(capsys, monkeypatch):
+    checked = []
+    monkeypatch.setattr(reproduce_check, "check", lambda plans: checked.extend(plans) or 1)
+    monkeypatch.setattr(reproduce_check, "run_study", lambda config, do: pytest.fail("trained"))
+    assert main([]) == 1 and "nothing was trained" in capsys.readouterr().out
+    assert {plan.config.task.name for plan in checked} == {"rte", "cola", "sst2"}
+    assert {plan.config.model.name for plan in checked} == {"deberta_v3_base"}
