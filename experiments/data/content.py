@@ -10,6 +10,7 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
         task: determines input columns and label type.
         columns: at least idx, label and the inputs, for summaries also references, of equal length.
     """
+    import pyarrow
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
     label_types = {"regression": "float32", "summarization": "string"}
@@ -85,12 +87,13 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
     types["label"] = Value(label_types.get(task.kind, "int64"))
     if task.kind == "summarization":
         types["references"] = List(Value("string"))
-    features = Features(types)
-    count = len(columns["idx"])
+    schema, count = Features(types).arrow_schema, len(columns["idx"])
+    if task.kind == "regression":
+        columns = {**columns, "label": list(map(float, columns["label"]))}  # Arrow refuses long whole numbers
     # an Arrow array of bytes is limited to 2 GiB, so images are split over several
     chunk = IMAGES_PER_CHUNK if task.kind == "image" else max(count, 1)
     parts = [
-        Dataset.from_dict({name: list(columns[name][i : i + chunk]) for name in types}, features=features)
+        Dataset(pyarrow.table({name: columns[name][i : i + chunk] for name in types}, schema=schema))
         for i in range(0, max(count, 1), chunk)
     ]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
@@ -103,27 +106,27 @@ def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
     hash. Real labels are hashed in single precision, as they are stored; all references of a summary are hashed.
     """
     digest = hashlib.sha256()
-    pack_int = struct.Struct("<q").pack
-
-    def add(value: Any) -> None:
-        if isinstance(value, int):
-            digest.update(pack_int(value))
-        elif isinstance(value, float):
-            digest.update(struct.pack("<f", value))
-        elif isinstance(value, list):
-            add(len(value))
-            for part in value:
-                add(part)
-        else:
-            raw = value.encode("utf-8") if isinstance(value, str) else value
-            digest.update(pack_int(len(raw)) + raw)
-
     names = inputs(task)
     columns = ["idx", "label", *names, *(["references"] if task.kind == "summarization" else [])]
     for name in sorted(splits):
         digest.update(f"{name}\n{len(splits[name])}\n{len(names)}\n".encode())
         for rows in splits[name].iter(batch_size=ROWS_PER_BATCH):
-            for row in zip(*(rows[column] for column in columns), strict=True):
-                for value in row:
-                    add(value)
+            cells = (map(_packed, rows[column]) for column in columns)
+            digest.update(b"".join(chain.from_iterable(zip(*cells, strict=True))))
     return digest.hexdigest()
+
+
+def _packed(value: Any) -> bytes:
+    """A value as it is hashed; texts, images and lists behind their length."""
+    if isinstance(value, str):
+        value = value.encode("utf-8")
+    if isinstance(value, bytes):
+        return _INTEGER(len(value)) + value
+    if isinstance(value, int):
+        return _INTEGER(value)
+    if isinstance(value, float):
+        return struct.pack("<f", value)
+    return _INTEGER(len(value)) + b"".join(map(_packed, value))
+
+
+_INTEGER = struct.Struct("<q").pack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from elalora.errors import UserError
@@ -58,9 +59,13 @@ def whole(value: Any, real: bool = False) -> Any:
     """The whole number that a text spells, with `real` also as 1.0; other values unchanged."""
     if real and isinstance(value, float) and value.is_integer():
         return int(value)
-    spelt = value.strip() if isinstance(value, str) else ""
-    spelt = re.sub(r"\.0*$", "", spelt) if real else spelt
-    return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else value
+    return _whole(value, real) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=4096)  # a column has few labels and many rows
+def _whole(text: str, real: bool) -> int | str:
+    spelt = re.sub(r"\.0*$", "", text.strip()) if real else text.strip()
+    return int(spelt) if WHOLE.fullmatch(spelt.removeprefix("-")) else text
 
 
 def _class(labels: Sequence[str] | None, value: Any) -> Any:

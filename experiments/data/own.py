@@ -63,7 +63,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         _refuse_blank(task, named[name], columns)
     if task.kind in ("classification", "image"):
         refuse_untrained(task, raw, named)
-    splits = {name: make_split(task, columns) for name, columns in raw.items()}
+    splits = {name: make_split(task, raw.pop(name)) for name in named}
     if "validation" not in splits:
         splits = _with_validation(task, splits)
     return splits, "own files"

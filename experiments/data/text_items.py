@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FORMAT = 2  # raise when the cached file's layout changes
 PAD_MULTIPLE = 8
-SLICE = 10_000  # items tokenised at once; larger splits show a progress bar
+SLICE = 1_000  # items tokenised at once: Python's integers take many times the space of the ids that are kept
+MANY = 10_000  # items from which tokenising shows a progress bar
 PLACES = ("name_or_path", "is_local", "local_files_only")  # settings of a tokenizer that say where it lies
 IGNORED = -100  # label of a token that the loss ignores
 
@@ -68,8 +70,16 @@ class Ragged:
     @classmethod
     def of(cls, rows: list[list[int]], dtype: torch.dtype) -> Ragged:
         """Concatenates lists of unequal length."""
-        flat = torch.tensor([value for row in rows for value in row], dtype=dtype)
-        return cls(flat, torch.tensor([0, *map(len, rows)], dtype=torch.int64).cumsum(0))
+        lengths = torch.tensor([0, *map(len, rows)], dtype=torch.int64)
+        flat = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        return cls(torch.from_numpy(flat).to(dtype), lengths.cumsum(0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The rows of all parts."""
+        starts = np.cumsum([0, *(len(part.flat) for part in parts)]).tolist()
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
+        return cls(torch.cat([part.flat for part in parts]), torch.cat([torch.zeros(1, dtype=torch.int64), *offsets]))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -214,41 +224,45 @@ def _encode(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskConfig
 ) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Tensors by name, and the numbers of truncated inputs and targets."""
-    columns = dataset[:]
-    texts = [columns[name] for name in task.text]
     as_inputs = partial(tokenizer.__call__, return_attention_mask=False)
-    encoded, cut = _encode_rows(as_inputs, texts, task.max_length, "items")
-    tokens = Ragged.of(encoded["input_ids"], torch.int32)
-    tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(columns["idx"], dtype=torch.int64)}
+    encoded, cut = _encode_rows(as_inputs, dataset, list(task.text), task.max_length, "items")
+    tokens = encoded["input_ids"]
+    idx = torch.tensor(dataset["idx"][:], dtype=torch.int64)
+    tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": idx}
     if "token_type_ids" in encoded:
-        tensors["token_type_ids"] = Ragged.of(encoded["token_type_ids"], torch.uint8).flat
+        tensors["token_type_ids"] = encoded["token_type_ids"].flat.to(torch.uint8)
     if task.kind != "summarization":
         kind = torch.float32 if task.kind == "regression" else torch.int64
-        tensors["labels"] = torch.tensor(columns["label"], dtype=kind)
+        tensors["labels"] = torch.tensor(dataset["label"][:], dtype=kind)
         return tensors, (cut, 0)
 
     def as_targets(summaries: list[str], **options: Any) -> Any:
         return tokenizer(text_target=summaries, **options)
 
-    targets, cut_targets = _encode_rows(as_targets, [columns["label"]], task.target_length, "summaries")
-    labels = Ragged.of(targets["input_ids"], torch.int32)
+    targets, cut_targets = _encode_rows(as_targets, dataset, ["label"], task.target_length, "summaries")
+    labels = targets["input_ids"]
     return tensors | {"labels": labels.flat, "label_offsets": labels.offsets}, (cut, cut_targets)
 
 
 def _encode_rows(
-    encode: Callable[..., Any], texts: list[list[str]], limit: int, what: str
-) -> tuple[dict[str, list[list[int]]], int]:
+    encode: Callable[..., Any], dataset: Dataset, columns: list[str], limit: int, what: str
+) -> tuple[dict[str, Ragged], int]:
     """Ids of every row of these columns by name, truncated to `limit`, and the number of truncated rows.
 
-    Encoding slice by slice is equivalent because rows are independent.
+    Rows are independent, so they are encoded slice by slice, and of a slice only its ids stay, as integers of 32 bits.
     """
-    starts = range(0, max(len(texts[0]), 1), SLICE)
-    steps = tracked(starts, f"tokenising {len(texts[0]):,} {what}") if len(starts) > 1 else starts
-    parts = [encode(*(t[i : i + SLICE] for t in texts), truncation=True, max_length=limit) for i in steps]
-    encoded = {name: [row for part in parts for row in part[name]] for name in parts[0]}
-    full = [i for i, row in enumerate(encoded["input_ids"]) if len(row) == limit]
-    whole = encode(*([t[i] for i in full] for t in texts), verbose=False)["input_ids"] if full else []
-    return encoded, sum(len(row) > limit for row in whole)
+    parts: dict[str, list[Ragged]] = {}
+    cut, count, rows = 0, len(dataset), dataset.select_columns(columns)
+    starts = range(0, max(count, 1), SLICE)
+    for start in tracked(starts, f"tokenising {count:,} {what}") if count > MANY else starts:
+        texts = list(rows[start : start + SLICE].values())
+        encoded = encode(*texts, truncation=True, max_length=limit)
+        full = [i for i, row in enumerate(encoded["input_ids"]) if len(row) == limit]
+        whole = encode(*([t[i] for i in full] for t in texts), verbose=False)["input_ids"] if full else []
+        cut += sum(len(row) > limit for row in whole)
+        for name in encoded:
+            parts.setdefault(name, []).append(Ragged.of(encoded[name], torch.int32))
+    return {name: Ragged.joined(part) for name, part in parts.items()}, cut
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -97,17 +97,44 @@ def test_a_large_split_is_tokenised_in_slices_under_a_bar_and_comes_out_the_same
 ) -> None:
     whole = tokenise(pairs(), tokenizer, TWO, str(tmp_path / "whole"))
     monkeypatch.setattr(texts, "SLICE", 3)
+    monkeypatch.setattr(texts, "MANY", 3)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert same(tokenise(pairs(), tokenizer, TWO, str(tmp_path / "slices")), whole)
     assert f"tokenising {len(pairs())} items" in capsys.readouterr().err
 
 
+def test_tokenising_holds_the_python_numbers_of_one_slice_only(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Integers of Python take many times the space of the ids that are kept."""
+    most, alive = 0, 0
+
+    class Encoded(dict):  # type: ignore[type-arg]
+        def __init__(self, encoding: Any) -> None:
+            nonlocal most, alive
+            super().__init__(encoding)
+            alive += len(self["input_ids"])
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= len(self["input_ids"])
+
+    original = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *given, **named: Encoded(original(*given, **named)))
+    monkeypatch.setattr(texts, "SLICE", 10)
+    columns = {name: values * 20 for name, values in pairs()[:].items()}
+    columns["idx"] = list(range(len(columns["idx"])))
+    split = tokenise(make_split(TWO, columns), tokenizer, TWO, str(tmp_path))
+    assert len(split) == 80 and most <= 2 * 10
+
+
 def test_a_small_split_and_a_log_file_get_no_bar(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(texts, "SLICE", 3)
+    monkeypatch.setattr(texts, "MANY", 3)
     tokenise(pairs(), tokenizer, TWO, str(tmp_path / "log"))
-    monkeypatch.setattr(texts, "SLICE", len(pairs()))
+    monkeypatch.setattr(texts, "MANY", len(pairs()))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     tokenise(pairs(), tokenizer, TWO, str(tmp_path / "small"))
     assert capsys.readouterr().err == ""
