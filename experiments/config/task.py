@@ -5,6 +5,7 @@ Hydra checks a command against these dataclasses. Every start of `run.py` import
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -63,6 +64,10 @@ class TaskConfig:
         max_length, target_length: maximum tokens of an input, and of a summary that is trained on; longer ones are cut,
             and the cuts are counted.
         generate_length, beams: maximum number of generated tokens, and width of the beam search.
+        min_generate_length, length_penalty: minimum number of generated tokens, and exponent of the length by which a
+            beam's score is divided; null takes 0 and 1, and refuses a checkpoint that was made for other values.
+        no_repeat_ngram: no sequence of that many tokens is generated twice; 0 allows all. BART's checkpoints have 3.
+        early_stopping: whether the search ends with as many finished summaries as beams, as BART's checkpoints do.
         normalise: of images: "checkpoint" takes mean and deviation from the model's image processor, "imagenet" those
             of ImageNet, as ElaLoRA's code does.
         citation: what to cite in docs and tables.
@@ -92,6 +97,10 @@ class TaskConfig:
     target_length: int = 64
     generate_length: int = 62
     beams: int = 4
+    min_generate_length: int | None = added(None)
+    length_penalty: float | None = added(None)
+    no_repeat_ngram: int = added(3)
+    early_stopping: bool = added(True)
     normalise: Normalise = Normalise.checkpoint
     citation: str = ""
     verify: bool = True
@@ -113,6 +122,15 @@ def check_task(task: TaskConfig) -> None:
     for name in ("max_length", "target_length", "generate_length", "beams"):
         if getattr(task, name) < 1:
             raise UserError(f"task.{name}={getattr(task, name)} must be at least 1")
+    if not 0 <= (task.min_generate_length or 0) <= task.generate_length:
+        raise UserError(
+            f"task.min_generate_length={task.min_generate_length} must lie between 0 and task.generate_length="
+            f"{task.generate_length}"
+        )
+    if task.no_repeat_ngram < 0:
+        raise UserError(f"task.no_repeat_ngram={task.no_repeat_ngram} must be at least 0; 0 allows repetitions")
+    if task.length_penalty is not None and not math.isfinite(task.length_penalty):
+        raise UserError(f"task.length_penalty={task.length_penalty} must be finite; 1 divides by the length")
     classes = task.kind in ("classification", "image")
     if classes and task.num_labels < 2 or not classes and task.num_labels != 1:
         needed = "at least 2" if classes else "1"

@@ -8,16 +8,19 @@ from elalora.errors import UserError
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
 from experiments.data.text_items import PAD_MULTIPLE
+from experiments.models.decoding import decoding
 from experiments.models.padding import share_pad_token
 from experiments.models.positions import longest
 
 
 def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> None:
-    """Checks that tokenizer or image size and the task's lengths fit the model, and gives it the padding token.
+    """Checks that tokenizer or image size and the task's lengths fit the model.
+
+    The model gets the tokenizer's padding token, and the task's generation settings in place of its own.
 
     Raises:
-        UserError: token ids beyond the embedding, more tokens than positions, another padding token, or images of
-            another size.
+        UserError: token ids beyond the embedding, more tokens than positions, another padding token, generation
+            settings that the task leaves open, or images of another size.
     """
     if task.kind == "image":
         _check_size(model, network.config, processor.size)
@@ -37,6 +40,7 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
             # the decoder starts with a token that is not generated
             "generate_length": (task.generate_length + 1, longest(network, True)),
         }
+        network.generation_config = decoding(task, network.generation_config, f"model.path={model.path}")
     for name, (length, most) in limits.items():
         if most is not None and length > most:
             raise UserError(f"task.{name}={length} is more than the {most} positions of {model.name}; lower it")

@@ -33,7 +33,10 @@ LONG = 100_000  # steps; any schedule fits into that many, and listing its round
 WARMUP = 0.06  # the default of trainer.warmup, in whose spelling an equal number of steps is written
 # read for one kind of task only
 KINDS = {
-    "beams": ("summarization",), "generate_length": ("summarization",), "target_length": ("summarization",),
+    **dict.fromkeys(
+        ("beams", "generate_length", "target_length", "min_generate_length", "length_penalty", "no_repeat_ngram",
+         "early_stopping"), ("summarization",)
+    ),
     "max_length": ("classification", "regression", "summarization"), "normalise": ("image",),
 }  # fmt: skip
 # the architectures of the models of conf/model, whose configuration is not read before the run starts

@@ -56,6 +56,8 @@ def prepare(plan: Plan) -> Prepared:
     read = loaded.read
     if task.kind != "image":
         read = read | {"pad_token": processor_of(plan).pad_token}
+    if task.kind == "summarization":
+        read = read | {"decoding": model.generation_config.to_diff_dict()}
     readout = make_readout(task, processor_of(plan), model)
     return Prepared(accelerator, data_of(plan), splits, readout, model, method, read)
 

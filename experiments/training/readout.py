@@ -85,8 +85,7 @@ class Values(Classes):
 class Summaries:
     """Summaries by beam search with a key-value cache; the score of an item is its primary metric in points.
 
-    Beams and the most new tokens come from the task; anything else (length penalty, repeated n-grams) from the
-    checkpoint's generation settings.
+    The model's generation settings are the task's, as `experiments.models.fit` sets them.
     """
 
     def __init__(self, task: TaskConfig, tokenizer: Any, bare: nn.Module) -> None:
@@ -96,13 +95,7 @@ class Summaries:
 
     def read(self, model: nn.Module, items: Any, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
         """label is the list of references, prediction the generated text."""
-        generated = self.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            num_beams=self.task.beams,
-            max_new_tokens=self.task.generate_length,
-            use_cache=True,
-        )
+        generated = self.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         texts = [t.strip() for t in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         references = [items.references[i] for i in indices]
         scores = 100 * metrics.rouge(references, texts, self.metrics[:1])[self.metrics[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from elalora.errors import UserError
 from experiments.config.task import TaskConfig
 from experiments.data.image_items import ImageItems
 from experiments.data.items import make_items
+from experiments.models.decoding import decoding
 from experiments.models.files import embedded_minilm
 from experiments.training.metrics import rouge
 from experiments.training.readout import Classes, NotFinite, Values, make_readout
@@ -171,13 +173,16 @@ def bart(vocabulary):
 def test_summaries_are_those_of_plain_beam_search_whatever_the_batch(tokenizer, tmp_path):
     model = bart(len(tokenizer))
     items = make_items(news(), tokenizer, SUMMARY, str(tmp_path))
+    plainly = copy.deepcopy(model)
+    model.generation_config = decoding(SUMMARY, model.generation_config)
     readout = make_readout(SUMMARY, tokenizer, model)
+    search = {"num_beams": 2, "max_new_tokens": 5, "no_repeat_ngram_size": 3, "early_stopping": True}
     with torch.inference_mode():
         together = readout.read(model, items, [0, 1, 2], items.batch([0, 1, 2]))
         alone = [readout.read(model, items, [i], items.batch([i]))[0] for i in range(3)]
         for i, row in enumerate(alone):
             ids = tokenizer(DOCUMENTS[i], truncation=True, max_length=8, return_tensors="pt").input_ids
-            plain = model.generate(input_ids=ids, num_beams=2, max_new_tokens=5)
+            plain = plainly.generate(input_ids=ids, **search)
             assert row[2] == tokenizer.decode(plain[0], skip_special_tokens=True).strip()
     assert [row[:3] for row in together] == [row[:3] for row in alone]
     assert [row[0] for row in together] == [4, 5, 6] and together[1][1] == ["It rained.", "Other."]
