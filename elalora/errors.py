@@ -15,8 +15,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """The message as one printable line, whatever the quoted value contains."""
-        line = " ".join(super().__str__().split())
-        shown = "".join(c if c.isprintable() else "?" for c in line[:LONGEST])
+        parts = (part.strip() for part in super().__str__().splitlines())
+        line = " ".join(part for part in parts if part)
+        shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in line[:LONGEST])
         return shown + ("..." if len(line) > LONGEST else "")
 
 

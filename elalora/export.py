@@ -103,7 +103,7 @@ def export_trained(model: nn.Module, folder: str | Path) -> Path:
     """Saves every trained parameter and running statistic by its name, where the result is not a low-rank update."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    changed = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name in running_norms(model):
         changed |= {f"{name}.{key}": buffer for key, buffer in model.get_submodule(name).named_buffers()}
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in changed.items()}

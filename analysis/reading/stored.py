@@ -81,7 +81,7 @@ def read_stores(
         raise UserError(
             f"no finished run{f' of study {study}' if study else ''} in {', '.join(map(str, roots))}; "
             f"`python run.py{f' -m +study={study}' if study else ''}` makes one"
-            + (f"\n{summarise([*left_out, *map(str, unfinished)])}" if left_out or unfinished else "")
+            + "".join(f"; {line}" for line in summarise([*left_out, *map(str, unfinished)]).splitlines())
         )
     chosen = select(runs, filters)
     if not len(chosen):

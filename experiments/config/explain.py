@@ -57,13 +57,10 @@ def _line(error: Exception) -> str:
 
 
 def _unknown_choice(text: str, both: str) -> str | None:
-    match = re.search(r"[Cc]ould not find '([\w/]+)/([^'/]+)'", text)
+    match = re.search(r"[Cc]ould not find '(hydra/launcher|\w+)/([^']*)'", text)
     if not match:
         return None
     group, name = match.groups()
-    if group != "hydra/launcher" and "/" in group:  # Hydra takes model=a/b for a subgroup
-        group, _, folder = group.partition("/")
-        name = f"{folder}/{name}"
     if group == "budget":
         digits = match[1] if (match := re.fullmatch(r"\D*(\d+)", name)) else "N"
         one = f"budget=r{digits}" if digits != "N" and 1 <= int(digits) <= 64 else f"budget=r4 budget.rank={digits}"
@@ -89,6 +86,7 @@ def unknown_setting(key: str) -> str:
     """The line for a setting that does not exist: the settings that were probably meant, or all of its parent."""
     parent, _, leaf = key.rpartition(".")
     if meant := settings(key, _word_of(key).partition("=")[2]):
+        meant = [f"task=own {word}" if key_of(word.strip("'")) == key else word for word in meant]
         return f"unknown setting '{key}'; type {' or '.join(meant)}"
     names = _keys(parent)
     of_parent = f" of {parent}" if parent else ""
@@ -143,6 +141,8 @@ def _wrong_shape(text: str, both: str) -> str | None:
 def _wrong_type(text: str, both: str) -> str | None:
     match = re.search(r"full_key: (\S+)", both)
     key = match[1] if match else "a value"
+    if "is not Optional" in both:
+        return f"{key}=null is not allowed; give it a value, or leave it out"
     if match := re.search(r"Invalid value '(.*?)', expected one of \[(.*?)\]", both):
         return _unknown(f"{key}={match[1]}", match[1], match[2].split(", "))
     match = re.search(r"Value '(.*?)' of type '\w+' could not be converted to (\w+)", both) or re.search(

@@ -27,6 +27,7 @@ ALIASES = {
 FLAGS = dict.fromkeys(("-m", "--multirun", "-r", "--run", "--resolve", "--help", "-h", "--hydra-help"), False)
 FLAGS |= dict.fromkeys(("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name"), True)
 FLAGS |= dict.fromkeys(("-cd", "--config-dir", "--experimental-rerun"), True)
+HUB = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 COMMANDS = {"help": "--help", "plan": "--plan", "status": "python -m experiments status"}
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 DASHES = "\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
@@ -69,24 +70,55 @@ def for_unreadable(word: str, words: Sequence[str]) -> str:
     straight = word.translate(CURLY)
     key, equals, value = straight.partition("=")
     if not equals:
-        return _for_bare(word, before, after)
+        return _for_bare(word, before, after, words)
     if value.startswith("~/"):  # Hydra takes ~ for another thing, and the shell expands it in front of a word only
         return f"type {key}=$HOME{value[1:]}"
     if value.endswith(",") and after and "=" not in after:
         return f"a list has no blanks: type {_shell(word + after)}"
+    if key.lstrip("+") in (*GROUPS, "study"):
+        return _for_group(key, value)
     stripped = value.strip().rstrip(",;")
-    for attempt in (straight, f"{key.strip()}={stripped}") if stripped else ():
+    for attempt in (straight, f"{key.strip()}={stripped}") if re.search(r"\w", stripped) else ():
         if attempt != word and _reads(attempt):
             return f"type {_shell(attempt)}"
     open_bracket = any(value.count(a) != value.count(b) for a, b in ("[]", "()", "{}"))
     if declared(key) in (int, float):
         return "close its bracket" if open_bracket else f"type a number, such as {key}=1"
+    if open_bracket and (whole := _rejoined(word, words[position + 1 :])):
+        return f"a word with blanks goes in quotes: type {_shell(whole)}"
     if open_bracket:
         return f"close its bracket, or for a text type {_text_word(key, value)}"
     return f"type {for_text(straight)}"
 
 
-def _for_bare(word: str, before: str, after: str) -> str:
+def _rejoined(word: str, rest: Sequence[str]) -> str | None:
+    """The word with as many of the next ones as make an override, where the shell split it at its blanks."""
+    for count in range(1, len(rest) + 1):
+        if "=" in rest[count - 1]:
+            return None
+        if _reads(whole := " ".join([word, *rest[:count]])):
+            return whole
+    return None
+
+
+def _split_text(word: str, words: Sequence[str]) -> str | None:
+    """The override of a text that the shell split at its blanks, one part of which is this word."""
+    position = words.index(word) if word in words else 0
+    start = next((i for i in range(position - 1, -1, -1) if "=" in words[i]), None)
+    if start is None or declared(key_of(words[start])) is not str:
+        return None
+    end = next((i for i in range(position, len(words)) if "=" in words[i] or words[i].startswith("-")), len(words))
+    return " ".join(words[start:end])
+
+
+def _for_group(key: str, value: str) -> str:
+    """What to type for the unreadable name of a group's choice."""
+    names = _names(key.lstrip("+"))
+    near = nearest(value, names)
+    return f"type {key}={near}" if near else f"allowed: {', '.join(names)}"
+
+
+def _for_bare(word: str, before: str, after: str, words: Sequence[str]) -> str:
     if before.endswith("="):
         return f"an override has no blanks: type {_shell(before + word)}"
     if after.startswith("="):
@@ -106,6 +138,8 @@ def _for_bare(word: str, before: str, after: str) -> str:
     groups = [group for group in (*GROUPS, "study") if _plain(word) in map(_plain, _names(group))]
     if groups:
         return f"type {' or '.join(('+' if g == 'study' else '') + f'{g}={_near(word, _names(g))}' for g in groups)}"
+    if split := _split_text(word, words):
+        return f"a word with blanks goes in quotes: type {for_text(split)}"
     return "type NAME=VALUE"
 
 
@@ -135,6 +169,11 @@ def nearest(value: str, names: Sequence[str]) -> str | None:
 
 def for_choice(group: str, value: str) -> str | None:
     """What to type for a value of a group that is a path, a hub id or a table."""
+    if "://" in value and group in ("model", "task"):
+        address = HUB.match(value)
+        if group == "model" and address:
+            return f"for a hub id type model=local model.path={address[1]} model.revision=COMMIT"
+        return f"it is a URL: download it, and type {'model.path' if group == 'model' else 'task.files.train'}=PATH"
     if group == "model" and "/" in value:
         pinned = "" if value.startswith((".", "/", "~")) else " model.revision=COMMIT"
         return f"for a folder or a hub id type model=local {_shell(f'model.path={value}')}{pinned}"

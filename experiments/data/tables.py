@@ -92,10 +92,14 @@ def joined(parts: Sequence[Columns]) -> Columns:
     return {name: list(chain.from_iterable(part[name] for part in parts)) for name in shared}
 
 
+def _plain(name: Any) -> str:
+    return " ".join(str(name).split()).lower()
+
+
 def require_columns(label: str, present: Sequence[str], columns: Sequence[str]) -> None:
     """Refuses a table that lacks a column."""
     if missing := [name for name in columns if name not in present]:
-        near = next((name for name in present if str(name).strip().lower() == missing[0].strip().lower()), None)
+        near = next((name for name in present if _plain(name) == _plain(missing[0])), None)
         hint = f" (did you mean {near!r}?)" if near is not None else ""
         raise UserError(f"{label}: no column {missing[0]!r} among {listed(present)}{hint}")
 

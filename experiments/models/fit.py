@@ -43,7 +43,11 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
         network.generation_config = decoding(task, network.generation_config, f"model.path={model.path}")
     for name, (length, most) in limits.items():
         if most is not None and length > most:
-            raise UserError(f"task.{name}={length} is more than the {most} positions of {model.name}; lower it")
+            fits = most - (name == "generate_length")
+            raise UserError(
+                f"task.{name}={getattr(task, name)} does not fit the {most} positions of {model.name}; "
+                f"type task.{name}={fits}"
+            )
 
 
 def _check_size(model: ModelConfig, config: Any, made: tuple[int, int]) -> None:

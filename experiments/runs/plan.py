@@ -23,6 +23,7 @@ from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import steps_of
 from experiments.config.compose import compose_run, same_command
+from experiments.config.suggest import HUB
 from experiments.config.task import check_task
 from experiments.data.digests import digests
 from experiments.models.files import EMBEDDED, WEIGHTS
@@ -157,6 +158,8 @@ def _check_paths(config: DictConfig) -> None:
     paths |= {f"store.also[{number}]": also for number, also in enumerate(config.store.also)}
     paths |= {f"task.files.{split}": file for split, file in config.task.files.items()}
     for name, value in {**paths, "model.path": config.model.path}.items():
+        if value is not None:
+            _refuse_no_path(name, value)
         try:
             os.lstat(Path(value or "").expanduser())
         except (FileNotFoundError, NotADirectoryError):
@@ -166,6 +169,15 @@ def _check_paths(config: DictConfig) -> None:
             raise UserError(f"{name}={value} is not a valid path ({why})") from error
     if os.path.exists(config.store.root) and not os.path.isdir(config.store.root):
         raise UserError(f"store.root={config.store.root} is a file; type the path of a folder, which may be missing")
+
+
+def _refuse_no_path(name: str, value: str) -> None:
+    """Refuses an empty text, which would be the current folder, and a URL, which would be a folder of that name."""
+    if not value.strip():
+        raise UserError(f"{name}= is empty; type {name}=PATH, or leave it out (for the current folder type {name}=.)")
+    if "://" in value:
+        hub = HUB.match(value) if name == "model.path" else None
+        raise UserError(f"{name}={value} is a URL; type {name}={hub[1] if hub else 'PATH of a copy on this machine'}")
 
 
 def _check_counts(config: DictConfig) -> None:

@@ -111,6 +111,11 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
         report([tmp_path])
     with pytest.raises(UserError, match=r"no finished run in .*; `python run.py` makes one"):
         report([tmp_path], reading="best")
+    damaged = tmp_path / "rte" / "lora-r4-s0-0123456789"
+    damaged.mkdir(parents=True)
+    (damaged / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"makes one; .*lora-r4-s0-0123456789: left out, "):
+        report([tmp_path])
 
 
 def test_starting_up_imports_nothing_heavy() -> None:

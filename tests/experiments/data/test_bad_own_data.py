@@ -247,6 +247,12 @@ BAD: list[Bad] = [
         "train.csv: row 2 has no image.* relative to train.csv",
     ),
     (
+        "two blanks in a name",
+        text("train.csv", "text,my  label\na,0\n"),
+        {"label": "my label"},
+        r"no column 'my label' among 'text', 'my  label' \(did you mean 'my  label'\?\)",
+    ),
+    (
         "few rows to draw from",
         text("train.csv", "text,label\na,0\nb,1\n"),
         {},
