@@ -80,6 +80,7 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
     """
     import pyarrow
     from datasets import Dataset, Features, List, Value, concatenate_datasets
+    from datasets.fingerprint import generate_random_fingerprint
 
     label_types = {"regression": "float32", "summarization": "string"}
     types: dict[str, Any] = {"idx": Value("int64")}
@@ -93,7 +94,11 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
     # an Arrow array of bytes is limited to 2 GiB, so images are split over several
     chunk = IMAGES_PER_CHUNK if task.kind == "image" else max(count, 1)
     parts = [
-        Dataset(pyarrow.table({name: columns[name][i : i + chunk] for name in types}, schema=schema))
+        # without a given fingerprint the library pickles the whole table for one
+        Dataset(
+            pyarrow.table({name: columns[name][i : i + chunk] for name in types}, schema=schema),
+            fingerprint=generate_random_fingerprint(),
+        )
         for i in range(0, max(count, 1), chunk)
     ]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)

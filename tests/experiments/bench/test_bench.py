@@ -17,6 +17,7 @@ from experiments.bench.epoch import end_to_end
 from experiments.bench.report import table
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step
+from experiments.bench.tables import large_table, stage_lines
 from experiments.bench.timing import Ratio, interleaved, ratio, verdict
 
 
@@ -217,3 +218,17 @@ def test_starts_are_medians_with_a_verdict():
         "| help | 0.40 (0.30 to 0.50) | ≤ 1.5 | met |",
         "| first step | 8.50 (8.10 to 9.00) | ≤ 8 | missed |",
     ]
+
+
+def test_a_large_table_is_read_tokenised_and_read_from_the_cache_beside_the_library():
+    measured = large_table(items=60, blocks=2)
+    assert list(measured["seconds"]) == ["read and check", "tokenise and cache", "cached"]
+    assert measured["items"] == 60 and measured["tokens"] > 60 * 10
+    assert [row["what"] for row in measured["ratios"]] == ["tokenise and cache / datasets.map"]
+    assert measured["mebibytes"]["start"] <= measured["mebibytes"]["cached"]
+
+
+def test_the_stages_of_a_large_table_have_rates_and_memory_beyond_the_start():
+    found = {"items": 1000, "seconds": {"read": 0.5}, "mebibytes": {"start": 300.0, "read": 310.4}}
+    assert stage_lines(found)[0].startswith("| 1,000 pairs |")
+    assert stage_lines(found)[2:] == ["| read | 0.5 | 2,000 | 10 |"]

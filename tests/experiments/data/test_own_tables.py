@@ -243,6 +243,15 @@ def test_a_run_is_known_by_the_content_of_all_shards(tmp_path: Path) -> None:
     assert one["train"] == one["validation"]
 
 
+@pytest.mark.parametrize("given", ["train-*.csv", "**/train-?-of-2.csv", "'train-[01]-of-2.csv'", "."])
+def test_a_pattern_is_a_word_of_the_command(given: str, tmp_path: Path) -> None:
+    for number in range(2):
+        write_csv(tmp_path / f"train-{number}-of-2.csv", [(f"a{number}", 0), ("b", 1)])
+    words = ["task=own", f"task.files.train={given}", "task.files.validation=.", f"data.root={tmp_path}"]
+    files = make_plan(config(*words)).identity["task"]["files"]
+    assert len(files["train"]) == 64 and files["train"] == files["validation"]
+
+
 # -- labels ------------------------------------------------------------------------------------------------------
 
 

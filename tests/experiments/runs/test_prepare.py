@@ -101,3 +101,14 @@ def test_a_file_that_changed_is_read_again(loads, tiny_model_dir, tmp_path):
         words += [f"task.files.{split}={tmp_path / split}.csv" for split in ("train", "test", "validation")]
         found.append(data_of(make_plan(quick(tiny_model_dir, tmp_path, "method=lora", *words))).fingerprint)
     assert found[0] != found[1] and loads["load_task"] == 2
+
+
+def test_another_process_takes_the_token_ids_of_all_splits_from_the_cache(loads, tiny_model_dir, tmp_path, monkeypatch):
+    words = [*WHOLE, f"data.cache={tmp_path / 'cache'}"]
+    first = splits_of(make_plan(quick(tiny_model_dir, tmp_path, *words)))
+    assert not any(split.data.cached for split in (first.train, first.select, first.report))
+    for function in (data_of, processor_of, splits_of):
+        function.cache_clear()
+    monkeypatch.setattr("experiments.data.text_items._encode_rows", None)  # nothing is tokenised
+    second = splits_of(make_plan(quick(tiny_model_dir, tmp_path, *words, "seed=1")))
+    assert all(split.data.cached for split in (second.train, second.select, second.report))
