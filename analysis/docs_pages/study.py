@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.docs_pages import study_facts
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.output.writers import to_markdown
@@ -27,6 +28,7 @@ from experiments.studies.rules import TUNING_PART
 STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/docs_pages/study.template.md", "docs/study.md"
 IMAGES = "img/study"  # beside the page
 STUDIES = {"offline_main": "elalora", "attribution": ""}  # and the method to compare against, "" for the default
+FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 README = re.compile(r"(<!-- from the study: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
 
@@ -79,8 +81,8 @@ class Material:
 def fill(template: str, material: Material, images: Path | None = None) -> str:
     """The page: every mark in the template replaced.
 
-    Marks stand alone on a line: {table STUDY NAME}, {lines STUDY SECTION}, {figure STUDY STEM|caption}, {tuning STUDY},
-    {runs STUDY}.
+    Marks stand alone on a line: {table STUDY NAME}, {lines STUDY SECTION}, {figure STUDY STEM|caption}, {runs STUDY},
+    and {NAME STUDY} for the names in `FACTS`.
 
     Args:
         template: the text.
@@ -97,13 +99,13 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
             return to_markdown(material.table(study, name)).rstrip()
         if kind == "lines":
             return "\n".join(f"- {line}" for line in material.lines(study, name))
-        if kind == "tuning":
-            return _tuning(material.stored(study))
+        if kind in FACTS:
+            return FACTS[kind](material.stored(study))
         if kind == "runs":
             return _runs(material.stored(study))
         if kind == "figure":
             return _figure(material, study, name, caption or "", images)
-        raise UserError(f"{mark[0]}: unknown mark; allowed: table, lines, figure, tuning, runs")
+        raise UserError(f"{mark[0]}: unknown mark; allowed: table, lines, figure, runs, {', '.join(FACTS)}")
 
     return MARK.sub(put, template)
 
@@ -119,26 +121,6 @@ def _figure(material: Material, study: str, stem: str, caption: str, images: Pat
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn, images / file)
     return f"![{caption}]({IMAGES}/{file})\n\n*{caption}*"
-
-
-def _tuning(stored: Stored) -> str:
-    """Mean held-out score of every learning rate, the best of each arm in bold."""
-    assert stored.declared is not None
-    cells = stored.declared.cells
-    arms = cells[cells["part"] == TUNING_PART].set_index("id")["arm"]
-    frame = stored.tuning.assign(
-        rate=[float(tree["trainer"]["lr"]) for tree in stored.tuning["settings"]], arm=stored.tuning["id"].map(arms)
-    )
-    means = frame.groupby(["task", "arm", "rate"])["score"].mean().unstack("rate")
-    lines = [["Task", "Arm", *(f"{rate:g}" for rate in means.columns)], ["---", "---", *["---:"] * len(means.columns)]]
-    for (task, arm), row in means.iterrows():
-        cells_of_row = ["" if score != score else f"{score:.2f}" for score in row]
-        best = list(row.index).index(row.idxmax())
-        cells_of_row[best] = f"**{cells_of_row[best]}**"
-        lines.append([task.replace("_", "\\_"), arm.replace("_", "\\_"), *cells_of_row])
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    seeds = ", ".join(map(str, sorted(set(frame["seed"]))))
-    return f"{body}\n\n- Mean held-out score over seeds {seeds}; bold is the best."
 
 
 def _runs(stored: Stored) -> str:

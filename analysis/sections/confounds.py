@@ -17,8 +17,6 @@ from experiments.studies.rules import TUNING_PART
 SETTINGS = {  # setting: how the card names it; those that no arm has are left out
     "trainer.weight_decay": "Weight decay",
     "model.targets": "Targets",
-    "method.alpha": "alpha",
-    "method.rslora": "Scale alpha / sqrt(r)",
     "task.template": "Template",
     "task.loss_on": "Loss mask",
     "trainer.batch_size": "Batch",
@@ -79,6 +77,7 @@ def _facts(one: Runs, tried: dict[tuple[str, str], list[float]]) -> list[tuple[s
     facts: list[tuple[str, ...]] = []
     for name, text in (("Learning rate", _chosen), ("Rates tried", _range)):
         facts.append((name, *(_over(one, {t: text(one, arm, t, tried) for t in one.tasks}) for arm in sides)))
+    facts.append(("Scale", *(_over(one, {t: _scale(one, arm, t) for t in one.tasks}) for arm in sides)))
     flats = {arm: {t: flatten(r[0]["settings"]) for t in one.tasks if (r := one.of(arm, t))} for arm in sides}
     keys = {key for of_arm in flats.values() for flat in of_arm.values() for key in flat}
     plain = (*SETTINGS, *sorted(k for k in keys if k.startswith("trainer.") and k not in (*SETTINGS, *TUNED)))
@@ -105,6 +104,15 @@ def _chosen(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[fl
     rates, grid = one.rates(arm).get(task, []), tried.get((arm, task), [])
     edge = len(grid) > 1 and bool({grid[0], grid[-1]} & set(rates))
     return " and ".join(f"{lr:g}" for lr in rates) + (" (at the edge)" if edge else "")
+
+
+def _scale(one: Runs, arm: str, task: str) -> str:
+    """The rule for the factor on an arm's update, "16 / r" for instance."""
+    method: dict[str, Any] = next((run["settings"].get("method", {}) for run in one.of(arm, task)), {})
+    options = method.get("options") or {}
+    root = method.get("rslora") or options.get("use_rslora")
+    alpha = options.get("lora_alpha", method.get("alpha"))
+    return "" if alpha is None else f"{alpha:g} / {'sqrt(r)' if root else 'r'}"
 
 
 def _range(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[float]]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from analysis.docs_pages.study import IMAGES, PAGE, STORE, TEMPLATE, Material, fill, main, with_table
+from analysis.__main__ import parser
+from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TEMPLATE, Material, fill, main, with_table
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 
@@ -67,6 +69,31 @@ def test_the_learning_rates_on_the_page_of_studies_are_those_of_the_study() -> N
                 assert abs(tuned[task, arm, near] - float(score)) <= 0.0501, (task, arm, rate)
                 compared += 1
     assert compared == 2 * (4 + 4 + 3 + 1)
+
+
+def test_the_lead_and_the_equivalence_that_the_readme_names_are_the_page_s() -> None:
+    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (PAGE, "README.md"))
+    lead = re.search(r"\| SVD-LoRA \| 10 \| \+([\d.]+) \\\[\+([\d.]+), \+([\d.]+)\\\]", page)
+    assert lead and f"(by {lead[1]} points, 95 % interval {lead[2]} to {lead[3]})" in readme
+    alone = re.search(r"scored less fixed ranks is −([\d.]+) points \(95 % interval −([\d.]+) to \+([\d.]+)\)", page)
+    assert alone
+    assert f"scored less fixed ranks is −{alone[1]} points (95 % interval −{alone[2]} to {alone[3]})" in readme
+
+
+def test_the_commands_under_tracing_a_number_make_the_tables_of_the_page() -> None:
+    """The main study's tables are against ElaLoRA, which is not the default of the command."""
+    text = (CHECKOUT / PAGE).read_text(encoding="utf-8").split("## Tracing a number")[1]
+    words = [shlex.split(line.split("#")[0])[3:] for line in text.splitlines() if "-m analysis analysis" in line]
+    given = {args.study: args.baseline for args in map(parser().parse_args, words)}
+    assert given == STUDIES and all(parser().parse_args(w).stores == [STORE] for w in words)
+
+
+def test_the_page_says_what_its_losses_and_rates_allow() -> None:
+    page = " ".join((CHECKOUT / PAGE).read_text(encoding="utf-8").split())
+    for claim in ("form and stability", "inside the noise of two tuning seeds", "This part is exploratory"):
+        assert claim in page
+    row = re.search(r"\| vader\\_movies \| ElaLoRA \(paper\) \| 0.009 \| 0.693 \|.*?16 of 27 \|", page)
+    assert row, "the moves that were decided while the loss was above guessing"
 
 
 def test_the_template_has_no_number_of_a_result() -> None:

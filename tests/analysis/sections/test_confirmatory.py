@@ -313,7 +313,7 @@ def test_the_confound_card_names_rates_edges_and_sizes(tmp_path: Path) -> None:
     assert differs["Learning rate"] == ["0.001", "task0: 0.001 (at the edge); task1: 0.001"]
     assert differs["Rates tried"][0] == "task0: 0.0003 to 0.003 (3); task1: not tuned"
     assert differs["Parameters at the peak"] == ["task0: 129,024; task1: 64,512", "64,512"]
-    assert any("Steps 100" in note and "alpha 16.0" in note for note in card.notes)
+    assert any("Steps 100" in note and "Scale 16 / r" in note for note in card.notes)
 
 
 def test_arms_of_other_sizes_are_said_to_be(tmp_path: Path) -> None:
