@@ -1,4 +1,4 @@
-"""Image items for the model: decoded, resized, scaled to 0..1 and normalised.
+"""Image items for the model: decoded, resized, cropped, rescaled and normalised.
 
 There is no augmentation and no random crop (the VTAB-1k protocol uses none), so a batch is a pure function of its
 items. Decoded images are cached as bytes if the split fits into MEMORY.
@@ -28,7 +28,8 @@ class ImageItems:
 
     Args:
         dataset: columns idx, image (the encoded file's bytes) and label.
-        processor: has size (height, width), mean and std (3,), and resample (a PIL filter's number).
+        processor: has size (height, width), divisor, mean and std (3,), and makes bytes of that size by `fitted`
+            (`experiments.models.images`).
     """
 
     truncated = 0
@@ -62,7 +63,7 @@ class ImageItems:
         """
         stacked = torch.stack([self._pixels(i) for i in indices])  # uint8
         return {
-            "pixel_values": (stacked.float() / 255 - self.mean) / self.std,
+            "pixel_values": (stacked.float() / self.processor.divisor - self.mean) / self.std,
             "labels": self.labels[torch.as_tensor(indices)],
         }
 
@@ -72,13 +73,12 @@ class ImageItems:
             return self._decoded[index]
         from PIL import Image, UnidentifiedImageError
 
-        height, width = self.processor.size
         try:
             with Image.open(io.BytesIO(self.files[index]["image"])) as image:
-                fitted = as_rgb(image).resize((width, height), self.processor.resample)
+                fitted = self.processor.fitted(as_rgb(image))
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"image {int(self.idx[index])} cannot be decoded: {error}") from error
-        pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+        pixels = torch.from_numpy(fitted)
         if self._decoded is not None:
             self._decoded[index] = pixels
         return pixels

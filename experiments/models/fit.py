@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from elalora.errors import UserError
+import torch
+
+from elalora.errors import UserError, first_line
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
 from experiments.data.text_items import PAD_MULTIPLE
@@ -23,7 +25,7 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
             settings that the task leaves open, or images of another size.
     """
     if task.kind == "image":
-        _check_size(model, network.config, processor.size)
+        _check_size(model, network, processor.size)
         return
     rows = network.get_input_embeddings().num_embeddings
     if len(processor) > rows:
@@ -50,8 +52,17 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
             )
 
 
-def _check_size(model: ModelConfig, config: Any, made: tuple[int, int]) -> None:
-    size = getattr(config, "image_size", None)
-    size = (size, size) if isinstance(size, int) else size and tuple(size)
-    if size and size != made:
-        raise UserError(f"model.path={model.path} expects images of {size}, its preprocessor_config.json makes {made}")
+def _check_size(model: ModelConfig, network: Any, made: tuple[int, int]) -> None:
+    """Tries one image: DINOv2 and ConvNeXt take other sizes than their configuration names, ViT and CLIP do not."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(pixel_values=torch.zeros(1, 3, *made))
+    except (ValueError, RuntimeError) as error:
+        config = getattr(network.config, "vision_config", network.config)
+        raise UserError(
+            f"model.path={model.path} expects images of {getattr(config, 'image_size', 'another size')}, its "
+            f"preprocessor_config.json makes {made[0]} x {made[1]} ({first_line(error)})"
+        ) from error
+    finally:
+        network.train(training)

@@ -6,7 +6,6 @@ head has its own random stream, so that all arms of a seed start with the same h
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from experiments.models.files import (
     verify_file,
     weights_in,
 )
+from experiments.models.images import SETTINGS, ImageProcessor, image_processor
 from experiments.models.padding import set_pad_token
 from experiments.models.pickled import as_safetensors
 from experiments.models.positions import fix_computed
@@ -85,24 +85,7 @@ class Loaded(NamedTuple):
     read: dict[str, Any]
 
 
-class ImageProcessor(NamedTuple):
-    """The input format of an image model.
-
-    Attributes:
-        size: (height, width).
-        mean, std: of each channel, for values in 0..1.
-        resample: number of a PIL filter.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resample: int
-
-
 _LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)  # raised by damaged folders
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BICUBIC = 3  # PIL's number
 
 
 def check_kind(model: ModelConfig, task: TaskConfig) -> None:
@@ -163,30 +146,12 @@ def load_processor(model: ModelConfig, task: TaskConfig, planned: Mapping[str, s
 
 
 def _image_processor(model: ModelConfig, folder: Path, task: TaskConfig) -> ImageProcessor:
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
+    if not (folder / SETTINGS).is_file():
         raise UserError(
-            f"model.path={model.path} has no preprocessor_config.json, so it is not an image model; "
+            f"model.path={model.path} has no {SETTINGS}, so it is not an image model; "
             f"task={task.name} is {_kind(task)}: {_fitting(task)}"
         )
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        size = settings["size"]
-        edge = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
-        processor = ImageProcessor(
-            (int(edge[0]), int(edge[1])),
-            tuple(float(v) for v in settings["image_mean"]),
-            tuple(float(v) for v in settings["image_std"]),
-            int(settings.get("resample", BICUBIC)),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"model.path={model.path}: its preprocessor_config.json must give size, image_mean and image_std "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    if task.normalise == "imagenet":  # like ElaLoRA's image code, whatever the checkpoint was trained with
-        return processor._replace(mean=IMAGENET_MEAN, std=IMAGENET_STD, resample=BICUBIC)
-    return processor
+    return image_processor(model, folder, imagenet=task.normalise == "imagenet")
 
 
 def load_model(model: ModelConfig, task: TaskConfig, seed: int, planned: Mapping[str, str] | None = None) -> Loaded:

@@ -66,7 +66,14 @@ def png(pixels, mode="RGB"):
     return buffer.getvalue()
 
 
-WANTED = SimpleNamespace(size=(4, 6), mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.1), resample=Image.Resampling.BICUBIC)
+class WANTED:
+    """The format of a model: bytes of 4 x 6 pixels, and the numbers that follow."""
+
+    size, divisor, mean, std = (4, 6), 255.0, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1)
+
+    @staticmethod
+    def fitted(image):
+        return np.array(image.resize((6, 4), Image.Resampling.BICUBIC)).transpose(2, 0, 1).copy()
 
 
 def pictures(*files):
