@@ -1,12 +1,18 @@
-"""The code of docs/library.md, docs/saving.md and docs/quantised.md runs as it stands there."""
+"""The code of docs/library.md, docs/saving.md, docs/quantised.md and docs/trl.md runs as it stands there."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
+import tokenizers
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from experiments.models.files import embedded_minilm
 from experiments.runtime.places import CHECKOUT
@@ -57,3 +63,25 @@ def test_every_block_of_the_page_on_quantised_models_runs(tmp_path, monkeypatch)
     page = lambda block: block.replace('TrainingArguments("run",', 'TrainingArguments("run", use_cpu=True,')  # noqa: E731
     run_blocks("quantised.md", [scope], page)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_block_of_the_page_on_trl_runs(tmp_path, monkeypatch):
+    pytest.importorskip("trl", reason="needs TRL, which the lock file does not have: pip install trl")
+    monkeypatch.chdir(tmp_path)
+    words = ["<pad>", "</s>", *"abcdefgh"]
+    vocabulary = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    tokenizer = tokenizers.Tokenizer(vocabulary)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained("decoder")
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape)).save_pretrained("decoder")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a b c d"}\n{"text": "e f g h"}\n' * 20)
+    scope = {}
+
+    def page(block):
+        block = block.replace("Qwen/Qwen2.5-0.5B", "decoder")
+        return block.replace('SFTConfig("run",', 'SFTConfig("run", use_cpu=True, per_device_train_batch_size=1,')
+
+    run_blocks("trl.md", [scope], page)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and scope["method"].rounds_seen

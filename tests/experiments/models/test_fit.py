@@ -172,9 +172,7 @@ def test_a_batch_padded_to_a_multiple_of_8_must_fit_where_padding_takes_position
     rows = Ragged.of([tokenizer("a " * 200, truncation=True, max_length=most).input_ids], torch.int64)
     network(input_ids=rows.padded([0], 0))
     task.max_length = most + 1
-    with pytest.raises(
-        UserError, match=f"={most + 1} does not fit the {most} positions of m; .*max_length={most}"
-    ):
+    with pytest.raises(UserError, match=f"={most + 1} does not fit the {most} positions of m; .*max_length={most}"):
         fit(model, task, network, tokenizer)
 
 
