@@ -214,6 +214,24 @@ def vit(layers: int = 12) -> dict[str, bytes]:
     }
 
 
+def modernbert(layers: int = 22) -> dict[str, bytes]:
+    """ModernBERT: safetensors and the fast tokenizer alone."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        vocab_size=300, hidden_size=24, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=8192, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2,
+    )  # fmt: skip
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_max_length": 8192}
+    return {
+        "config.json": config_file(config),
+        "model.safetensors": safetensors(drawn(ModernBertForMaskedLM, config).state_dict()),
+        "tokenizer.json": byte_pairs()["tokenizer.json"],
+        "tokenizer_config.json": json.dumps(settings).encode(),
+        "special_tokens_map.json": b'{"pad_token": "<pad>"}',
+    }
+
+
 def model_files(name: str) -> dict[str, bytes]:
     """The files of a model of conf/model/, in its layout."""
     if name == "minilm_hub":
@@ -222,6 +240,8 @@ def model_files(name: str) -> dict[str, bytes]:
         return deberta_v3(12 if name.endswith("base") else 6)
     if name == "bert_base":
         return bert()
+    if name == "modernbert_base":
+        return modernbert()
     if name == "vit_b16_in21k":
         return vit()
     files, tensors = roberta() if name == "roberta_base" else bart(6 if name == "bart_base" else 12)
