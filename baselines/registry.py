@@ -21,6 +21,7 @@ METHODS = {
     "sora": "baselines.sora:SoRA",
     "prilora": "baselines.prilora:PRILoRA",
     "beamlora": "baselines.beamlora:BeamLoRA",
+    "flexlora": "baselines.flexlora:FlexLoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -110,7 +110,8 @@ class SVDLoRA(SVDMethod):
         c = self.config
         self.effects = SideEffects(c.D1, c.D2, c.D4)
         if self.effects != SideEffects():
-            self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
+            fall = "cubic" if c.scheduler else "constant"
+            self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, fall)
 
     def scale(self, rank: int) -> float:
         return self.config.alpha / self.mean_rank

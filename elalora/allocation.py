@@ -108,20 +108,32 @@ def decide(
     offers = growth_order(scores, pool, rule, rank1_growth, draw)
     for n in range(min(b, len(pool)), 0, -1):
         prune = [(m, i) for _, m, i in pool[:n]]
-        grow, blocked = _grow(prune, offers, {m: len(v) for m, v in scores.items()}, capacity, cost, spare)
+        grow, blocked = grow_within(prune, offers, {m: len(v) for m, v in scores.items()}, capacity, cost, spare)
         if len(grow) == n:
             return Decision(prune, grow, len(pool), blocked + min(b, len(pool)) - n)
     return Decision(pool=len(pool), blocked=min(b, len(pool)))
 
 
-def _grow(
-    prune: list[tuple[str, int]],
+def grow_within(
+    prune: Sequence[tuple[str, int]],
     offers: Sequence[str],
-    ranks: dict[str, int],
+    ranks: Mapping[str, int],
     capacity: Mapping[str, int],
     cost: Mapping[str, int] | None,
     spare: int | None,
 ) -> tuple[list[str], int]:
+    """As many gains as directions are pruned, in the order of the offers, as far as slots and budget allow.
+
+    Args:
+        prune: directions that are removed first.
+        offers: matrices that may gain a direction, one entry per gain.
+        ranks: of every matrix before the round.
+        capacity, cost, spare: see `decide`.
+
+    Returns:
+        The matrices that gain a direction, and the number of offers that a full matrix or the budget prevented.
+    """
+    ranks = dict(ranks)
     for name, _ in prune:
         ranks[name] -= 1
     left = None

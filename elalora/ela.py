@@ -166,7 +166,8 @@ class ElaLoRA(SVDMethod):
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
-        self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, c.scheduler)
+        fall = "cubic" if c.scheduler else "constant"
+        self.phases = plan_phases(total_steps, rank_sum, c.t_initial, c.t_final, c.interval, c.b, fall)
         self._rounds_due = len(self.phases.rounds())
         if self._rounds_due and self.mean_rank == 1 and not c.rank1_growth:
             raise UserError(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from elalora.errors import UserError
 
 SHAPES = ("linear", "cosine", "constant")
+# share of the first round's moves at progress p: ElaLoRA's, the steeper one of FlexLoRA's summary, and none
+FALLS: dict[str, Callable[[float], float]] = {
+    "cubic": lambda p: 1 - p**3,
+    "cubic_tail": lambda p: (1 - p) ** 3,
+    "constant": lambda p: 1.0,
+}
 
 
 class Schedule:
@@ -129,22 +135,20 @@ class Phases(ThreePhases):
 
     Attributes:
         moves: b, moves of the first round.
-        cubic: whether the moves fall to 0 over the adjustment phase.
+        fall: how the moves fall over the adjustment phase, one of `FALLS`.
     """
 
     moves: int
-    cubic: bool = True
+    fall: str = "cubic"
 
     def due(self, t: int) -> bool:
         """Whether a round with at least one move is due after step t."""
         return self.start < t < self.end and (t - self.start) % self.interval == 0 and self.moves_at(t) > 0
 
     def moves_at(self, t: int) -> int:
-        """Moves of a round after step t: round(b (1 - p^3)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
-        if not self.cubic:
-            return self.moves
+        """Moves of a round after step t: round(b f(p)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
         progress = min(1.0, max(0.0, (t - self.start) / (self.end - self.start)))
-        return round(self.moves * (1 - progress**3))
+        return round(self.moves * FALLS[self.fall](progress))
 
 
 def steps_of(value: float, total: int, name: str) -> int:
@@ -193,7 +197,7 @@ def plan_phases(
     final: float | None,
     interval: int | None,
     moves: int | None,
-    cubic: bool,
+    fall: str,
 ) -> Phases:
     """The phases of a run; None stands for a default that scales with it (`phase_settings`).
 
@@ -203,7 +207,7 @@ def plan_phases(
     t_i, t_f, every, b = map(int, cast(Any, phase_settings(total, rank_sum, start, final, interval, moves)))
     if not 0 <= b < 2**63:
         raise UserError(f"method.b={b} must be at least 0, and below 2^63")
-    phases = Phases(total, t_i, t_f, every, b, cubic)
+    phases = Phases(total, t_i, t_f, every, b, fall)
     if b and t_i + every >= phases.end:
         raise UserError(
             f"method.interval={every} is longer than the adjustment phase, steps {t_i} to {phases.end} of {total}: "
@@ -211,7 +215,7 @@ def plan_phases(
         )
     if b and not phases.rounds():
         raise UserError(
-            f"method.b={b} has fallen to 0 at the first round, step {t_i + every} of {total}: raise method.b, lower "
-            "method.interval, or type method.scheduler=false"
+            f"method.b has fallen to 0 at the first round, step {t_i + every} of {total}: raise method.b, lower "
+            "method.interval, or keep it constant (method.scheduler=false, in FlexLoRA method.fall=constant)"
         )
     return phases

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 FAMILIES = {
     **dict.fromkeys(("lora", "prilora", "beamlora", "sora", "peft"), "lora"),
-    **dict.fromkeys(("elalora", "svd_lora", "adalora"), "svd"),
+    **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora"), "svd"),
     "head": "head",
     "bitfit": "head",
     "full": "full",

@@ -38,6 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "prilora": {"every": 5},
     "beamlora": {},
     "beamlora-official": {"variant": "official", "keep": 0.7, "interval": 4},
+    "flexlora": {**PHASES, "b": 2},
+    "flexlora-official": {**PHASES, "b": 2, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -57,6 +57,7 @@ ARMS = {
     "sora": ["method=sora", *ACCUMULATION],
     "prilora": ["method=prilora", "method.every=4"],
     "beamlora": ["method=beamlora", "method.interval=4"],
+    "flexlora": ["method=flexlora", *MOVES],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

@@ -74,11 +74,11 @@ def test_rounds_of_the_official_scripts_are_those_counted_by_hand(name):
 
 
 def test_default_phases_follow_the_length_of_the_run():
-    phases = plan_phases(100, 144, None, None, None, None, True)
+    phases = plan_phases(100, 144, None, None, None, None, "cubic")
     assert (phases.start, phases.final, phases.interval, phases.moves) == (10, 25, 20, 8)
     assert phases.rounds() == [30, 50, 70]
     assert [phases.moves_at(t) for t in phases.rounds()] == [8, 6, 2]  # round(8 (1 - p^3)), p = 20/65, 40/65, 60/65
-    long = plan_phases(1000, 144, None, None, None, None, True)
+    long = plan_phases(1000, 144, None, None, None, None, "cubic")
     assert (long.start, long.final, long.interval) == (100, 250, 81)
 
 
@@ -103,7 +103,7 @@ def test_phases_are_named():
 def test_phases_that_do_not_fit_are_refused_with_the_setting_to_change(given, says):
     total, rank_sum, *rest = given
     with pytest.raises(UserError, match=says) as error:
-        plan_phases(total, rank_sum, *rest, True)
+        plan_phases(total, rank_sum, *rest, "cubic")
     assert "method." in str(error.value)
 
 

@@ -18,6 +18,8 @@ METHODS = {
     "sora": {},
     "prilora": {},
     "beamlora": {},
+    "flexlora": {**PHASES, "b": 2},
+    "flexlora official": {**PHASES, "b": 2, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},
