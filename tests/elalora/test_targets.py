@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from elalora import UserError
+from baselines.lora import LoRA, LoRAConfig
+from elalora import Budget, UserError
 from elalora.attach import find_linears, is_conv1d
 from elalora.targets import (
     ARCHITECTURES,
@@ -25,8 +26,8 @@ ROOT = CHECKOUT
 PAGE, CONF = ROOT / "docs" / "models.md", ROOT / "conf" / "model"
 
 
-def build(name, layers, width=16, inner=32, heads=2, deeper=0):
-    """The architecture with a head on the meta device; the decoder has `deeper` layers more than the encoder."""
+def build(name, layers, width=16, inner=32, heads=2, deeper=0, device="meta"):
+    """The architecture with a head; the decoder has `deeper` layers more than the encoder."""
     import transformers as tf
 
     encoder = {
@@ -41,11 +42,20 @@ def build(name, layers, width=16, inner=32, heads=2, deeper=0):
     t5 = {
         "vocab_size": 40, "d_model": width, "d_kv": width // heads, "d_ff": inner, "num_heads": heads,
         "num_layers": layers, "num_decoder_layers": layers + deeper,
+        "decoder_start_token_id": 0,
     }  # fmt: skip
     image = {k: encoder[k] for k in ("hidden_size", "num_attention_heads", "num_hidden_layers")} | {
         "intermediate_size": inner, "image_size": 16, "patch_size": 8,
     }  # fmt: skip
-    swin = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, layers - 1], "num_heads": [2, 2]}
+    swin = {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, layers - 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    }
+    keys = {"head_dim": 8, "num_key_value_heads": 1}
     clip = tf.CLIPConfig(vision_config=image, text_config=encoder)
 
     def sequence(family, **more):
@@ -71,16 +81,16 @@ def build(name, layers, width=16, inner=32, heads=2, deeper=0):
         "clip": lambda: tf.CLIPForImageClassification(clip),
         "clip_vision_model": lambda: tf.CLIPVisionModel(clip.vision_config),
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**encoder)),
-        "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**encoder)),
-        "qwen3": lambda: sequence("Qwen3", head_dim=8),
+        "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**encoder, num_key_value_heads=1)),
+        "qwen3": lambda: sequence("Qwen3", **keys),
         "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**encoder, num_key_value_heads=1)),
-        "gemma": lambda: sequence("Gemma", head_dim=8),
-        "gemma2": lambda: sequence("Gemma2", head_dim=8),
-        "gemma3_text": lambda: sequence("Gemma3Text", head_dim=8),
+        "gemma": lambda: sequence("Gemma", **keys),
+        "gemma2": lambda: sequence("Gemma2", **keys),
+        "gemma3_text": lambda: sequence("Gemma3Text", **keys),
         "phi3": lambda: sequence("Phi3"),
         "gpt2": lambda: sequence("GPT2", n_inner=inner),
     }
-    with torch.device("meta"):
+    with torch.device(device):
         return made[name]()
 
 
@@ -119,6 +129,28 @@ def test_every_set_matches_as_many_layers_as_it_says(name):
         if (isinstance(m, torch.nn.Linear) or is_conv1d(m)) and re.search(r"\.\d+\.", n) and "downsample" not in n
     }  # fmt: skip
     assert set(find_linears(model, patterns_in(model, ["all"]), outside=HEADS)) == blocks
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"clip_vision_model"}))
+def test_every_adapter_of_an_architecture_starts_at_zero_and_gets_a_gradient(name):
+    """T5 reads the weight of a feed-forward layer, fused projections split their output: both still see the adapter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(name, 2, device="cpu").eval()
+    image, ids = {"vit": 16, "dinov2": 16, "swin": 32, "clip": 16}.get(name.removesuffix("-gated")), torch.arange(3, 9)
+    inputs = {"pixel_values": torch.rand(2, 3, image, image)} if image else {"input_ids": ids.view(2, 3)}
+    if name in ("bart", "t5", "mt5-gated"):
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    elif name == "t5-gated":  # its classifier answers at the end of the text
+        inputs["input_ids"] = torch.tensor([[3, 4, 1], [5, 6, 1]])
+    before = model(**inputs).logits
+    method = LoRA(LoRAConfig(), Budget(2))
+    model = method.attach(model, patterns_in(model, ["all"]), 10, keep=[], seed=0)
+    assert len(method.adapters) == matrices_in(model, ["all"])
+    after = model(**inputs).logits
+    torch.testing.assert_close(after, before)
+    (after * torch.linspace(1, 2, after.numel()).view(after.shape)).square().sum().backward()
+    assert not [matrix for matrix, adapter in method.adapters.items() if not adapter.B.grad.abs().sum() > 0]
 
 
 def test_a_set_that_reaches_beyond_the_images_of_clip_is_noticed():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from architectures import PAIR, SMALL, random_model, save_tokenizer
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tiny_runs import config
 
@@ -21,6 +22,7 @@ from experiments.models.load import load_model, load_processor
 from experiments.models.padding import set_pad_token
 from experiments.models.positions import longest, tables
 from experiments.runs.plan import make_plan
+from experiments.runtime.places import CONF
 
 CLASSES = TaskConfig(name="t", source="files", subset="t", num_labels=3, max_length=16)
 NEWS = TaskConfig(
@@ -40,6 +42,12 @@ def loaded(model, task=CLASSES):
     network = load_model(model, task, 1).network
     fit(model, task, network, processor)
     return network.eval(), processor
+
+
+T5 = {
+    "vocab_size": SMALL["vocab_size"], "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
+    "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+}  # fmt: skip
 
 
 # -- padding -------------------------------------------------------------------------------------------------
@@ -239,3 +247,47 @@ def test_a_head_that_the_checkpoint_has_trains_as_a_new_one_does(tmp_path):
     model = folder_of(tmp_path, tf.XLMRobertaForSequenceClassification, settings, pad_token="<s>")
     assert load_model(model, CLASSES, 1).head == ["classifier"]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "xlm-roberta"
+
+
+def test_modernbert_keeps_the_head_of_its_checkpoint_and_reads_an_item_alone_as_in_a_batch(tmp_path):
+    """On the CPU, by the attention that conf/model/modernbert_base.yaml names."""
+    named = OmegaConf.load(CONF / "model" / "modernbert_base.yaml")
+    settings = tf.ModernBertConfig(
+        **SMALL, cls_token_id=1, sep_token_id=2, local_attention=4, classifier_pooling="mean"
+    )
+    model = folder_of(tmp_path, tf.ModernBertForMaskedLM, settings, pad_token="<pad>")
+    model.attention = named.attention
+    loaded_model = load_model(model, CLASSES, 1)
+    network, tokenizer = loaded_model.network.eval(), load_processor(model, CLASSES)
+    fit(model, CLASSES, network, tokenizer)
+    assert loaded_model.head == ["head", "classifier"]
+    stored = load_file(tmp_path / "model.safetensors")["head.dense.weight"]
+    assert torch.equal(network.head.dense.weight, stored)
+    rows = Ragged.of([tokenizer(text).input_ids for text in TEXTS], torch.int64)
+    mask = Ragged.of([[1] * n for n in rows.lengths], torch.int64)
+    with torch.inference_mode():
+        together = network(input_ids=rows.padded(range(3), 0), attention_mask=mask.padded(range(3), 0)).logits
+        for number, logits in enumerate(together):
+            alone = network(**tokenizer(TEXTS[number], return_tensors="pt")).logits[0]
+            torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "kind"),
+    [
+        (tf.ModernBertForMaskedLM, lambda: tf.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2), CLASSES),
+        (tf.T5ForConditionalGeneration, lambda: tf.T5Config(**T5), NEWS),
+        (tf.GPT2LMHeadModel, lambda: tf.GPT2Config(**SMALL, n_inner=32), CLASSES),
+        (tf.Phi3ForCausalLM, lambda: tf.Phi3Config(**SMALL), CLASSES),
+    ],
+    ids=["modernbert", "t5", "gpt2", "phi3"],
+)
+def test_dropout_reaches_the_layers_of_an_architecture(cls, settings, kind, tmp_path, monkeypatch):
+    model = folder_of(tmp_path, cls, settings(), pad_token="<pad>")
+    model.dropout, model.attention = 0.37, "eager"
+    network = load_model(model, kind, 1).network.train()
+    seen = []
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, p=0.5, *rest, **more: seen.append(p) or x)
+    ids = torch.full((2, 8), 7)
+    network(input_ids=ids, labels=ids if kind is NEWS else torch.tensor([0, 1]))
+    assert seen.count(0.37) >= 2 * settings().num_hidden_layers and set(seen) <= {0.37, 0.0}
