@@ -71,7 +71,9 @@ def _reason(error: Exception, revision: str | None) -> str:
         if status is not None:
             return f"the hub answers with status {status}: try again later"
     last = [*_with_causes(error)][-1]
-    return f"the transfer failed with {type(last).__name__}, {first_line(last).strip('.')}: run the same command again"
+    kind, line = type(last).__name__, first_line(last).strip(".")
+    what = "the hub cannot be reached" if kind.startswith("Connect") else "the transfer failed"
+    return f"{what} ({kind}: {line}): run the same command again"
 
 
 def _with_causes(error: Exception) -> Iterator[Exception]:

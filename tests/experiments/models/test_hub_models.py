@@ -86,7 +86,7 @@ def test_a_transfer_that_breaks_off_resumes_where_it_stopped(hub: Hub, monkeypat
 @pytest.mark.slow
 def test_a_transfer_that_never_ends_is_one_line_and_the_next_command_starts_again(hub: Hub):
     hub.cut["pytorch_model.bin"] = [0] * 6
-    with pytest.raises(UserError, match="the transfer failed with .*: run the same command again"):
+    with pytest.raises(UserError, match=r"the transfer failed \(.*\): run the same command again"):
         loaded()
     assert loaded().read["commit"] == COMMIT
 
@@ -95,7 +95,7 @@ def test_a_transfer_that_never_ends_is_one_line_and_the_next_command_starts_agai
 def test_a_hub_that_is_too_slow_is_one_line(hub: Hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
     hub.delay = 0.4
-    with pytest.raises(UserError, match="the transfer failed with ReadTimeout"):
+    with pytest.raises(UserError, match=r"the transfer failed \(ReadTimeout: "):
         loaded()
     hub.delay = 0.0
     assert loaded().read["commit"] == COMMIT
