@@ -14,18 +14,18 @@ from analysis.sections.arms import TUNED
 from analysis.sections.evidence import Runs, rate
 from experiments.studies.rules import TUNING_PART
 
-SETTINGS = {  # setting: how the card names it; those that no arm has are left out
+SETTINGS = {  # named where they are alike too; any other setting beside the method's only where it differs
     "trainer.weight_decay": "Weight decay",
     "model.targets": "Targets",
-    "task.template": "Template",
-    "task.loss_on": "Loss mask",
     "trainer.batch_size": "Batch",
+    "trainer.batches": "Order of items",
     "trainer.max_steps": "Steps",
     "trainer.warmup": "Warm-up",
     "trainer.schedule": "Schedule",
     "trainer.precision": "dtype",
     "data.train_items": "Training items",
 }
+METHOD = ("method.", "numerics.method", "budget")  # what the arms are compared in
 SIZES = {"params_initial": "at the start", "params_peak": "at the peak", "params_final": "at the end"}
 
 
@@ -80,10 +80,11 @@ def _facts(one: Runs, tried: dict[tuple[str, str], list[float]]) -> list[tuple[s
     facts.append(("Scale", *(_over(one, {t: _scale(one, arm, t) for t in one.tasks}) for arm in sides)))
     flats = {arm: {t: flatten(r[0]["settings"]) for t in one.tasks if (r := one.of(arm, t))} for arm in sides}
     keys = {key for of_arm in flats.values() for flat in of_arm.values() for key in flat}
-    plain = (*SETTINGS, *sorted(k for k in keys if k.startswith("trainer.") and k not in (*SETTINGS, *TUNED)))
-    for key in [key for key in plain if key in keys]:
+    others = sorted(key for key in keys if key not in (*SETTINGS, *TUNED) and not key.startswith(METHOD))
+    for key in [*(key for key in SETTINGS if key in keys), *others]:
         texts = [_over(one, {t: typed(flats[a][t].get(key)) for t in flats[a]}) for a in sides]
-        facts.append((SETTINGS.get(key, key), *texts))
+        if key in SETTINGS or len(set(texts)) > 1:
+            facts.append((SETTINGS.get(key, key), *texts))
     for count, when in SIZES.items():
         pairs = one.sizes(count)
         facts.append(

@@ -372,3 +372,14 @@ def test_without_a_study_runs_that_ended_otherwise_are_counted_by_folder(tmp_pat
     runs = load_runs(tmp_path)
     counted = failures(runs, runs.attrs["unfinished"])
     assert counted is not None and counted.rows[0][:5] == ["lora-r4", "1", "0", "0", "1"]
+
+
+def test_any_setting_beside_the_method_that_differs_is_on_the_card(tmp_path: Path) -> None:
+    """A template or a loss mask that one arm has and the other has not is a setting of the task."""
+    other = study(tmp_path, {"elalora": UP}, identity__task={"name": "task0", "template": "Q: {text}"})
+    cells = study(tmp_path, {"adalora": MIXED})
+    cells = pd.concat([cells, other[other["arm"] == "elalora"]])
+    runs, plan = load_runs(tmp_path), Study("main", cells, FAMILY)
+    card = confounds(runs, plan, confirm(runs, plan).compared)
+    assert card is not None
+    assert ["ElaLoRA (paper) with LoRA", "r4", "task.template", "Q: {text}", "null"] in card.rows
