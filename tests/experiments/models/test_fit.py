@@ -192,7 +192,7 @@ def test_positions_behind_the_padding_id_are_not_counted(family, size, tmp_path)
     pad = {"pad_token": "<s>" if family == "MPNet" else "<pad>"}
     model = folder_of(tmp_path, getattr(tf, f"{family}Model"), settings, **pad)
     task = TaskConfig(name="t", source="files", subset="t", num_labels=3, max_length=64)
-    with pytest.raises(UserError, match=f"task.max_length=64 is more than the {size} positions"):
+    with pytest.raises(UserError, match=f"task.max_length=64 does not fit the {size} positions"):
         loaded(model, task)
 
 
