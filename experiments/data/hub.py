@@ -47,8 +47,8 @@ def read_official(
     instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
     if task.hub_id is None:
         raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
-    on_hub = _hub_files(task, splits, instead)
-    source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{task.hub_revision}"
+    on_hub, commit = _hub_files(task, splits, instead)
+    source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{commit}"
     return {name: _read_shards(task, on_hub[name], columns) for name in splits}, source
 
 
@@ -59,8 +59,8 @@ def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str
     return {name: numbered(files) for name, files in found.items() if files}
 
 
-def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> dict[str, list[Path]]:
-    """The parquet files of each split in the hub's cache; what is missing is fetched.
+def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> tuple[dict[str, list[Path]], str]:
+    """The parquet files of each split in the hub's cache, and their commit; what is missing is fetched.
 
     Raises:
         UserError: no commit is pinned, the hub cannot be read, or the commit has no such files.
@@ -85,7 +85,7 @@ def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> dict[st
             f"loading script is never run; {instead}, or type task.hub_revision=refs/convert/parquet, the hub's own "
             "parquet copy"
         )
-    return files
+    return files, folder.name
 
 
 def _described(readme: Path, name: str | None) -> Mapping[str, list[list[str]]]:

@@ -21,6 +21,7 @@ from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
 from experiments.models.files import (
     EMBEDDED,
+    PICKLE,
     WEIGHTS,
     digests,
     embedded_minilm,
@@ -280,7 +281,8 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
 
     Args:
         path: "embedded", "digits", a local folder, or a hub id (owner/model).
-        sha256: expected checksum of model.safetensors, in a folder or on the hub; None skips the check.
+        sha256: expected checksum of model.safetensors, or of pytorch_model.bin where there is no other, in a folder or
+            on the hub; None skips the check.
         revision: commit of a hub id; a branch would name other files tomorrow.
 
     Raises:
@@ -299,7 +301,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         _check_pinned(path, sha256, revision)
         folder, remedy = hub_folder(path, revision), "give the checksum of this model: model.sha256=..."
     if sha256 is not None:
-        verify_file(folder / WEIGHTS, sha256, remedy)
+        verify_file(folder / (PICKLE if weights_in(folder) == [PICKLE] else WEIGHTS), sha256, remedy)
     return folder
 
 

@@ -83,6 +83,7 @@ def test_a_loading_script_is_not_run_and_the_hubs_own_parquet_copy_is_named(hub:
         load("scitldr", None, hub_revision=UNPINNED, **FREE)
     assert "\n" not in str(error.value) and not hub.asked("scitldr.py")
     data = load("scitldr", None, hub_revision="refs/convert/parquet", **FREE)
+    assert data.source == f"hub allenai/scitldr (Abstract) @{'6' * 40}"  # what the branch was when it was read
     assert data.splits["test"]["references"][:] == made_up(task_config("scitldr"), 12, 2)["target"]
 
 

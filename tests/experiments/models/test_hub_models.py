@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,13 @@ def test_safetensors_are_taken_where_there_are_both_and_the_pickle_is_not_fetche
     files |= {"model.safetensors": safetensors(tensors), "pytorch_model.bin": b"never read"}
     hub.add(Repo("owner/both", {COMMIT: files}))
     assert "pytorch_model.bin" not in loaded("owner/both").read["files"] and not hub.asked("pytorch_model.bin")
+
+
+def test_pickled_weights_are_pinned_by_their_own_checksum(hub: Hub, old_layout: dict[str, bytes]):
+    digest = hashlib.sha256(old_layout["pytorch_model.bin"]).hexdigest()
+    assert loaded(revision=None, sha256=digest).read["commit"] == COMMIT
+    with pytest.raises(UserError, match="pytorch_model.bin has sha256 .*give the checksum of this model"):
+        loaded(revision=None, sha256="0" * 64)
 
 
 def test_layer_norms_under_their_names_of_tensorflow_are_read(hub: Hub):
