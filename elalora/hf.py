@@ -243,9 +243,9 @@ class _Session:
         if output.metrics["did_not_learn"] and self.trainer.is_world_process_zero():
             print(
                 f"adapt: {self.method.title} did not learn: the training loss ended at {loss:.3f}, that of a constant "
-                f"answer among {classes} classes is {constant:.3f}. Change learning_rate="
-                f"{self.trainer.args.learning_rate:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with singular "
-                "values) or train longer"
+                f"answer among {classes} classes is {constant:.3f}. Train longer, or change "
+                f"learning_rate={self.trainer.args.learning_rate:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with "
+                "singular values)"
             )
 
     def _report_rounds(self, output: Any) -> None:

@@ -195,9 +195,12 @@ class Sweep:
         from experiments.store.status import read_store, retry
 
         failed = {plan.folder.path: plan for plan in self.plans if plan.id in self.failed}
+        alike: dict[str, list[Path]] = {}
         for path, plan in failed.items():
-            line = f"{plan.label} failed: {self.failed[plan.id][1]} (see {path})"
-            print(f"elalora: {line}", file=sys.stderr)
+            alike.setdefault(self.failed[plan.id][1], []).append(path)
+        for line, paths in alike.items():
+            more = f" and {counted(len(paths) - 1, 'more run')}" if len(paths) > 1 else ""
+            print(f"elalora: {failed[paths[0]].label}{more} failed: {line} (see {paths[0]})", file=sys.stderr)
         print(f"{len(self.done)} done, {len(self.failed)} failed, {len(self.skipped)} done before")
         roots = {path.parents[1] for path in failed if path.exists()}
         runs = [run for root in sorted(roots) for run in read_store(root) if Path(run.path) in failed]

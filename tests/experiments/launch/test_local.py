@@ -165,6 +165,16 @@ def test_the_live_line_says_how_far_the_runs_under_way_are(tmp_path):
     assert sweep._steps() == f"{plan.label} 40/100"
 
 
+def test_runs_that_failed_alike_are_one_line(tmp_path, capsys):
+    plans = [make_plan(config(f"store.root={tmp_path}", f"seed={seed}")) for seed in range(4)]
+    sweep = local.Sweep(plans, 1)
+    sweep.failed = {plan.id: (2, "no column 'x'") for plan in plans[:3]} | {plans[3].id: (1, "killed by signal 9")}
+    sweep._summary()
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{plans[0].label} and 2 more runs failed: no column 'x' (see {plans[0].folder.path})" in first
+    assert f"{plans[3].label} failed: killed by signal 9" in second
+
+
 @pytest.mark.slow
 def test_a_member_that_fails_stops_no_other_and_the_sweep_says_what_to_type(tiny_model_dir, tmp_path):
     more = ("method=lora", "trainer.max_grad_norm=null", "trainer.lr=1e30,1e-3,2e-3", "launcher.workers=2")
