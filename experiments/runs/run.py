@@ -114,8 +114,8 @@ def run(plan: Plan) -> dict[str, Any]:
     if DID_NOT_LEARN in result["flags"]:
         print_once(
             f"elalora: {plan.label} did not learn: its training loss ended at that of a constant answer. Train "
-            f"longer, or change trainer.lr={plan.config.trainer.lr:g} (in short runs 1e-3 suits LoRA, 3e-3 methods with "
-            "singular values)",
+            f"longer, or change trainer.lr={plan.config.trainer.lr:g} (in short runs 1e-3 suits LoRA, 3e-3 methods "
+            "with singular values)",
             error=True,
         )
     elif UNSTABLE in result["flags"]:

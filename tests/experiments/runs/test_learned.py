@@ -47,7 +47,7 @@ def test_a_run_that_did_not_learn_is_flagged(
     result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words)))
     assert (DID_NOT_LEARN in result["flags"]) is not learned and UNSTABLE not in result["flags"]
     assert result["data"]["guessing_loss"] == pytest.approx(np.log(2))
-    said = f"did not learn: its training loss ended at that of a constant answer. Train longer, or change trainer.lr={rate[0]}"
+    said = f"loss ended at that of a constant answer. Train longer, or change trainer.lr={rate[0]}"
     assert (said in capsys.readouterr().err) is not learned
     assert (DID_NOT_LEARN in load_runs(tmp_path / "runs")["flags"].iloc[0]) is not learned
 
