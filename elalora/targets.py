@@ -70,6 +70,9 @@ _VIT = Architecture(
 _CLIP = Architecture(
     ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"), ("q_proj", "v_proj"), outside_paper=("out_proj",)
 )
+_BART = Architecture(
+    ("q_proj", "k_proj", "v_proj", "layers.*.*.out_proj"), ("fc1", "fc2"), ("q_proj", "v_proj"), cross=True
+)
 _T5 = Architecture(("q", "k", "v", "o"), ("wi", "wo"), ("q", "v"), cross=True)
 _T5_GATED = replace(_T5, rest=("wi_0", "wi_1", "wo"))
 ARCHITECTURES = {
@@ -87,9 +90,10 @@ ARCHITECTURES = {
         ("attn.q", "attn.k", "attn.v", "attn.o"), ("intermediate.dense", "output.dense"), ("attn.q", "attn.v")
     ),
     "modernbert": Architecture(("Wqkv", "attn.Wo"), ("Wi", "mlp.Wo"), ("Wqkv",)),
-    "bart": Architecture(
-        ("q_proj", "k_proj", "v_proj", "layers.*.*.out_proj"), ("fc1", "fc2"), ("q_proj", "v_proj"), cross=True
-    ),
+    "bart": _BART,
+    "mbart": _BART,
+    "pegasus": _BART,
+    "marian": _BART,
     "t5": _T5,
     "t5-gated": _T5_GATED,
     "mt5-gated": _T5_GATED,

@@ -71,6 +71,9 @@ def build(name, layers, width=16, inner=32, heads=2, deeper=0, device="meta"):
         "mpnet": lambda: sequence("MPNet"),
         "modernbert": lambda: sequence("ModernBert", cls_token_id=1, sep_token_id=2),
         "bart": lambda: tf.BartForConditionalGeneration(tf.BartConfig(**bart)),
+        "mbart": lambda: tf.MBartForConditionalGeneration(tf.MBartConfig(**bart)),
+        "pegasus": lambda: tf.PegasusForConditionalGeneration(tf.PegasusConfig(**bart)),
+        "marian": lambda: tf.MarianMTModel(tf.MarianConfig(**bart, decoder_vocab_size=40, pad_token_id=0)),
         "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**t5, feed_forward_proj="relu")),
         "t5-gated": lambda: tf.T5ForSequenceClassification(tf.T5Config(**t5, feed_forward_proj="gated-gelu")),
         "mt5-gated": lambda: tf.MT5ForConditionalGeneration(tf.MT5Config(**t5)),
@@ -100,7 +103,9 @@ PAPER = {"deberta-v2": (12, 72), "bart": (6, 96), "vit": (12, 60), "bert": (6, 3
 COUNTS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta-v2", "mpnet"), (18, 18, 12, 6)),
     "modernbert": (12, 12, 6, 3),  # Wqkv and Wo, Wi and Wo
-    **dict.fromkeys(("bart", "t5"), (58, 58, 44, 22)),  # 3 + 4 + 4 attentions of 4, 3 + 4 feed-forward parts of 2
+    **dict.fromkeys(
+        ("bart", "mbart", "pegasus", "marian", "t5"), (58, 58, 44, 22)
+    ),  # 3 + 4 + 4 attentions of 4, 3 + 4 feed-forward parts of 2
     **dict.fromkeys(("t5-gated", "mt5-gated"), (65, 65, 44, 22)),  # a gate more in each of the 7
     **dict.fromkeys(("vit", "dinov2", "swin", "clip", "clip_vision_model"), (15, 18, 12, 6)),
     "dinov2-gated": (18, 21, 12, 6),
@@ -139,10 +144,10 @@ def test_every_adapter_of_an_architecture_starts_at_zero_and_gets_a_gradient(nam
         model = build(name, 2, device="cpu").eval()
     image, ids = {"vit": 16, "dinov2": 16, "swin": 32, "clip": 16}.get(name.removesuffix("-gated")), torch.arange(3, 9)
     inputs = {"pixel_values": torch.rand(2, 3, image, image)} if image else {"input_ids": ids.view(2, 3)}
-    if name in ("bart", "t5", "mt5-gated"):
+    if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
-    elif name == "t5-gated":  # its classifier answers at the end of the text
-        inputs["input_ids"] = torch.tensor([[3, 4, 1], [5, 6, 1]])
+    if name == "t5-gated":  # its classifier answers at the end of the text
+        inputs = {"input_ids": torch.tensor([[3, 4, 1], [5, 6, 1]])}
     before = model(**inputs).logits
     method = LoRA(LoRAConfig(), Budget(2))
     model = method.attach(model, patterns_in(model, ["all"]), 10, keep=[], seed=0)
