@@ -25,7 +25,7 @@ from analysis.sections.arms import PARAMETER_TOLERANCE, cell_notes
 from analysis.sections.claims import CORRECTIONS, sentence
 from analysis.sections.confounds import confounds
 from analysis.sections.evidence import Runs, collect, no_claim
-from analysis.sections.items import Answers
+from analysis.sections.items import MOST_RUNS, Answers
 from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
 from analysis.stats.verdicts import judge
 from elalora.errors import UserError
@@ -89,10 +89,12 @@ def confirm(
     done = {row["id"]: row for row in runs[runs["id"].isin(list(part["id"]))].to_dict("records")}
     failed = {run.short_id: run.ending for run in unfinished if run.ending}
     compared = [collect(part, done, failed, family, arm, budget) for budget in family.budgets for arm in family.arms]
-    answers = Answers() if last else None
+    answers = Answers() if last and len(done) <= MOST_RUNS else None
     records = [_record(one, family, level, answers) for one in compared]
     _tested(records, compared, family)
     notes = _notes(study.name, family, records, level)
+    if last and answers is None:
+        notes.append(f"No interval over items: it would read the predictions of {len(done)} runs, above {MOST_RUNS}.")
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         notes += cell_notes(cell)

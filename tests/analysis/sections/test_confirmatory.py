@@ -273,7 +273,9 @@ def test_a_declared_max_t_is_what_corrects_and_is_named(tmp_path: Path) -> None:
     assert "with step-down maxT over 2 comparisons p = 0.0078" in confirmation.sentences[0]
 
 
-def test_items_at_random_widen_the_interval_where_predictions_are_stored(tmp_path: Path) -> None:
+def test_items_at_random_widen_the_interval_where_predictions_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     cells, label, hard = [], np.arange(200) % 2, rng.random(200)
     for arm, level in (("lora", 0.80), ("elalora", 0.85)):
@@ -290,6 +292,10 @@ def test_items_at_random_widen_the_interval_where_predictions_are_stored(tmp_pat
     found = confirmation.table.frame.iloc[0]
     assert found["low_items"] < found["low"] < found["high"] < found["high_items"]
     assert "over seeds and items" in confirmation.sentences[0] and "Seeds and items" in confirmation.table.columns
+    monkeypatch.setattr("analysis.sections.confirmatory.MOST_RUNS", 15)
+    large = read(tmp_path, pd.DataFrame(cells), family).table
+    assert "Seeds and items" not in large.columns
+    assert "No interval over items: it would read the predictions of 16 runs, above 15." in large.notes
 
 
 def test_the_confound_card_names_rates_edges_and_sizes(tmp_path: Path) -> None:
