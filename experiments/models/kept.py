@@ -6,8 +6,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from elalora.errors import UserError
 from experiments.models.files import digests
@@ -30,8 +30,9 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if _locked(lock):
+            for left in folder.parent.glob(f".{folder.name}.*/"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
         if not _whole(folder):
             with new_folder(folder) as part:
                 make(part)
@@ -39,6 +40,15 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
                 if not _whole(folder):  # else another process has made it, and may be reading it
                     shutil.rmtree(folder, ignore_errors=True)
     return folder
+
+
+def _locked(file: TextIO) -> bool:
+    """Waits for the lock; False where the file system has none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _whole(folder: Path) -> bool:

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from elalora.errors import UserError, first_line
@@ -37,7 +38,7 @@ def as_safetensors(folder: Path, label: str) -> Path:
         label: how messages name it.
 
     Raises:
-        UserError: a pickle holds more than tensors, or cannot be read.
+        UserError: a pickle holds more than tensors, or cannot be read; or the cache cannot be written.
     """
     names = weights_in(folder)
     if not names or names[0] not in (PICKLE, PICKLE_INDEX):
@@ -57,7 +58,14 @@ def as_safetensors(folder: Path, label: str) -> Path:
         if PICKLE_INDEX in names:
             _write_index(folder / PICKLE_INDEX, part / INDEX)
 
-    return kept(cache_dir(None) / "safetensors" / key, make)
+    cache = cache_dir(None)
+    try:
+        return kept(cache / "safetensors" / key, make)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{label}: its weights cannot be written as safetensors into {cache} ({first_line(error)}); make room, or "
+            "set ELALORA_CACHE to another folder"
+        ) from error
 
 
 def _renamed(pickle: str) -> str:

@@ -85,7 +85,7 @@ def test_a_conversion_that_fails_leaves_nothing_behind(folder: Path, monkeypatch
 
     (folder / PICKLE).write_bytes(pickle(tensors()))
     monkeypatch.setattr(pickled, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"cannot be written as safetensors into .*No space.*set ELALORA_CACHE"):
         as_safetensors(folder, "x")
     left = [file for file in (folder.parent / "cache").rglob("*") if file.is_file() and not file.name.endswith(".lock")]
     assert left == []
@@ -101,6 +101,16 @@ def test_a_folder_with_pickled_weights_is_known_by_their_content(folder: Path):
     (folder / WEIGHTS).write_bytes(b"these count")
     assert set(digests(folder)) == {"config.json", WEIGHTS}
     assert as_safetensors(folder, "x") == folder
+
+
+def test_what_a_killed_conversion_left_is_removed(folder: Path):
+    (folder / PICKLE).write_bytes(pickle(tensors()))
+    made = as_safetensors(folder, "x")
+    left = made.with_name(f".{made.name}.99999")
+    left.mkdir()
+    (left / WEIGHTS).write_bytes(b"half")
+    (made / WEIGHTS).unlink()
+    assert as_safetensors(folder, "x") == made and not left.exists() and load_file(made / WEIGHTS)
 
 
 class Runs:
