@@ -66,7 +66,7 @@ HEADS = {
     "vit": ["classifier"],
     **dict.fromkeys(CAUSAL, ["score"]),
     **dict.fromkeys(("xlm-roberta", "camembert", "mpnet", "dinov2", "swin", "clip", "convnext"), ["classifier"]),
-    **dict.fromkeys(("t5", "mt5"), ["classification_head"]),
+    **dict.fromkeys(("t5", "mt5", "mbart"), ["classification_head"]),
     **dict.fromkeys(
         ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2"), ["score"]
     ),
