@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.output.table import Table, signed, signed_range
 from analysis.output.writers import to_markdown
-from analysis.reading.rounds import load_losses, load_predictions, load_rounds
+from analysis.reading.curves import guessing, load_curve, warmup_steps
+from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
 from analysis.stats.seeds import summary
 from experiments.studies.rules import TUNING_PART
@@ -66,9 +67,10 @@ def losses(stored: Stored) -> str:
     """Where the mean training loss of every arm lay above that of guessing, and what was moved there."""
     rows = []
     for (task, name), arm in stored.runs.groupby(["task", "shown"], sort=True):
-        curves = pd.DataFrame([load_losses(folder) for folder in arm["folder"]])
-        curves = curves.loc[:, [step for step in curves.columns if step >= _warm_up(arm)]]
-        guess = _guessing(arm["folder"].iloc[0])
+        runs = arm.to_dict("records")
+        curves = pd.DataFrame([dict(load_curve(run).loss) for run in runs])
+        curves = curves.loc[:, [step for step in curves.columns if step >= warmup_steps(runs[0])]]
+        guess = guessing(runs[0])
         above_guess = curves > guess
         mean, peak = curves.mean(), int(curves.mean().idxmax())
         above = [int(step) for step in mean.index if mean[step] > guess]
@@ -89,19 +91,6 @@ def losses(stored: Stored) -> str:
         "guessing, of all."
     ]
     return _markdown("Training loss against guessing.", columns, rows, notes)
-
-
-def _guessing(folder: str) -> float:
-    """The entropy of a run's reported classes in nats."""
-    shares = load_predictions(folder)["label"].value_counts(normalize=True).to_numpy(float)
-    return float(-(shares * np.log(shares)).sum())
-
-
-def _warm_up(arm: pd.DataFrame) -> float:
-    """Steps of warm-up, which is given as a share of all or as a number of steps."""
-    trainer = arm["settings"].iloc[0]["trainer"]
-    given = float(trainer.get("warmup") or 0)
-    return given * trainer["max_steps"] if given < 1 else given
 
 
 def _moves(folders: Sequence[str], above: Sequence[int]) -> str:

@@ -73,5 +73,9 @@ def guessing(run: Mapping[str, Any]) -> float:
 
 def stability_of(run: Mapping[str, Any], curve: Curve) -> Stability:
     """How stable the run of a row of `load_runs` was."""
-    warmup = steps_of(run["settings"].get("trainer", {}).get("warmup", 0), run["steps"], "trainer.warmup")
-    return stability(curve.loss, guessing(run), warmup)
+    return stability(curve.loss, guessing(run), warmup_steps(run))
+
+
+def warmup_steps(run: Mapping[str, Any]) -> int:
+    """Steps of warm-up of a row of `load_runs`."""
+    return steps_of(run["settings"].get("trainer", {}).get("warmup", 0), run["steps"], "trainer.warmup")

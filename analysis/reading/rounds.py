@@ -54,21 +54,6 @@ def load_rounds(run_dir: str | Path) -> list[dict[str, Any]]:
     return rounds
 
 
-def load_losses(run_dir: str | Path) -> dict[int, float]:
-    """Training loss by step, each the mean since the line before, from metrics.jsonl.
-
-    Raises:
-        UserError: the file is missing, or a line of it is damaged.
-    """
-    path = Path(run_dir) / "metrics.jsonl"
-    try:
-        lines = [clean_tree(json.loads(line)) for line in read_text(path).splitlines()]
-        losses = [line for line in lines if (line["split"], line["metric"]) == ("train", "loss")]
-        return {int(line["step"]): float(line["value"]) for line in losses}
-    except DAMAGE as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
-
-
 def load_predictions(run_dir: str | Path) -> pd.DataFrame:
     """Items of the reported split: idx, label, prediction, score, ordered by idx.
 

@@ -26,7 +26,7 @@ from analysis.reading.settings import cell_of, flatten
 from analysis.reading.stored import Stored
 from analysis.sections.arms import TUNED
 from analysis.sections.attribution_figure import draw
-from analysis.sections.evidence import no_claim
+from analysis.sections.evidence import no_claim, unstable
 from analysis.stats.factorial import MEANING, RANKS, Effect, Factorial
 from experiments.studies.smallest_p import least_pairs, smallest_p
 
@@ -96,8 +96,9 @@ def _complete(group: pd.DataFrame, label: str, gaps: list[str]) -> Factorial | N
         return None
     scores = whole.to_numpy(float).reshape(len(whole), 3, 2, 2, len(tasks)).mean(axis=-1)
     source = "; ".join(dict.fromkeys(group["citation"]))
-    reasons = no_claim(group[group["seed"].isin(whole.index)].to_dict("records"))
-    return Factorial(scores, [int(s) for s in whole.index], tasks, label, source, reasons)
+    used = group[group["seed"].isin(whole.index)].to_dict("records")
+    wild = sum(bool(unstable(run)) for run in used)
+    return Factorial(scores, [int(s) for s in whole.index], tasks, label, source, no_claim(used), wild)
 
 
 def cell_name(cell: Sequence[int]) -> str:
@@ -179,6 +180,11 @@ def paragraph(factorial: Factorial, alpha: float = 0.05) -> str:
         f"Without side effects scored less fixed ranks is {signed(alone.mean)} points (95 % interval "
         f"{signed(alone.low)} to {signed(alone.high)}), equivalent within {alone.margin:.2f} points."
     )
+    if 2 * factorial.unstable > factorial.scores.size * len(factorial.tasks):
+        parts.append(
+            f"{factorial.unstable} of the {factorial.scores.size * len(factorial.tasks)} runs are unstable, so this is "
+            "about an unstable rate and says nothing about a stable one."
+        )
     if len(factorial.seeds) < least_pairs(alpha, len(results)):
         parts.append(
             f"So few seeds cannot reach the level (it takes {least_pairs(alpha, len(results))}), "

@@ -23,8 +23,8 @@ from analysis.reading.stored import Stored
 from analysis.reading.study import Study
 from analysis.sections.arms import PARAMETER_TOLERANCE, cell_notes
 from analysis.sections.claims import CORRECTIONS, sentence
-from analysis.sections.confounds import confounds
-from analysis.sections.evidence import Runs, collect, no_claim
+from analysis.sections.confounds import at_edge, confounds, tried_rates
+from analysis.sections.evidence import Runs, collect, no_claim, unstable_arms
 from analysis.sections.items import MOST_RUNS, Answers
 from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
 from analysis.stats.verdicts import judge
@@ -90,7 +90,8 @@ def confirm(
     failed = {run.short_id: run.ending for run in unfinished if run.ending}
     compared = [collect(part, done, failed, family, arm, budget) for budget in family.budgets for arm in family.arms]
     answers = Answers() if last and len(done) <= MOST_RUNS else None
-    records = [_record(one, family, level, answers) for one in compared]
+    tried = tried_rates(runs, study)
+    records = [_record(one, family, level, answers, at_edge(one, tried)) for one in compared]
     _tested(records, compared, family)
     notes = _notes(study.name, family, records, level)
     if last and answers is None:
@@ -124,12 +125,15 @@ def _tested(records: list[dict[str, Any]], compared: Sequence[Runs], family: Fam
             record |= {"p_equivalent": verdict.p_equivalent, "equivalent": verdict.equivalent}
 
 
-def _record(one: Runs, family: FamilyConfig, level: float, answers: Answers | None) -> dict[str, Any]:
-    """Everything about one arm at one budget but its tests."""
+def _record(
+    one: Runs, family: FamilyConfig, level: float, answers: Answers | None, edges: Sequence[str]
+) -> dict[str, Any]:
+    """Everything about one arm at one budget but its tests; `edges` are reasons against a claim."""
+    rows = list(one.present.values())
     record: dict[str, Any] = {
         "arm": one.arm, "baseline": one.base, "budget": one.budget, "tasks": len(one.tasks), "missing": len(one.open),
         "failed": len(one.lost), "collapsed": sum(run["collapsed"] for run in one.present.values()),
-        "no_claim": no_claim(list(one.present.values())),
+        "no_claim": "; ".join(filter(None, [no_claim(rows), *unstable_arms(rows), *edges])),
     }  # fmt: skip
     record |= {"sizes": one.sizes(), **_words(one)}
     if sizes := list(one.sizes().values()):

@@ -40,7 +40,7 @@ def confounds(runs: pd.DataFrame, study: Study, compared: Sequence[Runs]) -> Tab
     Returns:
         None where no comparison has runs of both arms.
     """
-    tried = _tried(runs, study)
+    tried = tried_rates(runs, study)
     records: list[dict[str, str]] = []
     alike: dict[str, set[str]] = {}
     both = [one for one in compared if one.of(one.arm) and one.of(one.base)]
@@ -102,9 +102,24 @@ def _over(one: Runs, by_task: dict[str, str]) -> str:
 
 def _chosen(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[float]]) -> str:
     """The rates of an arm on a task, and whether one is the lowest or highest that was tried."""
-    rates, grid = one.rates(arm).get(task, []), tried.get((arm, task), [])
-    edge = len(grid) > 1 and bool({grid[0], grid[-1]} & set(rates))
-    return " and ".join(f"{lr:g}" for lr in rates) + (" (at the edge)" if edge else "")
+    rates = one.rates(arm).get(task, [])
+    return " and ".join(f"{lr:g}" for lr in rates) + (" (at the edge)" if _edge(one, arm, task, tried) else "")
+
+
+def _edge(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[float]]) -> bool:
+    grid = tried.get((arm, task), [])
+    return len(grid) > 1 and bool({grid[0], grid[-1]} & set(one.rates(arm).get(task, [])))
+
+
+def at_edge(one: Runs, tried: dict[tuple[str, str], list[float]]) -> list[str]:
+    """A line for every arm whose rate on a task is the lowest or highest that was tried, so that a better one may lie
+    outside."""
+    return [
+        f"the rate of {one.name(arm)} on {task} is at the edge of those tried ({_range(one, arm, task, tried)})"
+        for arm in (one.arm, one.base)
+        for task in one.tasks
+        if _edge(one, arm, task, tried)
+    ]
 
 
 def _scale(one: Runs, arm: str, task: str) -> str:
@@ -121,7 +136,7 @@ def _range(one: Runs, arm: str, task: str, tried: dict[tuple[str, str], list[flo
     return f"{grid[0]:g} to {grid[-1]:g} ({len(grid)})" if grid else "not tuned"
 
 
-def _tried(runs: pd.DataFrame, study: Study) -> dict[tuple[str, str], list[float]]:
+def tried_rates(runs: pd.DataFrame, study: Study) -> dict[tuple[str, str], list[float]]:
     """Rising learning rates that the study's tuning tried, by arm and task."""
     cells = study.cells[study.cells["part"] == TUNING_PART]
     known: dict[str, Any] = {run["id"]: run for run in runs[runs["id"].isin(list(cells["id"]))].to_dict("records")}

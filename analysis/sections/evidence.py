@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.reading.arms import name_of
+from analysis.reading.curves import load_curve, stability_of
 from analysis.sections.arms import TUNED, listed, training_differences
 from analysis.sections.items import Answers
 from analysis.stats.items import Components, seeds_and_items
@@ -140,7 +141,7 @@ def rate(run: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def no_claim(present: Sequence[Mapping[str, Any]]) -> str:
+def no_claim(present: Sequence[dict[str, Any]]) -> str:
     """The reasons why these runs support no claim, or ""."""
     reasons = []
     recipes = sorted({run["recipe"] or "none" for run in present if not run["recipe"].startswith("matched")})
@@ -162,3 +163,23 @@ def no_claim(present: Sequence[Mapping[str, Any]]) -> str:
     if any(len({run["fingerprint"] for run in of_task}) > 1 for of_task in by_task.values()):
         reasons.append("the arms saw different data")
     return "; ".join(reasons)
+
+
+def unstable(run: Mapping[str, Any]) -> bool | None:
+    """Whether a run trained above the loss of guessing for long; None where it logged no losses."""
+    curve = load_curve(run)
+    return stability_of(run, curve).unstable if curve.loss else None
+
+
+def unstable_arms(present: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for every arm most of whose runs on a task are unstable."""
+    arms: dict[tuple[str, str, str], list[bool]] = {}
+    for run in present:
+        if (wild := unstable(run)) is not None:
+            key = (run["task"], name_of(run), f"{rate(run) or 0:g}")
+            arms.setdefault(key, []).append(wild)
+    return [
+        f"{sum(runs)} of {len(runs)} runs of {name} on {task} are unstable at a learning rate of {lr}"
+        for (task, name, lr), runs in sorted(arms.items())
+        if 2 * sum(runs) > len(runs)
+    ]

@@ -66,6 +66,7 @@ class Factorial:
         where: model, budget, protocol and recipe, for captions.
         source: of the data.
         no_claim: why the runs support no claim, "" if they do.
+        unstable: how many of the runs trained above the loss of guessing.
     """
 
     scores: Array
@@ -74,6 +75,7 @@ class Factorial:
     where: str
     source: str
     no_claim: str = ""
+    unstable: int = 0
 
     @cached_property
     def effects(self) -> list[Effect]:

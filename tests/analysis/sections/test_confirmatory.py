@@ -313,13 +313,33 @@ def test_the_confound_card_names_rates_edges_and_sizes(tmp_path: Path) -> None:
         whole["counts"]["peak"]["params"] *= 2
         (folder / "result.json").write_text(json.dumps(whole))
     runs, plan = load_runs(tmp_path), Study("main", pd.concat([cells, pd.DataFrame(rows)]), FAMILY)
-    card = confounds(runs, plan, confirm(runs, plan).compared)
+    confirmation = confirm(runs, plan)
+    edge = "the rate of LoRA on task0 is at the edge of those tried (0.001 to 0.003 (2))"
+    assert f"no claim is made because {edge}" in confirmation.sentences[0]
+    card = confounds(runs, plan, confirmation.compared)
     assert card is not None
     differs = {row[2]: row[3:] for row in card.rows if row[0] == "ElaLoRA (paper) with LoRA"}
     assert differs["Learning rate"] == ["0.001", "task0: 0.001 (at the edge); task1: 0.001"]
     assert differs["Rates tried"][0] == "task0: 0.0003 to 0.003 (3); task1: not tuned"
     assert differs["Parameters at the peak"] == ["task0: 129,024; task1: 64,512", "64,512"]
     assert any("Steps 100" in note and "Scale 16 / r" in note for note in card.notes)
+
+
+@pytest.mark.parametrize(("unstable", "claims"), [(4, True), (5, False)])
+def test_an_arm_most_of_whose_runs_trained_above_guessing_supports_no_claim(
+    unstable: int, claims: bool, tmp_path: Path
+) -> None:
+    cells = study(tmp_path, {"elalora": FAR_UP, "adalora": MIXED})
+    for folder in (tmp_path / "task1").glob("elalora-*"):
+        seed = json.loads((folder / "result.json").read_text())["seed"]
+        losses = [0.9 if seed < unstable and step < 40 else 0.4 for step in range(9, 100, 10)]
+        lines = [
+            {"step": 9 + 10 * i, "split": "train", "metric": "loss", "value": loss} for i, loss in enumerate(losses)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = read(tmp_path, cells).sentences[0]
+    reason = "5 of 8 runs of ElaLoRA (paper) on task1 are unstable at a learning rate of 0.001"
+    assert ("is better than LoRA" in text) is claims and (f"no claim is made because {reason}" in text) is not claims
 
 
 def test_arms_of_other_sizes_are_said_to_be(tmp_path: Path) -> None:
