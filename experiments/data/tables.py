@@ -275,12 +275,13 @@ def _opened(file: Path, label: str) -> Iterator[TextIO]:
     """
     opened = partial(COMPRESSED.get(file.suffix.lower(), open), file)
     try:
-        with opened("rt", encoding="utf-8-sig", newline="") as stream:
-            yield stream
-    except UnicodeDecodeError as error:
-        with opened("rb") as stream:
-            line = next((number for number, line in enumerate(stream, start=1) if not _is_utf8(line)), 1)
-        raise UserError(f"{label}: line {line} is not UTF-8 text; save the file as UTF-8") from error
+        try:
+            with opened("rt", encoding="utf-8-sig", newline="") as stream:
+                yield stream
+        except UnicodeDecodeError as error:
+            with opened("rb") as stream:  # which may meet damage behind the line
+                line = next((number for number, line in enumerate(stream, start=1) if not _is_utf8(line)), 1)
+            raise UserError(f"{label}: line {line} is not UTF-8 text; save the file as UTF-8") from error
     except DAMAGED as error:
         raise UserError(f"{label} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from error
 

@@ -142,6 +142,10 @@ def test_a_damaged_archive_and_an_unknown_one_are_refused(tmp_path: Path) -> Non
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,label\na,0\n\xe9,1\n"))
     with pytest.raises(UserError, match=r"a.csv.gz: line 3 is not UTF-8 text"):
         own(tmp_path, "a.csv.gz", "a.csv.gz")
+    damaged = gzip.compress(b"text,label\n" + b"a,0\n" * 20 + "\u00e9".encode()[:1])[:-8] + b"wrong sums"[:8]
+    (tmp_path / "b.csv.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match="b.csv.gz cannot be read"):
+        own(tmp_path, "b.csv.gz", "b.csv.gz")
 
 
 def test_a_tsv_with_quoted_fields_is_refused_with_the_way_to_read_them(tmp_path: Path) -> None:
