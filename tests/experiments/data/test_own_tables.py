@@ -142,7 +142,10 @@ def test_a_damaged_archive_and_an_unknown_one_are_refused(tmp_path: Path) -> Non
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,label\na,0\n\xe9,1\n"))
     with pytest.raises(UserError, match=r"a.csv.gz: line 3 is not UTF-8 text"):
         own(tmp_path, "a.csv.gz", "a.csv.gz")
-    damaged = gzip.compress(b"text,label\n" + b"a,0\n" * 20 + "\u00e9".encode()[:1])[:-8] + b"wrong sums"[:8]
+    damaged = (  # decodes to other bytes, which are not UTF-8, and the checksum does not fit
+        b"\x1f\x8b\x08\x00X\xcf\nk\x02\xff+8\xad(\xd1\xc9/\xc9H-\xd2\xc9ILJ\xcd\xe1J\xd4I\xd21\xe0J\xd6I\xd11\xa4"
+        b"\x88\r\x00\xfc\xe3\xec\x05Y\x00\x00\x00"
+    )
     (tmp_path / "b.csv.gz").write_bytes(damaged)
     with pytest.raises(UserError, match="b.csv.gz cannot be read"):
         own(tmp_path, "b.csv.gz", "b.csv.gz")
