@@ -299,7 +299,8 @@ def test_nothing_secret_reaches_a_run_folder(plan_in, tmp_path, monkeypatch):
 
 def test_no_product_code_reads_what_could_run_code():
     forbidden = re.compile(
-        r"\bimport pickle|pickle\.load|torch\.load\((?!.*weights_only=True)|joblib\.load|trust_remote_code=True|(?<![.\w])eval\("
+        r"\bimport pickle|pickle\.load|torch\.load\((?!.*weights_only=True)|joblib\.load"
+        r"|trust_remote_code=True|(?<![.\w])eval\("
     )
     sources = [p for part in ("elalora", "baselines", "experiments", "analysis") for p in (ROOT / part).rglob("*.py")]
     found = [f"{p.name}: {m.group()}" for p in sources for m in forbidden.finditer(p.read_text(encoding="utf-8"))]
