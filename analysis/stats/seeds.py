@@ -169,7 +169,7 @@ def seeds_needed_range(
     """`seeds_needed` at both ends of the interval for the standard deviation, which few seeds leave wide.
 
     Args:
-        effect, alpha, family: as in `seeds_needed`.
+        effect: as in `seeds_needed`, alpha and family too.
         sd: standard deviation of `runs` paired differences.
         runs: from which sd was estimated, at least 2.
         level: of the chi-squared interval for sd.
