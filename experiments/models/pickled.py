@@ -47,9 +47,6 @@ def as_safetensors(folder: Path, label: str) -> Path:
 
     def make(part: Path) -> None:
         pickles = [name for name in names if name != PICKLE_INDEX]
-        size = sum((folder / name).stat().st_size for name in pickles) / 1e6
-        print(f"elalora: {label}: {names[0]} ({size:,.0f} MB) becomes safetensors in {part.parent}, once",
-              file=sys.stderr, flush=True)  # fmt: skip
         for name, file in files_in(folder).items():
             if name not in names:
                 shutil.copyfile(file, part / name)
@@ -57,6 +54,9 @@ def as_safetensors(folder: Path, label: str) -> Path:
             save_file(_tensors(folder / name, f"{label}: {name}"), part / _renamed(name), {"format": "pt"})
         if PICKLE_INDEX in names:
             _write_index(folder / PICKLE_INDEX, part / INDEX)
+        size = sum((folder / name).stat().st_size for name in pickles) / 1e6
+        print(f"elalora: {label}: {names[0]} ({size:,.0f} MB) is safetensors in {part.parent} now, once for all runs",
+              file=sys.stderr, flush=True)  # fmt: skip
 
     cache = cache_dir(None)
     try:

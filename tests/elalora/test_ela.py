@@ -250,7 +250,7 @@ def test_d12_prunes_every_direction_at_the_threshold():
     for adapter in method.adapters.values():  # every direction scores the same
         for p in adapter.factors():
             p.data.fill_(0.5)
-    method.phases = method.phases.__class__(120, 10, 20, 8, 1, False)
+    method.phases = method.phases.__class__(120, 10, 20, 8, 1, "constant")
     method.rounds_seen.append(method._round(18))
     lost = method.rounds_seen[0].pruned
     # one was asked for; its matrix loses all at the threshold, but at most k = 2

@@ -97,7 +97,7 @@ def test_the_papers_main_model_trains_from_an_empty_cache_and_then_without_a_net
         assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "it is gated" in refused.stderr
         done = command(hub, tmp_path / "home", "run.py", *words, HF_TOKEN=TOKEN)
         assert done.returncode == 0, done.stderr
-        assert "pytorch_model.bin (0 MB) becomes safetensors" in done.stderr
+        assert "pytorch_model.bin (0 MB) is safetensors" in done.stderr
         hub.requests.clear()
         again = command(hub, tmp_path / "home", "run.py", *words, "seed=1", HF_HUB_OFFLINE="1")
         assert again.returncode == 0 and "becomes" not in again.stderr and not hub.requests

@@ -54,7 +54,7 @@ def test_what_is_in_the_cache_is_never_asked_for_again_and_needs_no_network(hub:
     first = loaded()
     assert hub.asked("/resolve/") and first.read["commit"] == COMMIT
     assert sorted(first.read["files"]) == ["config.json", "pytorch_model.bin", "spm.model", "tokenizer_config.json"]
-    assert "pytorch_model.bin (0 MB) becomes safetensors in" in capsys.readouterr().err
+    assert "pytorch_model.bin (0 MB) is safetensors in" in capsys.readouterr().err
     hub.requests.clear()
     again = loaded()
     assert not hub.asked("owner/model") and "becomes" not in capsys.readouterr().err
