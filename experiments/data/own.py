@@ -9,7 +9,6 @@ may be several tables (`experiments.data.shards`).
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -26,11 +25,11 @@ from experiments.data.labels import number_classes, refuse_untrained, whole
 from experiments.data.shards import located, numbered, remark_on_one, tables_of
 from experiments.data.tables import Columns, joined, read_table, table_suffix
 from experiments.runtime.digests import sha256_of
+from experiments.runtime.distributed import print_once
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1
 MOST_ROWS = 10  # row numbers that a message lists
@@ -182,7 +181,10 @@ def _number_rows(raw: dict[str, Columns], named: dict[str, str]) -> None:
         own = [whole(value, real=True) for value in columns.pop("idx", ())]
         fits = all(type(number) is int and abs(number) < 2**63 for number in own) and len(set(own)) == len(own)
         if not fits:
-            log.warning("%s: idx has other values than distinct whole numbers; rows are numbered in order", named[name])
+            print_once(
+                f"elalora: {named[name]}: idx has other values than distinct whole numbers; rows are numbered in order",
+                error=True,
+            )
         columns["idx"] = own if own and fits else list(range(start, start + count))
         start += count
 
@@ -198,7 +200,10 @@ def _labelled(task: TaskConfig, columns: Columns, label: str) -> Columns:
             f"{label}: {'row' if len(missing) == 1 else f'{len(missing):,} rows:'} {rows} "
             f"{'has' if len(missing) == 1 else 'have'} no label; fill in the column, or type task.drop_unlabelled=true"
         )
-    log.warning("%s: %d of %d rows have no label and are dropped", label, len(missing), len(columns["label"]))
+    print_once(
+        f"elalora: {label}: {len(missing):,} of {len(columns['label']):,} rows have no label and are dropped",
+        error=True,
+    )
     dropped = set(missing)
     return {name: [v for row, v in enumerate(values) if row not in dropped] for name, values in columns.items()}
 

@@ -9,7 +9,6 @@ Their rows are read in the order of the files' names.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from glob import glob
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from elalora.errors import UserError
 from experiments.data.tables import FORMATS, listed, table_suffix
+from experiments.runtime.distributed import print_once
 
-log = logging.getLogger(__name__)
 NUMBERED = re.compile(r"(.*-)(\d+)-of-(\d+)(\..*)")  # the hub's names of shards, numbered from 0
 
 
@@ -71,7 +70,8 @@ def remark_on_one(path: str) -> None:
     """Warns where the one file that is read is a shard among others."""
     name = Path(path).name
     if (shard := NUMBERED.fullmatch(name)) and int(shard[3]) > 1:
-        log.warning("%s is one of %d shards; %s%s* reads all", path, int(shard[3]), path.removesuffix(name), shard[1])
+        every = f"{path.removesuffix(name)}{shard[1]}*"
+        print_once(f"elalora: {path} is one of {int(shard[3])} shards; {every} reads all", error=True)
 
 
 def official_tables(folder: Path, split: str) -> list[Path]:

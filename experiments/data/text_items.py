@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,13 @@ from experiments.data.content import content_hash
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.digests import sha256_of
 from experiments.runtime.display import tracked
+from experiments.runtime.distributed import print_once
 from experiments.runtime.files import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
 FORMAT = 2  # raise when the cached file's layout changes
 PAD_MULTIPLE = 8
 SLICE = 1_000  # items tokenised at once: Python's integers take many times the space of the ids that are kept
@@ -284,10 +283,10 @@ def _read(file: Path) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
             meta = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
     except SafetensorError as error:
-        log.warning("cached tokens %s cannot be read (%s); made again", file.name, error)
+        print_once(f"elalora: cached tokens {file.name} cannot be read ({error}); made again", error=True)
         return None
     if meta.get("sha256") != _checksum(tensors):
-        log.warning("cached tokens %s do not match their checksum; made again", file.name)
+        print_once(f"elalora: cached tokens {file.name} do not match their checksum; made again", error=True)
         return None
     return tensors, (int(meta["truncated"]), int(meta["truncated_targets"]))
 

@@ -213,11 +213,11 @@ def test_shards_that_do_not_belong_together_or_miss_one_are_refused(tmp_path: Pa
 
 
 def test_one_shard_by_its_name_is_read_alone_and_a_line_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(tmp_path / "train-00000-of-00002.csv", [("a", 0), ("b", 1)])
     assert both(tmp_path, "train-00000-of-00002.csv")["text"] == ["a", "b"]
-    assert "train-00000-of-00002.csv is one of 2 shards; train-* reads all" in caplog.text
+    assert "train-00000-of-00002.csv is one of 2 shards; train-* reads all" in capsys.readouterr().err
 
 
 def test_a_file_whose_name_has_the_signs_of_a_pattern_is_that_file(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ MISSING = {
 
 @pytest.mark.parametrize(("make", "change"), MISSING.values(), ids=MISSING)
 def test_missing_labels_are_refused_with_their_rows_or_dropped_where_asked(
-    make: Callable[[Path], Any], change: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[[Path], Any], change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path)
     (file,) = tmp_path.iterdir()
@@ -326,7 +326,7 @@ def test_missing_labels_are_refused_with_their_rows_or_dropped_where_asked(
         own(tmp_path, file.name, file.name, **change)
     rows = both(tmp_path, file.name, drop_unlabelled=True, **change)
     assert rows["idx"] == [0, 2] and len(rows["label"]) == 2
-    assert "2 of 4 rows have no label and are dropped" in caplog.text
+    assert "2 of 4 rows have no label and are dropped" in capsys.readouterr().err
 
 
 def test_dropping_rows_is_part_of_a_runs_identity_and_its_default_is_not(tmp_path: Path) -> None:
@@ -358,11 +358,11 @@ def test_a_number_is_spelt_in_every_usual_way(cell: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("own_idx", [["a-1", "b-2"], [7, 7], [1, None], ["", ""], [0.5, 1.0], [2**64 - 1, 0]])
 def test_an_idx_of_ones_own_kind_is_left_aside_and_a_line_says_so(
-    own_idx: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    own_idx: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "label": y, "idx": i} for y, i in enumerate(own_idx)])
     assert both(tmp_path, "a.jsonl")["idx"] == [0, 1]
-    assert "idx has other values than distinct whole numbers; rows are numbered in order" in caplog.text
+    assert "idx has other values than distinct whole numbers; rows are numbered in order" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("own_idx", [[12, 5], ["12", " 5"], [12.0, 5.0], ["12.0", "5.0"]])
