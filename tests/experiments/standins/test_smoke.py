@@ -17,6 +17,7 @@ from tiny_runs import config
 from experiments.data import load_task
 from experiments.data.items import make_items
 from experiments.data.protocols import apply_protocol
+from experiments.models.fit import fit
 from experiments.models.load import HEADED, load_model, load_processor
 from experiments.runs.plan import make_plan
 from experiments.runs.prepare import prepare
@@ -119,6 +120,7 @@ def read_again(plan):
         from peft import PeftModel
 
         network, _, _ = load_model(plan.config.model, task, seed=123)  # another head: the stored one must replace it
+        fit(plan.config.model, task, network, processor)
         network = PeftModel.from_pretrained(network, folder)
     data = load_task(task, OmegaConf.to_object(plan.config.data))
     splits = apply_protocol(data, OmegaConf.to_object(plan.config.protocol), train_items=None, seed=0)
