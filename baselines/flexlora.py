@@ -24,13 +24,15 @@ import torch
 from elalora.allocation import Decision, grow_within
 from elalora.errors import check_choices, check_numbers
 from elalora.low_rank import SVDMethod, draw_normal
-from elalora.method import Capabilities, MethodFailure, Round
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
+from elalora.patterns import split
 from elalora.regulariser import FORMS
 from elalora.resolve import RunSize, unread
 from elalora.schedules import FALLS, Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
 
+SWITCHES = ("F5", "F6", "F8", "D1", "D2")
 SCORES = ("entropy", "frobenius", "nuclear", "random")
 EPSILON = 1e-8  # inside the logarithm
 OFFICIAL_MOVES = 4  # for any model: the code passes no other value
@@ -122,9 +124,6 @@ class FlexLoRAConfig:
         )
 
 
-SWITCHES = ("F5", "F6", "F8", "D1", "D2")
-
-
 class FlexLoRA(SVDMethod):
     """See the module's docstring."""
 
@@ -169,10 +168,9 @@ class FlexLoRA(SVDMethod):
         return round_
 
     def _round(self, step: int) -> Round:
-        scores = self.scores()
-        decision = self._decide(scores, self.phases.moves_at(step))
-        if len(decision.prune) != len(decision.grow):
-            raise MethodFailure(f"round {step} pruned {len(decision.prune)} and grew {len(decision.grow)} directions")
+        values = self._values()
+        scores = self._scores(values)
+        decision = self._decide(scores, values, self.phases.moves_at(step))
         self.prune(decision.prune)
         for name in decision.grow:
             self._expand(name)
@@ -187,34 +185,31 @@ class FlexLoRA(SVDMethod):
         shown = {name: [score] for name, score in scores.items()}
         return Round(step, self.ranks(), decision.prune, decision.grow, shown, notes)
 
-    def scores(self) -> dict[str, float]:
-        """Score of every matrix; 0 for a matrix of one direction or none with any weight."""
+    def _scores(self, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Score of every matrix from E of its directions."""
         if self.config.score == "random":
             draws = torch.rand(len(self.adapters), generator=self.generator).tolist()
             return dict(zip(self.adapters, draws, strict=True))
-        return {name: spectral_score(values, self.config.score) for name, values in self._values().items()}
+        return {name: spectral_score(of_matrix, self.config.score) for name, of_matrix in values.items()}
 
     def _values(self) -> dict[str, list[float]]:
         """E of all active directions by matrix, on the host (one transfer)."""
         parts = [adapter.E.detach()[: adapter.rank] for adapter in self.adapters.values() if adapter.E is not None]
-        values = iter(torch.cat(parts).tolist())
-        return {name: [next(values) for _ in range(adapter.rank)] for name, adapter in self.adapters.items()}
+        return split(torch.cat(parts).tolist(), self.ranks())
 
-    def _decide(self, scores: Mapping[str, float], b: int) -> Decision:
+    def _decide(self, scores: Mapping[str, float], values: Mapping[str, Sequence[float]], b: int) -> Decision:
         """Which directions go and which matrices grow; fewer than b where slots, ranks or the budget allow no more."""
-        assert self.budget is not None
-        ranks, values = self.ranks(), self._values()
+        ranks = self.ranks()
         rising = sorted((name for name in scores if ranks[name] > 1), key=scores.__getitem__)
         falling = sorted(scores, key=lambda name: -scores[name])
         if self.config.F6:
             falling.sort(key=lambda name: ranks[name] != 1)  # stable: ranks of 1 first
-        spare = None if self.budget.params is None else self.budget.params - self.count().params
         capacity = {name: adapter.directions.capacity for name, adapter in self.adapters.items()}
         cost = {name: adapter.cost for name, adapter in self.adapters.items()}
         most = min(b, len(rising))
         for n in range(most, 0, -1):
             prune = [(name, self._smallest(values[name])) for name in rising[:n]]
-            grow, blocked = grow_within(prune, falling, ranks, capacity, cost, spare)
+            grow, blocked = grow_within(prune, falling, ranks, capacity, cost, self.spare)
             if len(grow) == n:
                 return Decision(prune, grow, len(rising), blocked + most - n)
         return Decision(pool=len(rising), blocked=most)

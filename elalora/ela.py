@@ -228,8 +228,6 @@ class ElaLoRA(SVDMethod):
         return Round(step, self.ranks(), pruned, decision.grow, scores, notes)
 
     def _decide(self, scores: Mapping[str, list[float]], b: int) -> Decision:
-        assert self.budget is not None
-        spare = None if self.budget.params is None else self.budget.params - self.count().params
         return decide(
             scores,
             b,
@@ -239,7 +237,7 @@ class ElaLoRA(SVDMethod):
             self.config.rank1_growth,
             draw=lambda n: int(torch.randint(n, (), generator=self.generator)),
             cost={name: adapter.cost for name, adapter in self.adapters.items()},
-            spare=spare,
+            spare=self.spare,
         )
 
     @torch.no_grad()

@@ -189,6 +189,12 @@ class LowRankMethod(Method):
             return self.count().params, self.budget.params
         return self.count().rank_sum, self.mean_rank * len(self.adapters)
 
+    @property
+    def spare(self) -> int | None:
+        """Adapter parameters that the budget still allows; None without a parameter budget."""
+        assert self.budget is not None
+        return None if self.budget.params is None else self.budget.params - self.count().params
+
     def prune(self, directions: Iterable[tuple[str, int]]) -> None:
         """Removes directions, each a pair (matrix, slot)."""
         # from the highest slot down, because the last row moves into the gap

@@ -30,14 +30,14 @@ class ImageProcessor:
     """The input format of an image model.
 
     Attributes:
-        library: the image processor of transformers that resizes and crops.
+        processor: that of transformers, which resizes and crops.
         size: (height, width) of what it makes.
         divisor: of the bytes, 255 for values in 0..1.
         mean, std: of each channel, after dividing.
         resample: number of a PIL filter.
     """
 
-    library: Any
+    processor: Any
     size: tuple[int, int]
     divisor: float
     mean: tuple[float, ...]
@@ -46,7 +46,7 @@ class ImageProcessor:
 
     def fitted(self, image: Any) -> np.ndarray:
         """A PIL image in RGB, resized and cropped: (3, height, width) uint8."""
-        done = self.library(image, do_rescale=False, do_normalize=False, resample=self.resample, return_tensors="np")
+        done = self.processor(image, do_rescale=False, do_normalize=False, resample=self.resample, return_tensors="np")
         return np.ascontiguousarray(done["pixel_values"][0])
 
 
@@ -62,7 +62,7 @@ def image_processor(model: ModelConfig, folder: Path, imagenet: bool) -> ImagePr
         UserError: it does not load, makes images of several sizes, or does more than resize, crop, rescale and
             normalise.
     """
-    made = _described(_library(model, folder))
+    made = _described(_loaded(model, folder))
     shapes = {made.fitted(_noise(*probe)).shape for probe in PROBES}
     if len(shapes) > 1:
         raise UserError(
@@ -72,12 +72,12 @@ def image_processor(model: ModelConfig, folder: Path, imagenet: bool) -> ImagePr
     channels, height, width = shapes.pop()
     made = replace(made, size=(height, width))
     image = _noise(*PROBES[0])
-    theirs = made.library(image, return_tensors="np")["pixel_values"][0]
+    theirs = made.processor(image, return_tensors="np")["pixel_values"][0]
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (made.mean, made.std))
     ours = (made.fitted(image) / made.divisor - mean) / std
     if channels != 3 or not np.allclose(ours, theirs, atol=TOLERANCE * max(1.0, float(np.abs(theirs).max()))):
         raise UserError(
-            f"model.path={model.path}: {type(made.library).__name__} does more than resize, crop, rescale and "
+            f"model.path={model.path}: {type(made.processor).__name__} does more than resize, crop, rescale and "
             "normalise, which is not supported; choose another image model"
         )
     if imagenet:
@@ -85,7 +85,7 @@ def image_processor(model: ModelConfig, folder: Path, imagenet: bool) -> ImagePr
     return made
 
 
-def _library(model: ModelConfig, folder: Path) -> Any:
+def _loaded(model: ModelConfig, folder: Path) -> Any:
     """The class of transformers with these settings, from its two files alone."""
     from transformers import AutoImageProcessor
     from transformers.utils import logging
@@ -100,12 +100,12 @@ def _library(model: ModelConfig, folder: Path) -> Any:
         raise UserError(f"model.path={model.path}: its {SETTINGS} does not load ({first_line(error)})") from error
 
 
-def _described(library: Any) -> ImageProcessor:
-    divisor = 1 / library.rescale_factor if library.do_rescale else 1.0
-    mean, std = (library.image_mean, library.image_std) if library.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    resample = getattr(library, "resample", None)
+def _described(processor: Any) -> ImageProcessor:
+    divisor = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    resample = getattr(processor, "resample", None)
     return ImageProcessor(
-        library, (0, 0), divisor, tuple(map(float, mean)), tuple(map(float, std)),
+        processor, (0, 0), divisor, tuple(map(float, mean)), tuple(map(float, std)),
         BICUBIC if resample is None else int(resample),
     )  # fmt: skip
 

@@ -25,9 +25,8 @@ from experiments.models.files import INDEX, PICKLE, PICKLE_INDEX, WEIGHTS, diges
 from experiments.models.kept import kept
 from experiments.runtime.cache import cache_dir
 
-GROWTH = (
-    4  # times the size of a file that its tensors may take: a tied embedding has one copy there and up to four here
-)
+# times the size of a file that its tensors may take: a tied embedding has one copy there and up to four here
+GROWTH = 4
 
 
 def as_safetensors(folder: Path, label: str) -> Path:

@@ -17,6 +17,10 @@ from analysis.notebooks.__main__ import HERE, available, execute, main
 from elalora.errors import UserError
 from experiments.standins.study import build
 
+pytestmark = pytest.mark.xdist_group(
+    "kernels"
+)  # two that start at once may choose the same port, and one never answers
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:

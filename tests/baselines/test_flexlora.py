@@ -97,11 +97,11 @@ def test_every_round_of_a_run_is_that_of_a_plain_replay_from_E(variant, rank):
     recorded = {}
     plain = method._decide
 
-    def watch(scores, b):
+    def watch(*given):
         recorded[len(method.rounds_seen)] = {
             name: adapter.E[: adapter.rank].detach().numpy().copy() for name, adapter in method.adapters.items()
         }
-        return plain(scores, b)
+        return plain(*given)
 
     method._decide = watch
     train(net, method, STEPS)

@@ -14,6 +14,7 @@ import json
 import re
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,9 +163,9 @@ class _Port(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
+    @abstractmethod
     def reply(self, path: str, query: str, token: str | None, body: bool) -> None:
         """Answers one request."""
-        raise NotImplementedError
 
     def _range(self) -> tuple[int, int | None]:
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))

@@ -225,19 +225,24 @@ def test_sinusoids_are_the_formula_and_never_train_whether_or_not_a_checkpoint_h
     assert all(p.requires_grad for p in network.parameters())
 
 
-def test_learned_positions_that_a_checkpoint_lacks_are_refused(tmp_path):
-    model = folder_of(tmp_path, tf.BartForConditionalGeneration, tf.BartConfig(**PAIR), pad_token="<pad>")
+@pytest.mark.parametrize(
+    ("network", "config", "lacking", "named"),
+    [
+        pytest.param(
+            tf.BartForConditionalGeneration, tf.BartConfig, "embed_positions",
+            "model.decoder.embed_positions, model.encoder.embed_positions", id="learned positions",
+        ),
+        pytest.param(
+            tf.PegasusForConditionalGeneration, tf.PegasusConfig, "encoder.layer_norm", "model.encoder.layer_norm",
+            id="weights that start as ones, which are no formula",
+        ),
+    ],
+)  # fmt: skip
+def test_weights_that_a_checkpoint_lacks_and_no_formula_gives_are_refused(network, config, lacking, named, tmp_path):
+    model = folder_of(tmp_path, network, config(**PAIR), pad_token="<pad>")
     file = tmp_path / "model.safetensors"
-    save_file({k: v for k, v in load_file(file).items() if "embed_positions" not in k}, file, {"format": "pt"})
-    with pytest.raises(UserError, match="no weights for model.decoder.embed_positions, model.encoder.embed_positions"):
-        loaded(model, NEWS)
-
-
-def test_weights_that_start_as_ones_are_no_formula(tmp_path):
-    model = folder_of(tmp_path, tf.PegasusForConditionalGeneration, tf.PegasusConfig(**PAIR), pad_token="<pad>")
-    file = tmp_path / "model.safetensors"
-    save_file({k: v for k, v in load_file(file).items() if "encoder.layer_norm" not in k}, file, {"format": "pt"})
-    with pytest.raises(UserError, match="no weights for model.encoder.layer_norm"):
+    save_file({k: v for k, v in load_file(file).items() if lacking not in k}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"no weights for {named}"):
         loaded(model, NEWS)
 
 
