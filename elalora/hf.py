@@ -295,7 +295,7 @@ class _Session:
     def _stopped_before_the_first_round(self, error: MethodFailure, last_step: int) -> bool:
         """Whether the method could not act yet, so that its first ranks are a valid result if they meet the budget."""
         method = self.method
-        if not isinstance(error, NeverActed) or method.rounds_seen or method.capabilities.budget == "final":
+        if not isinstance(error, NeverActed) or method.rounds_seen or method.capabilities.final_only:
             return False
         return method.phases is None or last_step <= method.phases.rounds()[0]
 

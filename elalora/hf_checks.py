@@ -35,10 +35,11 @@ def refuse_settings(trainer: Any) -> None:
 def refuse_early_weights(trainer: Any, method: Method, steps_per_epoch: int) -> None:
     """Raises UserError if weights from before the ranks are final could become the result.
 
-    It concerns methods that meet their budget at the end only (AdaLoRA), with the best checkpoint or early stopping.
+    It concerns methods that meet their budget at the end only (`Capabilities.final_only`), with the best checkpoint or
+    early stopping.
     """
     phases = method.phases
-    if method.capabilities.budget != "final" or phases is None:
+    if not method.capabilities.final_only or phases is None:
         return
     callbacks = [type(c).__name__ for c in trainer.callback_handler.callbacks]
     stopping = next((name for name in callbacks if "EarlyStopping" in name), None)

@@ -179,8 +179,9 @@ class LowRankMethod(Method):
         return {n: (a.base.out_features, a.base.in_features) for n, a in self.adapters.items()}
 
     def count(self) -> Count:
-        ranks = self.ranks()
-        return Count(sum(ranks.values()), sum(rank * self.adapters[name].cost for name, rank in ranks.items()))
+        reserve = self.reserve()
+        held = {name: rank + reserve.get(name, 0) for name, rank in self.ranks().items()}
+        return Count(sum(held.values()), sum(rank * self.adapters[name].cost for name, rank in held.items()))
 
     def budget_use(self) -> tuple[int, int]:
         """What the budget counts, now and at most: the rank sum, or the adapter parameters."""
@@ -216,9 +217,14 @@ class LowRankMethod(Method):
 
     def check_budget(self) -> None:
         now, allowed = self.budget_use()
+        by_rank = self.budget is not None and self.budget.params is None
+        kind = "rank sum" if by_rank else "adapter parameters"
         if now > allowed:
-            kind = "rank sum" if self.budget is not None and self.budget.params is None else "adapter parameters"
             raise BudgetExceeded(f"budget overrun: {kind} {now}, allowed {allowed}")
+        if self.capabilities.budget == "growing":
+            free = [a for a in self.adapters.values() if a.rank < a.directions.capacity]
+            if free and now + min(1 if by_rank else a.cost for a in free) <= allowed:
+                raise BudgetExceeded(f"growth has not reached the budget: {kind} {now} of {allowed}")
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: adapter.lora_factors() for name, adapter in self.adapters.items()}

@@ -57,9 +57,12 @@ class NeverActed(MethodFailure):
 
 
 class BudgetExceeded(MethodFailure):
-    """The adapter exceeds its budget at a moment when the budget must hold."""
+    """The adapter is above its budget when the budget must hold, or a growing method did not reach it."""
 
     failure = "budget"
+
+
+BUDGETS = ("constant", "at_most", "final", "growing", "soft", "none")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,16 @@ class Capabilities:
 
     Attributes:
         ranked: every adapted matrix has a rank.
-        adaptive: ranks (or masks, or gates) change during training.
+        adaptive: ranks (or masks, or gates) change during training, so a run in which none moved fails.
         exports_lora: the result can be written as fixed-rank LoRA.
-        budget: "constant" (the rank sum never exceeds the budget), "final" (it does not at the end),
-            "soft" (it approaches the budget), or "none" (no budget: one run serves all budgets).
+        budget: how the rank sum relates to the budget. "constant": equal to it at every step. "at_most": starts there
+            and may end below it; tables say by how much. "final": starts above it and ends at most there. "growing":
+            starts below it, never falls and ends there. "soft": approaches it. "none": there is no budget, and one
+            run serves all budgets.
         reconstructed: written without the authors' code at hand; every table marks it.
+
+    Raises:
+        ValueError: the kind of budget is unknown.
     """
 
     ranked: bool = True
@@ -80,6 +88,15 @@ class Capabilities:
     exports_lora: bool = True
     budget: str = "constant"
     reconstructed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            raise ValueError(f"Capabilities.budget={self.budget} is unknown; allowed: {', '.join(BUDGETS)}")
+
+    @property
+    def final_only(self) -> bool:
+        """Whether only the ranks after the last round are a result: those before are above the budget or below it."""
+        return self.budget in ("final", "growing")
 
 
 @dataclass(frozen=True)
@@ -317,6 +334,10 @@ class Method:
         """(d_out, d_in) of every adapted matrix."""
         return {}
 
+    def reserve(self) -> Mapping[str, int]:
+        """Directions by matrix that train but are no rank yet, for growing methods; `count` includes them."""
+        return {}
+
     def count(self) -> Count:
         """Current rank sum and number of adapter parameters, without the head and other trained modules."""
         return Count(0, 0)
@@ -382,13 +403,21 @@ def freeze(model: nn.Module, keep: Sequence[str] = ()) -> None:
         modules[name].requires_grad_(True)
 
 
-def gross_share(rounds: Sequence[Round], rank_sum: int) -> float:
-    """Number of directions that grew during the run, divided by the rank sum at the start."""
+def gross_share(rounds: Sequence[Round], start: Mapping[str, int], end: Mapping[str, int]) -> float:
+    """Number of directions that grew during the run, divided by the rank sum at the start or the end.
+
+    The larger of the two sums counts. For a method that only grows, this is the share of its final directions that it
+    placed itself.
+    """
+    rank_sum = max(sum(start.values()), sum(end.values()))
     return sum(len(r.grown) for r in rounds) / rank_sum if rank_sum else 0.0
 
 
 def net_share(start: Mapping[str, int], end: Mapping[str, int]) -> float:
-    """Half the sum over matrices of |r_end / R_end - r_start / R_start|, R being the rank sum; between 0 and 1."""
+    """Half the sum over matrices of |r_end / R_end - r_start / R_start|, R being the rank sum; between 0 and 1.
+
+    It compares the shapes of both layouts, so it is 0 where every matrix grew or shrank by the same factor.
+    """
     total_start, total_end = sum(start.values()), sum(end.values())
     if not total_start or not total_end:
         return 0.0

@@ -163,7 +163,7 @@ def _moves(method: Method, start: dict[str, int]) -> dict[str, Any]:
         "rounds": len(rounds),
         "pruned": sum(len(r.pruned) for r in rounds),
         "grown": sum(len(r.grown) for r in rounds),
-        "gross_share": gross_share(rounds, sum(start.values())),
+        "gross_share": gross_share(rounds, start, method.ranks()),
         "net_share": net_share(start, method.ranks()),
         "blocked": sum(r.notes.get("blocked", 0) for r in rounds),
         "replaced_in_place": sum(r.notes.get("replaced_in_place", 0) for r in rounds),

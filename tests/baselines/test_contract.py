@@ -22,6 +22,7 @@ from baselines.registry import method_class
 from elalora import Budget, LowRankMethod, RowwiseAdamW, UserError
 from elalora.attach import merge
 from elalora.export import export_peft
+from elalora.method import BudgetExceeded, Capabilities, gross_share
 
 
 def of(**capabilities):
@@ -30,6 +31,13 @@ def of(**capabilities):
         have = method_class(name.split()[0]).capabilities
         if all(getattr(have, key) == value for key, value in capabilities.items()):
             yield name
+
+
+def rank_sums(net, method):
+    """The rank sum before the first step and after every one."""
+    sums = [sum(method.ranks().values())]
+    train(net, method, STEPS, each=lambda step: sums.append(sum(method.ranks().values())))
+    return sums
 
 
 def weights(net):
@@ -110,12 +118,31 @@ def test_another_seed_gives_another_run(name):
 @pytest.mark.parametrize("name", list(of(budget="constant")))
 def test_a_constant_budget_holds_at_every_step(name):
     net, method = build(name)
-    sums = []
-    train(net, method, STEPS, each=lambda step: sums.append(sum(method.ranks().values())))
+    sums = rank_sums(net, method)
     allowed = RANK * len(method.ranks())
     assert max(sums) <= allowed
     if "official" not in name:  # there, ties may cost ranks
         assert set(sums) == {allowed}
+
+
+@pytest.mark.parametrize("name", list(of(budget="at_most")))
+def test_a_budget_that_holds_at_most_starts_there_and_never_rises(name):
+    net, method = build(name)
+    sums = rank_sums(net, method)
+    assert sums[0] == RANK * len(method.ranks()) and sums == sorted(sums, reverse=True)
+
+
+@pytest.mark.parametrize("name", list(of(budget="growing")))
+def test_a_growing_budget_starts_below_never_falls_and_is_met_at_the_end(name):
+    net, method = build(name)
+    allowed = RANK * len(method.ranks())
+    with pytest.raises(BudgetExceeded):  # the first ranks are no result
+        method.check_budget()
+    sums = rank_sums(net, method)
+    assert sums[0] < allowed and sums == sorted(sums)
+    method.finish()
+    assert sum(method.ranks().values()) == allowed == method.count().rank_sum
+    assert not any(method.reserve().values())
 
 
 @pytest.mark.parametrize("name", list(of(budget="final")))
@@ -138,7 +165,7 @@ def test_a_soft_budget_is_approached(name):
 @pytest.mark.parametrize("name", list(of(adaptive=True)))
 def test_an_adaptive_method_reports_rounds_that_add_up(name):
     net, method = build(name)
-    ranks = method.ranks()
+    ranks = start = method.ranks()
     train(net, method, STEPS)
     assert method.rounds_seen
     for done in method.rounds_seen:
@@ -147,15 +174,18 @@ def test_an_adaptive_method_reports_rounds_that_add_up(name):
             assert rank == ranks[matrix] - lost + done.grown.count(matrix), (done.step, matrix)
         ranks = done.ranks
         json.dumps(vars(done))
-    assert any(done.pruned for done in method.rounds_seen)
+    growing = method.capabilities.budget == "growing"
+    assert any(done.grown if growing else done.pruned for done in method.rounds_seen)
+    assert not growing or 0 < gross_share(method.rounds_seen, start, method.ranks()) < 1
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_counts_are_those_of_the_parameters_that_are_there(name):
     net, method = build(name)
     shapes = method.shapes()
-    expected = sum(rank * (sum(shapes[m]) + getattr(method, "singular", False)) for m, rank in method.ranks().items())
-    assert method.count().params == expected and method.count().rank_sum == sum(method.ranks().values())
+    held = {m: rank + method.reserve().get(m, 0) for m, rank in method.ranks().items()}
+    expected = sum(rank * (sum(shapes[m]) + getattr(method, "singular", False)) for m, rank in held.items())
+    assert method.count().params == expected and method.count().rank_sum == sum(held.values())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -239,6 +269,11 @@ def test_the_exported_factors_are_the_trained_update(name):
 def test_a_method_without_a_budget_has_no_ranks(name):
     _, method = build(name)
     assert method.ranks() == {} and method.count().params == 0
+
+
+def test_an_unknown_kind_of_budget_names_the_known_ones():
+    with pytest.raises(ValueError, match="budget=growth is unknown; allowed: constant, at_most, final, growing, soft"):
+        Capabilities(budget="growth")
 
 
 def test_asking_for_an_unknown_method_names_the_known_ones():

@@ -20,6 +20,7 @@ METHODS = {
     "beamlora": {},
     "flexlora": {**PHASES, "b": 2},
     "flexlora official": {**PHASES, "b": 2, "variant": "official"},
+    "grower:Grower": {},
     "full": {},
     "head": {},
     "bitfit": {},
