@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
+from experiments.config.mistakes import check_groups, mistakes
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
@@ -43,7 +44,6 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from experiments.config.mistakes import mistakes
     from experiments.config.schema import register
 
     GlobalHydra.instance().clear()
@@ -96,6 +96,7 @@ def _needed(key: str, config: DictConfig) -> str | None:
 
 def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
     """Stores in a composed configuration its overrides, and the recipe's settings among them."""
+    check_groups(config)
     config.overrides = list(overrides)
     recipe = CONF / "recipe" / f"{choices.get(RECIPE_FILE)}.yaml"
     if config.recipe.source is not None and recipe.is_file():

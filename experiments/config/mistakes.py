@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elalora.errors import UserError, first_line
@@ -29,6 +30,24 @@ def mistakes(words: Sequence[str]) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(_explained(error, words)) from error
+
+
+def check_groups(config: Container, at: str = "") -> None:
+    """Refuses an interpolation that puts a value where settings belong, which OmegaConf resolves without a check.
+
+    Raises:
+        UserError: for the first such group or list, such as store=${oc.env:HOME}.
+    """
+    assert isinstance(config, DictConfig | ListConfig)
+    for key in config.keys() if isinstance(config, DictConfig) else range(len(config)):
+        node, name = config._get_node(key), f"{at}{key}"
+        if not isinstance(node, DictConfig | ListConfig) or node._is_none():
+            continue
+        if not node._is_interpolation():
+            check_groups(node, f"{name}.")
+        elif not OmegaConf.is_config(value := config[key]):
+            kind = "a list" if isinstance(node, ListConfig) else "a group of settings"
+            raise UserError(f"{name}={node._value()} is {value!r}, but {name} is {kind}; type its values")
 
 
 def study_needs_plus() -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.config.compose import compose_run
+from experiments.config.mistakes import check_groups
 from experiments.config.study import PartKind, StudyConfig, TuningConfig
 from experiments.config.task import Protocol
 from experiments.config.words import key_of
@@ -71,6 +72,7 @@ def cells_of(config: DictConfig) -> list[Cell]:
 
 def study_of(config: DictConfig) -> StudyConfig:
     """The validated study of a configuration; with `study.smoke`, its smoke form."""
+    check_groups(config.study, "study.")
     study: StudyConfig = OmegaConf.to_object(config.study)
     check(study)
     if study.only is not None:

@@ -265,7 +265,7 @@ def test_two_processes_see_the_norms_of_the_global_batch(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "support")])}
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(tmp_path)], env=env) for rank in (0, 1)
     ]

@@ -71,6 +71,7 @@ IN_WORDS = {
     "seed=${x}": "'seed=${x}': Interpolation key 'x' not found",
     "trainer.lr=${trainer.lr}": "'trainer.lr=${trainer.lr}': Recursive interpolation detected",
     "budget.rank=${oc.env:NOPE}": "Environment variable 'NOPE' not found",
+    "store=${oc.env:HOME}": "but store is a group of settings; type its values",
     "task={a:1}": "task is a group and takes a name: type task=NAME",
     "study.name=x": "type +study=NAME",
     f"+task.files.train={LONG}": "is not a valid path (File name too long)",
@@ -194,3 +195,11 @@ def test_a_study_of_any_values_is_checked_or_refused_in_one_line(changes: list[t
         study_of(config)
     except (UserError, OmegaConfBaseException) as error:
         one_line(error)
+
+
+@pytest.mark.parametrize("key", ["study.family", "study.tuning", "study.parts", "study.arms"])
+def test_an_interpolation_where_a_study_has_settings_is_one_line(key: str) -> None:
+    config = changed(STUDY, [(key, "${oc.env:HOME}")])
+    assert config is not None
+    with pytest.raises(UserError, match=key):
+        study_of(config)
