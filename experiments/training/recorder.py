@@ -41,10 +41,17 @@ class Recorder:
             self._line("metrics.jsonl", {"step": step, "split": split, "metric": name, "value": value})
         self.tracker.metrics(step, split, values)
 
-    def loss(self, state: TrainState, loss: float, seconds_per_step: float) -> None:
-        """Writes the mean training loss and step time since the last call, with a heartbeat."""
-        step, self._loss = state.step - 1, loss
-        self.scores(step, "train", {"loss": loss})
+    def training(self, state: TrainState, values: dict[str, float], seconds_per_step: float) -> None:
+        """Writes the loss and what belongs to it, and the mean step time since the last call, with a heartbeat.
+
+        Args:
+            state: after the step.
+            values: "loss", the mean since the last call; "lr" of the first parameter group and "grad_norm", before
+                clipping, of this step.
+            seconds_per_step: mean since the last call.
+        """
+        step, self._loss = state.step - 1, values["loss"]
+        self.scores(step, "train", values)
         self._line("timing.jsonl", {"step": step, "seconds_per_step": seconds_per_step})
         if is_main():
             self.folder.progress(state.step, state.total)

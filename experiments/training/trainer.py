@@ -63,6 +63,8 @@ class Trainer:
             prepared, self.model, self.state, config.batch_size, recorder, checkpoints, self.stop
         )
         self._loss_type = torch.promote_types(self.parameters[0].dtype, torch.float32)
+        self._rate = config.lr
+        self._norm: Tensor | None = None  # of the last step's gradient before clipping; None where nothing is clipped
         self._stop_asked: Tensor | None = None  # above 0 where any process was asked to stop before the last step
 
     def _start(self, model: nn.Module) -> TrainState:
@@ -120,8 +122,9 @@ class Trainer:
         torch.manual_seed(stream(self.seed, f"dropout:{step}:{self.accelerator.process_index}"))
         loss = self._average(self._backward(step))
         limit = self.config.max_grad_norm
-        norm = None if limit is None else nn.utils.clip_grad_norm_(self.parameters, limit)
-        self._refuse_not_finite(step, loss, norm)
+        self._norm = None if limit is None else nn.utils.clip_grad_norm_(self.parameters, limit)
+        self._refuse_not_finite(step, loss, self._norm)
+        self._rate = float(optimizer.param_groups[0]["lr"])
         self.method.gradients_ready(step)
         optimizer.step()
         schedule.at(step + 1)
@@ -184,14 +187,16 @@ class Trainer:
         return to_device(self.data.batch(indices), self.accelerator.device)
 
     def _log(self, step: int) -> None:
-        """Every `log_every` steps: the mean training loss since the last line, in order of the steps."""
+        """Every `log_every` steps: the mean training loss since the last line, this step's rate and gradient norm."""
         if not self._logged(step):
             return
         losses = self.state.losses
         seconds = self.state.step_seconds[-len(losses) :]
-        loss = float(torch.stack(losses).mean())
+        values = {"loss": float(torch.stack(losses).mean()), "lr": self._rate}
+        if self._norm is not None:
+            values["grad_norm"] = float(self._norm)
         losses.clear()
-        self.recorder.loss(self.state, loss, sum(seconds) / max(1, len(seconds)))
+        self.recorder.training(self.state, values, sum(seconds) / max(1, len(seconds)))
 
     def _logged(self, step: int) -> bool:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.state.total

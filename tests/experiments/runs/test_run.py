@@ -72,6 +72,19 @@ def test_a_run_leaves_every_file_of_the_store(elalora_run):
     assert json.loads((plan.folder.path / "status.json").read_text())["state"] == "done"
 
 
+def test_rate_and_gradient_norm_stand_beside_every_logged_loss(elalora_run):
+    plan, _ = elalora_run
+    of = {name: {} for name in ("loss", "lr", "grad_norm")}
+    for line in lines(plan.folder.path, "metrics.jsonl"):
+        if line["split"] == "train":
+            of[line["metric"]][line["step"]] = line["value"]
+    peak, total = plan.config.trainer.lr, 30
+    warmup = round(plan.config.trainer.warmup * total)
+    decay = {step: peak * min(step / warmup, (total - step) / (total - warmup)) for step in of["loss"]}
+    assert of["lr"] == pytest.approx(decay)
+    assert of["grad_norm"].keys() == of["loss"].keys() and all(norm > 0 for norm in of["grad_norm"].values())
+
+
 def test_the_score_can_be_recomputed_from_the_stored_predictions(elalora_run):
     import pandas
     from sklearn.metrics import accuracy_score
