@@ -33,6 +33,8 @@ EMBEDDED = {
     "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
+# values of model.path that name no folder: the package above, and what is made on this machine at first use
+BUILT_IN = ("embedded", "digits", "smollm2")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.*")

@@ -20,6 +20,7 @@ from elalora.errors import UserError, first_line
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
 from experiments.models.files import (
+    BUILT_IN,
     EMBEDDED,
     PICKLE,
     WEIGHTS,
@@ -45,15 +46,17 @@ HEADED = {
     "image": ("AutoModelForImageClassification", None),
 }
 TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base")
+DECODERS = ("smollm2_135m",)
 SUMMARIES = ("bart_base", "bart_large")
 IMAGES = ("vit_b16_in21k", "vit_digits")
 # the models of conf/model/ that fit a kind of task; model=local is judged by its files
 FITTING = {
-    "classification": (*TEXT, *SUMMARIES),
-    "regression": (*TEXT, *SUMMARIES),
+    "classification": (*TEXT, *SUMMARIES, *DECODERS),
+    "regression": (*TEXT, *SUMMARIES, *DECODERS),
     "summarization": SUMMARIES,
     "image": IMAGES,
 }
+SHOWN = {"smollm2_135m_q4_1": "smollm2_135m"}  # model.name where it is not that of its file, to the file's
 CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
 # modules that train whole beside adapters; for other architectures those that the checkpoint lacks
 HEADS = {
@@ -95,8 +98,9 @@ def check_kind(model: ModelConfig, task: TaskConfig) -> None:
     Raises:
         UserError: names the models that fit.
     """
-    if model.name in (*TEXT, *SUMMARIES, *IMAGES) and model.name not in FITTING[task.kind]:
-        raise UserError(f"model={model.name} does not fit task={task.name}, which is {_kind(task)}; {_fitting(task)}")
+    name = SHOWN.get(model.name, model.name)
+    if name in (*TEXT, *SUMMARIES, *DECODERS, *IMAGES) and name not in FITTING[task.kind]:
+        raise UserError(f"model={name} does not fit task={task.name}, which is {_kind(task)}; {_fitting(task)}")
 
 
 def _kind(task: TaskConfig) -> str:
@@ -280,14 +284,14 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     """The folder of a model, verified; a hub id is fetched into the hub's cache.
 
     Args:
-        path: "embedded", "digits", a local folder, or a hub id (owner/model).
+        path: "embedded", "digits", "smollm2", a local folder, or a hub id (owner/model).
         sha256: expected checksum of model.safetensors, or of pytorch_model.bin where there is no other, in a folder or
             on the hub; None skips the check.
         revision: commit of a hub id; a branch would name other files tomorrow.
 
     Raises:
         UserError: the path is neither a folder nor a hub id with a commit, the hub cannot be read, the weights have
-            another checksum, or the embedded model is missing.
+            another checksum, or a model that needs no hub cannot be made.
     """
     if path == "embedded":
         return embedded_minilm()
@@ -295,6 +299,10 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         from experiments.models.digits import pretrained
 
         return pretrained()
+    if path == "smollm2":
+        from experiments.models.smollm2 import dense
+
+        return dense()
     folder = Path(path).expanduser()
     remedy = "to use it anyway, type model.sha256=null"
     if not folder.is_dir():
@@ -306,7 +314,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
 
 
 def _is_local(path: str) -> bool:
-    return path in ("embedded", "digits") or Path(path).expanduser().is_dir()
+    return path in BUILT_IN or Path(path).expanduser().is_dir()
 
 
 def _check_pinned(path: str, sha256: str | None, revision: str | None) -> None:

@@ -44,7 +44,8 @@ MODEL_TYPES = {
     "embedded": "bert", "sentence-transformers/all-MiniLM-L6-v2": "bert", "google-bert/bert-base-uncased": "bert",
     "FacebookAI/roberta-base": "roberta", "microsoft/deberta-v3-base": "deberta-v2",
     "microsoft/deberta-v3-small": "deberta-v2", "facebook/bart-base": "bart", "facebook/bart-large": "bart",
-    "google/vit-base-patch16-224-in21k": "vit", "digits": "vit", "answerdotai/ModernBERT-base": "modernbert",
+    "google/vit-base-patch16-224-in21k": "vit", "digits": "vit", "smollm2": "llama",
+    "answerdotai/ModernBERT-base": "modernbert",
 }  # fmt: skip
 
 

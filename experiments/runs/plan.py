@@ -26,7 +26,7 @@ from experiments.config.compose import compose_run, same_command
 from experiments.config.suggest import HUB
 from experiments.config.task import check_task
 from experiments.data.digests import digests
-from experiments.models.files import EMBEDDED, WEIGHTS
+from experiments.models.files import BUILT_IN, EMBEDDED, WEIGHTS
 from experiments.models.files import digests as model_digests
 from experiments.runs.identity import LONG, canonical, check_method
 from experiments.runtime.distributed import world_size
@@ -324,7 +324,7 @@ def _model_identity(model: dict[str, Any]) -> dict[str, Any]:
     folder = Path(path).expanduser()
     if path == "embedded":
         return model
-    if path == "digits" or not folder.is_dir():
+    if path in BUILT_IN or not folder.is_dir():
         return model | {"path": path, "revision": revision}
     files = model_digests(folder)
     if model["sha256"] is None:

@@ -18,7 +18,7 @@ from experiments.__main__ import main
 from experiments.runs.prepare import data_of, processor_of, splits_of
 from experiments.runtime.places import CHECKOUT
 
-NO_HUB = ("local", "minilm", "vit_digits", "own", "own_images")
+NO_HUB = ("local", "minilm", "smollm2_135m", "vit_digits", "own", "own_images")
 MODELS = [name for name in sorted(file.stem for file in (CONF / "model").glob("*.yaml")) if name not in NO_HUB]
 TASKS = [file.stem for file in sorted((CONF / "task").glob("*.yaml")) if conf("task", file.stem).get("hub_id")]
 QUICK = ("deberta_v3_base", "rte", "xsum")
