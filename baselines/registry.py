@@ -22,6 +22,7 @@ METHODS = {
     "prilora": "baselines.prilora:PRILoRA",
     "beamlora": "baselines.beamlora:BeamLoRA",
     "flexlora": "baselines.flexlora:FlexLoRA",
+    "dora_dynamic": "baselines.dora_dynamic:DynamicDoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

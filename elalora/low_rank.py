@@ -311,9 +311,13 @@ def draw_normal(tensor: Tensor, rows: int, std: float, generator: torch.Generato
     tensor[:rows].copy_(torch.randn(shape, generator=generator) * std)
 
 
-@torch.no_grad()
 def draw_kaiming(tensor: Tensor, rows: int, generator: torch.Generator) -> None:
     """Fills the first rows with draws from U(-1/sqrt(d), 1/sqrt(d)): Kaiming-uniform with a = sqrt(5)."""
-    bound = tensor.shape[1] ** -0.5
+    draw_uniform(tensor, rows, tensor.shape[1] ** -0.5, generator)
+
+
+@torch.no_grad()
+def draw_uniform(tensor: Tensor, rows: int, bound: float, generator: torch.Generator) -> None:
+    """Fills the first rows with draws from U(-bound, bound), made on the CPU so that every device gets the same."""
     shape = (rows, *tensor.shape[1:])
     tensor[:rows].copy_((torch.rand(shape, generator=generator) * 2 - 1) * bound)

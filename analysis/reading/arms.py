@@ -18,7 +18,8 @@ CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell
 MOST_NAMED = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
-    "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA", "peft": "PEFT LoRA",
+    "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
+    "dora_dynamic": "Dynamic-rank DoRA", "peft": "PEFT LoRA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`

@@ -40,6 +40,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "beamlora-official": {"variant": "official", "keep": 0.7, "interval": 4},
     "flexlora": {**PHASES, "b": 2},
     "flexlora-official": {**PHASES, "b": 2, "variant": "official"},
+    "dora_dynamic": PHASES,
+    "dora_dynamic-official": {**PHASES, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -58,6 +58,7 @@ ARMS = {
     "prilora": ["method=prilora", "method.every=4"],
     "beamlora": ["method=beamlora", "method.interval=4"],
     "flexlora": ["method=flexlora", *MOVES],
+    "dora_dynamic": ["method=dora_dynamic", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

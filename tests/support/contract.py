@@ -21,6 +21,8 @@ METHODS = {
     "flexlora": {**PHASES, "b": 2},
     "flexlora official": {**PHASES, "b": 2, "variant": "official"},
     "grower:Grower": {},
+    "dora_dynamic": {**PHASES},
+    "dora_dynamic official": {**PHASES, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -24,6 +24,7 @@ METHODS = {
     "sora": "",
     "prilora": "method.every=5",
     "beamlora": "",
+    "dora_dynamic": "method.t_initial=2 method.t_final=4 method.interval=2",
     "full": "",
     "head": "",
     "bitfit": "",

@@ -34,6 +34,7 @@ HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "deberta_v3_base", "adalora"): set(GLUE),
     ("published", "bart_large", "adalora"): {"xsum", "cnn_dailymail"},
     ("published", "deberta_v3_base", "sora"): {"stsb", "rte"},
+    ("published", "roberta_base", "dora_dynamic"): {"cola"},
     ("published_script", "deberta_v3_base", "adalora"): set(GLUE),
     ("published_script", "bart_large", "adalora"): {"xsum"},
 }

@@ -44,6 +44,7 @@ METHODS = {
     "sora": ["method=sora"],
     "prilora": ["method=prilora", "method.every=20"],
     "beamlora": ["method=beamlora"],
+    "dora_dynamic": ["method=dora_dynamic"],
     "dora": ["method=peft", "+method.options.use_dora=true"],
     "full": ["method=full"],
     "head": ["method=head"],
