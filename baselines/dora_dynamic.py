@@ -10,8 +10,8 @@ Within the window from 0.15 T to 0.5 T, of length L, a round at step t of it set
 (r0 - N) n_mat (t / L)^3 directions of smallest s. Nothing else changes, so c grows again and a direction may return at
 the next round. What the round at t = L prunes is removed for good.
 
-The paper's text was not at hand: formulas and constants are those of the authors' code, and `variant=paper` is that code
-without its accidents M1, M2, M5, M6 and M7 (docs/methods/dora_dynamic.md).
+The paper's text was not at hand: formulas and constants are those of the authors' code, and `variant=paper` is that
+code without its accidents M1, M2, M5, M6 and M7 (docs/methods/dora_dynamic.md).
 """
 
 from __future__ import annotations

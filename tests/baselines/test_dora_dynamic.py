@@ -148,7 +148,7 @@ def reference(method, on, lr, decay, clip, weight, rank=3):
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     everything = [p for group in groups for p in group["params"]]
-    total, r0 = len(gates) * len(gates[0]), len(gates[0])
+    r0 = len(gates[0])
     start = math.ceil(0.15 * STEPS)
     length = STEPS - start - STEPS // 2
     scores = {name: torch.zeros(r0, dtype=torch.float64) for name in layers}
