@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from elalora.errors import first_line
+from experiments.runtime.files import sum_of
 from experiments.runtime.text import clean, clean_tree
 from experiments.store.finished import check_result
 from experiments.store.folder import SCHEMA, other_schema
-from experiments.store.foreign import read_json
+from experiments.store.foreign import read_bytes, read_json
 from experiments.verify import check_score
 
 NO_BUDGET = "none"
@@ -39,11 +42,19 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
     if result["schema"] != SCHEMA:
         raise ValueError("it " + other_schema(result["schema"], folder.parent.parent))
     check_result(folder, result)
-    if result.get("files"):
+    if result.get("files") or os.path.lexists(folder / "predictions.parquet"):
         check_score(folder, result)
     if result["readings"][reading] is None:
         raise ValueError(f"it has no reading '{reading}'")
-    return _row(clean_tree(result), clean_tree(_manifest(folder)), reading)
+    return _row(clean_tree(result), clean_tree(_manifest(folder)), reading) | {"lines": losses_of(folder, result)}
+
+
+def losses_of(folder: Path, result: dict[str, Any]) -> str | None:
+    """The SHA-256 of metrics.jsonl, which no two trainings share; read from the file where the result has none."""
+    with suppress(FileNotFoundError):
+        files = result.get("files")
+        return files["metrics.jsonl"]["sha256"] if files else sum_of(read_bytes(folder / "metrics.jsonl")).sha256
+    return None
 
 
 def reason(error: Exception) -> str:
@@ -103,7 +114,6 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "train_items": _whole(data["train_items"]),
         "report_items": _whole(data["report_items"]),
         "flags": flags,
-        "lines": ((result.get("files") or {}).get("metrics.jsonl") or {}).get("sha256"),
         "off_budget": "off budget" in flags,
         "collapsed": "collapsed" in flags,
         "ranks_initial": _ranks({name: result["ranks"]["initial"][name] for name in places}),

@@ -8,7 +8,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from experiments.store.finished import id_of
+from experiments.store.finished import NAMED, id_of
 from experiments.store.folder import SCHEMA
 
 TYPES = {
@@ -78,8 +78,21 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         if (total := whole["counts"][when]["rank_sum"]) != sum(whole["ranks"][when].values()):
             each, more = divmod(total, len(names))
             whole["ranks"][when] = {name: each + (i < more) for i, name in enumerate(names)}
+    _name(whole, changes)
     whole["id"] = id_of(whole["identity"])
     return whole
+
+
+def _name(whole: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Lets a result and its identity say the same of method, task, seed and so on, as `changes` sets one of them."""
+    whole["identity"] = json.loads(json.dumps(whole["identity"]))
+    for name, place in NAMED.items():
+        *path, last = place.split(".")
+        tree = reduce(lambda inner, key: inner.get(key, {}), path, whole["identity"])
+        if last in tree and name in changes:
+            tree[last] = whole[name]
+        elif last in tree:
+            whole[name] = tree[last]
 
 
 def status(state: str, **more: Any) -> dict[str, Any]:

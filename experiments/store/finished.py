@@ -20,7 +20,13 @@ FILES = ("config.yaml", "manifest.json", *LINES, "predictions.parquet")
 ADAPTER = "adapter"
 DID_NOT_LEARN = "did not learn"  # a flag of results
 NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, the others from 0
+MOST = 1e15  # of any count, in any unit
+ABSENT = object()
 SLACK = 1e-6  # points by which rounding may lead out of a metric's range
+NAMED = {
+    "method": "method.name", "variant": "method.variant", "task": "task.name", "model": "model.name",
+    "budget": "budget", "protocol": "protocol.name", "seed": "seed",
+}  # fmt: skip  # values of a result that its identity has too
 KINDS: dict[str, Any] = {
     "id": str, "metric": str, "commit": str | None, "identity": dict, "identity.method.name": str,
     "identity.model.name": str | None, "identity.budget": str | None, "readings.last.report.split": str,
@@ -54,12 +60,15 @@ def check_result(folder: Path, result: dict[str, Any]) -> None:
     _check_types(result)
     if result["id"] != id_of(result["identity"]):
         raise ValueError("its id is not the hash of its identity: the file was edited")
+    _check_names(result)
     named = RunName.parse(folder)
     if named is not None and named.id != short_id(result["id"]):
         raise ValueError(f"its folder's name ends in {named.id}, its id begins with {short_id(result['id'])}")
     _check_counts(result)
     for reading in result["readings"].values():
-        _check_scores(reading)
+        for part in ("report", "select"):
+            _check_scores(((reading or {}).get(part) or {"metrics": {}})["metrics"])
+    _check_scores(result["data"].get("majority") or {})
     for name, size in _sizes(folder, result).items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
@@ -87,22 +96,35 @@ def _sizes(folder: Path, result: dict[str, Any]) -> dict[str, int]:
 
 def _check_types(result: dict[str, Any]) -> None:
     for name, kind in KINDS.items():
-        value: Any = result
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None if value is None else ...
-        if not isinstance(value, kind):
+        if not isinstance(_at(result, name, None), kind):
             raise ValueError(f"{name} is missing or of a wrong type")
     if result["metric"] not in result["readings"]["last"]["report"]["metrics"]:
         raise ValueError(f"the score {result['metric']} is missing")
 
 
-def _check_scores(reading: Any) -> None:
-    for part in ("report", "select"):
-        scores = (reading or {}).get(part)
-        for metric, value in (scores or {"metrics": {}})["metrics"].items():
-            low = -100 if metric in NEGATIVE_METRICS else 0
-            if type(value) not in (int, float) or not low - SLACK <= value <= 100 + SLACK:
-                raise ValueError(f"{metric} is {value}; its range is {low} to 100 points")
+def _check_names(result: dict[str, Any]) -> None:
+    """What tables call a run must be what its identity says it computed."""
+    for name, place in NAMED.items():
+        stored, value = result.get(name), _at(result["identity"], place)
+        own_class = name == "method" and ":" in str(value)  # package.module:Class
+        if value is not ABSENT and value != stored and not own_class:
+            raise ValueError(f"its {name} is {stored}, its identity has {value}")
+
+
+def _at(tree: Any, place: str, absent: Any = ABSENT) -> Any:
+    """The value at a dotted place of a nested object."""
+    for key in place.split("."):
+        if tree is None or tree is absent:
+            return absent
+        tree = tree.get(key, absent) if isinstance(tree, dict) else ...
+    return tree
+
+
+def _check_scores(metrics: dict[str, Any]) -> None:
+    for metric, value in metrics.items():
+        low = -100 if metric in NEGATIVE_METRICS else 0
+        if type(value) not in (int, float) or not low - SLACK <= value <= 100 + SLACK:
+            raise ValueError(f"{metric} is {value}; its range is {low} to 100 points")
 
 
 def _check_counts(result: dict[str, Any]) -> None:
@@ -114,10 +136,12 @@ def _check_counts(result: dict[str, Any]) -> None:
                 raise ValueError(f"the {when} rank of {name} is {rank}")
         if counts[when]["rank_sum"] != sum(ranks[when].values()):
             raise ValueError(f"counts.{when}.rank_sum is {counts[when]['rank_sum']}, its ranks sum to another number")
-    for part in ("counts", "moves", "cost"):
-        for name, value in _numbers(result[part]):
-            if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
-                raise ValueError(f"{part}.{name} is {value}, not a number of at least 0")
+    data = {name: value for name, value in result["data"].items() if name.endswith("_items")}
+    parts = {part: result[part] for part in ("counts", "moves", "cost")} | {"data": data, "steps": result.get("steps")}
+    for name, value in _numbers(parts):
+        most = 1 if name == "moves.net_share" else MOST
+        if value is not None and (type(value) not in (int, float) or not 0 <= value <= most):
+            raise ValueError(f"{name} is {value}, not a number from 0 to {most:g}")
 
 
 def _numbers(tree: dict[str, Any]) -> list[tuple[str, Any]]:

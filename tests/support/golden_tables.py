@@ -129,7 +129,9 @@ def tables(root: Path, out: Path) -> list[Path]:
 if __name__ == "__main__":
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
+    from made_up import believed
+
+    with tempfile.TemporaryDirectory() as folder, believed():
         TABLES.mkdir(parents=True, exist_ok=True)
         for old in TABLES.iterdir():
             old.unlink()

@@ -25,7 +25,8 @@ def stranger(root: Path, seed: int = 0, **changes: Any) -> Path:
     """A finished run with all its files; `changes` as in `stored_runs.result`."""
     from omegaconf import OmegaConf
 
-    folder = moved_run(root, seed, 81.0, **changes)
+    scores = {"accuracy": 100.0, "f1": 100.0}  # of the predictions below
+    folder = moved_run(root, seed, 100.0, readings__last__report__metrics=scores, data__report_items=40, **changes)
     settings = composed("task=vader_movies", "method=elalora", "budget=r4", f"seed={seed}")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(settings, resolve=True))
     items = {"idx": range(40), "label": [i % 2 for i in range(40)], "prediction": [0, 1] * 20, "score": [0.5] * 40}
@@ -35,7 +36,8 @@ def stranger(root: Path, seed: int = 0, **changes: Any) -> Path:
     (folder / "contributions.json").write_text(
         json.dumps(rises | {"rises": dict.fromkeys(whole["ranks"]["final"], 0.1)})
     )
-    (folder / "metrics.jsonl").write_text('{"step": 10, "split": "train", "metric": "loss", "value": 0.5}\n')
+    line = {"step": 10, "split": "train", "metric": "loss", "value": 0.5 + seed}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     return folder
 
 

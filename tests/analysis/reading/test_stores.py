@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Path:
         (json.dumps(result("lora", 9, 80.0) | {"schema": 0}), "schema 0, this version reads"),
         (json.dumps({"schema": SCHEMA}), "id is missing"),
         (json.dumps(result("lora", 9, float("nan"))), "NaN is not JSON"),
-        (json.dumps(result("lora", 9, 80.0) | {"task": 3}), "text, got 3"),
+        (json.dumps(result("lora", 9, 80.0) | {"label": 3}), "text, got 3"),
     ],
 )
 def test_a_damaged_result_is_reported_and_the_others_are_read(store: Path, content: str, reason: str) -> None:

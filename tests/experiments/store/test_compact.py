@@ -6,6 +6,7 @@ import getpass
 import json
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from golden_tables import build
+from made_up import believed
 from pyarrow import parquet
 from tiny_runs import quick
 
@@ -30,6 +32,13 @@ from experiments.store.compact import TEXTS, opened
 from experiments.store.compaction import compact
 from experiments.store.find import find
 from experiments.store.status import read_store
+
+
+@pytest.fixture(autouse=True, scope="module")
+def made_up_files() -> Iterator[None]:
+    with believed():
+        yield
+
 
 CONFIG = {
     "data": {"root": "/nfs/lovelace/data", "cache": "~/cache", "train_items": 1600},

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 from tiny_runs import quick
 
@@ -22,6 +25,8 @@ from experiments.store.compact import opened
 from experiments.store.compaction import compact
 from experiments.store.finished import id_of
 from experiments.store.folder import RunFolder
+from experiments.training.metrics import compute
+from experiments.verify import scores_again
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,16 @@ SEEN_BY_ALL = {
     "1e308 points": (lambda folder: edit(folder, readings__last__report__metrics__accuracy=1e308), "its range is 0 to"),
     "negative parameters": (lambda folder: edit(folder, counts__final__params=-5), "counts.final.params is -5"),
     "negative seconds": (lambda folder: edit(folder, cost__train_seconds=-1.0), "cost.train_seconds is -1.0"),
+    "negative steps": (lambda folder: edit(folder, steps=-1), "steps is -1, not a number from 0"),
+    "a share of 1e308": (lambda folder: edit(folder, moves__gross_share=1e308), "moves.gross_share is 1e+308"),
+    "a net share above 1": (lambda folder: edit(folder, moves__net_share=1.5), "not a number from 0 to 1"),
+    "a constant answer of 1e308": (lambda folder: edit(folder, data__majority={"accuracy": 1e308}), "its range is 0"),
+    "a seed that it did not train": (lambda folder: edit(folder, seed=7), "its seed is 7, its identity has 0"),
+    "another method's name": (lambda folder: edit(folder, method="elalora"), "its identity has lora"),
+    "another task's name": (lambda folder: edit(folder, task="rte"), "its identity has vader_movies"),
+    "another model's name": (lambda folder: edit(folder, model="roberta_base"), "its model is roberta_base"),
+    "another budget": (lambda folder: edit(folder, budget="r8"), "its identity has r4"),
+    "another protocol": (lambda folder: edit(folder, protocol="paper_best"), "its protocol is paper_best"),
     "another rank sum": (lambda folder: edit(folder, counts__final__rank_sum=7), "its ranks sum to"),
 }  # fmt: skip
 
@@ -114,10 +129,22 @@ def test_a_changed_run_is_not_skipped_as_done(done: Plan, tiny_model_dir: Path, 
         run(again)
 
 
-def test_a_score_that_its_predictions_contradict_enters_no_table(copy: Path) -> None:
-    edit(copy, readings__last__report__metrics__accuracy=99.0)
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+@pytest.mark.parametrize("without", [{}, {"files": None}, {"files": {}}], ids=["checksums", "none", "empty"])
+def test_a_score_that_its_predictions_contradict_enters_no_table(
+    metric: str, without: dict[str, Any], copy: Path
+) -> None:
+    edit(copy, **{f"readings__last__report__metrics__{metric}": 99.0}, **without)
     [line] = load_runs(copy.parents[1]).attrs["problems"]
-    assert "its accuracy is 99.00, its predictions give" in line
+    assert f"its {metric} is 99.00, its predictions give" in line
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1), st.integers(0, 1))
+def test_scores_computed_again_are_those_of_training(items: list[tuple[int, int]], shift: int) -> None:
+    labels, predictions = (np.array(column) + shift for column in zip(*items, strict=True))
+    names = ["accuracy", "mcc"] if shift else ["accuracy", "f1", "mcc"]  # F1 is that of class 1 of two
+    again, first = scores_again(names, labels, predictions), compute(names, labels, predictions)[0]
+    assert again == pytest.approx(first, rel=1e-9, abs=1e-9) and again.keys() == first.keys()
 
 
 @pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "timing.jsonl", "config.yaml"])
@@ -135,7 +162,10 @@ def test_an_adapter_may_be_deleted_as_a_whole(copy: Path) -> None:
     assert main(["verify", str(copy.parents[1])]) == 0
 
 
-def test_one_run_under_four_seeds_counts_once(copy: Path) -> None:
+@pytest.mark.parametrize("checksums", [True, False])
+def test_one_run_under_four_seeds_counts_once(checksums: bool, copy: Path) -> None:
+    if not checksums:
+        edit(copy, files=None)
     for seed in (7, 8, 9):
         other = copy.with_name("other")
         shutil.copytree(copy, other)
