@@ -17,6 +17,8 @@ METHODS = {
     "elalora": "elalora.ela:ElaLoRA",
     "lora": "baselines.lora:LoRA",
     "svd_lora": "baselines.svd_lora:SVDLoRA",
+    "rac_lora": "baselines.rac_lora:RACLoRA",
+    "chain_lora": "baselines.rac_lora:ChainOfLoRA",
     "adalora": "baselines.adalora:AdaLoRA",
     "sora": "baselines.sora:SoRA",
     "prilora": "baselines.prilora:PRILoRA",

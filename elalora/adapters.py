@@ -103,15 +103,16 @@ class LowRankLinear(nn.Module):
             self.inputs.see(x)
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
         dropping = self.dropout and self.training
+        a, b = self.operands()
         if self.fused and is_plain(self.base) and not dropping:
             weight, bias = self.base.weight, self.base.bias
-            out = LowRankProduct.apply(rows, weight, bias, self.A, self.B, self.E, self._rows, self.scale)
+            out = LowRankProduct.apply(rows, weight, bias, a, b, self.E, self._rows, self.scale)
         else:
             frozen = self.base(rows)  # (tokens, d_out)
             if dropping:
                 rows = F.dropout(rows, self.dropout)
             up = self.scaled_b()  # (r, d_out)
-            down = F.linear(rows, self.A[: len(up)].to(rows.dtype))  # (tokens, r)
+            down = F.linear(rows, a[: len(up)].to(rows.dtype))  # (tokens, r)
             out = torch.addmm(frozen, down.to(frozen.dtype), up.to(frozen.dtype))
         return out.view(*x.shape[:-1], -1)
 
@@ -122,7 +123,11 @@ class LowRankLinear(nn.Module):
 
     def scaled_b(self) -> Tensor:
         """scale diag(E) B of the rows that enter the product, (r, d_out)."""
-        return self.B[: self._rows] * _factor(self.E, self._rows, self.scale)
+        return self.operands()[1][: self._rows] * _factor(self.E, self._rows, self.scale)
+
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """A and B as they enter the product; subclasses may keep one of them from training."""
+        return self.A, self.B
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ def check_choices(config: Any, **allowed: Sequence[Any]) -> None:
 RULES: dict[str, Callable[[float], bool]] = {
     "lie in [0, 1)": lambda value: 0 <= value < 1,
     "lie in (0, 1]": lambda value: 0 < value <= 1,
+    "lie in [0, 1]": lambda value: 0 <= value <= 1,
     "be above 0": lambda value: value > 0,
     "be at least 1": lambda value: value >= 1,
     "not be negative": lambda value: value >= 0,

@@ -62,7 +62,7 @@ class BudgetExceeded(MethodFailure):
     failure = "budget"
 
 
-BUDGETS = ("constant", "at_most", "final", "growing", "soft", "none")
+BUDGETS = ("constant", "at_most", "final", "growing", "soft", "trained", "none")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class Capabilities:
         exports_lora: the result can be written as fixed-rank LoRA.
         budget: how the rank sum relates to the budget. "constant": equal to it at every step. "at_most": starts there
             and may end below it; tables say by how much. "final": starts above it and ends at most there. "growing":
-            starts below it, never falls and ends there. "soft": approaches it. "none": there is no budget, and one
-            run serves all budgets.
+            starts below it, never falls and ends there. "soft": approaches it. "trained": the ranks that train at once
+            never exceed it, and all pieces together have more. "none": there is no budget, and one run serves all
+            budgets.
         reconstructed: written without the authors' code at hand; every table marks it.
 
     Raises:
@@ -341,6 +342,14 @@ class Method:
     def count(self) -> Count:
         """Current rank sum and number of adapter parameters, without the head and other trained modules."""
         return Count(0, 0)
+
+    def further_counts(self) -> dict[str, Count]:
+        """Counts beside `count` of an update that is a sum of pieces.
+
+        "trained" is the largest piece, of which only what trains has parameters; "accumulated" is the sum over all
+        pieces.
+        """
+        return {}
 
     @property
     def reconstructed(self) -> bool:

@@ -18,6 +18,7 @@ CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell
 MOST_NAMED = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
+    "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
     "dora_dynamic": "Dynamic-rank DoRA", "peft": "PEFT LoRA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",

@@ -127,6 +127,8 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
     for when in ("initial", "peak", "final"):
         row[f"rank_sum_{when}"] = _whole(counts[when]["rank_sum"])
         row[f"params_{when}"] = _whole(counts[when]["params"])
+    for count in ("rank_sum", "params"):  # of the largest piece, for methods that add up pieces
+        row[f"{count}_trained"] = _optional((counts.get("trained") or {}).get(count))
     if "count" in read:  # the best checkpoint has other ranks than the last
         row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
         row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})

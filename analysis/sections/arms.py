@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ PROTOCOL_MEANING = {
 }
 PAPER_BEST_READ_LAST = (
     "as paper_last; evaluated on the reported split itself, but the last checkpoint is shown, not the best"
+)
+AT_ONCE = (
+    "(… at once): the largest piece of an update that is a sum of pieces, and the parameters that train in it; the "
+    "numbers before it are of all pieces together."
 )
 RECONSTRUCTED = "† reconstructed, not checked against its authors' code or its paper in full (docs/methods.md)."
 
@@ -114,9 +119,11 @@ def protocol_notes(runs: pd.DataFrame) -> list[str]:
 
 
 def start_to_end(record: dict[str, Any], count: str) -> str:
-    """163,728, or 166,032 → 163,728, followed by the peak if it was above both."""
+    """163,728, or 166,032 → 163,728, followed by the peak if it was above both, and by what trained at once."""
     if f"{count}_final" not in record:
         return ""
     start, peak, end = (round(record[f"{count}_{when}"]) for when in ("initial", "peak", "final"))
     text = f"{end:,}" if start == end else f"{start:,} → {end:,}"
-    return text + (f" (peak {peak:,})" if peak > max(start, end) else "")
+    text += f" (peak {peak:,})" if peak > max(start, end) else ""
+    at_once = record.get(f"{count}_trained", math.nan)
+    return text + ("" if math.isnan(at_once) else f" ({at_once:,.0f} at once)")

@@ -22,6 +22,7 @@ from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.stored import Stored
 from analysis.sections.arms import (
+    AT_ONCE,
     PARAMETER_TOLERANCE,
     RECONSTRUCTED,
     budget_order,
@@ -43,6 +44,7 @@ SPREADS = ("sd", "interval")
 TIMES = ("step_seconds", "train_seconds")
 MOST_NAMED = 5  # arms of one size in a note
 SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
+OF_A_PIECE = ["rank_sum_trained", "params_trained"]  # of methods that add up pieces
 MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
 METRIC_TITLES = {
     "accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
@@ -131,6 +133,7 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record |= {"n": s.n, "seeds": " ".join(map(str, arm["seed"])), "score_mean": s.mean}
     record |= {"score_sd": s.sd, "score_low": s.low, "score_high": s.high}
     record |= {column: arm[column].mean() for column in MEANS}
+    record |= {column: arm[column].mean() for column in OF_A_PIECE if arm[column].notna().any()}
     record |= {f"{column}_median": arm[column].median() for column in TIMES}
     flags = sorted({flag for flags in arm["flags"] for flag in flags} - {LOSSY})  # a note on the data set says it
     return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}
@@ -226,6 +229,8 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
         "Moved: share of directions grown anew / net change of the shares that the matrices have of all ranks. Step: "
         "median over seeds; step times compare only on one machine without other work."
     )
+    if runs["rank_sum_trained"].notna().any():
+        notes.append(AT_ONCE)
     if runs["reconstructed"].any():
         notes.append(RECONSTRUCTED)
     if runs["majority"].notna().any():

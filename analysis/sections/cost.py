@@ -12,7 +12,7 @@ from analysis.output.figure import file_name, source_of
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.stored import Stored
-from analysis.sections.arms import named_across_tasks, start_to_end, timed_apart
+from analysis.sections.arms import AT_ONCE, named_across_tasks, start_to_end, timed_apart
 from analysis.sections.comparison import arm_names, compared
 from analysis.sections.cost_figures import draw_pareto
 from analysis.sections.paper_layouts import LAYOUTS
@@ -140,6 +140,8 @@ def cost_table(compared: Table) -> Table:
         "apart. Memory is the accelerator's and empty on a CPU.",
         "Times of runs on other machines or thread counts do not compare; the comparison table names such runs.",
     ]
+    if any("at once" in cell for row in rows for cell in row):
+        notes.append(AT_ONCE)
     names = [
         "task", "protocol", "model", "recipe", "budget", "shown", "n", "score_mean", *sizes, "head_params",
         "other_params", "step_seconds_median", "train_seconds_median", "peak_memory_mib", "adapter_bytes",

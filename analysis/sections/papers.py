@@ -127,7 +127,7 @@ def _mean_over_seeds(groups: Sequence[Mapping[int, float]]) -> str:
 
 def _published_row(row: Published, layout: Layout, columns: Sequence[Column]) -> dict[str, str]:
     cells = {
-        "Method": f"{row.label}, published" + ("" if row.values else " (not found)"),
+        "Method": f"{row.label}, published" + ("" if row.values or row.average is not None else " (not found)"),
         "Budget": "" if row.budget == NO_BUDGET else row.budget,
         "Parameters": row.params,
         "Protocol": row.protocol or "not stated",

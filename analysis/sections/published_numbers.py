@@ -71,7 +71,15 @@ def published_file(name: str) -> tuple[str, pd.DataFrame]:
 @cache
 def published() -> tuple[Published, ...]:
     """Every published row of the paper tables' suites."""
-    return (*_adalora_glue(), *_lora_glue(), *_logs(), *_adalora_summaries(), *_dora_dynamic(), *_elalora())
+    return (
+        *_adalora_glue(),
+        *_lora_glue(),
+        *_raclora(),
+        *_logs(),
+        *_adalora_summaries(),
+        *_dora_dynamic(),
+        *_elalora(),
+    )
 
 
 def _adalora_glue() -> list[Published]:
@@ -175,3 +183,18 @@ def _elalora() -> list[Published]:
         Published("ElaLoRA, arXiv 2504.00254", suite, model, "ElaLoRA", "elalora", f"r{rank}", remark=NOT_FOUND + more)
         for suite, model, rank, more in settings
     ]
+
+
+def _raclora() -> list[Published]:
+    """Averages over GLUE alone; no readable source has RAC-LoRA's numbers per task."""
+    methods = {"FPFT": ("full", "none"), "LoRA": ("lora", "r2"), "COLA": ("chain_lora", "r2")}
+    methods |= {"RAC-LoRA": ("rac_lora", "r2"), "AsymmLoRA": ("rac_lora", "r2")}
+    source = "RAC-LoRA, arXiv 2410.08305, Table 2 as quoted in a review"
+    return [
+        Published(
+            source, "glue", "roberta_base", row["method"], *methods[row["method"]],
+            average=float(row["value"]), remark="its average alone, second-hand",
+        )
+        for row in published_file("raclora_review")[1].to_dict("records")
+        if row["benchmark"] == "GLUE average"
+    ]  # fmt: skip

@@ -73,6 +73,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "initial": asdict(progress.initial),
             "peak": asdict(progress.peak),
             "final": asdict(method.count()),
+            **{name: asdict(count) for name, count in method.further_counts().items()},
             **_other_parameters(prepared),
         },
         "moves": _moves(method, start),

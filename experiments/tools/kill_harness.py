@@ -53,6 +53,8 @@ ARMS = {
     "elalora official": ["method=elalora", "method.variant=official", *MOVES],
     "lora": ["method=lora", *ACCUMULATION],
     "svd_lora": ["method=svd_lora", "method.t_initial=3", "method.t_final=6", "method.interval=3"],
+    "rac_lora": ["method=rac_lora", "method.blocks=4", "method.side=bernoulli"],
+    "chain_lora": ["method=chain_lora", "method.blocks=4", *ACCUMULATION],
     "adalora": ["method=adalora", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
     "sora": ["method=sora", *ACCUMULATION],
     "prilora": ["method=prilora", "method.every=4"],

@@ -145,6 +145,17 @@ def test_a_growing_budget_starts_below_never_falls_and_is_met_at_the_end(name):
     assert not any(method.reserve().values())
 
 
+@pytest.mark.parametrize("name", list(of(budget="trained")))
+def test_what_trains_at_once_stays_within_the_budget_and_the_sum_of_all_pieces_exceeds_it(name):
+    net, method = build(name)
+    sums = []
+    train(net, method, STEPS, each=lambda step: sums.append(method.trained().rank_sum))
+    method.finish()
+    allowed, counts = RANK * len(method.ranks()), method.further_counts()
+    assert max(sums) == counts["trained"].rank_sum == allowed < counts["accumulated"].rank_sum
+    assert method.count().rank_sum == counts["accumulated"].rank_sum == sum(method.ranks().values())
+
+
 @pytest.mark.parametrize("name", list(of(budget="final")))
 def test_a_final_budget_holds_at_the_end(name):
     net, method = build(name)
@@ -174,7 +185,7 @@ def test_an_adaptive_method_reports_rounds_that_add_up(name):
             assert rank == ranks[matrix] - lost + done.grown.count(matrix), (done.step, matrix)
         ranks = done.ranks
         json.dumps(vars(done))
-    growing = method.capabilities.budget == "growing"
+    growing = method.capabilities.budget in ("growing", "trained")
     assert any(done.grown if growing else done.pruned for done in method.rounds_seen)
     assert not growing or 0 < gross_share(method.rounds_seen, start, method.ranks()) < 1
 

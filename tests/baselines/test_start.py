@@ -10,10 +10,13 @@ from torch import nn
 
 from baselines.registry import method_class
 from elalora import LowRankMethod, UserError
+from elalora.chain import ChainMethod
 from elalora.export import export_peft, read_factors
 from experiments.config.task import DataConfig
 
-LOW_RANK = [name for name in METHODS if issubclass(method_class(name.split()[0]), LowRankMethod)]
+CLASSES = {name: method_class(name.split()[0]) for name in METHODS}
+CHAINS = [name for name, cls in CLASSES.items() if issubclass(cls, ChainMethod)]
+LOW_RANK = [name for name, cls in CLASSES.items() if issubclass(cls, LowRankMethod) and name not in CHAINS]
 
 
 def source(net, rank, seed=5):
@@ -157,3 +160,11 @@ def test_a_run_starts_from_the_run_that_its_own_command_makes_on_another_task(ti
     assert by_id.id == by_folder.id == plan.id
     with pytest.raises(UserError, match="that run has budget r4, this one has r2"):
         make_plan(quick(tiny_model_dir, tmp_path, *words, f"init_from={source.id}", "budget=r2"))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_sum_of_pieces_starts_from_no_other_run(name):
+    factors = source(Net(), 1)
+    _, method = build(name)
+    with pytest.raises(UserError, match=f"method={method.name} cannot start from another run's adapter"):
+        method.start_from(factors)

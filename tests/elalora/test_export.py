@@ -90,6 +90,8 @@ def methods():
     yield "elalora", ElaLoRA(ElaLoRAConfig(**quick), Budget(3))
     more = {
         "svd_lora": {},
+        "rac_lora": {"blocks": 3},
+        "chain_lora": {"blocks": 3},
         "adalora": {"t_initial": 4, "t_final": 8, "interval": 3},
         "sora": {},
         "prilora": {"every": 7},

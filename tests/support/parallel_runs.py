@@ -18,6 +18,8 @@ MOVES = "method.t_initial=2 method.t_final=4 method.interval=3"
 METHODS = {
     "lora": "",
     "svd_lora": "",
+    "rac_lora": "method.blocks=4 method.side=bernoulli",
+    "chain_lora": "method.blocks=4",
     "elalora": MOVES,
     "elalora_official": f"{MOVES} method.variant=official",
     "adalora": "method.t_initial=2 method.t_final=4 method.interval=2",

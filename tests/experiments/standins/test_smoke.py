@@ -40,6 +40,8 @@ METHODS = {
     "elalora_official": ["method=elalora", "method.variant=official"],
     "lora": ["method=lora"],
     "svd_lora": ["method=svd_lora"],
+    "rac_lora": ["method=rac_lora", "method.blocks=3"],
+    "chain_lora": ["method=chain_lora", "method.blocks=3"],
     "adalora": ["method=adalora"],
     "sora": ["method=sora"],
     "prilora": ["method=prilora", "method.every=20"],
