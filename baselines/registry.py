@@ -25,6 +25,7 @@ METHODS = {
     "beamlora": "baselines.beamlora:BeamLoRA",
     "flexlora": "baselines.flexlora:FlexLoRA",
     "dora_dynamic": "baselines.dora_dynamic:DynamicDoRA",
+    "l1ra": "baselines.l1ra:L1RA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -161,6 +161,14 @@ class TrainerSchedule:
         scheduler = self._trainer.lr_scheduler
         scheduler.lr_lambdas = [lambda step: 1.0] * len(scheduler.lr_lambdas)
 
+    def keep_constant_rates(self) -> None:
+        """Takes the optimizer's groups with "constant_rate" out of the schedule; call it before the first step."""
+        scheduler = self._trainer.lr_scheduler
+        for i, group in enumerate(scheduler.optimizer.param_groups):
+            if group.get("constant_rate"):
+                scheduler.lr_lambdas[i] = lambda step: 1.0
+                group["lr"] = scheduler.base_lrs[i]
+
 
 class _Session:
     """The training of one adapted Trainer: the wrapped functions and what the callback calls."""
@@ -268,6 +276,7 @@ class _Session:
                 f"the method was planned for {self.method.total_steps} steps and the Trainer runs {max_steps}: "
                 "set batch size and length before adapt()"
             )
+        self.schedule.keep_constant_rates()
         if self.checkpoint is not None and _values(self.checkpoint)["held"]:
             self.schedule.hold_peak()
 

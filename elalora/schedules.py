@@ -24,7 +24,8 @@ class Schedule:
     The rate is a function of the step alone, so a checkpoint needs nothing but the step and `held`.
 
     Args:
-        optimizer: the learning rates of its groups are taken as the peak rates.
+        optimizer: the learning rates of its groups are taken as the peak rates; a group with "constant_rate" keeps
+            its own.
         total: number of optimizer steps of the run (of all its stages).
         warmup: number of warm-up steps in each stage.
         shape: "linear", "cosine" or "constant".
@@ -52,7 +53,7 @@ class Schedule:
         """Sets the learning rates for the next step, 0-based."""
         factor = self.factor(step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = peak if group.get("constant_rate") else peak * factor
 
     def factor(self, step: int) -> float:
         """Learning rate divided by its peak at a step, 0-based."""

@@ -8,7 +8,8 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 FAMILIES = {
-    **dict.fromkeys(("lora", "rac_lora", "chain_lora", "prilora", "beamlora", "sora", "dora_dynamic", "peft"), "lora"),
+    **dict.fromkeys(("lora", "rac_lora", "chain_lora", "prilora", "beamlora", "sora", "peft"), "lora"),
+    **dict.fromkeys(("dora_dynamic", "l1ra"), "lora"),
     **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora"), "svd"),
     "head": "head",
     "bitfit": "head",

@@ -45,6 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "flexlora-official": {**PHASES, "b": 2, "variant": "official"},
     "dora_dynamic": PHASES,
     "dora_dynamic-official": {**PHASES, "variant": "official"},
+    "l1ra": {"l1": 3.75},
+    "l1ra-official": {"l1": 3.75, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -61,6 +61,7 @@ ARMS = {
     "beamlora": ["method=beamlora", "method.interval=4"],
     "flexlora": ["method=flexlora", *MOVES],
     "dora_dynamic": ["method=dora_dynamic", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
+    "l1ra": ["method=l1ra", "method.l1=10"],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

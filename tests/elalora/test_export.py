@@ -96,6 +96,7 @@ def methods():
         "sora": {},
         "prilora": {"every": 7},
         "beamlora": {"interval": 6},
+        "l1ra": {"l1": 10.0},
         "dora_dynamic": {"t_initial": 4, "t_final": 8, "interval": 3},
     }
     for name, knobs in more.items():

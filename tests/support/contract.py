@@ -26,6 +26,8 @@ METHODS = {
     "grower:Grower": {},
     "dora_dynamic": {**PHASES},
     "dora_dynamic official": {**PHASES, "variant": "official"},
+    "l1ra": {"l1": 1.25},
+    "l1ra official": {"l1": 1.25, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -27,6 +27,7 @@ METHODS = {
     "prilora": "method.every=5",
     "beamlora": "",
     "dora_dynamic": "method.t_initial=2 method.t_final=4 method.interval=2",
+    "l1ra": "method.l1=10 method.gate_lr=0.1",
     "full": "",
     "head": "",
     "bitfit": "",

@@ -47,6 +47,7 @@ METHODS = {
     "prilora": ["method=prilora", "method.every=20"],
     "beamlora": ["method=beamlora"],
     "dora_dynamic": ["method=dora_dynamic"],
+    "l1ra": ["method=l1ra", "method.l1=3"],
     "dora": ["method=peft", "+method.options.use_dora=true"],
     "full": ["method=full"],
     "head": ["method=head"],
