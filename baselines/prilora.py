@@ -26,6 +26,7 @@ from elalora.errors import UserError, check_numbers
 from elalora.low_rank import LowRankMethod, NamedTensors, draw_kaiming
 from elalora.method import Capabilities, MethodFailure, NeverActed, Round
 from elalora.optim import RowwiseAdamW
+from elalora.processes import distributed
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule
 
@@ -131,7 +132,7 @@ class PRILoRA(LowRankMethod):
         return None
 
     def _take_norms(self, step: int) -> None:
-        if _distributed():  # the batches of this process may all have been empty so far
+        if distributed():  # the batches of this process may all have been empty so far
             for adapter in self.adapters.values():
                 _inputs(adapter)
         collected = {name: adapter.inputs for name, adapter in self.adapters.items() if adapter.inputs is not None}
@@ -172,16 +173,12 @@ def prune_rows(rows: Tensor, norms: Tensor, share: float) -> None:
 
 def _sum_over_processes(inputs: list[InputNorm]) -> None:
     """Adds the sums of squares of all processes, in one message, so that n_j is that of the global batch."""
-    if not _distributed():
+    if not distributed():
         return
     flat = torch.cat([i.total for i in inputs])
     dist.all_reduce(flat)
     for i, total in zip(inputs, flat.split([len(i.total) for i in inputs]), strict=True):
         i.total.copy_(total)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def sees_target(name: str) -> bool:

@@ -26,6 +26,7 @@ METHODS = {
     "flexlora": "baselines.flexlora:FlexLoRA",
     "dora_dynamic": "baselines.dora_dynamic:DynamicDoRA",
     "l1ra": "baselines.l1ra:L1RA",
+    "increlora": "baselines.increlora:IncreLoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -155,6 +155,15 @@ class TrainerSchedule:
         """Learning rate divided by its peak at a step, 0-based."""
         return float(self._trainer.lr_scheduler.lr_lambdas[0](step))
 
+    def restarted(self, step: int, start: int) -> float:
+        """As `factor`, for what begins to train at `start`: the same warm-up, then a decay to the run's end."""
+        rule: Any = self._trainer.lr_scheduler.lr_lambdas[0]
+        words = dict(getattr(rule, "keywords", {}))
+        if "num_training_steps" not in words:  # a constant rate, or a rule of the user's own
+            return float(rule(step - start))
+        words["num_training_steps"] -= start
+        return float(rule.func(step - start, *rule.args, **words))
+
     def hold_peak(self) -> None:
         """Holds the rate at its peak from now on (D2)."""
         self.held = True

@@ -11,7 +11,7 @@ AdamW: Loshchilov & Hutter, arXiv 1711.05101, algorithm 2 with decoupled decay l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,6 +63,24 @@ class RowwiseAdamW(torch.optim.Optimizer):
         for parameter, slots in self._directions.items():
             slots.follow_active(partial(_state_rows, weakref.ref(self), parameter))
 
+    def set_rates(self, rates: Mapping[Tensor, Sequence[float]]) -> None:
+        """Sets a factor on the learning rate, and so on the weight decay, of every active row of some parameters.
+
+        It holds until it is set again, follows the directions and is saved. A row that is born later has the factor 0
+        until then.
+
+        Args:
+            rates: one factor for each active row, by parameter.
+        """
+        first = next(iter(rates))
+        flat = first.new_tensor([rate for row in rates.values() for rate in row], requires_grad=False)  # one transfer
+        for parameter, part in zip(rates, flat.split([len(row) for row in rates.values()]), strict=True):
+            if len(part) != self._active(parameter):
+                raise ValueError(f"{len(part)} rates do not fit {self._active(parameter)} active rows")
+            if not self.state[parameter]:
+                self.state[parameter] = self._fresh(parameter)
+            self.state[parameter]["rate"] = part.to(parameter)
+
     def forget(self) -> None:
         """Drops every moment and step counter, as the official ElaLoRA code does at each round (D1)."""
         self.state.clear()
@@ -79,9 +97,11 @@ class RowwiseAdamW(torch.optim.Optimizer):
         for parameter, state in self.state.items():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].cpu()
-            if {name: getattr(value, "shape", None) for name, value in state.items()} != {
-                name: value.shape for name, value in self._fresh(parameter).items()
-            }:
+            fresh = self._fresh(parameter)
+            expected = {name: value.shape for name, value in fresh.items()}
+            if "rate" in state:
+                expected["rate"] = fresh["step"].shape
+            if {name: getattr(value, "shape", None) for name, value in state.items()} != expected:
                 raise ValueError(f"the moments of a parameter of shape {tuple(parameter.shape)} do not fit it")
 
     @torch.no_grad()
@@ -114,15 +134,34 @@ class RowwiseAdamW(torch.optim.Optimizer):
         factors = torch.stack([eps * root, -self._correction(beta1, ages) / root])
         shift, scale = factors.to(device=grads[0].device, dtype=grads[0].dtype)[..., None]  # (rows, 1) each
         counts = [len(weight) for weight in rows.weights]
-        if group["weight_decay"]:
-            torch._foreach_mul_(rows.weights, 1 - lr * group["weight_decay"])
+        rates = self._rates(pairs)
+        decay = lr * group["weight_decay"]
+        if decay and rates:
+            torch._foreach_mul_(rows.weights, [1 - decay * rate for rate in rates])
+        elif decay:
+            torch._foreach_mul_(rows.weights, 1 - decay)
         torch._foreach_lerp_(rows.means, grads, 1 - beta1)
         torch._foreach_mul_(rows.squares, beta2)
         torch._foreach_addcmul_(rows.squares, grads, grads, 1 - beta2)
         denominators = torch._foreach_sqrt(rows.squares)
         torch._foreach_add_(denominators, shift.split(counts))
         torch._foreach_mul_(denominators, scale.split(counts))
-        torch._foreach_addcdiv_(rows.weights, rows.means, denominators, lr)
+        if not rates:
+            torch._foreach_addcdiv_(rows.weights, rows.means, denominators, lr)
+            return
+        moves = torch._foreach_div(rows.means, denominators)
+        torch._foreach_mul_(moves, rates)
+        torch._foreach_add_(rows.weights, moves, alpha=lr)
+
+    def _rates(self, pairs: list[_Pair]) -> list[Tensor]:
+        """The factor of every active row of these parameters, (n, 1) each; empty if all are 1."""
+        found = [self.state[p].get("rate") for p, _ in pairs]
+        if all(rate is None for rate in found):
+            return []
+        ones = [
+            p.new_ones(self._active(p)) if rate is None else rate for (p, _), rate in zip(pairs, found, strict=True)
+        ]
+        return [rate[:, None] for rate in ones]
 
     def _correction(self, beta: float, ages: Tensor) -> Tensor:
         """1 - beta^t for the age t of every row, (rows,) in float64.

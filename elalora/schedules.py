@@ -65,9 +65,16 @@ class Schedule:
                 length = stage
                 break
             step -= stage
+        return self._shape(step, length)
+
+    def restarted(self, step: int, start: int) -> float:
+        """As `factor`, for what begins to train at `start`: the same warm-up, then a decay to the run's end."""
+        return 1.0 if self.held else self._shape(step - start, self.total - start)
+
+    def _shape(self, step: int, length: int) -> float:
         if step < self.warmup:
             return step / self.warmup
-        progress = min(1.0, (step - self.warmup) / (length - self.warmup))
+        progress = min(1.0, (step - self.warmup) / max(1, length - self.warmup))
         return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[self.shape]
 
     def hold_peak(self) -> None:
@@ -150,6 +157,19 @@ class Phases(ThreePhases):
         """Moves of a round after step t: round(b f(p)), p = clip((t - t_i) / (T - t_f - t_i), 0, 1)."""
         progress = min(1.0, max(0.0, (t - self.start) / (self.end - self.start)))
         return round(self.moves * FALLS[self.fall](progress))
+
+
+@dataclass(frozen=True)
+class Growth(ThreePhases):
+    """The planned rounds of a method that grows to its budget: t > t_i, t a multiple of the interval, until T - t_f."""
+
+    def on_grid(self, t: int) -> bool:
+        """Whether step t is one after which ranks may grow, as long as the budget is not reached."""
+        return t > self.start and t % self.interval == 0
+
+    def due(self, t: int) -> bool:
+        """Whether a round is planned after step t."""
+        return self.on_grid(t) and t < self.end
 
 
 def steps_of(value: float, total: int, name: str) -> int:

@@ -20,7 +20,8 @@ NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
     "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
-    "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "peft": "PEFT LoRA",
+    "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "increlora": "IncreLoRA",
+    "peft": "PEFT LoRA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`

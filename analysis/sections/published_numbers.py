@@ -76,6 +76,7 @@ def published() -> tuple[Published, ...]:
         *_lora_glue(),
         *_raclora(),
         *_logs(),
+        *_increlora_glue(),
         *_adalora_summaries(),
         *_dora_dynamic(),
         *_elalora(),
@@ -140,6 +141,23 @@ def _logs() -> list[Published]:
             )
         )  # fmt: skip
     return rows
+
+
+def _increlora_glue() -> list[Published]:
+    """IncreLoRA as AdaPaD's authors ran it; its own paper's table could not be read."""
+    columns = {
+        "CoLA": ("cola", "mcc"), "STS-B": ("stsb", "correlation"),
+    }  # fmt: skip
+    columns |= {n: (n.lower().replace("-", ""), "accuracy") for n in ("RTE", "MRPC", "SST-2", "QNLI", "QQP", "MNLI")}
+    frame = published_file("adapad_deberta_glue")[1]
+    return [
+        Published(
+            "AdaPaD, arXiv 2605.10741, project page", "glue", "deberta_v3_base", row["method"], "increlora", "r2",
+            row["params"], values={key: float(row[column]) for column, key in columns.items()},
+            average=float(row["avg"]), remark="rerun by AdaPaD's authors, second-hand",
+        )
+        for row in frame[frame["method"] == "IncreLoRA (rerun)"].to_dict("records")
+    ]  # fmt: skip
 
 
 def _adalora_summaries() -> list[Published]:

@@ -47,6 +47,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora_dynamic-official": {**PHASES, "variant": "official"},
     "l1ra": {"l1": 3.75},
     "l1ra-official": {"l1": 3.75, "variant": "official"},
+    "increlora": {"t_initial": 2, "interval": 3, "top_h": 3},
+    "increlora-official": {"t_initial": 2, "interval": 3, "top_h": 3, "variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -129,3 +129,72 @@ def test_ranks_restored_without_the_moments_are_refused_and_a_replaced_optimizer
     drive([p], new, 1)
     assert new.state[p]["step"].tolist() == [3, 3, 1]
     assert old.state[p]["step"].tolist() == [2]
+
+
+def test_rows_with_rates_of_their_own_equal_one_optimizer_for_each_direction():
+    """Warm-up and decay that restart for late rows, births, deaths and weight decay, in float64."""
+    steps, lr, decay, widths = 60, 1e-2, 0.2, (5, 7)
+    generator = torch.Generator().manual_seed(3)
+
+    def rate(step, start):
+        now, length = step - start, steps - start
+        return 0.0 if start is None else now / 6 if now < 6 else (length - now) / (length - 6)
+
+    slots = Directions(6, 2)
+    whole = [nn.Parameter(torch.zeros(6, width, dtype=torch.float64)) for width in widths]
+    slots.follow(lambda: [p.detach() for p in whole])
+    ours = RowwiseAdamW([{"params": whole, "lr": 1.0, "weight_decay": decay}], {p: slots for p in whole})
+    lone, starts = [], []
+
+    def born(start):
+        rows = [torch.randn(width, generator=generator, dtype=torch.float64) for width in widths]
+        lone.append([nn.Parameter(row.clone()) for row in rows])
+        lone[-1].append(torch.optim.AdamW(lone[-1][:2], lr=1.0, weight_decay=decay))
+        starts.append(start)
+        return rows
+
+    for slot in range(2):
+        for p, row in zip(whole, born(0), strict=True):
+            p.data[slot] = row
+    for step in range(steps):
+        if step in (10, 11, 30):
+            for p, row in zip(whole, born(step), strict=True):
+                p.data[slots.rank] = row
+            values = [p.data[slots.rank].clone() for p in whole]
+            slot = slots.be_born()
+            for p, value in zip(whole, values, strict=True):
+                p.data[slot] = value
+        if step == 20:
+            slots.die(1)
+            lone[1], starts[1] = lone.pop(), starts.pop()
+        common = max(rate(step, 0), 1e-3)
+        rates = [rate(step, start) / common for start in starts]
+        ours.set_rates({p: rates for p in whole})
+        ours.param_groups[0]["lr"] = lr * common
+        for p in whole:
+            p.grad = torch.zeros_like(p)
+        for slot, (a, b, optimizer) in enumerate(lone):
+            for p, row in zip(whole, (a, b), strict=True):
+                row.grad = torch.randn(row.shape, generator=generator, dtype=torch.float64)
+                p.grad[slot] = row.grad
+            optimizer.param_groups[0]["lr"] = lr * rate(step, starts[slot])
+            optimizer.step()
+        ours.step()
+    for slot, (a, b, _) in enumerate(lone):
+        torch.testing.assert_close(whole[0][slot], a, rtol=0, atol=1e-13)
+        torch.testing.assert_close(whole[1][slot], b, rtol=0, atol=1e-13)
+    assert slots.rank == len(lone) == 4
+
+
+def test_rates_are_saved_with_the_moments_and_must_fit_the_rows():
+    slots = Directions(4, 2)
+    p = nn.Parameter(torch.ones(4, 3))
+    first = RowwiseAdamW([p], {p: slots}, lr=1e-2)
+    first.set_rates({p: [0.0, 0.5]})
+    drive([p], first, 1)
+    assert p[0].eq(1).all() and p[1].ne(1).all()
+    second = RowwiseAdamW([p], {p: slots}, lr=1e-2)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.state[p]["rate"].tolist() == [0.0, 0.5]
+    with pytest.raises(ValueError, match="3 rates do not fit 2 active rows"):
+        first.set_rates({p: [1.0] * 3})

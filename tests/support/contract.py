@@ -23,6 +23,8 @@ METHODS = {
     "beamlora": {},
     "flexlora": {**PHASES, "b": 2},
     "flexlora official": {**PHASES, "b": 2, "variant": "official"},
+    "increlora": {"t_initial": 3, "interval": 4, "top_h": 2},
+    "increlora official": {"t_initial": 3, "interval": 4, "top_h": 2, "variant": "official"},
     "grower:Grower": {},
     "dora_dynamic": {**PHASES},
     "dora_dynamic official": {**PHASES, "variant": "official"},

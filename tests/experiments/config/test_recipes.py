@@ -35,6 +35,8 @@ HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "bart_large", "adalora"): {"xsum", "cnn_dailymail"},
     ("published", "deberta_v3_base", "sora"): {"stsb", "rte"},
     ("published", "roberta_base", "dora_dynamic"): {"cola"},
+    ("published", "deberta_v3_base", "increlora"): set(GLUE),
+    ("published", "bart_large", "increlora"): {"xsum"},
     ("published_script", "deberta_v3_base", "adalora"): set(GLUE),
     ("published_script", "bart_large", "adalora"): {"xsum"},
 }
@@ -43,6 +45,7 @@ BUDGET = {"published_script": "r1"}
 
 def composed(recipe, model, task, method, *more):
     budget = "r8" if model == "bart_large" else BUDGET.get(recipe, "r8")
+    budget = "r2" if method == "increlora" else budget
     return config(f"recipe={recipe}", f"model={model}", f"task={task}", f"method={method}", f"budget={budget}", *more)
 
 
@@ -63,7 +66,7 @@ def test_on_glue_and_deberta_these_pairs_have_none():
     none = {method: set(GLUE) - have.get(method, set()) for method in METHODS}
     assert none.pop("elalora") == {"qqp", "stsb"}
     assert none.pop("sora") == set(GLUE) - {"stsb", "rte"}
-    assert none.pop("adalora") == set()
+    assert none.pop("adalora") == none.pop("increlora") == set()
     assert all(tasks == set(GLUE) for tasks in none.values())
 
 
@@ -114,6 +117,23 @@ def test_adaloras_table_and_script_differ_where_they_are_known_to():
     assert {task for task in GLUE if table[task].trainer.lr != script[task].trainer.lr} == {"cola", "qqp", "qnli"}
     gammas = {task: (table[task].method.orth_weight, script[task].method.orth_weight) for task in GLUE}
     assert {t: g for t, g in gammas.items() if g[0] != g[1]} == {"cola": (0.5, 0.1), "stsb": (0.1, 0.3)}
+
+
+@pytest.mark.parametrize("task", [*GLUE, "xsum"])
+def test_increloras_recipes_have_the_values_of_the_authors_scripts(shared, task):
+    """The start of growth, its interval and matrices a round suffice to reach the budget within the script's run."""
+    import pandas as pd
+
+    scripts = pd.read_csv(shared / "reference" / "published" / "increlora_scripts_hparams.csv", comment="#", dtype=str)
+    name = "run_bart_xsum.sh" if task == "xsum" else f"rank=2/run_{task}.sh"
+    [row] = scripts[scripts["script"] == name].to_dict("records")
+    cfg = composed("published", "bart_large" if task == "xsum" else "deberta_v3_base", task, "increlora")
+    found = (cfg.trainer.lr, cfg.trainer.epochs, cfg.trainer.batch_size, cfg.trainer.warmup, cfg.method.top_h)
+    assert found == tuple(float(row[key]) for key in ("lr", "epochs", "batch", "warmup_steps", "top_h"))
+    found = (cfg.method.alpha, cfg.method.t_initial, cfg.method.interval, cfg.method.orth_weight, cfg.task.max_length)
+    assert found == tuple(float(row[key]) for key in ("alpha", "init_warmup", "interval", "reg", "max_len"))
+    rounds = math.ceil(72 / cfg.method.top_h)
+    assert cfg.method.t_initial + (rounds + 1) * cfg.method.interval < steps(cfg)
 
 
 @pytest.mark.parametrize("task", ["rte", "mrpc", "stsb"])
