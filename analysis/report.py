@@ -64,7 +64,7 @@ def write_sections(
         folder.mkdir(parents=True, exist_ok=True)
         sections = sections_of(stored, folder if with_figures else None)
         files = [file for s in sections for name, table in s.tables.items() for file in write(table, folder, name)]
-        files += [path.with_suffix(kind) for s in sections for path in s.figures for kind in (".png", ".svg")]
+        files += [path.with_suffix(kind) for s in sections for path in s.drawn() for kind in (".png", ".svg")]
         warnings = [*stored.failed, *stored.left_out, *map(str, stored.unfinished)]
         more = [f"and {len(warnings) - MOST_WARNINGS} more"] if len(warnings) > MOST_WARNINGS else []
         index = folder / "index.html"

@@ -1,8 +1,9 @@
 "use strict";
-// Sorting, filters and zoom of the report. Nothing is loaded and nothing is stored.
+// Menu, sorting, filters, CSV and zoom of the report. Nothing is loaded and nothing is stored.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+// the number a cell is about: the value at the end where it is "start → end (peak)"
 const number = (text) => {
-  const found = text.replaceAll(",", "").replaceAll("\u2212", "-").match(/^[^\d+-]*?([+-]?\d+(\.\d+)?([eE][+-]?\d+)?)/);
+  const found = text.slice(text.indexOf("\u2192") + 1).replaceAll(",", "").replaceAll("\u2212", "-").match(/^[^\d+-]*?([+-]?\d+(\.\d+)?([eE][+-]?\d+)?)/);
   return found ? Number(found[1]) : NaN;
 };
 const compare = (a, b, numeric) => {
@@ -44,7 +45,7 @@ const filter = () => {
       );
       shown += !row.hidden;
     }
-    const count = table.closest("section").querySelector(`[data-count="${table.id}"]`);
+    const count = document.querySelector(`[data-count="${table.id}"]`);
     count.textContent = `${shown} of ${table.tBodies[0].rows.length} rows`;
   }
 };
@@ -56,6 +57,33 @@ document.getElementById("clear").addEventListener("click", () => {
   filter();
 });
 filter();
+const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+// a cell that begins like a formula is shown as text by spreadsheets, unless it is a number
+const safe = (text) => (/^[=+@\t\u2212-]/.test(text) && isNaN(Number(text.replace("\u2212", "-"))) ? `'${text}` : text);
+for (const button of all("[data-csv]")) {
+  button.addEventListener("click", () => {
+    const table = document.getElementById(button.dataset.csv);
+    const rows = [table.tHead.rows[0], ...[...table.tBodies[0].rows].filter((row) => !row.hidden)];
+    const text = rows.map((row) => [...row.cells].map((cell) => quoted(safe(cell.textContent.trim()))).join(",")).join("\n");
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob(["\ufeff", text, "\n"], { type: "text/csv" }));
+    link.download = `${button.dataset.name}_shown.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
+const menu = document.getElementById("menu"), wide = matchMedia("(min-width: 70rem)");
+menu.open = wide.matches;
+wide.addEventListener("change", () => (menu.open = wide.matches));
+const links = all("nav a", menu);
+links.forEach((link) => link.addEventListener("click", () => (menu.open = wide.matches)));
+const here = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter((e) => e.isIntersecting)) {
+    links.forEach((link) => link.toggleAttribute("aria-current", link.hash === `#${entry.target.id}`));
+  }
+}, { rootMargin: "-10% 0px -80% 0px" });
+all("main > section").forEach((section) => here.observe(section));
+addEventListener("beforeprint", () => all("details.notes").forEach((notes) => (notes.open = true)));
 for (const figure of all("figure")) {
   const view = figure.querySelector(".view"), image = view.querySelector("img");
   let zoom = 1;

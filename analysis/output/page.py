@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.output.section import Section
+from analysis.output.table import Table
 from analysis.output.writers import LEFT
 
 HERE = Path(__file__).parent
+MARKS = "‡†§"  # in a cell and at the start of the notes that explain it
+HEADLINE = 160  # characters at most of the part of a sentence that is set in bold
 CHOICES = ("Method", "Task", "Budget", "Protocol", "Model")  # columns that get a filter
 
 
@@ -29,6 +34,7 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
         warnings: what was left out or did not finish.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -36,6 +42,10 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
     )  # fmt: skip
     environment.filters |= {
         "flat": lambda text: " ".join(text.split()),
+        "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")),
+        "marks": _marks,
+        "split_at": _split_at,
+        "verdict": _verdict,
         "base64": lambda path: _base64(path.read_bytes()),
     }
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -47,6 +57,31 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A sign in the cells of a table, and the notes that a click on it shows."""
+
+    number: int
+    notes: list[str]
+
+
+def _marks(table: Table) -> dict[str, Mark]:
+    """The signs that notes of this table explain."""
+    of = {sign: [note for note in table.notes if note.startswith(sign)] for sign in MARKS}
+    return {sign: Mark(number, notes) for number, (sign, notes) in enumerate(of.items()) if notes}
+
+
+def _split_at(text: str, marks: Collection[str]) -> list[str]:
+    """The text in pieces, every mark a piece of its own."""
+    return [part for part in re.split(f"([{''.join(marks)}])", text) if part] if marks else [text]
+
+
+def _verdict(line: str) -> tuple[str, str]:
+    """What a sentence says, up to its first colon, and the figures behind it; no head where it has no such part."""
+    head, colon, rest = line.partition(": ")
+    return (head + colon.strip(), rest) if colon and len(head) <= HEADLINE else ("", line)
 
 
 def _base64(content: bytes) -> str:

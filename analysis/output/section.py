@@ -17,9 +17,15 @@ class Section:
         tables: by the name of their files.
         figures: paths of .svg files and their captions.
         lines: sentences above the tables.
+        lead: a figure beside these sentences, as path and caption.
     """
 
     title: str
     tables: dict[str, Table] = field(default_factory=dict)
     figures: dict[Path, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    lead: tuple[Path, str] | None = None
+
+    def drawn(self) -> dict[Path, str]:
+        """Every figure of the section."""
+        return dict([self.lead] if self.lead else []) | self.figures

@@ -25,6 +25,7 @@ from analysis.sections.arms import PARAMETER_TOLERANCE, cell_notes
 from analysis.sections.claims import CORRECTIONS, sentence
 from analysis.sections.confounds import at_edge, confounds, tried_rates
 from analysis.sections.evidence import Runs, collect, no_claim, unstable_arms
+from analysis.sections.forest import draw_forest
 from analysis.sections.items import MOST_RUNS, Answers
 from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
 from analysis.stats.verdicts import judge
@@ -41,7 +42,7 @@ HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The confirmatory table, its sentences and what else differs between the arms; empty without a family."""
+    """The declared comparisons: sentences, a forest plot, the table, and what else differs between the arms."""
     study = stored.declared
     if study is None or study.family is None:
         return []
@@ -49,7 +50,10 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     tables = {"confirmatory": confirmation.table}
     if (card := confounds(stored.known, study, confirmation.compared)) is not None:
         tables["confounds"] = card
-    return [Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences)]
+    section = Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences)
+    if folder is not None and draw_forest(confirmation.table.frame, folder / "forest", margin=study.family.margin):
+        section.lead = (folder / "forest.svg", "The declared comparisons: differences in points.")
+    return [section]
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,13 @@ class Browser:
         assert "exceptionDetails" not in given, given
         return given["result"].get("value")
 
+    def emulate(self, width: int, height: int, scheme: str = "light") -> None:
+        """Shows the page as a window of this size has it, in a light or dark colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._ask("Emulation.setDeviceMetricsOverride", size, session=True)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._ask("Emulation.setEmulatedMedia", {"features": features}, session=True)
+
     def screenshot(self) -> bytes:
         """What the window shows, as PNG."""
         return base64.b64decode(self._ask("Page.captureScreenshot", session=True)["data"])

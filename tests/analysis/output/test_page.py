@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(folder: Path) -> No
     for tag, attributes in tags:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         assert "src" not in attributes or str(attributes["src"]).startswith("data:image/svg+xml;base64,")
-        assert re.fullmatch(r"#s\d+|[\w.+-]+\.(md|csv|tex|svg|png)", attributes.get("href") or "#s0")
+        assert re.fullmatch(r"#main|#s\d+|[\w.+-]+\.(md|csv|tex|svg|png)", attributes.get("href") or "#s0")
     (policy,) = [str(a["content"]) for tag, a in tags if tag == "meta" and "http-equiv" in a]
     assert policy.startswith("default-src 'none'; img-src data:") and "script-src 'sha256-" in policy
 
@@ -117,7 +119,10 @@ def test_in_a_browser_rows_are_filtered_by_words_and_by_choice(browser: Browser)
 
 
 def test_in_a_browser_figures_zoom_and_are_drawn(browser: Browser) -> None:
-    assert browser.run("[...document.images].every((i) => i.complete && i.naturalWidth > 100)")
+    browser.run("[...document.images].forEach((i) => (i.loading = 'eager'))")
+    until = time.monotonic() + 20
+    while not browser.run("[...document.images].every((i) => i.complete && i.naturalWidth > 100)"):
+        assert time.monotonic() < until
     width = 'document.querySelector("figure img").getBoundingClientRect().width'
     before = browser.run(width)
     browser.run('document.querySelector("[data-zoom=in]").click()')
@@ -132,3 +137,75 @@ def test_in_a_browser_nothing_is_asked_for_no_error_is_logged_and_no_stranger_s_
     shown = np.asarray(Image.open(BytesIO(browser.screenshot())).convert("L"))
     assert shown.shape[1] == 1400
     assert shown.min() < 80 and (shown > 240).mean() > 0.5  # dark text on a light page
+
+
+SIZES = [(1400, 900, "light"), (1400, 900, "dark"), (820, 1100, "light"), (390, 844, "light"), (390, 844, "dark")]
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
+def test_in_a_browser_the_page_fits_every_width_and_follows_the_colour_scheme(
+    browser: Browser, width: int, height: int, scheme: str
+) -> None:
+    browser.emulate(width, height, scheme)
+    browser.run("location.reload()")
+    time.sleep(0.5)
+    assert browser.run("document.scrollingElement.scrollWidth") <= width
+    browser.run("scrollTo(0, 3000)")
+    bar = browser.run('(r => [r.width, r.height])(document.getElementById("menu").getBoundingClientRect())')
+    assert bar[0] < 0.25 * width if width > 1200 else bar[1] < 0.1 * height
+    shown = np.asarray(Image.open(BytesIO(browser.screenshot())).convert("L"))
+    assert (np.median(shown) > 200) == (scheme == "light")
+    if width < 600:  # the score of a row is on the screen without scrolling sideways
+        edge = browser.run(
+            """(() => { const table = document.querySelector("table");
+            const at = [...table.querySelectorAll("th")].findIndex((th) => th.textContent === "Accuracy");
+            return table.rows[1].cells[at].getBoundingClientRect().right })()"""
+        )
+        assert edge <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser: Browser, scheme: str) -> None:
+    package = find_spec("axe_playwright_python")
+    if package is None or package.origin is None:
+        pytest.skip("axe-core is not installed (pip install --no-deps axe-playwright-python)")
+    browser.emulate(1400, 900, scheme)
+    browser.run((Path(package.origin).parent / "axe.min.js").read_text() + "; 1")
+    browser.run("(window.found = null, axe.run().then((r) => (window.found = r.violations)), 1)")
+    until = time.monotonic() + 60
+    while (
+        found := browser.run("found && found.map((v) => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200)])")
+    ) is None:
+        assert time.monotonic() < until, "axe has not ended"
+        time.sleep(0.2)
+    assert found == []
+
+
+def test_in_a_browser_a_mark_shows_the_notes_that_explain_it(browser: Browser) -> None:
+    note = """(() => { const mark = document.querySelector(".mark"); mark.click();
+    const shown = document.getElementById(mark.getAttribute("popovertarget"));
+    const result = [mark.textContent, shown.matches(":popover-open"), shown.textContent]; shown.hidePopover();
+    return result })()"""
+    sign, opened, text = browser.run(note)
+    assert opened and text.startswith(sign) and "parameters differ" in text
+
+
+def test_in_a_browser_parameters_sort_by_their_end(browser: Browser) -> None:
+    click_head(browser, "Parameters")
+    shown = [text for text in column(browser, 0, "Parameters") if text]
+    ends = [int(re.sub(r"[^0-9]", "", text.split("→")[-1].split("(")[0])) for text in shown]
+    assert ends == sorted(ends) and any("→" in text for text in shown)
+
+
+def test_in_a_browser_the_rows_shown_become_a_csv_file_without_formulas(browser: Browser) -> None:
+    browser.run(
+        """(() => { window.saved = null; URL.createObjectURL = (blob) => { blob.text().then((t) => (window.saved = t));
+        return "#s0" }; search.value = "lora"; search.dispatchEvent(new Event("input"));
+        document.querySelector("[data-csv]").click(); document.getElementById("clear").click() })()"""
+    )
+    until = time.monotonic() + 10
+    while (text := browser.run("saved")) is None:
+        assert time.monotonic() < until
+    rows = text.lstrip("\ufeff").splitlines()
+    assert rows[0].startswith("Method,n,Accuracy") and len(rows) == 4 - 1
+    assert not [cell for row in rows for cell in row.split(",") if re.match(r"[=+@]", cell)]
