@@ -112,8 +112,11 @@ class LowRankLinear(nn.Module):
             if dropping:
                 rows = F.dropout(rows, self.dropout)
             up = self.scaled_b()  # (r, d_out)
-            down = F.linear(rows, a[: len(up)].to(rows.dtype))  # (tokens, r)
-            out = torch.addmm(frozen, down.to(frozen.dtype), up.to(frozen.dtype))
+            # of a half-precision layer the update is computed in the factors' float32, except under autocast
+            down = F.linear(rows.to(a.dtype), a[: len(up)])  # (tokens, r)
+            up = up.to(down.dtype)
+            same = down.dtype == frozen.dtype
+            out = torch.addmm(frozen, down, up) if same else frozen + (down @ up).to(frozen.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @property
@@ -183,7 +186,8 @@ class LowRankProduct(torch.autograd.Function):
     Autograd would add the input gradients of update and frozen layer in a separate pass, copy the factors' gradients
     into their slots, and keep a cast copy of every frozen weight under autocast. Here the matrix product accumulates
     the update's part, factor gradients are written in place, and the frozen weight is cast again when it is needed.
-    Second derivatives are not supported.
+    Beside a frozen weight in bfloat16 the update and its gradients are computed in the factors' float32, as in PEFT,
+    unless autocast asks for less. Second derivatives are not supported.
     """
 
     @staticmethod
@@ -197,11 +201,14 @@ class LowRankProduct(torch.autograd.Function):
         the first r rows are used.
         """
         device = x.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        autocast = torch.is_autocast_enabled(device)
+        kind = torch.get_autocast_dtype(device) if autocast else x.dtype  # of the frozen layer
+        low = kind if autocast else torch.promote_types(kind, a.dtype)  # of the update
         x = x.to(kind)
-        down = F.linear(x, a[:r].to(kind))  # (tokens, r)
+        down = F.linear(x.to(low), a[:r].to(low))  # (tokens, r)
         up = b[:r] * _factor(e, r, scale)  # (r, d_out)
-        out = F.linear(x, weight.to(kind), None if bias is None else bias.to(kind)).addmm_(down, up.to(kind))
+        out = F.linear(x, weight.to(kind), None if bias is None else bias.to(kind))
+        out = _add_product(out, down, up.to(low))
         ctx.save_for_backward(x, weight, a, b, e, down)
         ctx.r, ctx.scale = r, scale
         return out
@@ -211,20 +218,26 @@ class LowRankProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, A, B and E, from the gradient of the output (tokens, d_out)."""
         x, weight, a, b, e, down = ctx.saved_tensors
-        r, kind, factor = ctx.r, x.dtype, _factor(e, ctx.r, ctx.scale)
-        back = grad @ (b[:r] * factor).to(kind).T  # (tokens, r)
+        r, kind, low, factor = ctx.r, x.dtype, down.dtype, _factor(e, ctx.r, ctx.scale)
+        wide = grad.to(low)
+        back = wide @ (b[:r] * factor).to(low).T  # (tokens, r)
         grad_x = grad_a = grad_b = grad_e = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight.to(kind)).addmm_(back, a[:r].to(kind))
+            grad_x = _add_product(grad @ weight.to(kind), back, a[:r].to(low))
         if ctx.needs_input_grad[3]:
-            grad_a = _in_slots(back.T, x, a)
+            grad_a = _in_slots(back.T, x.to(low), a)
         if ctx.needs_input_grad[4]:
-            grad_b = _in_slots(down.T, grad, b)
+            grad_b = _in_slots(down.T, wide, b)
             up = grad_b[:r]  # (r, d_out), of scale diag(E) B
             if e is not None:
                 grad_e = _padded((up * b[:r]).sum(1) * ctx.scale, e)
             up.mul_(factor)
         return grad_x, None, None, grad_a, grad_b, grad_e, None, None
+
+
+def _add_product(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """out + left @ right in place, which are rounded once if they are more precise."""
+    return out.addmm_(left, right) if out.dtype == left.dtype else out.add_((left @ right).to(out.dtype))
 
 
 def _factor(e: Tensor | None, r: int, scale: float) -> Tensor | float:

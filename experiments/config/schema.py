@@ -27,6 +27,8 @@ MAX_NAMED_BUDGET = 64
 
 # Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
 Precision = StrEnum("Precision", "fp32 bf16")
+Dtype = StrEnum("Dtype", "float32 bfloat16")
+Quantization = StrEnum("Quantization", "nf4 int8")
 LearningRateShape = StrEnum("LearningRateShape", "linear cosine constant")
 BatchOrder = StrEnum("BatchOrder", "length random")
 Launcher = StrEnum("Launcher", "basic local slurm")
@@ -52,6 +54,8 @@ class ModelConfig:
         dropout: of hidden states and attention; null keeps the checkpoint's.
         cls_dropout: of the classifier, in architectures that have a separate one; null takes `dropout`.
         pad_token: a token of the vocabulary; null takes the tokenizer's padding token, else its end-of-sequence token.
+        dtype: of the frozen weights; what trains is float32 in any case.
+        quantization: of the frozen weights of linear layers, by bitsandbytes: "nf4" or "int8"; null for none.
     """
 
     name: str = MISSING
@@ -65,6 +69,8 @@ class ModelConfig:
     dropout: float | None = None
     cls_dropout: float | None = None
     pad_token: str | None = added(None)
+    dtype: Dtype = added(Dtype.float32)
+    quantization: Quantization | None = added(None)
 
 
 @dataclass
@@ -89,7 +95,8 @@ class TrainerConfig:
     warmup: float = 0.06  # fraction of the run (0..1) or a number of steps
     schedule: LearningRateShape = LearningRateShape.linear  # linear, cosine or constant
     max_grad_norm: float | None = 1.0  # clipping; null for none
-    precision: Precision = Precision.fp32  # fp32 or bf16 (autocast; weights stay fp32)
+    precision: Precision = Precision.fp32  # fp32 or bf16 (autocast; weights stay as they are)
+    gradient_checkpointing: bool = added(False)  # layers run again in the backward pass, which keeps less in memory
     evaluations: int = 0  # on the selection split, evenly over the run; 0 evaluates at the end only
     log_every: int = 10  # steps between two training losses in metrics.jsonl
 

@@ -1,4 +1,4 @@
-"""Loads a pretrained model with a task head, in float32, from a package, a folder or the hub.
+"""Loads a pretrained model with a task head from a package, a folder or the hub.
 
 The dtype is explicit because transformers 5 would use the checkpoint's. Code from a model folder never runs. The new
 head has its own random stream, so that all arms of a seed start with the same head.
@@ -36,6 +36,7 @@ from experiments.models.images import SETTINGS, ImageProcessor, image_processor
 from experiments.models.padding import set_pad_token
 from experiments.models.pickled import as_safetensors
 from experiments.models.positions import fix_computed
+from experiments.models.precision import loading, prepare_weights
 from experiments.runtime.digests import sha256_of, unchanged
 
 # the transformers class with the head for a kind of task, and PEFT's task_type
@@ -177,15 +178,16 @@ def load_model(model: ModelConfig, task: TaskConfig, seed: int, planned: Mapping
     logging.disable_progress_bar()
     with _reading(model, planned) as folder:
         loadable = as_safetensors(folder, f"model.path={model.path}")
-        network, loading = _from_pretrained(model, task, seed, str(loadable))
+        network, report = _from_pretrained(model, task, seed, str(loadable))
         computed = fix_computed(network)
         _leave_files(network)
         read = _what_was_read(model, folder, loadable)
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"]]
-    missing = {*loading["missing_keys"], *mismatched} - computed
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
+    missing = {*report["missing_keys"], *mismatched} - computed
     fresh = sorted({key.rpartition(".")[0] for key in missing} - {""})
     head = _head(model, task, network.config.model_type, fresh)
     _refuse_untrained(fresh, head)
+    prepare_weights(network, model, head)
     return Loaded(network, head, read)
 
 
@@ -213,10 +215,10 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
             )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network, loading = cls.from_pretrained(
+            network, report = cls.from_pretrained(
                 source,
                 config=config,
-                dtype=torch.float32,
+                **loading(model, HEADS.get(config.model_type, []) if model.head is None else model.head),
                 attn_implementation=model.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -225,13 +227,14 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
             )
     except _LOADING as error:
         raise UserError(f"model.path={model.path} does not load for {task.kind}: {first_line(error)}") from error
-    return network, loading
+    return network, report
 
 
 def _leave_files(network: nn.Module) -> None:
     """Copies the weights into memory: mapped ones would change with their file, in the middle of training."""
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.is_floating_point():  # quantised ones were made in memory
+            tensor.data = tensor.data.clone()
 
 
 def _what_was_read(model: ModelConfig, folder: Path, loadable: Path) -> dict[str, Any]:

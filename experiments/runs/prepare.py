@@ -41,6 +41,7 @@ def prepare(plan: Plan) -> Prepared:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from experiments.models.precision import refuse_rounded_training
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
 
@@ -53,6 +54,9 @@ def prepare(plan: Plan) -> Prepared:
     splits = splits_of(plan)
     network = loaded.network.to(accelerator.device)
     model, method = attach(plan, network, loaded.head, len(splits.train.data))
+    refuse_rounded_training(model, method.name)
+    if config.trainer.gradient_checkpointing:
+        checkpoint_layers(model)
     read = loaded.read
     if task.kind != "image":
         read = read | {"pad_token": processor_of(plan).pad_token}
@@ -60,6 +64,22 @@ def prepare(plan: Plan) -> Prepared:
         read = read | {"decoding": model.generation_config.to_diff_dict()}
     readout = make_readout(task, processor_of(plan), model)
     return Prepared(accelerator, data_of(plan), splits, readout, model, method, read)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Makes every layer of a model of transformers run again in the backward pass.
+
+    Methods count input statistics inside `watching` only, which the second run is not, so nothing is counted twice.
+
+    Raises:
+        UserError: the architecture cannot.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise UserError(f"trainer.gradient_checkpointing=true: {kind} has none in transformers; leave it out")
+    # the name of transformers 5.20 and later, and the one before
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def load(plan: Plan) -> Loaded:

@@ -156,3 +156,26 @@ def test_only_the_input_and_the_small_product_are_kept_for_backward():
     assert saved_bytes(adapter, x) == 4 * SIZES["tokens"] * (SIZES["d_in"] + adapter.rank)
     with torch.autocast("cpu", torch.bfloat16):  # no cast copy of the frozen weight
         assert saved_bytes(adapter, x) == 2 * SIZES["tokens"] * (SIZES["d_in"] + adapter.rank)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # the fused product, and the one that autograd differentiates
+def test_beside_bfloat16_weights_the_update_and_its_gradients_are_computed_in_float32(dropout):
+    g = torch.Generator().manual_seed(0)
+    base = torch.nn.Linear(24, 16).requires_grad_(False).bfloat16()
+    adapter = LowRankLinear(base, Directions(6, 4), 0.5, True, dropout).train()
+    for parameter in adapter.factors():
+        parameter.data[:4] = torch.randn(parameter[:4].shape, generator=g)
+    x = torch.randn(5, 24, generator=g).bfloat16().requires_grad_()
+    weights = torch.randn(5, 16, generator=g).bfloat16()
+    out = adapter(x)
+    out.backward(weights)
+    a, b, e = (p.detach()[:4].double().requires_grad_() for p in adapter.factors())
+    wide = x.detach().double().requires_grad_()
+    update = (wide @ a.T * e * 0.5) @ b
+    update.backward(weights.double())
+    assert out.dtype == torch.bfloat16
+    for parameter, expected in zip(adapter.factors(), (a, b, e), strict=True):
+        assert parameter.grad.dtype == torch.float32
+        torch.testing.assert_close(parameter.grad[:4].double(), expected.grad, rtol=1e-5, atol=1e-5)
+    frozen = torch.nn.functional.linear(x.detach(), base.weight, base.bias)
+    torch.testing.assert_close(out.detach(), frozen + update.detach().bfloat16(), rtol=0, atol=0)
