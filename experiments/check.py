@@ -28,7 +28,7 @@ from experiments.runtime.text import counted
 from experiments.studies.expansion import Cell, cells_of
 
 TRIED = 8  # items of each part that are tokenised or decoded
-LINE = "{:<17}{:<15}{:<10}{:<13}{:<10}{:<26}{}"
+LINE = "{:<21}{:<15}{:<10}{:<17}{:<10}{:<26}{}"
 HEADER = LINE.format("model", "task", "commit", "weights", "matrices", "train / select / report", "compared")
 
 
@@ -49,7 +49,7 @@ def check(plans: Iterable[Plan]) -> int:
             print(LINE.format(*names, *_facts(plan)), flush=True)
         except UserError as error:
             failed += 1
-            print("{:<17}{:<15}FAILS: {}".format(*names, error), flush=True)
+            print("{:<21}{:<15}FAILS: {}".format(*names, error), flush=True)
     return failed
 
 

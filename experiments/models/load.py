@@ -47,7 +47,10 @@ HEADED = {
     "image": ("AutoModelForImageClassification", None),
 }
 TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base")
-DECODERS = ("smollm2_135m",)
+DECODERS = (
+    "smollm2_135m", "llama3_2_1b", "llama3_2_3b", "llama3_1_8b", "qwen3_0_6b", "qwen3_1_7b",
+    "qwen3_8b", "qwen2_5_0_5b", "gemma3_1b", "smollm2_135m_base", "smollm2_360m_base", "mistral_7b",
+)  # fmt: skip
 SUMMARIES = ("bart_base", "bart_large")
 IMAGES = ("vit_b16_in21k", "vit_digits")
 # the models of conf/model/ that fit a kind of task; model=local is judged by its files
@@ -314,6 +317,17 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     if sha256 is not None:
         verify_file(folder / (PICKLE if weights_in(folder) == [PICKLE] else WEIGHTS), sha256, remedy)
     return folder
+
+
+def base_of(path: str) -> str:
+    """The base model of `model.path` as other programs name it: a hub id, or a folder.
+
+    Raises:
+        UserError: a model that is made on this machine cannot be.
+    """
+    if path == "embedded":
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(resolve_model(path)) if path in BUILT_IN else path
 
 
 def _is_local(path: str) -> bool:

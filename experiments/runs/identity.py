@@ -46,6 +46,17 @@ MODEL_TYPES = {
     "microsoft/deberta-v3-small": "deberta-v2", "facebook/bart-base": "bart", "facebook/bart-large": "bart",
     "google/vit-base-patch16-224-in21k": "vit", "digits": "vit", "smollm2": "llama",
     "answerdotai/ModernBERT-base": "modernbert",
+    "meta-llama/Llama-3.2-1B": "llama",
+    "meta-llama/Llama-3.2-3B": "llama",
+    "meta-llama/Llama-3.1-8B": "llama",
+    "Qwen/Qwen3-0.6B-Base": "qwen3",
+    "Qwen/Qwen3-1.7B-Base": "qwen3",
+    "Qwen/Qwen3-8B-Base": "qwen3",
+    "Qwen/Qwen2.5-0.5B": "qwen2",
+    "google/gemma-3-1b-pt": "gemma3_text",
+    "HuggingFaceTB/SmolLM2-135M": "llama",
+    "HuggingFaceTB/SmolLM2-360M": "llama",
+    "mistralai/Mistral-7B-v0.1": "mistral",
 }  # fmt: skip
 
 

@@ -184,18 +184,14 @@ def _size(folder: Path) -> int:
 def export_adapter(plan: Plan, prepared: Prepared) -> None:
     """Writes adapter/: a stock PEFT checkpoint where the method has that form, else the trained parameters."""
     from elalora.export import export_peft, export_trained
-    from experiments.models.load import HEADED, resolve_model
+    from experiments.models.load import HEADED, base_of
 
     folder, method, model = plan.folder.path / "adapter", prepared.method, prepared.model
     if not method.capabilities.exports_lora:
         export_trained(model, folder)
         return
-    path = plan.config.model.path
-    if path == "embedded":
-        base = "sentence-transformers/all-MiniLM-L6-v2"
-    else:
-        base = str(resolve_model(path)) if path == "digits" else path
-    export_peft(method, model, folder, task_type=HEADED[plan.config.task.kind][1], base=base)
+    base, task_type = base_of(plan.config.model.path), HEADED[plan.config.task.kind][1]
+    export_peft(method, model, folder, task_type=task_type, base=base)
 
 
 def store_predictions(plan: Plan, state: TrainState) -> None:

@@ -15,13 +15,14 @@ from hub_content import CONF, conf, glue_repo, model_repo, summary_repos
 from hub_server import TOKEN, Hub, Repo, serving
 
 from experiments.__main__ import main
+from experiments.models.load import DECODERS
 from experiments.runs.prepare import data_of, processor_of, splits_of
 from experiments.runtime.places import CHECKOUT
 
 NO_HUB = ("local", "minilm", "smollm2_135m", "vit_digits", "own", "own_images")
 MODELS = [name for name in sorted(file.stem for file in (CONF / "model").glob("*.yaml")) if name not in NO_HUB]
 TASKS = [file.stem for file in sorted((CONF / "task").glob("*.yaml")) if conf("task", file.stem).get("hub_id")]
-QUICK = ("deberta_v3_base", "rte", "xsum")
+QUICK = ("deberta_v3_base", "qwen3_0_6b", "rte", "xsum")
 FREE = ["task.verify=false", "task.fingerprint=null", "data.train_items=null"]
 TASK = {"bart_base": "xsum", "bart_large": "xsum", "vit_b16_in21k": "digits"}
 
@@ -52,8 +53,9 @@ def test_a_model_loads_in_its_layout_and_its_matrices_are_the_papers(name: str, 
     assert main(["check", f"model={name}", f"task={task}", *(FREE if task != "digits" else FREE[2:])]) == 0
     line = capsys.readouterr().out.splitlines()[1].split()
     pickled = name.startswith("deberta") or name == "bart_large"
-    assert line[3] == ("pickled" if pickled else "safetensors")
-    assert int(line[4]) == conf("model", name).get("matrices", 36 if name == "minilm_hub" else 72)
+    shards = " x 2" if name in DECODERS else ""
+    assert " ".join(line[3 : 6 if shards else 4]) == ("pickled" if pickled else "safetensors") + shards
+    assert int(line[6 if shards else 4]) == conf("model", name).get("matrices", 36 if name == "minilm_hub" else 72)
     assert line[2] == (conf("model", name).get("revision") or "5" * 40)[:8] and hub.asked("/resolve/")
 
 

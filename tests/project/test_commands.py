@@ -37,6 +37,7 @@ EXECUTED = {
     "python -m experiments check": "test_check.py",
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
+    "python -m experiments export": "test_export_command.py",
     "python -m experiments compact": "test_compact.py",
     "python -m experiments verify": "test_finished.py",
     "python -m experiments migrate": "test_migration.py",

@@ -22,6 +22,8 @@ from omegaconf import OmegaConf
 from pyarrow import parquet
 
 from experiments.models.files import embedded_minilm
+from experiments.models.load import DECODERS
+from experiments.runs.identity import MODEL_TYPES
 from experiments.runtime.places import CONF
 from experiments.standins.models import SPECIAL
 
@@ -232,10 +234,34 @@ def modernbert(layers: int = 22) -> dict[str, bytes]:
     }
 
 
+def decoder(name: str) -> dict[str, bytes]:
+    """A decoder of conf/model/: its number of layers, safetensors in shards, and the fast tokenizer without padding."""
+    import transformers
+
+    settings = conf("model", name)
+    kind = MODEL_TYPES[settings.path]
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=300, hidden_size=24, num_hidden_layers=settings.matrices // 7, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=6, intermediate_size=48, max_position_embeddings=8192, pad_token_id=None,
+        bos_token_id=0, eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    cls = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    tensors = drawn(cls, config).state_dict()
+    tensors.pop("lm_head.weight")
+    return {
+        "config.json": config_file(config),
+        **in_shards(tensors, "model", ".safetensors", safetensors),
+        "tokenizer.json": byte_pairs()["tokenizer.json"],
+        "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}',
+    }
+
+
 def model_files(name: str) -> dict[str, bytes]:
     """The files of a model of conf/model/, in its layout."""
     if name == "minilm_hub":
         return {file.name: file.read_bytes() for file in embedded_minilm().glob("*.*")}
+    if name in DECODERS:
+        return decoder(name)
     if name.startswith("deberta"):
         return deberta_v3(12 if name.endswith("base") else 6)
     if name == "bert_base":

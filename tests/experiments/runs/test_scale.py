@@ -51,7 +51,7 @@ def losses(plan):
     return [line["value"] for line in lines(plan, "metrics.jsonl") if line["metric"] == "loss"]
 
 
-@pytest.mark.parametrize("method", ["elalora", "prilora"])
+@pytest.mark.parametrize("method", ["elalora", pytest.param("prilora", marks=pytest.mark.slow)])
 def test_layers_that_run_again_change_no_loss_no_rank_and_no_statistic(method, llama, tmp_path):
     plain = planned(llama, tmp_path / "plain", method)
     again = planned(llama, tmp_path / "again", method, "trainer.gradient_checkpointing=true")
@@ -75,9 +75,7 @@ def test_layers_do_run_again_and_statistics_do_not_count_it(llama, tmp_path):
         if again:
             checkpoint_layers(model)
         calls = []
-        model.model.layers[0].mlp.register_forward_pre_hook(
-            lambda *_, calls=calls: calls.append(torch.is_grad_enabled())
-        )
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         ids = torch.arange(4, 24).view(2, 10)
         with method.watching(torch.ones_like(ids)):
             loss = model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.tensor([0, 1])).loss
