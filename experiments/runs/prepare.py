@@ -20,7 +20,7 @@ from experiments.config.schema import TrainerConfig
 from experiments.data.content import TaskData
 from experiments.runs.identity import epochs_in_steps
 from experiments.runs.plan import Plan
-from experiments.runtime.distributed import on_cpu
+from experiments.runtime.distributed import on_cpu, refuse_sharding
 from experiments.runtime.seeds import stream
 from experiments.training.progress import Prepared, Split, Splits
 
@@ -45,6 +45,7 @@ def prepare(plan: Plan) -> Prepared:
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
 
+    refuse_sharding()
     config = plan.config
     use_cpu(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs

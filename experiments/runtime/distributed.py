@@ -57,6 +57,20 @@ def on_cpu() -> bool:
     return world_size() > 1 and not torch.cuda.is_available()
 
 
+def refuse_sharding() -> None:
+    """Raises UserError if accelerate was started to split the model over processes; here each holds all of it.
+
+    Nothing would fail: the plugin is ignored, and a model that needs it would run out of memory instead.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1", "yes", "on"):
+            raise UserError(
+                f"accelerate was started with {name}, which splits a model over processes; runs here hold the whole "
+                "model in each: launch without it, and let model.dtype=bfloat16, model.quantization=nf4 or "
+                "trainer.gradient_checkpointing=true save memory"
+            )
+
+
 def exit_process(code: int) -> NoReturn:
     """Ends this process; as one of several, without finalising the interpreter.
 

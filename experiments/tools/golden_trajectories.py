@@ -113,7 +113,8 @@ def trainer_trajectory() -> dict[str, Any]:
             trainer = Trainer(prepared, config, 0, Recorder(run, silent, silent), Checkpoints(run))
             trainer.resume()
             trainer.run()
-            losses = [line["value"] for line in run.lines("metrics.jsonl")]
+            lines = run.lines("metrics.jsonl")
+            losses = [line["value"] for line in lines if line["metric"] not in ("lr", "grad_norm")]
             ranks = [list(line["ranks"].values()) for line in run.lines("ranks.jsonl")]
     return {"numerics": TRAINER_NUMERICS, "losses": losses, "ranks": ranks}
 

@@ -113,6 +113,13 @@ def test_a_method_that_would_train_bfloat16_weights_is_refused(method, tiny_mode
         prepare(make_plan(quick(tiny_model_dir, tmp_path, *words)))
 
 
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_would_split_the_model_is_refused_in_one_line(plugin, llama, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
+    with pytest.raises(UserError, match=f"accelerate was started with {plugin}, .*: launch without it, and let"):
+        prepare(planned(llama, tmp_path))
+
+
 def loaded(llama, **more):
     task = TaskConfig(name="t", source="files", subset="t", text=["text"], max_length=16, num_labels=2)
     return load_model(ModelConfig(name="llama", path=str(llama), **more), task, seed=0)
