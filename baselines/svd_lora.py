@@ -5,21 +5,16 @@
 With D1, D2 or D4 it has the side effects of the official ElaLoRA code at the steps of ElaLoRA's rounds. With
 `ranks_from` it is the *transplant*: trained from scratch with the final ranks of another run. It has as many parameters
 as that run, which separates the layout of the ranks from the way they developed; `shuffle` permutes the ranks within
-each matrix type.
+each matrix type. `pattern` lays the budget's ranks out by a rule.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import nn
-
-from elalora.attach import place
-from elalora.errors import UserError, check_choices, check_numbers
+from baselines.fixed_ranks import FixedRanks, resolved_layout, set_layout
+from elalora.errors import check_choices, check_numbers
 from elalora.low_rank import SVDMethod
 from elalora.method import Round
 from elalora.optim import RowwiseAdamW
@@ -42,6 +37,8 @@ class SVDLoRAConfig:
         ranks_from: the run whose final ranks are used: its folder, its id, or the name of a method, for the run of
             that method that is equal in everything else.
         shuffle: permutes these ranks within each matrix type.
+        pattern: a rule, or a JSON file, that spreads the budget's ranks over the matrices, or changes those of
+            `ranks_from` (`elalora.layouts`).
     """
 
     alpha: float = 16.0
@@ -59,17 +56,18 @@ class SVDLoRAConfig:
     shuffle: bool = False
     E_rate: float = added(1.0)
     E_start: float = added(0.0)
+    pattern: str | None = added(None)
 
     def __post_init__(self) -> None:
         check_choices(self, orth_form=FORMS, D4=("off", *DECAY))
         check_numbers(self, "be above 0", "E_rate")
         check_numbers(self, "not be negative", "orth_weight", "E_start")
-        if self.shuffle and self.ranks_from is None:
-            raise UserError("method.shuffle=true needs ranks to shuffle: type method.ranks_from=elalora")
+        set_layout(self)
 
     def resolved(self, size: RunSize) -> SVDLoRAConfig:
         """The settings as they act, see `elalora.resolve`."""
-        acting = replace(self, D4=SideEffects(collapses_groups=self.D4).decay_from(size.weight_decay))
+        collapse = SideEffects(collapses_groups=self.D4).decay_from(size.weight_decay)
+        acting = replace(self, D4=collapse, **resolved_layout(self))
         orth = unread(self, *([] if self.orth_weight else ["orth_form"]))
         if SideEffects(acting.D1, acting.D2, acting.D4) == SideEffects():
             return replace(acting, **orth, **unread(self, "b", "t_initial", "t_final", "interval", "scheduler"))
@@ -80,31 +78,14 @@ class SVDLoRAConfig:
         return replace(acting, **orth, t_initial=start, t_final=final, interval=interval, b=b)
 
 
-class SVDLoRA(SVDMethod):
-    """Fixed ranks, uniform or transplanted."""
+class SVDLoRA(FixedRanks, SVDMethod):
+    """Fixed ranks: uniform, transplanted, or laid out by a rule."""
 
     name: ClassVar[str] = "svd_lora"
     title: ClassVar[str] = "SVD-LoRA"
     Config: ClassVar[type] = SVDLoRAConfig
     config: SVDLoRAConfig
     phases: Phases
-
-    @property
-    def label(self) -> str:
-        if self.ranks_from is None:
-            return self.title
-        return f"{self.title} transplant" + " shuffled" * self.config.shuffle
-
-    def initial_ranks(self, linears: Mapping[str, nn.Linear]) -> dict[str, int]:
-        if self.config.ranks_from is None:
-            return super().initial_ranks(linears)
-        if self.pattern is None or set(self.pattern) != set(linears):
-            raise UserError(
-                f"method.ranks_from={self.config.ranks_from}: that run does not name the same matrices as this one "
-                "adapts: use a run of the same model and targets"
-            )
-        ranks = {name: self.pattern[name] for name in linears}
-        return shuffled(ranks, self.generator) if self.config.shuffle else ranks
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config
@@ -120,15 +101,3 @@ class SVDLoRA(SVDMethod):
         if self.effects != SideEffects() and self.phases.due(step):
             self.effects.apply(optimizer, schedule)
         return None
-
-
-def shuffled(ranks: Mapping[str, int], generator: torch.Generator) -> dict[str, int]:
-    """The same ranks, permuted among the matrices of each type (query with query, and so on)."""
-    kinds: dict[str, list[str]] = defaultdict(list)
-    for name in ranks:
-        kinds[place(name)[1]].append(name)
-    out = dict(ranks)
-    for names in kinds.values():
-        order = torch.randperm(len(names), generator=generator).tolist()
-        out.update({name: ranks[names[i]] for name, i in zip(names, order, strict=True)})
-    return out

@@ -25,7 +25,7 @@ NAMES = {
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`
-IN_LABEL = ("variant", "ranks_from", "shuffle")  # knobs that a method's label already contains
+IN_LABEL = ("variant", "ranks_from", "pattern", "shuffle")  # knobs that a method's label already contains
 
 
 def with_names(runs: pd.DataFrame) -> pd.DataFrame:

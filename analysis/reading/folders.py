@@ -28,7 +28,7 @@ class Unfinished(NamedTuple):
         error: in one line, empty where there is none.
         failure: the kind that status.json names (nan, budget, never_acted, crash, refused, preempted), empty where
             the run did not stop.
-        form: "transplant" or "transplant shuffled" where the run's configuration says so.
+        form: where its ranks come from, such as "transplant shuffled", if its configuration says so (`form_of`).
     """
 
     folder: str

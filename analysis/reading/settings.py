@@ -92,12 +92,19 @@ def told_apart(knobs: Iterable[Sequence[str]]) -> list[list[str]]:
     return [[knob for knob in changed if knob not in common] for changed in lists]
 
 
+def given_ranks(settings: Mapping[str, Any]) -> bool:
+    """Whether the ranks of a run were given before training, by another run or by a rule."""
+    method = settings.get("method") or {}
+    return bool(method.get("ranks_from") or method.get("pattern"))
+
+
 def form_of(settings: Mapping[str, Any]) -> str:
-    """ "transplant" or "transplant shuffled" for a run that takes another's ranks, which its folder does not name."""
+    """Where fixed ranks come from, which the folder of a run does not name: "transplant (inverted) shuffled"."""
     method = settings.get("method")
-    if not isinstance(method, Mapping) or not method.get("ranks_from"):
+    if not isinstance(method, Mapping):
         return ""
-    return "transplant shuffled" if method.get("shuffle") else "transplant"
+    words = ["transplant"] * bool(method.get("ranks_from")) + [f"({p})" for p in [method.get("pattern")] if p]
+    return " ".join([*words, *["shuffled"] * bool(words and method.get("shuffle"))])
 
 
 def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -108,7 +115,7 @@ def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
     method = settings.get("method", {})
     switches = (int(bool(method.get("D1"))), int(bool(method.get("D2"))))
     if method.get("name") == "svd_lora":
-        inside = not method.get("ranks_from") and method.get("D4", "off") == "off"
+        inside = not given_ranks(settings) and method.get("D4", "off") == "off"
         return (0, *switches) if inside else None
     if method.get("name") != "elalora" or method.get("variant", "paper") != "paper":
         return None

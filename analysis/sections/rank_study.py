@@ -18,6 +18,7 @@ from analysis.output.section import Section
 from analysis.output.table import Table, p_value, signed, signed_range
 from analysis.reading.arms import CELL
 from analysis.reading.rounds import patterns, shares_of_types
+from analysis.reading.settings import given_ranks
 from analysis.reading.stored import Stored
 from analysis.sections.arms import cell_label, cell_stem
 from analysis.sections.matrix_types import layers_and_types, type_order, types_of
@@ -41,10 +42,8 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 def _section(cell: pd.DataFrame, folder: Path | None) -> Section:
     label, stem = cell_label(cell), file_name(cell_stem(cell))
     arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
-    # ranks taken from another run are not a result of this one, and would count twice
-    chosen = {
-        name: arm for name, arm in arms.items() if not arm.iloc[0]["settings"].get("method", {}).get("ranks_from")
-    }
+    # ranks that were given, by another run or by a rule, are not a result of this one
+    chosen = {name: arm for name, arm in arms.items() if not given_ranks(arm.iloc[0]["settings"])}
     measured = contributions(arms)
     tables = {
         "stability": stability(chosen, label),

@@ -9,8 +9,9 @@ import torch
 from nets import Net, batch, train
 from torch import nn
 
+from baselines.fixed_ranks import shuffled
 from baselines.lora import LoRA, LoRAConfig
-from baselines.svd_lora import SVDLoRA, SVDLoRAConfig, shuffled
+from baselines.svd_lora import SVDLoRA, SVDLoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
 from elalora.optim import RowwiseAdamW
 
