@@ -95,15 +95,17 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         items,
         overall,
         papers,
+        planted,
         rank_maps,
         rank_study,
         rate_curves,
+        reviewer,
         training,
     )  # fmt: skip
 
     subjects = [
-        confirmatory, comparison, papers, ablations, overall, items, cost, training, rate_curves,
-        rank_maps, rank_study, attribution, endings,
+        confirmatory, comparison, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
+        rank_maps, planted, rank_study, attribution, endings,
     ]  # fmt: skip
     return [section for subject in subjects for section in _guarded(subject, stored, folder)]
 

@@ -7,7 +7,7 @@ identity uses before it is hashed, so that the two cannot drift apart.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from elalora.errors import UserError
@@ -62,14 +62,17 @@ def unread(config: Any, *names: str) -> dict[str, Any]:
 def added(default: Any) -> Any:
     """A dataclass field that came after runs were stored: at its default, it is left out of a run's identity.
 
-    The default must therefore compute what was computed before the setting existed.
+    The default must therefore compute what was computed before the setting existed. A dataclass is given as a class.
     """
+    if isinstance(default, type):
+        return field(default_factory=default, metadata={"added": True})
     return field(default=default, metadata={"added": True})
 
 
 def added_defaults(schema: Any) -> dict[str, Any]:
-    """The fields of `added` of a dataclass, and their defaults."""
-    return {f.name: f.default for f in fields(schema) if f.metadata.get("added")}
+    """The fields of `added` of a dataclass and their defaults, a dataclass among them as a dictionary."""
+    later = [f for f in fields(schema) if f.metadata.get("added")]
+    return {f.name: f.default if f.default_factory is MISSING else asdict(f.default_factory()) for f in later}
 
 
 def identifying(config: Any) -> dict[str, Any]:

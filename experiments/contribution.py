@@ -112,6 +112,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     from experiments.data.protocols import apply_protocol, draw_rows
     from experiments.models.fit import fit
     from experiments.models.load import load_model, load_processor
+    from experiments.models.teacher import taught
     from experiments.runtime.memory import use_cpu
     from experiments.runtime.seeds import stream
 
@@ -120,12 +121,11 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     files = identity["model"].get("files")
     use_cpu(config.threads)
     task = config.task
-    splits = apply_protocol(
-        load_task(task, config.data, identity["task"].get("files") or None),
-        config.protocol,
-        train_items=config.data.train_items,
-        seed=stream(config.seed, "subset"),
-    )
+    loaded = load_task(task, config.data, identity["task"].get("files") or None)
+    if task.teacher.pattern is not None:
+        loaded = taught(loaded, config.data, config.model, files)
+    seed = stream(config.seed, "subset")
+    splits = apply_protocol(loaded, config.protocol, train_items=config.data.train_items, seed=seed)
     if config.protocol.name == "tune":  # its reported split chooses settings and is in no table
         held_out, split = splits.report, splits.report_name
     elif splits.select is not None and splits.select_name not in (None, splits.report_name):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
+from experiments.config.schema import ModelConfig
 from experiments.config.task import DataConfig, ProtocolConfig, TaskConfig, check_task
 from experiments.data.content import inputs
 from experiments.runtime.text import clean
@@ -100,6 +101,10 @@ def _report_split(run: Path, data_root: str | None) -> tuple[TaskConfig, Any]:
     check_task(task)
     data.root, data.cache = data_root or data.root, None
     loaded = load_task(task, data)
+    if task.teacher.pattern is not None:
+        from experiments.models.teacher import taught
+
+        loaded = taught(loaded, data, from_store(ModelConfig, config["model"], path))
     splits = apply_protocol(loaded, protocol, train_items=None, seed=0)
     return task, splits.report
 

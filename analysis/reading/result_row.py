@@ -105,7 +105,10 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "step_seconds": _optional(cost["step_seconds_median"]),
         "train_seconds": _optional(cost["train_seconds"]),
         "peak_memory_mib": _optional(cost["peak_memory_mib"]),
+        "eval_seconds": _optional(cost["eval_seconds"]),
         "adapter_bytes": _optional(cost["adapter_bytes"]),
+        # results of before these were recorded lack them
+        **{name: _optional(cost.get(name)) for name in ("optimizer_bytes", "train_tokens", "step_flops")},
         "guessing": _optional(data.get("guessing_loss")),
         "fingerprint": _string(data["fingerprint"]),
         "citation": _string(data["citation"]),

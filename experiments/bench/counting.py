@@ -5,24 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench.arms import Arm
+from experiments.runtime.flops import counting
 
 
 def counted_flops(arm: Arm) -> int:
     """Multiplications and additions in the matrix products, attention and convolutions of one step."""
-
-    def in_place(added: Any, left: Any, right: Any, **_: Any) -> int:
-        """Operations of `addmm_`, which torch's table lacks; the arguments are shapes."""
-        return 2 * left[0] * left[1] * right[1]
-
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+    with counting() as counter:
         arm.step()
     return counter.get_total_flops()
 

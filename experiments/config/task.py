@@ -41,6 +41,24 @@ Protocol = StrEnum("Protocol", "clean paper_last paper_best tune")
 
 
 @dataclass
+class TeacherConfig:
+    """A teacher whose answers replace the task's labels (`experiments.models.teacher`).
+
+    Attributes:
+        pattern: rule that says where its update has its ranks (`elalora.layouts`); so `method.pattern` of the same rule
+            is the layout that the task was made for. Null: no teacher.
+        rank: mean rank of its update over all matrices of `model.targets`, as `budget=rN` counts.
+        strength: norm of the update of a matrix, relative to that of the frozen weight.
+        seed: of the update and the output layer.
+    """
+
+    pattern: str | None = None
+    rank: int = 1
+    strength: float = 1.0
+    seed: int = 0
+
+
+@dataclass
 class TaskConfig:
     """One task: its inputs, label and metrics. conf/task/ holds one file per task.
 
@@ -77,6 +95,7 @@ class TaskConfig:
             content with the right counts.
         hub_id, hub_name, hub_revision: data set on the hub, its configuration and the pinned commit.
         quick_items: training items under trainer=quick, or all if there are fewer; null takes all.
+        teacher: labels the texts in place of the task's own labels, if it has a pattern.
     """
 
     name: str = MISSING
@@ -109,6 +128,7 @@ class TaskConfig:
     hub_name: str | None = None
     hub_revision: str | None = None
     quick_items: int | None = None
+    teacher: TeacherConfig = added(TeacherConfig)
 
 
 def check_task(task: TaskConfig) -> None:
@@ -148,6 +168,24 @@ def check_task(task: TaskConfig) -> None:
         raise UserError(f"task.sep={task.sep} is not one character; allowed: tab, or a character such as ; or |")
     if task.drop_unlabelled and task.source != "files":
         raise UserError(f"task.drop_unlabelled=true is for own files (task=own), not for task={task.name}")
+    if task.teacher != TeacherConfig():
+        _check_teacher(task, task.teacher)
+
+
+def _check_teacher(task: TaskConfig, teacher: TeacherConfig) -> None:
+    from elalora.layouts import read_rule  # imports torch
+
+    if teacher.pattern is None:
+        raise UserError("task.teacher needs task.teacher.pattern, such as 'layer1:1 rest:0', or none of its settings")
+    read_rule(teacher.pattern, "task.teacher.pattern")
+    if task.kind != "classification":
+        raise UserError(f"task.teacher labels texts with classes; task={task.name} has kind {task.kind}")
+    if teacher.rank < 1:
+        raise UserError(f"task.teacher.rank={teacher.rank} must be at least 1")
+    if not 0 < teacher.strength < math.inf:
+        raise UserError(f"task.teacher.strength={teacher.strength} must be above 0 and finite")
+    if not 0 <= teacher.seed < 2**63:
+        raise UserError(f"task.teacher.seed={teacher.seed} must be at least 0 and below 2^63")
 
 
 def _check_metrics(task: TaskConfig) -> None:

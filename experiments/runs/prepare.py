@@ -185,12 +185,17 @@ def cached(key: Callable[[Plan], Any]) -> Callable[[Callable[[Plan], Value]], Ca
 
 def _data_key(plan: Plan) -> list[Any]:
     # the identity has the content of the user's files, where the settings have their paths
-    return [plan.identity["task"], plan.config.data.root, plan.config.data.cache]
+    own = [plan.identity["task"], plan.config.data.root, plan.config.data.cache]
+    return own if plan.config.task.teacher.pattern is None else [*own, _model_key(plan)]
+
+
+def _model_key(plan: Plan) -> list[Any]:
+    model = plan.config.model
+    return [plan.identity["model"], model.path, model.revision]
 
 
 def _processor_key(plan: Plan) -> list[Any]:
-    model, task = plan.config.model, plan.config.task
-    return [plan.identity["model"], model.path, model.revision, task.kind, task.normalise]
+    return [*_model_key(plan), plan.config.task.kind, plan.config.task.normalise]
 
 
 def _splits_key(plan: Plan) -> list[Any]:
@@ -201,11 +206,16 @@ def _splits_key(plan: Plan) -> list[Any]:
 
 @cached(_data_key)
 def data_of(plan: Plan) -> TaskData:
-    """The run's task, loaded and checked."""
+    """The run's task, loaded and checked; labelled by its teacher if it has one."""
     from experiments.data import load_task
 
     task, data = OmegaConf.to_object(plan.config.task), OmegaConf.to_object(plan.config.data)
-    return load_task(task, data, plan.identity["task"]["files"])
+    loaded = load_task(task, data, plan.identity["task"]["files"])
+    if task.teacher.pattern is None:
+        return loaded
+    from experiments.models.teacher import taught
+
+    return taught(loaded, data, OmegaConf.to_object(plan.config.model), plan.identity["model"].get("files"))
 
 
 @cached(_processor_key)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.attach import place
 from elalora.method import Method, gross_share, net_share
 from elalora.schedules import steps_of
+from experiments.runs.cost import cost_of
 from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
 from experiments.store.finished import DID_NOT_LEARN
@@ -77,13 +77,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             **_other_parameters(prepared),
         },
         "moves": _moves(method, start),
-        "cost": {
-            "step_seconds_median": statistics.median(state.step_seconds) if state.step_seconds else None,
-            "train_seconds": progress.seconds[0],
-            "eval_seconds": progress.seconds[1],
-            "peak_memory_mib": _peak_memory(),
-            "adapter_bytes": _size(plan.folder.path / "adapter"),
-        },
+        "cost": cost_of(plan, prepared, state),
         "data": {
             "fingerprint": data.fingerprint,
             "source": data.source,
@@ -169,16 +163,6 @@ def _moves(method: Method, start: dict[str, int]) -> dict[str, Any]:
         "blocked": sum(r.notes.get("blocked", 0) for r in rounds),
         "replaced_in_place": sum(r.notes.get("replaced_in_place", 0) for r in rounds),
     }
-
-
-def _peak_memory() -> float | None:
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-
-
-def _size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def export_adapter(plan: Plan, prepared: Prepared) -> None:

@@ -1,0 +1,97 @@
+"""What a run cost, as result.json has it: time, memory, operations, tokens and sizes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.data.batches import train_batches
+from experiments.runs.plan import Plan
+from experiments.runtime.flops import counting
+from experiments.runtime.seeds import stream
+from experiments.training.evaluation import to_device
+
+if TYPE_CHECKING:
+    from experiments.training.progress import Prepared, TrainState
+
+
+def cost_of(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]:
+    """The cost of a run after training (docs/store.md); what does not apply is None.
+
+    Args:
+        plan: of the run; prepared: what it trained.
+        state: after training.
+    """
+    seconds = state.progress.seconds
+    return {
+        "step_seconds_median": statistics.median(state.step_seconds) if state.step_seconds else None,
+        "train_seconds": seconds[0],
+        "eval_seconds": seconds[1],
+        "peak_memory_mib": _peak_memory(),
+        "adapter_bytes": _size(plan.folder.path / "adapter"),
+        "optimizer_bytes": optimizer_bytes(state.optimizer),
+        "train_tokens": _tokens(plan, prepared, state),
+        "step_flops": _step_flops(plan, prepared),
+    }
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that the optimizer keeps beside the parameters: moments and step counters."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
+def tokens_trained(lengths: np.ndarray, batch_size: int, seed: int, steps: int, by_length: bool) -> int:
+    """Tokens of the inputs of all training steps, padding not counted; an item counts each time it is seen.
+
+    Args:
+        lengths: tokens of every item, (n,).
+        batch_size, seed, by_length: of the order of items (`train_batches`).
+        steps: of the run.
+    """
+    per_epoch = -(-len(lengths) // batch_size)
+    epochs, rest = divmod(steps, per_epoch)
+    last = train_batches(lengths, batch_size, seed, epochs, by_length)[:rest]
+    return epochs * int(lengths.sum()) + sum(int(lengths[batch].sum()) for batch in last)
+
+
+def _tokens(plan: Plan, prepared: Prepared, state: TrainState) -> int | None:
+    config, items = plan.config, prepared.splits.train.data
+    if config.task.kind == "image":
+        return None
+    seed, by_length = stream(config.seed, "data"), config.trainer.batches == "length"
+    return tokens_trained(np.asarray(items.lengths), config.trainer.batch_size, seed, state.total, by_length)
+
+
+def _step_flops(plan: Plan, prepared: Prepared) -> int:
+    """Operations of the forward and backward pass of the run's first batch, with the ranks at the end.
+
+    The batch is the same for all arms of a seed. Neither parameters nor random states change.
+    """
+    config, items, accelerator = plan.config.trainer, prepared.splits.train.data, prepared.accelerator
+    seed, by_length = stream(plan.config.seed, "data"), config.batches == "length"
+    first = train_batches(np.asarray(items.lengths), config.batch_size, seed, 0, by_length)[0]
+    size = config.micro_batch or math.ceil(len(first) / accelerator.num_processes)
+    model = prepared.model.eval()
+    with counting() as counter:
+        for i in range(0, len(first), size):
+            penalty = prepared.method.penalty() if i == 0 else None
+            with accelerator.autocast():
+                loss = model(**to_device(items.batch(first[i : i + size]), accelerator.device)).loss
+            (loss if penalty is None else loss + penalty).backward()
+    model.zero_grad(set_to_none=True)
+    return int(counter.get_total_flops())
+
+
+def _peak_memory() -> float | None:
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
