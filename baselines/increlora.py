@@ -144,6 +144,10 @@ class IncreLoRA(SVDMethod):
     config: IncreLoRAConfig
     phases: Growth
 
+    @property
+    def reconstructed(self) -> bool:
+        return self.config.variant == "paper"
+
     # -- set-up ----------------------------------------------------------------------------------------
 
     def plan(self, total_steps: int, rank_sum: int) -> None:

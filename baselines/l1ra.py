@@ -199,9 +199,7 @@ class L1RA(LowRankMethod):
         return out
 
     def remarks(self) -> list[str]:
-        """By how much a result is below its budget, if it is."""
-        now, allowed = self.budget_use()
-        return [f"{1 - now / allowed:.0%} below budget"] if now < 0.995 * allowed else []
+        return self.shortfall()
 
     def finish(self) -> None:
         due = sum(self.due(done) for done in range(1, self.total_steps + 1))

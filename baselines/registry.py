@@ -26,6 +26,7 @@ METHODS = {
     "flexlora": "baselines.flexlora:FlexLoRA",
     "dora_dynamic": "baselines.dora_dynamic:DynamicDoRA",
     "l1ra": "baselines.l1ra:L1RA",
+    "alora": "baselines.alora:ALoRA",
     "increlora": "baselines.increlora:IncreLoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",

@@ -212,8 +212,13 @@ class LowRankMethod(Method):
             due: number of rounds that the run should have had.
             cause: what can have gone wrong, for the message.
         """
-        if due and not any(r.grown for r in self.rounds_seen):
+        if due and not any(r.grown or r.pruned for r in self.rounds_seen):
             raise NeverActed(f"{due} rounds were due and no rank moved ({len(self.rounds_seen)} rounds ran): {cause}")
+
+    def shortfall(self) -> list[str]:
+        """By how much this result is below its budget, as a flag for tables; empty within half a percent."""
+        now, allowed = self.budget_use()
+        return [f"{1 - now / allowed:.0%} below budget"] if now < 0.995 * allowed else []
 
     def check_budget(self) -> None:
         now, allowed = self.budget_use()

@@ -47,6 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora_dynamic-official": {**PHASES, "variant": "official"},
     "l1ra": {"l1": 3.75},
     "l1ra-official": {"l1": 3.75, "variant": "official"},
+    "alora": {},
     "increlora": {"t_initial": 2, "interval": 3, "top_h": 3},
     "increlora-official": {"t_initial": 2, "interval": 3, "top_h": 3, "variant": "official"},
     "full": {},
@@ -68,6 +69,9 @@ def trajectory(name: str) -> dict[str, Any]:
     method = cls(cls.Config(**METHODS[name]), budget)
     net = Net()
     method.attach(net, ["up", "down"], STEPS, keep=["head"], seed=0)
+    if method.batches_wanted:
+        x, labels = batch(900)
+        method.prepare([{"x": x, "labels": labels}])
     losses, ranks = [], []
 
     def look(step: int) -> None:

@@ -62,6 +62,7 @@ ARMS = {
     "flexlora": ["method=flexlora", *MOVES],
     "dora_dynamic": ["method=dora_dynamic", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
     "l1ra": ["method=l1ra", "method.l1=10"],
+    "alora": ["method=alora", "method.rounds=3", "method.interval=2"],
     "increlora": ["method=increlora", "method.t_initial=2", "method.interval=2"],
     "peft": ["method=peft"],
     "full": ["method=full"],

@@ -73,7 +73,7 @@ def test_the_method_of_the_guide_becomes_a_row_of_the_table(tiny_model_dir: Path
     files_of("add-a-method.md", tmp_path)
     words = f"model=local model.path={tiny_model_dir} 'model.head=[bert.pooler,classifier]' data.train_items=120"
     typed("add-a-method.md", tmp_path, words)
-    [first, _] = sorted((tmp_path / "runs" / "vader_movies").glob("alora-r4-s*/result.json"))
+    [first, _] = sorted((tmp_path / "runs" / "vader_movies").glob("alora_sensi-r4-s*/result.json"))
     result = json.loads(first.read_text())
     assert result["label"] == "ALoRA-Sensi" and result["counts"]["final"]["rank_sum"] == 48
     assert result["moves"]["gross_share"] > 0.2 and len(set(result["ranks"]["final"].values())) > 1
@@ -116,7 +116,7 @@ def test_the_method_of_the_guide_passes_the_contract(guide: Path):
 def test_the_rule_of_the_guide_gives_new_ranks_as_the_paper_says(guide: Path):
     from importlib import import_module
 
-    allocate = import_module("my_package.alora").allocate
+    allocate = import_module("my_package.alora_sensi").allocate
     scores = {"a": [9.0] * 8, "b": [7.0] * 8, "c": [8.0] * 8, "d": [1.0] * 8}
     pruned, grown = allocate(scores, 8, dict.fromkeys(scores, 16))
     assert pruned == [("d", slot) for slot in range(8)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nets import Net
+from nets import Net, batch
 
 from baselines.registry import method_class
 from elalora import Budget
@@ -25,6 +25,7 @@ METHODS = {
     "flexlora official": {**PHASES, "b": 2, "variant": "official"},
     "increlora": {"t_initial": 3, "interval": 4, "top_h": 2},
     "increlora official": {"t_initial": 3, "interval": 4, "top_h": 2, "variant": "official"},
+    "alora": {},
     "grower:Grower": {},
     "dora_dynamic": {**PHASES},
     "dora_dynamic official": {**PHASES, "variant": "official"},
@@ -43,4 +44,7 @@ def build(name, seed=0, net=None, steps=STEPS, knobs=None):
     method = cls(cls.Config(**(METHODS[name] if knobs is None else knobs)), budget)
     net = net or Net()
     net = method.attach(net, ["up", "down"], steps, keep=["head"], seed=seed)
+    if method.batches_wanted:
+        x, labels = batch(900)
+        method.prepare([{"x": x.to(next(net.parameters())), "labels": labels}])
     return net, method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ class Block(nn.Module):
         return x + self.down(torch.tanh(self.up(x)))
 
 
+def with_loss(logits: Tensor, labels: Tensor | None) -> Any:
+    """The logits, or with labels an output that has a loss too, as transformers' models return it."""
+    if labels is None:
+        return logits
+    return SimpleNamespace(logits=logits, loss=nn.functional.cross_entropy(logits, labels))
+
+
 class Net(nn.Module):
     """`layers.N.up` (inner x width), `layers.N.down` (width x inner) and a head."""
 
@@ -34,10 +42,10 @@ class Net(nn.Module):
             self.head = nn.Linear(width, classes)
         self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         for layer in self.layers:
             x = layer(x)
-        return self.head(x)
+        return with_loss(self.head(x), labels)
 
 
 class Nested(Block):
@@ -51,9 +59,9 @@ class Nested(Block):
             self.head, self.spare_head = nn.Linear(width, 3), nn.Linear(width, 3)
         self.double()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         x = self.inner(super().forward(x))
-        return self.head(x) + 0.1 * self.spare_head(x)
+        return with_loss(self.head(x) + 0.1 * self.spare_head(x), labels)
 
 
 def batch(step: int, items: int = 16, width: int = 10, classes: int = 3) -> tuple[Tensor, Tensor]:

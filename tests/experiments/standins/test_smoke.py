@@ -48,6 +48,7 @@ METHODS = {
     "beamlora": ["method=beamlora"],
     "dora_dynamic": ["method=dora_dynamic"],
     "l1ra": ["method=l1ra", "method.l1=3"],
+    "alora": ["method=alora", "method.rounds=2"],
     "increlora": ["method=increlora"],
     "dora": ["method=peft", "+method.options.use_dora=true"],
     "full": ["method=full"],
