@@ -202,7 +202,7 @@ class _Session:
         if not model.training:
             return self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         penalty = self.method.penalty()
-        with self.method.watching(*_masks(inputs)):
+        with self.method.watching(*_masks(inputs, self.trainer.model)):
             loss = self._loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         # where the loss is not scaled yet, the Trainer divides loss and penalty later
         parts = self.trainer.current_gradient_accumulation_steps if self._loss_is_scaled(num_items_in_batch) else 1
@@ -383,9 +383,11 @@ def _values(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _masks(inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+def _masks(inputs: dict[str, Any], model: Any) -> tuple[Tensor | None, Tensor | None]:
     """Masks of the input and, in an encoder-decoder model, of the decoder's input; 0 at padding."""
     labels = inputs.get("labels")
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return inputs.get("attention_mask"), None  # the labels of a causal model hide its prompts, too
     target = inputs.get("decoder_attention_mask")
     if target is None and isinstance(labels, Tensor) and labels.ndim > 1:
         target = labels.ne(-100).long()

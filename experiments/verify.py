@@ -71,10 +71,12 @@ def check_score(folder: Path, result: dict[str, Any]) -> None:
         raise ValueError(f"predictions.parquet cannot be read ({first_line(error)})") from error
     if len(items) != result["data"]["report_items"]:
         raise ValueError(f"predictions.parquet has {len(items)} items, its result {result['data']['report_items']}")
-    if metric in METRICS:
+    if metric == "token_accuracy":
+        again = {metric: 100 * float(items["prediction"].to_numpy().sum() / items["label"].to_numpy().sum())}
+    elif metric in METRICS and not pyarrow.types.is_list(items.schema.field("label").type):
         labels, predictions = (items[name].to_numpy() for name in ("label", "prediction"))
         again = scores_again([name for name in stored if name in METRICS], labels, predictions)
-    else:  # of summaries, every item's score is the primary metric
+    else:  # of generated texts, every item's score is the primary metric
         again = {metric: float(items["score"].to_numpy().mean())}
     for name, value in again.items():
         if not abs(value - stored[name]) <= TOLERANCE:

@@ -96,6 +96,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "metrics": metrics,
         "split": split,
         "majority": _optional((data["majority"] or {}).get(metric)),
+        "zero_shot": _optional((data.get("zero_shot") or {}).get(metric)),
         "head_params": _whole(counts["head_params"]),
         "other_params": _whole(counts["other_params"]),
         "gross_share": _number(moves["gross_share"]),

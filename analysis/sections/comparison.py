@@ -40,6 +40,7 @@ from analysis.stats.seeds import summary
 from elalora.errors import UserError
 from experiments.data.vtab import LOSSY
 
+REFERENCES = {"majority": "Constant answer", "zero_shot": "Zero-shot"}  # rows that no run trained, and their names
 SPREADS = ("sd", "interval")
 TIMES = ("step_seconds", "train_seconds")
 MOST_NAMED = 5  # arms of one size in a note
@@ -47,7 +48,8 @@ SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("ini
 OF_A_PIECE = ["rank_sum_trained", "params_trained"]  # of methods that add up pieces
 MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
 METRIC_TITLES = {
-    "accuracy": "Accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman",
+    "accuracy": "Accuracy", "token_accuracy": "Token accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson",
+    "spearman": "Spearman",
     "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
     "rouge1_unicode": "ROUGE-1 (Unicode)", "rouge2_unicode": "ROUGE-2 (Unicode)", "rougeL_unicode": "ROUGE-L (Unicode)",
 }  # fmt: skip
@@ -67,7 +69,7 @@ def compared(stored: Stored) -> Table:
 def arm_names(stored: Stored) -> list[str]:
     """Names of the arms in the order of the comparison table, which fixes their colours in all figures."""
     frame = compared(stored).frame
-    return list(dict.fromkeys(frame["shown"][frame["method"] != "majority"]))
+    return list(dict.fromkeys(frame["shown"][~frame["method"].isin(REFERENCES)]))
 
 
 def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", level: float = 0.95) -> Table:
@@ -89,7 +91,7 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     notes: list[str] = []
     for _, cell in runs.groupby(CELL, sort=False):
         records += _cell(cell, baseline, level, notes)
-    records += _majority_rows(runs)
+    records += _reference_rows(runs)
     frame = pd.DataFrame(sorted(records, key=_order))
     whole = [column for column in ("n", "diff_n", "collapsed") if column in frame]
     frame = frame.astype(dict.fromkeys(whole, "Int64"))
@@ -161,13 +163,18 @@ def _difference(
     return numbers | {"diffs": " ".join(f"{gap:.4f}" for gap in gaps)}
 
 
-def _majority_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for the best constant answer of every reported split."""
-    splits = runs.dropna(subset="majority").drop_duplicates(["task", "protocol", "split", "metric", "majority"])
+def _reference_rows(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for the best constant answer of every reported split, and for every untrained model that answers.
+
+    Untrained scores of one model differ by rounding, where a method starts from changed weights, so their mean counts.
+    """
+    split = ["task", "protocol", "split", "metric", "citation"]
+    constant = runs.dropna(subset="majority").drop_duplicates([*split[:-1], "majority"])[[*split, "majority"]]
+    untrained = runs.dropna(subset="zero_shot").groupby([*split, "model"], as_index=False)["zero_shot"].mean()
     return [
-        {key: row[key] for key in ("task", "protocol", "split", "metric", "citation")}
-        | {"method": "majority", "shown": "Constant answer", "score_mean": row["majority"]}
-        for row in splits.to_dict("records")
+        {key: row[key] for key in row if key != name} | {"method": name, "shown": title, "score_mean": row[name]}
+        for (name, title), rows in zip(REFERENCES.items(), (constant, untrained), strict=True)
+        for row in rows.to_dict("records")
     ]
 
 
@@ -185,9 +192,9 @@ def _sizes(params: dict[str, float]) -> str:
 
 def _order(record: dict[str, Any]) -> tuple[Any, ...]:
     """Task, protocol, constant answer first, then model, recipe, budget by size, arms within their budget, method."""
-    majority = record["method"] == "majority"
+    place = [*REFERENCES, record["method"]].index(record["method"])
     return (
-        record["task"], record["protocol"], not majority, record.get("model", ""), record.get("recipe", ""),
+        record["task"], record["protocol"], place > 0, record.get("model", ""), place > 1, record.get("recipe", ""),
         *budget_order(str(record.get("budget", ""))), record.get("off_budget", False),
         method_order(record["method"]), record["shown"],
     )  # fmt: skip
@@ -235,13 +242,15 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
         notes.append(RECONSTRUCTED)
     if runs["majority"].notna().any():
         notes.append("Constant answer: the commonest class (or mean) of the reported split.")
+    if runs["zero_shot"].notna().any():
+        notes.append("Zero-shot: the model before its first step, with the same prompt and reading.")
     return notes + list(dict.fromkeys(cell_notes))
 
 
 def _shown(frame: pd.DataFrame, baseline: str, spread: str) -> tuple[list[str], list[list[str]]]:
     """Columns and rows as text, without key columns of one value and without empty columns."""
     records = [{k: v for k, v in r.items() if pd.notna(v)} for r in frame.to_dict("records")]
-    arms = [r for r in records if r["method"] != "majority"]
+    arms = [r for r in records if r["method"] not in REFERENCES]
     keys = [k for k in CELL if len({r[k] for r in arms}) > 1]
     metrics = {r["metric"] for r in arms}
     score = METRIC_TITLES.get(min(metrics), min(metrics)) if len(metrics) == 1 else "Score"

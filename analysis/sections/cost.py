@@ -13,7 +13,7 @@ from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.stored import Stored
 from analysis.sections.arms import AT_ONCE, named_across_tasks, start_to_end, timed_apart
-from analysis.sections.comparison import arm_names, compared
+from analysis.sections.comparison import REFERENCES, arm_names, compared
 from analysis.sections.cost_figures import draw_pareto
 from analysis.sections.paper_layouts import LAYOUTS
 from analysis.sections.shared_tasks import common_scores, key_label, within_budget
@@ -62,7 +62,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 
 
 def _arms(compared: Table) -> pd.DataFrame:
-    return compared.frame[compared.frame["method"] != "majority"]
+    return compared.frame[~compared.frame["method"].isin(REFERENCES)]
 
 
 def task_costs(compared: Table) -> list[tuple[dict[str, str], pd.DataFrame]]:

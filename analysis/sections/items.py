@@ -24,7 +24,7 @@ from analysis.stats.items import mcnemar_by_seed, two_way_bootstrap
 from analysis.stats.seeds import Array
 from elalora.errors import UserError
 
-KINDS_WITH_CLASSES = ("classification", "image")  # tasks whose items are right or wrong
+KINDS_WITH_CLASSES = ("classification", "image", "causal")  # tasks whose items are right or wrong
 ALPHA = 0.05  # of one seed pair's McNemar test
 MOST_RUNS = 600  # whose predictions are read for one page: about 6 seconds at 1,000 items each
 
@@ -153,6 +153,9 @@ def _answers(folder: str) -> pd.DataFrame | None:
         rows = load_predictions(folder).set_index("idx")
     except UserError:
         return None
+    if rows["label"].dtype.kind == "O" and rows["score"].isin((0, 100)).all():  # generated answers
+        rows = rows.assign(label=rows["label"].map(str).astype("category").cat.codes, prediction=-1)
+        rows["prediction"] = rows["label"].where(rows["score"] == 100, -1)
     if any(rows[column].dtype.kind != "i" for column in ("label", "prediction")) or rows.index.has_duplicates:
         return None
     return rows.assign(right=rows["label"] == rows["prediction"])[["label", "right"]]

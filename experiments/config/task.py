@@ -7,37 +7,54 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from omegaconf import MISSING
 
 from elalora.errors import UserError
 from elalora.resolve import added
+from experiments.config.templates import columns_of
 
+ROUGES = (
+    "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_unicode", "rouge2_unicode", "rougeL_unicode", "rougeLsum_unicode"
+)  # fmt: skip
+LOSSES = ("token_loss", "perplexity")  # smaller is better, so they never select a checkpoint
 METRICS = {
     "classification": ("accuracy", "f1", "mcc"),
     "regression": ("pearson", "spearman"),
-    "summarization": (
-        "rouge1",
-        "rouge2",
-        "rougeL",
-        "rougeLsum",
-        "rouge1_unicode",
-        "rouge2_unicode",
-        "rougeL_unicode",
-        "rougeLsum_unicode",
-    ),  # fmt: skip
+    "summarization": ROUGES,
     "image": ("accuracy", "f1", "mcc"),
+    "causal": ("accuracy", "f1", "mcc", "token_accuracy", *LOSSES, "parse_failures", *ROUGES),
 }
+# of causal tasks, by the form of the answer
+ANSWER_METRICS = {
+    "options": ("accuracy", "f1", "mcc", *LOSSES),
+    "generate": ("accuracy", "parse_failures", *ROUGES),
+    "tokens": ("token_accuracy", *LOSSES),
+}
+PARSERS = (
+    "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1"
+)  # fmt: skip
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
 # Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
-Kind = StrEnum("Kind", "classification regression summarization image")
+Kind = StrEnum("Kind", "classification regression summarization image causal")
 Suite = StrEnum("Suite", "glue summarization vtab vader own")
 Group = StrEnum("Group", "natural specialized structured")
 Normalise = StrEnum("Normalise", "checkpoint imagenet")
 Protocol = StrEnum("Protocol", "clean paper_last paper_best tune")
+Answer = StrEnum("Answer", "options generate tokens")
+LossOn = StrEnum("LossOn", "completion all")
+Truncation = StrEnum("Truncation", "left drop")
+OptionScore = StrEnum("OptionScore", "sum token character")
+
+
+# input columns: in words, and their largest number
+COLUMNS = {
+    **dict.fromkeys(("classification", "regression"), ("one or two input columns", 2)),
+    **dict.fromkeys(("summarization", "image"), ("one input column", 1)), "causal": ("at least one input column", 100),
+}  # fmt: skip
 
 
 @dataclass
@@ -69,9 +86,9 @@ class TaskConfig:
         suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
         group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.
         kind: "classification" (integer labels), "regression" (one real number), "summarization" (a text) or "image"
-            (integer labels of images).
-        num_labels: outputs of the head; 1 for regression and summarization.
-        text: names of the input columns: one or two texts, one document, or one image.
+            (integer labels of images) or "causal" (a prompt that a causal language model continues).
+        num_labels: outputs of the head; 1 for regression, summarization and causal.
+        text: names of the input columns: one or two texts, one document, or one image; for causal any number of texts.
         label: name of the label's column in the user's own files.
         labels: the classes' names in the order of their ids; null takes the names in the data, sorted (own files).
         files: split -> path, for source "files": train, and validation or test or both. Relative paths start in
@@ -88,6 +105,21 @@ class TaskConfig:
         early_stopping: whether the search ends with as many finished summaries as beams, as BART's checkpoints do.
         normalise: of images: "checkpoint" takes mean and deviation from the model's image processor, "imagenet" those
             of ImageNet, as ElaLoRA's code does.
+        prompt: template of a causal task's prompt, with the input columns in braces.
+        prompt_without: the template for rows whose last input column is blank; null takes `prompt`.
+        completion: template of what follows the prompt; {label} is the row's label.
+        chat: whether prompt and completion become the turns of a user and an assistant by the tokenizer's chat
+            template; system: the text of a system turn before them.
+        loss: "completion" trains on the tokens of the completion and its end, "all" on those of the prompt too.
+        truncation: what happens to items above max_length: "left" cuts the prompt's left, "drop" leaves out training
+            rows. A completion is never cut.
+        answer: "options" takes the likeliest option, "generate" generates greedily and reads the answer with `parser`,
+            "tokens" scores the tokens of the completion.
+        options: the options' texts, in the order of the label ids; none if labels are texts.
+        option_score: by which an option is the likeliest: "sum" of its tokens' log-probabilities, or that sum divided
+            by the number of tokens or characters.
+        parser: one of `PARSERS`, which says how an answer is read from generated text and compared.
+        stop: texts that end the generation and are cut off.
         citation: what to cite in docs and tables.
         verify: whether counts, labels and content are compared with the official ones; false for subsets and stand-ins,
             and every result then says so.
@@ -121,6 +153,18 @@ class TaskConfig:
     no_repeat_ngram: int = added(3)
     early_stopping: bool = added(True)
     normalise: Normalise = Normalise.checkpoint
+    prompt: str = "{text}"
+    prompt_without: str | None = None
+    completion: str = " {label}"
+    chat: bool = False
+    system: str | None = None
+    loss: LossOn = LossOn.completion
+    truncation: Truncation = Truncation.left
+    answer: Answer = Answer.options
+    options: list[str] = field(default_factory=list)
+    option_score: OptionScore = OptionScore.sum
+    parser: str = "exact_v1"
+    stop: list[str] = field(default_factory=list)
     citation: str = ""
     verify: bool = True
     fingerprint: str | None = None
@@ -155,10 +199,11 @@ def check_task(task: TaskConfig) -> None:
     if classes and task.num_labels < 2 or not classes and task.num_labels != 1:
         needed = "at least 2" if classes else "1"
         raise UserError(f"task.num_labels={task.num_labels}, but kind {task.kind} needs {needed}")
-    max_columns = 2 if task.kind in ("classification", "regression") else 1
-    if not 1 <= len(task.text) <= max_columns:
-        columns = "one or two input columns" if max_columns == 2 else "one input column"
+    columns, most = COLUMNS[task.kind]
+    if not 1 <= len(task.text) <= most:
         raise UserError(f"task.text={list(task.text)}: kind {task.kind} takes {columns}")
+    if task.kind == "causal":
+        _check_causal(task)
     if task.labels is not None and (len(task.labels) != task.num_labels or len(set(task.labels)) != len(task.labels)):
         raise UserError(f"task.labels has {len(set(task.labels))} different names; task.num_labels={task.num_labels}")
     _check_metrics(task)
@@ -188,6 +233,55 @@ def _check_teacher(task: TaskConfig, teacher: TeacherConfig) -> None:
         raise UserError(f"task.teacher.seed={teacher.seed} must be at least 0 and below 2^63")
 
 
+def _check_causal(task: TaskConfig) -> None:
+    """Refuses templates, options and metrics of a causal task that do not fit each other."""
+    known = set(task.text)
+    templates = {"prompt": (task.prompt, known), "completion": (task.completion, {*known, "label"})}
+    if task.prompt_without is not None:
+        templates["prompt_without"] = (task.prompt_without, known)
+    for name, (template, columns) in templates.items():
+        if unknown := sorted(columns_of(template, f"task.{name}") - columns):
+            raise UserError(f"task.{name} names {{{unknown[0]}}}; allowed: {', '.join(sorted(columns))}")
+    if "label" not in columns_of(task.completion, "task.completion"):
+        raise UserError(f"task.completion={task.completion!r} needs {{label}}, the answer of a row")
+    if task.system is not None and not task.chat:
+        raise UserError("task.system is a turn of a chat; type task.chat=true, or put its text into task.prompt")
+    if not task.chat and (not task.prompt or task.prompt[-1].isspace()):
+        raise UserError(
+            f"task.prompt={task.prompt!r} must end in a character that is not white space, because tokens reach across "
+            "blanks; begin task.completion with the white space instead"
+        )
+    if task.answer == "options" and (len(set(task.options)) != len(task.options) or len(task.options) < 2):
+        raise UserError(f"task.options={list(task.options)}: task.answer=options needs at least two different options")
+    if task.options and not all(option.strip() for option in task.options):
+        raise UserError(f"task.options={list(task.options)}: an option is blank")
+    if task.parser not in PARSERS:
+        raise UserError(f"task.parser={task.parser} is unknown; allowed: {', '.join(PARSERS)}")
+    if not all(task.stop):
+        raise UserError(f"task.stop={list(task.stop)}: a stop text is empty; task.stop=[] stops at the end token only")
+    fitting = ANSWER_METRICS[task.answer]
+    if wrong := [name for name in task.metrics if name in METRICS["causal"] and name not in fitting]:
+        raise UserError(f"task.metrics: task.answer={task.answer} has no {wrong[0]}; allowed: {', '.join(fitting)}")
+    if task.metrics and task.metrics[0] in (*LOSSES, "parse_failures"):
+        raise UserError(f"task.metrics begins with {task.metrics[0]}, but the first one must be larger where better")
+
+
+def rows_as(task: TaskConfig) -> TaskConfig:
+    """The task in the form in which its rows are loaded.
+
+    A causal task's rows are those of a classification, with the options as classes, or texts with references, so every
+    loader serves it. Other tasks are returned as they are.
+    """
+    if task.kind != "causal":
+        return task
+    if task.options:
+        count = len(task.options)
+        return replace(
+            task, kind=Kind.classification, num_labels=count, labels=list(task.options), metrics=["accuracy"]
+        )
+    return replace(task, kind=Kind.summarization, metrics=[name for name in task.metrics if name in ROUGES])
+
+
 def _check_metrics(task: TaskConfig) -> None:
     if not task.metrics:
         raise UserError(f"task.metrics is empty; kind {task.kind} has {', '.join(METRICS[task.kind])}")
@@ -196,8 +290,8 @@ def _check_metrics(task: TaskConfig) -> None:
             raise UserError(f"task.metrics: {name} is unknown; allowed: {', '.join(KNOWN_METRICS)}")
         if name not in METRICS[task.kind]:
             raise UserError(f"task.metrics: kind {task.kind} has no {name}; allowed: {', '.join(METRICS[task.kind])}")
-        if name == "f1" and task.num_labels != 2:
-            raise UserError(f"task.metrics: f1 needs two classes; task.num_labels={task.num_labels}")
+        if name == "f1" and rows_as(task).num_labels != 2:
+            raise UserError(f"task.metrics: f1 needs two classes; task.num_labels={rows_as(task).num_labels}")
 
 
 @dataclass

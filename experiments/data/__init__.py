@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from elalora.errors import UserError
-from experiments.config.task import DataConfig, TaskConfig, check_task
+from experiments.config.task import DataConfig, TaskConfig, check_task, rows_as
 from experiments.data.content import TaskData, content_hash
 
 __all__ = ["TaskData", "content_hash", "load_task"]
@@ -43,8 +43,8 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
     if task.source not in loaders:
         raise UserError(f"task.source={task.source} is unknown; it is one of {', '.join(sorted(loaders))}")
     with reading(task, data.root, planned):
-        splits, source = loaders[task.source](task, data)
-    fingerprint = content_hash(splits, task)
+        splits, source = loaders[task.source](rows_as(task), data)
+    fingerprint = content_hash(splits, rows_as(task))
     if task.verify and task.fingerprint and fingerprint != task.fingerprint:
         raise UserError(
             f"task {task.name} from {source} has the right counts but other content: "

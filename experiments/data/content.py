@@ -32,7 +32,8 @@ class TaskData:
         config: the task.
         splits: name -> rows with columns idx (int64), the inputs, and label. Classification and regression: the task's
             text columns, label int64 or float32. Summarization: the document, label (the summary that is trained on),
-            references (all summaries, at least one). Image: image (the encoded file's bytes), label int64.
+            references (all summaries, at least one). Image: image (the encoded file's bytes), label int64. Causal: as
+            classification, with the options as classes, or as summarization (`experiments.config.task.rows_as`).
         fingerprint: sha256 of the content of all splits.
         source: where the data came from, without paths of this machine.
         verified: whether counts and content were compared with the known official ones.

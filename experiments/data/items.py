@@ -1,4 +1,4 @@
-"""Items of one split, ready for batches: texts, documents with summaries, or images.
+"""Items of one split, ready for batches: texts, documents with summaries, prompts with completions, or images.
 
 Training and evaluation use the protocol `Items` only; `make_items` chooses the class.
 """
@@ -34,7 +34,7 @@ class Items(Protocol):
 
     @property
     def labels(self) -> Any:
-        """(n,) int64 classes or float32 numbers; ragged token ids of summaries."""
+        """(n,) int64 classes or float32 numbers; ragged token ids of summaries; None for completions."""
         ...
 
     def __len__(self) -> int: ...
@@ -49,11 +49,11 @@ class Items(Protocol):
         ...
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Keyword arguments of the model for b items, including labels."""
+        """Keyword arguments of the model for b items, including labels where they are trained on."""
         ...
 
 
-def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | None) -> Items:
+def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | None, training: bool = True) -> Items:
     """The items of one split.
 
     Args:
@@ -61,6 +61,7 @@ def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | 
         processor: the model's tokenizer or `ImageProcessor`.
         task: determines kind, columns and lengths.
         cache: data.cache, the argument of `cache_dir`.
+        training: whether the split is trained on; causal tasks read the others in another form.
 
     Raises:
         UserError: the split is empty, or the tokenizer does not fit.
@@ -71,6 +72,10 @@ def make_items(dataset: Dataset, processor: Any, task: TaskConfig, cache: str | 
         from experiments.data.image_items import ImageItems
 
         return ImageItems(dataset, processor)
+    if task.kind == "causal":
+        from experiments.data.causal_items import causal_items
+
+        return causal_items(dataset, processor, task, cache, training)
     from experiments.data.text_items import tokenise
 
     return tokenise(dataset, processor, task, cache)

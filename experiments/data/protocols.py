@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config.task import ProtocolConfig, TaskConfig
+from experiments.config.task import ProtocolConfig, TaskConfig, rows_as
 from experiments.data.content import TaskData
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _joined(first: Dataset, second: Dataset) -> Dataset:
 def draw_rows(rows: Dataset, task: TaskConfig, size: int, salt: str) -> list[int]:
     """Positions of a random subset in increasing order, stratified if the task has classes; see `draw`."""
     columns = rows.select_columns(["idx", "label"])[:]
-    classes = columns["label"] if task.kind in ("classification", "image") else [0] * len(rows)
+    classes = columns["label"] if rows_as(task).kind in ("classification", "image") else [0] * len(rows)
     return draw(columns["idx"], classes, size, f"{task.name}/{salt}")
 
 

@@ -21,12 +21,11 @@ from torch import Tensor
 
 from elalora.errors import UserError
 from experiments.config.task import TaskConfig
+from experiments.data import token_cache
 from experiments.data.content import content_hash
 from experiments.runtime.cache import cache_dir
 from experiments.runtime.digests import sha256_of
 from experiments.runtime.display import tracked
-from experiments.runtime.distributed import print_once
-from experiments.runtime.files import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -164,10 +163,12 @@ def tokenise(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskCon
     """
     padding = Padding.of(tokenizer)
     file = cache_dir(cache) / "tokenised" / f"{_cache_key(dataset, tokenizer, task)}.safetensors"
-    stored = _read(file)
-    tensors, cut = stored or _encode(dataset, tokenizer, task)
+    stored = token_cache.read(file)
     if stored is None:
-        _write(file, tensors, cut)
+        tensors, cut = _encode(dataset, tokenizer, task)
+        token_cache.write(file, tensors, {"truncated": str(cut[0]), "truncated_targets": str(cut[1])})
+    else:
+        tensors, cut = stored[0], (int(stored[1]["truncated"]), int(stored[1]["truncated_targets"]))
     summaries = task.kind == "summarization"
     types = tensors.get("token_type_ids")
     return TextItems(
@@ -262,39 +263,3 @@ def _encode_rows(
         for name in encoded:
             parts.setdefault(name, []).append(Ragged.of(encoded[name], torch.int32))
     return {name: Ragged.joined(part) for name, part in parts.items()}, cut
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], tuple[int, int]] | None:
-    """The cached tensors, memory-mapped, or None if the file is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, framework="pt") as stored:
-            meta = stored.metadata() or {}
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-    except SafetensorError as error:
-        print_once(f"elalora: cached tokens {file.name} cannot be read ({error}); made again", error=True)
-        return None
-    if meta.get("sha256") != _checksum(tensors):
-        print_once(f"elalora: cached tokens {file.name} do not match their checksum; made again", error=True)
-        return None
-    return tensors, (int(meta["truncated"]), int(meta["truncated_targets"]))
-
-
-def _write(file: Path, tensors: dict[str, Tensor], cut: tuple[int, int]) -> None:
-    from safetensors.torch import save
-
-    meta = {"sha256": _checksum(tensors), "truncated": str(cut[0]), "truncated_targets": str(cut[1])}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as part:
-        part.write_bytes(save(tensors, metadata=meta))

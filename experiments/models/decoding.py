@@ -1,4 +1,4 @@
-"""How summaries are decoded: by beam search with the task's settings, and never with what a checkpoint brings along.
+"""How texts are generated: by the task's settings alone, and never with what a checkpoint brings along.
 
 transformers fills every setting that a caller leaves out from the checkpoint's `generation_config.json`, or from older
 ones in `config.json`, so the same task would mean another search for another model. Only the special tokens are taken
@@ -7,6 +7,7 @@ from there; they belong to the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from elalora.errors import UserError
@@ -58,6 +59,31 @@ def decoding(task: TaskConfig, checkpoint: Any, name: str = "the checkpoint") ->
         length_penalty=1.0 if task.length_penalty is None else task.length_penalty,
         no_repeat_ngram_size=task.no_repeat_ngram,
         early_stopping=task.early_stopping,
+        do_sample=False,
+        use_cache=True,
+    )
+
+
+def greedy(task: TaskConfig, checkpoint: Any, pad: int, stop: Sequence[int]) -> Any:
+    """The `GenerationConfig` of a causal task: the likeliest token at each step, whatever the checkpoint brings along.
+
+    Args:
+        task: its generate_length and stop texts.
+        checkpoint: the `GenerationConfig` that the model came with; of it, only the ids that end a text are kept.
+        pad: id of the padding token.
+        stop: ids that end a completion in training.
+    """
+    from transformers import GenerationConfig
+
+    theirs = {key: value for key, value in checkpoint.to_diff_dict().items() if value is not None}
+    ends = theirs.get("eos_token_id", [])
+    ends = {*(ends if isinstance(ends, list) else [ends]), *stop}
+    return GenerationConfig(
+        pad_token_id=pad,
+        eos_token_id=sorted(ends),
+        max_new_tokens=task.generate_length,
+        stop_strings=list(task.stop) or None,
+        num_beams=1,
         do_sample=False,
         use_cache=True,
     )

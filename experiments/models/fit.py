@@ -9,8 +9,9 @@ import torch
 from elalora.errors import UserError, first_line
 from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
+from experiments.data.prompts import Prompter
 from experiments.data.text_items import PAD_MULTIPLE
-from experiments.models.decoding import decoding
+from experiments.models.decoding import decoding, greedy
 from experiments.models.padding import share_pad_token
 from experiments.models.positions import longest
 
@@ -43,9 +44,14 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
             "generate_length": (task.generate_length + 1, longest(network, True)),
         }
         network.generation_config = decoding(task, network.generation_config, f"model.path={model.path}")
+    elif task.kind == "causal":
+        generated = task.generate_length if task.answer == "generate" else 0
+        limits = {"max_length": (task.max_length + generated, longest(network, None, PAD_MULTIPLE))}
+        stop = Prompter(task, processor).stop
+        network.generation_config = greedy(task, network.generation_config, processor.pad_token_id, [stop])
     for name, (length, most) in limits.items():
         if most is not None and length > most:
-            fits = most - (name == "generate_length")
+            fits = most - (length - getattr(task, name))
             raise UserError(
                 f"task.{name}={getattr(task, name)} does not fit the {most} positions of {model.name}; "
                 f"type task.{name}={fits}"

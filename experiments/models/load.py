@@ -45,7 +45,9 @@ HEADED = {
     "regression": ("AutoModelForSequenceClassification", "SEQ_CLS"),
     "summarization": ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
     "image": ("AutoModelForImageClassification", None),
+    "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
 }
+LANGUAGE = ("summarization", "causal")  # kinds of tasks that need no new head: the model's own predicts tokens
 TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base")
 DECODERS = (
     "smollm2_135m", "llama3_2_1b", "llama3_2_3b", "llama3_1_8b", "qwen3_0_6b", "qwen3_1_7b",
@@ -59,6 +61,7 @@ FITTING = {
     "regression": (*TEXT, *SUMMARIES, *DECODERS),
     "summarization": SUMMARIES,
     "image": IMAGES,
+    "causal": DECODERS,
 }
 SHOWN = {"smollm2_135m_q4_1": "smollm2_135m"}  # model.name where it is not that of its file, to the file's
 CAUSAL = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
@@ -108,7 +111,8 @@ def check_kind(model: ModelConfig, task: TaskConfig) -> None:
 
 
 def _kind(task: TaskConfig) -> str:
-    return {"image": "of images", "summarization": "of summaries"}.get(task.kind, f"{task.kind} of text")
+    names = {"image": "of images", "summarization": "of summaries", "causal": "of prompts and completions"}
+    return names.get(task.kind, f"{task.kind} of text")
 
 
 def _fitting(task: TaskConfig) -> str:
@@ -201,7 +205,7 @@ def _from_pretrained(model: ModelConfig, task: TaskConfig, seed: int, source: st
     cls = getattr(transformers, HEADED[task.kind][0])
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if task.kind != "summarization":
+        if task.kind not in LANGUAGE:
             config.num_labels = task.num_labels
             config.problem_type = "regression" if task.kind == "regression" else "single_label_classification"
         _set_dropout(config, model.dropout)
@@ -252,7 +256,7 @@ def _what_was_read(model: ModelConfig, folder: Path, loadable: Path) -> dict[str
 def _head(model: ModelConfig, task: TaskConfig, model_type: str, fresh: list[str]) -> list[str]:
     if model.head is not None:
         return list(model.head)
-    if task.kind == "summarization":
+    if task.kind in LANGUAGE:
         return []
     return HEADS.get(model_type, fresh)
 

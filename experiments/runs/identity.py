@@ -37,8 +37,16 @@ KINDS = {
         ("beams", "generate_length", "target_length", "min_generate_length", "length_penalty", "no_repeat_ngram",
          "early_stopping"), ("summarization",)
     ),
-    "max_length": ("classification", "regression", "summarization"), "normalise": ("image",),
+    **dict.fromkeys(
+        ("prompt", "prompt_without", "completion", "chat", "system", "loss", "truncation", "answer", "options",
+         "option_score", "parser", "stop"), ("causal",)
+    ),
+    "generate_length": ("summarization", "causal"),
+    "max_length": ("classification", "regression", "summarization", "causal"), "normalise": ("image",),
 }  # fmt: skip
+# read for one form of a causal task's answer only
+ANSWERS = {"option_score": "options", "parser": "generate", "stop": "generate", "generate_length": "generate"}
+MAY_DROP = ("causal",)  # kinds of tasks that leave out training rows which are too long
 # the architectures of the models of conf/model, whose configuration is not read before the run starts
 MODEL_TYPES = {
     "embedded": "bert", "sentence-transformers/all-MiniLM-L6-v2": "bert", "google-bert/bert-base-uncased": "bert",
@@ -74,13 +82,16 @@ def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: boo
     out = {key: _numbers(value) for key, value in identity.items()}
     cls = method_class(out["method"]["name"])
     config = check_method(cls, {key: value for key, value in out["method"].items() if key != "name"})
-    size = size_of(out, getattr(config, "ranks_from", None) is None, None if at_most else out["data"]["train_items"])
+    kind = out["task"].get("kind")
+    answer = out["task"]["answer"] if kind == "causal" else None
+    items = None if at_most or kind in MAY_DROP else out["data"]["train_items"]
+    size = size_of(out, getattr(config, "ranks_from", None) is None, items)
     config = canonical_settings(config, size)
     out["method"] = {"name": _name(cls, out["method"]["name"]), **_numbers(identifying(config))}
     out["trainer"] = _trainer(out, size, cls(config, _budget(out)))
     out["task"] = {
         key: value for key, value in out["task"].items()
-        if key != "citation" and out["task"].get("kind") in KINDS.get(key, (out["task"].get("kind"),))
+        if key != "citation" and kind in KINDS.get(key, (kind,)) and answer in (None, ANSWERS.get(key, answer))
     }  # fmt: skip
     if not draws_held_out(out["protocol"]["name"], out["task"]):
         out["protocol"] = {"name": out["protocol"]["name"]}

@@ -41,6 +41,7 @@ def prepare(plan: Plan) -> Prepared:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
+    from experiments.models.load import LANGUAGE
     from experiments.models.precision import refuse_rounded_training
     from experiments.runtime.memory import use_cpu
     from experiments.training.readout import make_readout
@@ -61,10 +62,11 @@ def prepare(plan: Plan) -> Prepared:
     read = loaded.read
     if task.kind != "image":
         read = read | {"pad_token": processor_of(plan).pad_token}
-    if task.kind == "summarization":
+    if task.kind in LANGUAGE:
         read = read | {"decoding": model.generation_config.to_diff_dict()}
     readout = make_readout(task, processor_of(plan), model)
-    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read)
+    zero_shot = readout.zero_shot and config.init_from is None
+    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read, zero_shot)
 
 
 def checkpoint_layers(model: Any) -> None:
@@ -247,7 +249,7 @@ def splits_of(plan: Plan) -> Splits:
     task, rows = OmegaConf.to_object(config.task), rows_of(plan)
 
     def ready(dataset: Any, name: str) -> Split:
-        return Split(name, make_items(dataset, processor, task, config.data.cache))
+        return Split(name, make_items(dataset, processor, task, config.data.cache, name == "train"))
 
     select = None if rows.select is None else ready(rows.select, rows.select_name or "validation")
     return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name), rows.available)

@@ -15,11 +15,11 @@ from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
 from experiments.store.finished import DID_NOT_LEARN
 from experiments.store.folder import SCHEMA
-from experiments.training.metrics import guessing_loss, majority_baseline
+from experiments.training.evaluation import ZERO_SHOT
 from experiments.training.stability import UNSTABLE, stability
 
 if TYPE_CHECKING:
-    from experiments.training.progress import Prepared, Reading, TrainState
+    from experiments.training.progress import Prepared, TrainState
 
 LEARNED = 0.95  # of the constant answer's training loss; a run that ends above it has learned next to nothing
 
@@ -37,7 +37,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
     progress, reading, start = state.progress, state.report, state.start_ranks
     assert data is not None and reading is not None
     config = plan.config
-    guessing = None if config.task.kind == "summarization" else guessing_loss(items.labels.numpy())
+    guessing = prepared.readout.guessing(items)
     return {
         "schema": SCHEMA,
         "id": plan.id,
@@ -88,12 +88,14 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "report_items": len(reading.rows),
             "truncated": items.truncated,
             "truncated_targets": getattr(items, "truncated_targets", 0),
-            "majority": _majority(config.task, reading),
+            "majority": prepared.readout.constant(reading.rows),
+            **_more_data(plan, items),
             "guessing_loss": guessing,
         },
         "flags": [
             *_flags(plan, method, reading.collapsed, data.verified, guessing),
             *data.remarks,
+            *(["training rows left out"] if getattr(items, "dropped", 0) else []),
             *method.remarks(),
         ],
     }
@@ -131,12 +133,13 @@ def _final(losses: list[tuple[int, float]]) -> float:
     return statistics.fmean(loss for _, loss in losses[-max(1, len(losses) // 4) :])
 
 
-def _majority(task: Any, reading: Reading) -> dict[str, float]:
-    """Scores of the best constant answer; empty for summaries."""
-    if task.kind == "summarization":
-        return {}
-    kind = "regression" if task.kind == "regression" else "classification"
-    return majority_baseline(kind, list(task.metrics), [row[1] for row in reading.rows])
+def _more_data(plan: Plan, items: Any) -> dict[str, Any]:
+    """What only runs on causal tasks have: rows left out as too long, and scores before training."""
+    before = {
+        line["metric"]: line["value"] for line in plan.folder.lines("metrics.jsonl") if line["split"] == ZERO_SHOT
+    }
+    more = {"dropped": items.dropped} if hasattr(items, "dropped") else {}
+    return more | ({"zero_shot": before} if before else {})
 
 
 def _other_parameters(prepared: Prepared) -> dict[str, int]:
@@ -178,17 +181,18 @@ def export_adapter(plan: Plan, prepared: Prepared) -> None:
     export_peft(method, model, folder, task_type=task_type, base=base)
 
 
-def store_predictions(plan: Plan, state: TrainState) -> None:
-    """Writes predictions.parquet: idx, label, prediction and score of every reported item."""
+def store_predictions(plan: Plan, prepared: Prepared, state: TrainState) -> None:
+    """Writes predictions.parquet: idx and the readout's columns of every reported item."""
     import pyarrow
     from pyarrow import parquet
 
+    def arrow(kind: str) -> Any:
+        inner = kind.removeprefix("list<").removesuffix(">")
+        return pyarrow.list_(arrow(inner)) if inner != kind else pyarrow.type_for_alias(kind)
+
     assert state.report is not None
-    text = pyarrow.string()
-    answers = {"regression": (pyarrow.float64(),) * 2, "summarization": (pyarrow.list_(text), text)}
-    label, prediction = answers.get(plan.config.task.kind, (pyarrow.int64(),) * 2)
-    types = {"idx": pyarrow.int64(), "label": label, "prediction": prediction, "score": pyarrow.float64()}
+    types = {"idx": "int64", **prepared.readout.columns}
     columns = zip(types.items(), zip(*state.report.rows, strict=True), strict=True)
-    table = pyarrow.table({name: pyarrow.array(list(values), kind) for (name, kind), values in columns})
+    table = pyarrow.table({name: pyarrow.array(list(values), arrow(kind)) for (name, kind), values in columns})
     with replacing(plan.folder.path / "predictions.parquet") as part:
         parquet.write_table(table, part, compression="zstd")

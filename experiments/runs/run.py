@@ -223,7 +223,7 @@ def _train(plan: Plan, prepared: Prepared, stop: Stop) -> dict[str, Any]:
 
         export_adapter(plan, prepared)
         result = assemble(plan, prepared, trainer.state)
-        store_predictions(plan, trainer.state)
+        store_predictions(plan, prepared, trainer.state)
         tracker.finish(result)
         result["files"] = {name: asdict(total) for name, total in folder.sync().items()}
         folder.write("result.json", result)

@@ -22,6 +22,7 @@ DID_NOT_LEARN = "did not learn"  # a flag of results
 NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, the others from 0
 MOST = 1e15  # of any count, in any unit
 ABSENT = object()
+UNBOUNDED_METRICS = ("token_loss", "perplexity")  # in nats, and from 1; not in points
 SLACK = 1e-6  # points by which rounding may lead out of a metric's range
 NAMED = {
     "method": "method.name", "variant": "method.variant", "task": "task.name", "model": "model.name",
@@ -123,8 +124,9 @@ def _at(tree: Any, place: str, absent: Any = ABSENT) -> Any:
 def _check_scores(metrics: dict[str, Any]) -> None:
     for metric, value in metrics.items():
         low = -100 if metric in NEGATIVE_METRICS else 0
-        if type(value) not in (int, float) or not low - SLACK <= value <= 100 + SLACK:
-            raise ValueError(f"{metric} is {value}; its range is {low} to 100 points")
+        high = MOST if metric in UNBOUNDED_METRICS else 100
+        if type(value) not in (int, float) or not low - SLACK <= value <= high + SLACK:
+            raise ValueError(f"{metric} is {value}; its range is {low} to {high:g}")
 
 
 def _check_counts(result: dict[str, Any]) -> None:

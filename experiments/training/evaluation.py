@@ -19,6 +19,7 @@ from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints
 
 HEARTBEAT_SECONDS = 60  # between two heartbeats of a long evaluation
+ZERO_SHOT = "zero_shot"  # split's name of scores before the first step
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
 
 
@@ -40,11 +41,15 @@ class Evaluator:
         recorder: Recorder, checkpoints: Checkpoints, stop: Stop,
     ) -> None:  # fmt: skip
         self.accelerator, self.splits, self.readout = prepared.accelerator, prepared.splits, prepared.readout
+        self.zero_shot = prepared.zero_shot
         self.model, self.state, self.batch_size = model, state, batch_size
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop
 
-    def evaluate(self, split: Split, step: int) -> Reading:
-        """Scores a split with the current weights; every process returns the same rows in the same order."""
+    def evaluate(self, split: Split, step: int, name: str | None = None) -> Reading:
+        """Scores a split with the current weights; every process returns the same rows in the same order.
+
+        The scores are recorded under the split's name, or another `name`.
+        """
         began = time.perf_counter()
         self.model.eval()
         shares = gather(list(self._predict(split, step)))
@@ -52,7 +57,7 @@ class Evaluator:
         self.model.train()
         self.state.progress.seconds[1] += time.perf_counter() - began
         metrics, collapsed = self.readout.score(rows)
-        self.recorder.scores(step, split.name, metrics)
+        self.recorder.scores(step, name or split.name, metrics)
         return Reading(Scores(split.name, metrics), collapsed, rows)
 
     def _predict(self, split: Split, step: int) -> Iterator[Row]:
@@ -72,6 +77,14 @@ class Evaluator:
                     self.recorder.heartbeat(min(step + 1, self.state.total), self.state.total)
                 batch = to_device(data.batch(indices), self.accelerator.device)
                 yield from self.readout.read(self.model, data, indices, batch)
+
+    def read_untrained(self) -> None:
+        """Scores the reported split before the first step, where a model answers untrained."""
+        if self.zero_shot and self.state.step == 0:
+            scores = self.evaluate(self.splits.report, -1, ZERO_SHOT).scores
+            self.recorder.show(
+                self.state, -1, f"{ZERO_SHOT} {self.readout.metrics[0]} {scores.metrics[self.readout.metrics[0]]:.1f}"
+            )
 
     def steps(self, evaluations: int) -> set[int]:
         """The numbers of steps done at which the selection split is evaluated."""

@@ -57,6 +57,7 @@ class Prepared:
         data: the loaded task; None in tests that make their own splits.
         readout: how the task's outputs become predictions and scores.
         read: digests of the files that the model was read from, for the manifest.
+        zero_shot: whether the untrained model is scored first.
     """
 
     accelerator: Accelerator
@@ -66,6 +67,7 @@ class Prepared:
     model: nn.Module
     method: Method
     read: dict[str, Any] = field(default_factory=dict)
+    zero_shot: bool = False
 
 
 @dataclass

@@ -6,22 +6,17 @@ The trainer evaluates every kind by the same two calls, `read` for a batch and `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from experiments.config.task import TaskConfig
 from experiments.data.items import Items
 from experiments.training import metrics
+from experiments.training.causal_readout import CAUSAL
+from experiments.training.rows import NotFinite, Row, check_finite, rows_of
 
-Row = tuple[int, Any, Any, float]  # idx, label, prediction, score
-
-
-class NotFinite(RuntimeError):
-    """A loss, gradient or output that is NaN or infinite."""
-
-    failure = "nan"
+__all__ = ["Classes", "NotFinite", "Readout", "Row", "Summaries", "Values", "make_readout"]
 
 
 class Readout(Protocol):
@@ -29,16 +24,28 @@ class Readout(Protocol):
 
     Attributes:
         metrics: names, the primary one first.
+        columns: names and Arrow types of what a row holds after its idx.
+        zero_shot: whether a model answers before it is trained, so that its score then says something.
     """
 
     metrics: list[str]
+    columns: ClassVar[dict[str, str]]
+    zero_shot: ClassVar[bool]
 
-    def read(self, model: nn.Module, items: Items, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
+    def read(self, model: nn.Module, items: Any, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
         """Rows of one batch; the model is in evaluation mode and no gradient is kept."""
         ...
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
-        """Every metric in points, and whether all items got the same answer."""
+        """Every metric in points or in its own unit, and whether all items got the same answer."""
+        ...
+
+    def constant(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Metrics of the best constant answer, taken from these rows' labels; empty where there is none."""
+        ...
+
+    def guessing(self, items: Any) -> float | None:
+        """Training loss of the best constant answer; None where there is none."""
         ...
 
 
@@ -47,9 +54,11 @@ def make_readout(task: TaskConfig, processor: Any, bare: nn.Module) -> Readout:
 
     Args:
         task: its kind, metrics and generation settings.
-        processor: the tokenizer, for summaries.
+        processor: the tokenizer, for summaries and causal tasks.
         bare: the model itself, which generates.
     """
+    if task.kind == "causal":
+        return CAUSAL[task.answer](task, processor, bare)
     if task.kind == "summarization":
         return Summaries(task, processor, bare)
     return Values(task) if task.kind == "regression" else Classes(task)
@@ -57,6 +66,10 @@ def make_readout(task: TaskConfig, processor: Any, bare: nn.Module) -> Readout:
 
 class Classes:
     """Classification of texts or images: the label with the largest logit; the score is its margin to the next."""
+
+    columns: ClassVar[dict[str, str]] = {"label": "int64", "prediction": "int64", "score": "double"}
+    zero_shot: ClassVar[bool] = False
+    baseline: ClassVar[str] = "classification"
 
     def __init__(self, task: TaskConfig) -> None:
         self.metrics = list(task.metrics)
@@ -66,20 +79,31 @@ class Classes:
         labels, logits = _logits(model, batch)
         top = logits.topk(min(2, logits.shape[1]), dim=1)
         margin = top.values[:, 0] - top.values[:, -1]
-        return _rows(items, indices, labels.long(), top.indices[:, 0], margin)
+        return rows_of(items, indices, labels.long(), top.indices[:, 0], margin)
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """See `experiments.training.metrics.compute`."""
         return metrics.compute(self.metrics, [row[1] for row in rows], [row[2] for row in rows])
 
+    def constant(self, rows: Sequence[Row]) -> dict[str, float]:
+        """The commonest class, or the mean of real labels."""
+        return metrics.majority_baseline(self.baseline, self.metrics, [row[1] for row in rows])
+
+    def guessing(self, items: Items) -> float | None:
+        """Entropy of the labels, or their variance."""
+        return metrics.guessing_loss(items.labels.numpy())
+
 
 class Values(Classes):
     """Regression: the one output is prediction and score."""
 
+    columns: ClassVar[dict[str, str]] = {"label": "double", "prediction": "double", "score": "double"}
+    baseline: ClassVar[str] = "regression"
+
     def read(self, model: nn.Module, items: Items, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
         """label and prediction are real numbers."""
         labels, logits = _logits(model, batch)
-        return _rows(items, indices, labels.double(), logits[:, 0], logits[:, 0])
+        return rows_of(items, indices, labels.double(), logits[:, 0], logits[:, 0])
 
 
 class Summaries:
@@ -87,6 +111,9 @@ class Summaries:
 
     The model's generation settings are the task's, as `experiments.models.fit` sets them.
     """
+
+    columns: ClassVar[dict[str, str]] = {"label": "list<string>", "prediction": "string", "score": "double"}
+    zero_shot: ClassVar[bool] = False
 
     def __init__(self, task: TaskConfig, tokenizer: Any, bare: nn.Module) -> None:
         self.metrics = list(task.metrics)
@@ -99,8 +126,7 @@ class Summaries:
         texts = [t.strip() for t in self.tokenizer.batch_decode(generated, skip_special_tokens=True)]
         references = [items.references[i] for i in indices]
         scores = 100 * metrics.rouge(references, texts, self.metrics[:1])[self.metrics[0]]
-        numbers = items.idx[torch.as_tensor(indices)].tolist()
-        return list(zip(numbers, references, texts, scores.tolist(), strict=True))
+        return rows_of(items, indices, references, texts, scores.tolist())
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """Mean over items of every ROUGE asked for."""
@@ -108,17 +134,19 @@ class Summaries:
         found = metrics.rouge([row[1] for row in rows], texts, self.metrics)
         return {name: 100 * float(found[name].mean()) for name in self.metrics}, len(set(texts)) == 1
 
+    def constant(self, rows: Sequence[Row]) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def guessing(self, items: Any) -> float | None:
+        """None."""
+        return None
+
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """labels (b,) and logits (b, labels) in float64 on the CPU; raises NotFinite."""
     labels = batch["labels"].cpu()
     # first to the CPU: Apple's GPUs have no float64
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.cpu().double()
-    if not torch.isfinite(logits).all():
-        raise NotFinite("an output is not finite; lower trainer.lr")
+    check_finite(logits)
     return labels, logits
-
-
-def _rows(items: Items, indices: Sequence[int], *columns: Tensor) -> list[Row]:
-    numbers = items.idx[torch.as_tensor(indices)].tolist()
-    return list(zip(numbers, *(column.tolist() for column in columns), strict=True))

@@ -55,6 +55,7 @@ class Trainer:
         self.accelerator, self.data = prepared.accelerator, prepared.splits.train.data
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop or Stop()
         self._epoch: tuple[int, list[list[int]]] | None = None
+        self._has_encoder = bool(getattr(getattr(prepared.model, "config", None), "is_encoder_decoder", False))
         model = prepared.model.to(self.accelerator.device)
         self.state = self._start(model)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # mixed precision only, no DDP
@@ -92,8 +93,9 @@ class Trainer:
         Raises:
             Preempted: asked to stop; a checkpoint was written.
         """
-        self.model.train()
         state, evaluator = self.state, self.evaluator
+        evaluator.read_untrained()
+        self.model.train()
         due = evaluator.steps(self.config.evaluations)
         if state.progress.unread is not None:
             evaluator.choose(state.progress.unread)
@@ -153,7 +155,7 @@ class Trainer:
             penalty = self.method.penalty() if number == len(chunks) - 1 else None
             batch = self._batch(chunk)
             # a process without a share runs one item, which the method does not see
-            with self.method.watching(*_masks(batch)) if share else nullcontext():
+            with self.method.watching(*self._masks(batch)) if share else nullcontext():
                 loss = self.model(**batch).loss * weight
             total += loss.detach()
             self.accelerator.backward(loss if penalty is None else loss + penalty)
@@ -186,6 +188,11 @@ class Trainer:
     def _batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return to_device(self.data.batch(indices), self.accelerator.device)
 
+    def _masks(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Masks of the input's and, with an encoder, the decoder input's tokens: 0 at padding, (b, length)."""
+        labels = batch["labels"]
+        return batch.get("attention_mask"), labels != IGNORED if self._has_encoder and labels.ndim == 2 else None
+
     def _log(self, step: int) -> None:
         """Every `log_every` steps: the mean training loss since the last line, this step's rate and gradient norm."""
         if not self._logged(step):
@@ -206,9 +213,3 @@ class Trainer:
         if self._stop_asked is None:
             return self.stop.signal is not None
         return (self.accelerator.device.type == "cpu" or self._logged(step)) and bool(self._stop_asked > 0)
-
-
-def _masks(batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of the input's and of the decoder input's tokens, False or 0 at padding; (b, length) or None."""
-    labels = batch["labels"]
-    return batch.get("attention_mask"), labels != IGNORED if labels.ndim == 2 else None

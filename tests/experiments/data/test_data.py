@@ -77,7 +77,18 @@ def test_every_task_config_is_named_as_its_file_and_complete(name: str) -> None:
 def test_content_is_pinned_wherever_a_whole_copy_was_at_hand() -> None:
     free = {name for name in TASKS if task_config(name).fingerprint is None and name != "digits"}
     vtab = {name for name in TASKS if task_config(name).source == "vtab"}
-    assert free == {"qnli", "mnli", "mnli_mm", "qqp", "xsum", "cnn_dailymail", "own", "own_images", *vtab}
+    assert free == {
+        "qnli",
+        "mnli",
+        "mnli_mm",
+        "qqp",
+        "xsum",
+        "cnn_dailymail",
+        "own",
+        "own_images",
+        "own_prompts",
+        *vtab,
+    }
 
 
 def test_an_unknown_source_or_subset_names_the_known_ones() -> None:
@@ -131,7 +142,7 @@ def test_vader_rows_are_those_of_the_source_and_no_row_is_lost_or_doubled(
 ) -> None:
     data = vader_data[name]
     source = plain_rows(sdist, vader.SUBSETS[data.config.subset].file)
-    binary = data.config.kind == "classification"
+    binary = data.config.kind != "regression"
     found: dict[int, tuple[str, float]] = {}
     for rows in data.splits.values():
         found.update(zip(rows["idx"], zip(rows["text"], rows["label"], strict=True), strict=True))

@@ -1,0 +1,63 @@
+"""The parsers of generated answers on worked examples; a new rule needs a new name."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.config.task import PARSERS as NAMES
+from experiments.training.parsers import PARSERS
+
+OPTIONS = ["answer1", "answer2", "answer12"]
+READ = [
+    ("exact_v1", " 12 \n", "12"),
+    ("exact_v1", "  ", None),
+    ("first_option_v1", "answer2 is wrong, answer1", "answer2"),
+    ("first_option_v1", "the correct answer is answer12", "answer1"),  # LLM-Adapters' rule has no word boundary
+    ("first_option_v1", "Answer1", None),
+    ("first_word_option_v1", "the correct answer is answer12", "answer12"),
+    ("first_word_option_v1", "Answer1.", "answer1"),
+    ("first_word_option_v1", "answer3", None),
+    ("last_number_v1", "3 + 4 = 7, so 1,234.50 in all.", "1234.50"),
+    ("last_number_v1", "at -5", "-5"),
+    ("last_number_v1", "none", None),
+    ("hash_v1", "so 3\n#### 1,200 and #### 7", "1200"),
+    ("hash_v1", "#### $-3.5", "-3.5"),
+    ("hash_v1", "The answer is: 3", None),
+    ("gsm8k_v1", "The answer is: 3. The answer is: $1,024 dollars", "1024"),
+    ("gsm8k_v1", "The answer is: 7/2", "7/2"),
+    ("gsm8k_v1", "steps\n#### 18", "18"),
+    ("gsm8k_v1", "It is 18", None),
+    ("gsm8k_v1", "The answer is: unknown", None),
+    ("metamath_v1", "So... The answer is: 12.", "12"),
+    ("metamath_v1", "The answer is: 3\nThe answer is: 4!\nmore", "4"),
+    ("metamath_v1", "#### 5\nThe answer is 6", "6"),  # in the order of the phrases, not of the text
+    ("metamath_v1", "The answer is: $1,000.", "1,000"),
+    ("metamath_v1", r"\boxed{7}", None),
+]
+EQUAL = [
+    ("exact_v1", "7", "7", True),
+    ("exact_v1", "7", "7.0", False),
+    ("last_number_v1", "7.0", "7", True),
+    ("last_number_v1", "1000", "1,000", True),
+    ("gsm8k_v1", "17.6", "18", True),  # rounded to an integer
+    ("gsm8k_v1", "7/2", "4", True),
+    ("gsm8k_v1", "1/0", "0", False),
+    ("metamath_v1", "1/4", "0.25", True),
+    ("metamath_v1", "1,000", "1000", False),  # thousands commas stay, as in PEFT's comparison
+    ("metamath_v1", "x + 1", "x + 1", True),
+    ("hash_v1", "12.00", "12", True),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "answer"), READ)
+def test_a_parser_reads_what_its_rule_says(name, text, answer):
+    assert PARSERS[name].parse(text, OPTIONS) == answer
+
+
+@pytest.mark.parametrize(("name", "answer", "reference", "same"), EQUAL)
+def test_a_parser_compares_as_its_rule_says(name, answer, reference, same):
+    assert PARSERS[name].equal(answer, reference) is same
+
+
+def test_every_name_that_a_task_may_give_has_a_parser():
+    assert tuple(PARSERS) == NAMES
