@@ -11,6 +11,7 @@ from experiments.config.schema import ModelConfig
 from experiments.config.task import TaskConfig
 from experiments.data.prompts import Prompter
 from experiments.data.text_items import PAD_MULTIPLE
+from experiments.models.causal_loss import use_labelled_positions
 from experiments.models.decoding import decoding, greedy
 from experiments.models.padding import share_pad_token
 from experiments.models.positions import longest
@@ -19,7 +20,8 @@ from experiments.models.positions import longest
 def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> None:
     """Checks that tokenizer or image size and the task's lengths fit the model.
 
-    The model gets the tokenizer's padding token, and the task's generation settings in place of its own.
+    The model gets the tokenizer's padding token, and the task's generation settings in place of its own. A causal
+    model computes its loss from the labelled positions alone.
 
     Raises:
         UserError: token ids beyond the embedding, more tokens than positions, another padding token, generation
@@ -48,6 +50,7 @@ def fit(model: ModelConfig, task: TaskConfig, network: Any, processor: Any) -> N
         generated = task.generate_length if task.answer == "generate" else 0
         limits = {"max_length": (task.max_length + generated, longest(network, None, PAD_MULTIPLE))}
         stop = Prompter(task, processor).stop
+        use_labelled_positions(network)
         network.generation_config = greedy(task, network.generation_config, processor.pad_token_id, [stop])
     for name, (length, most) in limits.items():
         if most is not None and length > most:

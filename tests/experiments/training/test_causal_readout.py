@@ -22,8 +22,9 @@ EVERY = [0, 1, 2]
 TEXTS = ("a good film", "bad", "so slow, so dull, the plot was not so great and the actor was dull")
 
 
-def read(model, tokenizer, task, rows, tmp_path, training=False):
+def read(model, tokenizer, task, rows, tmp_path, training=False, then=lambda model: None):
     fit(MODEL, task, model, tokenizer)
+    then(model)
     items = make_items(rows, tokenizer, task, str(tmp_path), training)
     readout = make_readout(task, tokenizer, model)
     with torch.inference_mode():
@@ -75,7 +76,7 @@ def test_single_token_options_take_one_forward_pass_and_others_one_with_all(tmp_
             lambda _, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True
         )
         read(model, tiny_tokenizer(), causal_task(options=options), reviews(texts=TEXTS), tmp_path)
-    assert calls == [3, 6]
+    assert [size for size in calls if size > 1] == [3, 6]  # the check of the output layer takes one row
 
 
 def test_every_normalisation_follows_from_what_is_stored(tmp_path):
@@ -182,8 +183,9 @@ def test_token_losses_are_those_of_each_item_alone(tmp_path):
 
 
 def test_outputs_that_are_not_finite_fail_the_run(tmp_path):
-    model = tiny_llama()
-    model.model.norm.weight.data[0] = float("nan")
+    def broken(model):
+        model.model.norm.weight.data[0] = float("nan")
+
     for task, rows in ((causal_task(), reviews()), (causal_task(answer="tokens"), reviews())):
         with pytest.raises(NotFinite):
-            read(model, tiny_tokenizer(), task, rows, tmp_path)
+            read(tiny_llama(), tiny_tokenizer(), task, rows, tmp_path, then=broken)
