@@ -19,6 +19,7 @@ METHODS = {
     "svd_lora": "baselines.svd_lora:SVDLoRA",
     "rac_lora": "baselines.rac_lora:RACLoRA",
     "chain_lora": "baselines.rac_lora:ChainOfLoRA",
+    "xgblora": "baselines.xgblora:XGBLoRA",
     "adalora": "baselines.adalora:AdaLoRA",
     "sora": "baselines.sora:SoRA",
     "prilora": "baselines.prilora:PRILoRA",

@@ -288,6 +288,13 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+def layer_of(name: str) -> str:
+    """The layer that a matrix belongs to: its module's name up to the first number, or all of a name without one."""
+    parts = name.split(".")
+    end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
+    return ".".join(parts[:end])
+
+
 def place(name: str) -> tuple[int, str]:
     """(layer, matrix type) of a module name, for maps of ranks; the first number in the name is the layer.
 

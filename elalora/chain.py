@@ -170,6 +170,11 @@ class ChainMethod(LowRankMethod):
         """Rank of a matrix in a piece; `mean_rank` is known."""
         return self.mean_rank
 
+    @property
+    def shorter(self) -> str:
+        """What to type for fewer pieces."""
+        return "lower method.blocks"
+
     def fixed(self) -> str:
         """The factor that does not train in this piece, as `ChainLinear.fixed`."""
         return ""
@@ -195,8 +200,6 @@ class ChainMethod(LowRankMethod):
             )
         self.ends = [round(number * total_steps / count) for number in range(count + 1)]
         self.due = frozenset(self.ends[1:-1])
-
-    shorter: ClassVar[str] = "lower method.blocks"  # what to type for fewer pieces
 
     def stages(self) -> tuple[int, ...]:
         return tuple(end - start for start, end in pairwise(self.ends)) if self.config.rewarm else super().stages()

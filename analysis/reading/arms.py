@@ -18,7 +18,7 @@ CELL = ["task", "protocol", "model", "recipe", "budget"]  # arms within one cell
 MOST_NAMED = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
-    "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA",
+    "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA", "xgblora": "XGBLoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
     "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "increlora": "IncreLoRA", "alora": "ALoRA",
     "peft": "PEFT LoRA",

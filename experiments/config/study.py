@@ -8,8 +8,9 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 FAMILIES = {
-    **dict.fromkeys(("lora", "rac_lora", "chain_lora", "prilora", "beamlora", "sora", "peft"), "lora"),
+    **dict.fromkeys(("lora", "prilora", "beamlora", "sora", "peft"), "lora"),
     **dict.fromkeys(("dora_dynamic", "l1ra", "alora"), "lora"),
+    **dict.fromkeys(("rac_lora", "chain_lora", "xgblora"), "lora"),
     **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora", "increlora"), "svd"),
     "head": "head",
     "bitfit": "head",

@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rac_lora": {"blocks": 3},
     "rac_lora-bernoulli": {"blocks": 3, "side": "bernoulli", "orthonormal": True, "rewarm": True},
     "chain_lora": {"blocks": 3},
+    "xgblora": {},
     "adalora": PHASES,
     "adalora-official": {**PHASES, "variant": "official"},
     "adalora-paper": {**PHASES, "variant": "paper"},

@@ -54,6 +54,7 @@ ARMS = {
     "lora": ["method=lora", *ACCUMULATION],
     "svd_lora": ["method=svd_lora", "method.t_initial=3", "method.t_final=6", "method.interval=3"],
     "rac_lora": ["method=rac_lora", "method.blocks=4", "method.side=bernoulli"],
+    "xgblora": ["method=xgblora", "method.layers=1"],
     "chain_lora": ["method=chain_lora", "method.blocks=4", *ACCUMULATION],
     "adalora": ["method=adalora", "method.t_initial=3", "method.t_final=6", "method.interval=2"],
     "sora": ["method=sora", *ACCUMULATION],

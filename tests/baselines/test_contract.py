@@ -318,7 +318,8 @@ def test_a_length_is_refused_before_a_model_is_loaded_if_attach_refuses_it(name)
         early = cls(cls.Config(**knobs), Budget(RANK) if cls.capabilities.budget != "none" else None)
         before = refusal(lambda m=early, n=steps: m.check_length(n))
         there = refusal(lambda n=steps: build(name, steps=n, knobs=knobs))
-        assert before == there or (not before and "has fallen to 0" in there), steps
+        by_size = "has fallen to 0" in there or "pieces do not fit" in there  # the number depends on the model
+        assert before == there or by_size and (not before or "pieces do not fit" in before), steps
 
 
 @pytest.mark.parametrize("name", list(of(exports_lora=True)))

@@ -92,6 +92,7 @@ def methods():
         "svd_lora": {},
         "rac_lora": {"blocks": 3},
         "chain_lora": {"blocks": 3},
+        "xgblora": {},
         "adalora": {"t_initial": 4, "t_final": 8, "interval": 3},
         "sora": {},
         "prilora": {"every": 7},

@@ -127,6 +127,7 @@ def test_bf16_autocast_trains_and_moves_ranks(tmp_path):
         ("elalora", {"variant": "official", "D4": "image"}),
         ("adalora", {}),
         ("adalora", {"compact": True}),
+        ("xgblora", {}),
         ("rac_lora", {"blocks": 4, "side": "bernoulli"}),
         ("sora", {}),
         ("prilora", {}),

@@ -17,6 +17,7 @@ METHODS = {
     "rac_lora": {"blocks": 3},
     "rac_lora bernoulli": {"blocks": 3, "side": "bernoulli", "orthonormal": True},
     "chain_lora": {"blocks": 3},
+    "xgblora": {},
     "adalora": PHASES,
     "sora": {},
     "prilora": {},

@@ -20,6 +20,7 @@ METHODS = {
     "svd_lora": "",
     "rac_lora": "method.blocks=4 method.side=bernoulli",
     "chain_lora": "method.blocks=4",
+    "xgblora": "",
     "elalora": MOVES,
     "elalora_official": f"{MOVES} method.variant=official",
     "adalora": "method.t_initial=2 method.t_final=4 method.interval=2",

@@ -41,6 +41,7 @@ METHODS = {
     "lora": ["method=lora"],
     "svd_lora": ["method=svd_lora"],
     "rac_lora": ["method=rac_lora", "method.blocks=3"],
+    "xgblora": ["method=xgblora"],
     "chain_lora": ["method=chain_lora", "method.blocks=3"],
     "adalora": ["method=adalora"],
     "sora": ["method=sora"],
