@@ -98,6 +98,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         planted,
         rank_maps,
         rank_study,
+        ranks_read,
         rate_curves,
         reviewer,
         training,
@@ -105,7 +106,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
 
     subjects = [
         confirmatory, comparison, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
-        rank_maps, planted, rank_study, attribution, endings,
+        rank_maps, ranks_read, planted, rank_study, attribution, endings,
     ]  # fmt: skip
     return [section for subject in subjects for section in _guarded(subject, stored, folder)]
 

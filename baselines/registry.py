@@ -29,6 +29,7 @@ METHODS = {
     "l1ra": "baselines.l1ra:L1RA",
     "alora": "baselines.alora:ALoRA",
     "increlora": "baselines.increlora:IncreLoRA",
+    "dylora": "baselines.dylora:DyLoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -29,6 +29,7 @@ class Directions:
         rank: number of active slots at the start, which are slots 0 .. rank-1.
 
     Attributes:
+        moving: the slots that the optimizer updates; None for all active ones.
         changes: number of births, deaths and restorations so far; cached views of followed rows are valid until it
             changes.
 
@@ -42,6 +43,7 @@ class Directions:
         self.capacity = capacity
         self.rank = rank
         self.changes = 0
+        self.moving: slice | None = None
         self._followers: list[Rows] = []
         self._packed: list[ActiveRows] = []
 

@@ -368,6 +368,16 @@ class Method:
         """Flags of this result for the tables, for example "off budget"."""
         return []
 
+    @property
+    def reading_ranks(self) -> tuple[int, ...]:
+        """The ranks at which the trained model can be read, for methods that train several at once; else empty."""
+        return ()
+
+    @contextmanager
+    def read_at(self, rank: int) -> Iterator[None]:
+        """Within it, outputs, ranks and factors are those of one of the `reading_ranks`."""
+        yield
+
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, d_in) and B (d_out, r) of every adapted matrix with W = W0 + B A.
 

@@ -27,7 +27,8 @@ _Pair = tuple[Tensor, Directions | None]  # a parameter and its directions
 class RowwiseAdamW(torch.optim.Optimizer):
     """AdamW with one step counter per direction.
 
-    Only the active rows of a parameter that has directions are read, written and have moments.
+    Only the active rows of a parameter that has directions are read, written and have moments. Of these, a step changes
+    those of `Directions.moving`.
 
     Args:
         params: parameters or groups, as in torch.optim; each group may set lr, betas, eps, weight_decay.
@@ -115,9 +116,24 @@ class RowwiseAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        resting = [rows.clone() for rows in self._resting()]
         for number, group in enumerate(self.param_groups):
             self._step_group(number, group)
+        if resting:
+            torch._foreach_copy_(self._resting(), resting)
         return loss
+
+    def _resting(self) -> list[Tensor]:
+        """Weights, moments and counters of the active rows that a step must leave as they are (`Directions.moving`)."""
+        rows: list[Tensor] = []
+        for parameter, slots in self._directions.items():
+            if slots.moving is None or parameter.grad is None:
+                continue
+            if not self.state[parameter]:
+                self.state[parameter] = self._fresh(parameter)
+            for tensor in (parameter.detach(), *self.state[parameter].values()):
+                rows += [tensor[: slots.moving.start], tensor[slots.moving.stop : slots.rank]]
+        return rows
 
     def _step_group(self, number: int, group: dict[str, Any]) -> None:
         pairs = [(p, self._directions.get(p)) for p in group["params"] if p.grad is not None]

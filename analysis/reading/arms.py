@@ -21,6 +21,7 @@ NAMES = {
     "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA", "xgblora": "XGBLoRA",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
     "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "increlora": "IncreLoRA", "alora": "ALoRA",
+    "dylora": "DyLoRA",
     "peft": "PEFT LoRA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip

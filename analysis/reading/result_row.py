@@ -94,6 +94,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "metric": _string(metric),
         "score": metrics[metric],
         "metrics": metrics,
+        "by_rank": {int(rank): _metrics(scores)[metric] for rank, scores in (read.get("by_rank") or {}).items()},
         "split": split,
         "majority": _optional((data["majority"] or {}).get(metric)),
         "zero_shot": _optional((data.get("zero_shot") or {}).get(metric)),

@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 FAMILIES = {
     **dict.fromkeys(("lora", "prilora", "beamlora", "sora", "peft"), "lora"),
-    **dict.fromkeys(("dora_dynamic", "l1ra", "alora"), "lora"),
+    **dict.fromkeys(("dora_dynamic", "l1ra", "alora", "dylora"), "lora"),
     **dict.fromkeys(("rac_lora", "chain_lora", "xgblora"), "lora"),
     **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora", "increlora"), "svd"),
     "head": "head",

@@ -60,6 +60,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
                 "step": method.total_steps,
                 "report": asdict(reading.scores),
                 "select": None if state.select is None else asdict(state.select.scores),
+                **({"by_rank": {str(rank): scores for rank, scores in state.by_rank.items()}} if state.by_rank else {}),
             },
             "best": None if progress.best is None else asdict(progress.best),
         },

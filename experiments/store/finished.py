@@ -69,6 +69,8 @@ def check_result(folder: Path, result: dict[str, Any]) -> None:
     for reading in result["readings"].values():
         for part in ("report", "select"):
             _check_scores(((reading or {}).get(part) or {"metrics": {}})["metrics"])
+        for scores in ((reading or {}).get("by_rank") or {}).values():
+            _check_scores(scores)
     _check_scores(result["data"].get("majority") or {})
     for name, size in _sizes(folder, result).items():
         if not (folder / name).is_file():

@@ -51,6 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "alora": {},
     "increlora": {"t_initial": 2, "interval": 3, "top_h": 3},
     "increlora-official": {"t_initial": 2, "interval": 3, "top_h": 3, "variant": "official"},
+    "dylora": {},
+    "dylora-official": {"variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -65,6 +65,7 @@ ARMS = {
     "l1ra": ["method=l1ra", "method.l1=10"],
     "alora": ["method=alora", "method.rounds=3", "method.interval=2"],
     "increlora": ["method=increlora", "method.t_initial=2", "method.interval=2"],
+    "dylora": ["method=dylora", *ACCUMULATION],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

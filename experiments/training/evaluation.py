@@ -121,11 +121,15 @@ class Evaluator:
         checkpoint.restore(last, *self.state.parts)
 
     def read_last(self) -> None:
-        """Evaluates the last checkpoint: the reported split, and the selection split where it is another one."""
+        """Evaluates the last checkpoint: the reported split, at all ranks that trained, and another selection split."""
         select, report = self.splits.select, self.splits.report
         self.state.report = self.evaluate(report, self.state.total)
         if select is not None and select.name != report.name:
             self.state.select = self.evaluate(select, self.state.total)
+        for rank in self.state.method.reading_ranks:
+            with self.state.method.read_at(rank):
+                reading = self.evaluate(report, self.state.total, f"{report.name} at rank {rank}")
+            self.state.by_rank[rank] = reading.scores.metrics
 
 
 def within_budget(method: Method) -> bool:

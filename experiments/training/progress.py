@@ -165,6 +165,7 @@ class TrainState:
         finishing: the training steps are over, and the weights may differ from every checkpoint's.
         start_ranks: rank of every matrix before the first step.
         report, select: readings of the last checkpoint; select is None where it equals report or nothing is chosen.
+        by_rank: scores of the last checkpoint on the reported split by rank, for methods that train several ranks.
     """
 
     model: nn.Module
@@ -180,6 +181,7 @@ class TrainState:
     finishing: bool = False
     report: Reading | None = None
     select: Reading | None = None
+    by_rank: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[nn.Module, Method, RowwiseAdamW, Schedule]:

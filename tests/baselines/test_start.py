@@ -75,7 +75,7 @@ def test_singular_vectors_start_orthonormal_and_singular_values_are_those_of_the
         assert not adapter.E[2 : adapter.rank].any()
 
 
-@pytest.mark.parametrize("name", ["lora", "elalora", "beamlora", "dora_dynamic", "l1ra"])
+@pytest.mark.parametrize("name", ["lora", "elalora", "beamlora", "dora_dynamic", "l1ra", "dylora"])
 def test_a_started_adapter_trains_on(name):
     net = Net()
     factors = source(net, 1)

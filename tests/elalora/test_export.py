@@ -98,6 +98,7 @@ def methods():
         "prilora": {"every": 7},
         "beamlora": {"interval": 6},
         "l1ra": {"l1": 10.0},
+        "dylora": {},
         "dora_dynamic": {"t_initial": 4, "t_final": 8, "interval": 3},
     }
     for name, knobs in more.items():

@@ -133,6 +133,7 @@ def test_bf16_autocast_trains_and_moves_ranks(tmp_path):
         ("prilora", {}),
         ("beamlora", {"interval": 3, "keep": 0.3}),
         ("l1ra", {"l1": 10.0}),
+        ("dylora", {}),
         ("dora_dynamic", {"t_initial": 2, "t_final": 4, "interval": 2}),
     ],
     ids=str,

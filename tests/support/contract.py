@@ -32,6 +32,8 @@ METHODS = {
     "dora_dynamic official": {**PHASES, "variant": "official"},
     "l1ra": {"l1": 1.25},
     "l1ra official": {"l1": 1.25, "variant": "official"},
+    "dylora": {},
+    "dylora official": {"variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

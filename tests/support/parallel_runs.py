@@ -31,6 +31,7 @@ METHODS = {
     "l1ra": "method.l1=10 method.gate_lr=0.1",
     "alora": "method.rounds=3 method.interval=3 method.dev_items=12",
     "increlora": "method.t_initial=1 method.interval=2",
+    "dylora": "",
     "full": "",
     "head": "",
     "bitfit": "",

@@ -37,6 +37,7 @@ HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "roberta_base", "dora_dynamic"): {"cola"},
     ("published", "deberta_v3_base", "increlora"): set(GLUE),
     ("published", "bart_large", "increlora"): {"xsum"},
+    ("published", "roberta_base", "dylora"): set(GLUE),
     ("published_script", "deberta_v3_base", "adalora"): set(GLUE),
     ("published_script", "bart_large", "adalora"): {"xsum"},
 }

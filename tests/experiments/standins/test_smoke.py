@@ -51,6 +51,7 @@ METHODS = {
     "l1ra": ["method=l1ra", "method.l1=3"],
     "alora": ["method=alora", "method.rounds=2"],
     "increlora": ["method=increlora"],
+    "dylora": ["method=dylora"],
     "dora": ["method=peft", "+method.options.use_dora=true"],
     "full": ["method=full"],
     "head": ["method=head"],
