@@ -25,6 +25,7 @@ def make(name, **knobs):
     if name == "elalora":
         return ela(**knobs)
     quick = {"adalora": {"t_initial": 3, "t_final": 4, "interval": 3}, "prilora": {"every": 4}}
+    quick["increlora"] = {"t_initial": 2, "interval": 2}
     cls = method_class(name)
     return cls(cls.Config(**quick.get(name, {}) | knobs), Budget(2))
 
@@ -42,6 +43,7 @@ CASES = [
     ("adalora", {}),
     ("sora", {"multiply_lr": True, "lambda1": 0.1}),
     ("prilora", {}),
+    ("increlora", {}),
 ]
 
 
@@ -55,7 +57,7 @@ def test_an_epoch_in_the_trainer_equals_the_own_loop(name, knobs, tmp_path):
     assert trainer.seen == pytest.approx(losses, rel=1e-10)
     assert_same(weights(trainer.model), weights(model))
     assert moves(theirs) == moves(ours) and theirs.ranks() == ours.ranks()
-    if name == "elalora":
+    if name in ("elalora", "increlora"):
         assert any(r.grown for r in theirs.rounds_seen)
 
 
@@ -92,7 +94,7 @@ def test_a_trainer_that_divides_the_loss_itself_counts_the_penalty_once_too(tmp_
 
 @pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path):
-    for name in ("elalora", "prilora"):
+    for name in ("elalora", "prilora", "increlora"):
         plain, checkpointed = make(name), make(name)
         one = stock(tmp_path / "a", plain)
         one.train()
