@@ -15,7 +15,7 @@ which leaves the output unchanged, and its moments start at 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -135,13 +135,14 @@ class ALoRA(LowRankMethod):
     def batches_wanted(self) -> bool:
         return True
 
-    def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
-        """Keeps the first items of these training batches as the dev batch."""
-        self.dev = []
+    def prepare(self, batches: Iterable[dict[str, Tensor]], ranks: Mapping[str, int] | None = None) -> None:
+        """Keeps the first items of these training batches as the dev batch, also in a run that resumes."""
+        self.dev, missing = [], self.config.dev_items
         for batch in batches:
-            missing = self.config.dev_items - sum(map(items_in, self.dev))
-            if missing > 0:
-                self.dev.append({name: tensor[:missing] for name, tensor in batch.items()})
+            self.dev.append({name: tensor[:missing] for name, tensor in batch.items()})
+            missing -= items_in(self.dev[-1])
+            if not missing:
+                break
 
     # -- scores ----------------------------------------------------------------------------------------
 

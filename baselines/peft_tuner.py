@@ -13,8 +13,9 @@ peft is imported only when a tuner is attached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +34,7 @@ from elalora.resolve import RunSize
 from elalora.schedules import Schedule
 
 ADAPTER = "default"
+BATCHES = 8  # training batches that EVA sees
 # options that the common configuration sets
 RESERVED = ("peft_type", "task_type", "modules_to_save", "inference_mode", "total_step")
 # these route between tasks or adapters, or adapt no linear layer
@@ -221,19 +223,21 @@ class PeftTuner(Method):
         """Whether `prepare` must be called: EVA initialises from the inputs of the adapted layers."""
         return self._waiting
 
-    def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
+    def prepare(self, batches: Iterable[dict[str, Tensor]], ranks: Mapping[str, int] | None = None) -> None:
         """Initialises from data and redistributes ranks; after `attach`, before the parameter groups are created.
 
         Args:
-            batches: keyword arguments of the model's forward pass; read several times. A resumed run must pass the
-                same batches, because ranks and shapes depend on them.
+            batches: keyword arguments of the model's forward pass. A resumed run must pass the same batches, because
+                PEFT sets the shapes only together with a start.
+            ranks: not used.
         """
         if not self._waiting:
             return
         import peft
 
         # PEFT uses labels as a mask over tokens, so class labels are removed
-        inputs = [{k: v for k, v in b.items() if k != "labels" or v.shape == b["input_ids"].shape} for b in batches]
+        read = islice(batches, min(self.total_steps, BATCHES))
+        inputs = [{k: v for k, v in b.items() if k != "labels" or v.shape == b["input_ids"].shape} for b in read]
         config = self.peft_model.peft_config[ADAPTER]
         needed = round(config.r * config.eva_config.rho)
         tokens = [int(b.get("attention_mask", torch.ones_like(b["input_ids"])).sum()) for b in inputs]

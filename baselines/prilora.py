@@ -29,6 +29,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.processes import distributed
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule
+from elalora.shares import largest_remainder
 
 
 @dataclass
@@ -219,16 +220,4 @@ def ramp(layers: Sequence[int], total: int, start: float, end: float) -> list[in
     steps = max(1, max(layers))
     low, rise = Fraction(start), Fraction(end) - Fraction(start)
     wish = [low + rise * layer / steps for layer in layers]  # a single layer has no ramp: its quota becomes the total
-    free = list(range(len(layers)))
-    while True:
-        scale = Fraction(total - (len(layers) - len(free))) / (sum(wish[i] for i in free) or 1)
-        enough = [i for i in free if wish[i] * scale >= 1]
-        if len(enough) == len(free):
-            break
-        free = enough
-    quota = {i: wish[i] * scale for i in free}
-    ranks = [int(quota[i]) if i in quota else 1 for i in range(len(layers))]
-    by_fraction = sorted(free, key=lambda i: (ranks[i] - quota[i], -layers[i]))
-    for i in by_fraction[: total - sum(ranks)]:
-        ranks[i] += 1
-    return ranks
+    return largest_remainder(wish, total, first=lambda place: -layers[place])

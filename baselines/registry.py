@@ -30,6 +30,7 @@ METHODS = {
     "alora": "baselines.alora:ALoRA",
     "increlora": "baselines.increlora:IncreLoRA",
     "dylora": "baselines.dylora:DyLoRA",
+    "gelora": "baselines.gelora:GeLoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError, check_choices, check_numbers
-from elalora.low_rank import LowRankMethod, apart, draw_kaiming, draw_normal
+from elalora.low_rank import OFF_BUDGET, LowRankMethod, apart, draw_kaiming, draw_normal
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, dropped, select, split
@@ -240,18 +240,12 @@ class SoRA(LowRankMethod):
         return {name: sum(alive) for name, alive in self._pattern().items()}
 
     @property
-    def budget_distance(self) -> float:
-        """Relative distance of the adapter to its budget: 0.1 is ten per cent above."""
-        now, allowed = self.budget_use()
-        return now / allowed - 1
-
-    @property
     def reconstructed(self) -> bool:
         return self.config.variant == "paper" or self.config.lambda_num > 1  # no authors' code was run for either
 
     def remarks(self) -> list[str]:
         """Flags a result that is more than 10 % from the budget."""
-        return ["off budget"] if abs(self.budget_distance) > 0.1 else []
+        return ["off budget"] if abs(self.budget_distance) > OFF_BUDGET else []
 
     def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return select(super().lora_factors(), self._pattern())

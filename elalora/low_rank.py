@@ -24,6 +24,7 @@ from elalora.regulariser import orthogonality
 from elalora.resolve import RunSize, resolve
 
 MANY = 10_000  # more matrices, or ranks, than any model has
+OFF_BUDGET = 0.1  # relative distance to the budget from which tables set an adapter apart
 
 
 class Tracker(Protocol):
@@ -189,6 +190,12 @@ class LowRankMethod(Method):
         if self.budget.params is not None:
             return self.count().params, self.budget.params
         return self.count().rank_sum, self.mean_rank * len(self.adapters)
+
+    @property
+    def budget_distance(self) -> float:
+        """Relative distance of the adapter to its budget: 0.1 is ten per cent above."""
+        now, allowed = self.budget_use()
+        return now / allowed - 1
 
     @property
     def spare(self) -> int | None:

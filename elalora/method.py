@@ -4,6 +4,7 @@ A loop calls, in this order:
 
     model = method.attach(model, targets, total_steps, keep, seed)
     method.start_from(factors)                              if the run starts from another run's update
+    method.prepare(batches)                                 if method.batches_wanted
     optimizer = RowwiseAdamW(method.groups(model, lr, decay), method.directions())
     schedule = Schedule(optimizer, total_steps, warmup, stages=method.stages())
     for step in range(total_steps):
@@ -79,6 +80,7 @@ class Capabilities:
             never exceed it, and all pieces together have more. "none": there is no budget, and one run serves all
             budgets.
         reconstructed: written without the authors' code at hand; every table marks it.
+        neutral: the model computes the same before the first step as without adapters.
 
     Raises:
         ValueError: the kind of budget is unknown.
@@ -89,6 +91,7 @@ class Capabilities:
     exports_lora: bool = True
     budget: str = "constant"
     reconstructed: bool = False
+    neutral: bool = True
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -138,6 +141,8 @@ class Method:
         pattern: ranks of another run by matrix; set before `attach` if `ranks_from` names that run.
         rounds_seen: the rounds so far.
         whole: names of the modules that are trained whole (`keep` of `attach`).
+        start_scores: what the rank of every matrix at the start follows from, one number each; empty where `prepare`
+            sets no ranks.
         numerics: revision of the numbers, part of a run's identity; revised: those of variants that have another one.
     """
 
@@ -159,6 +164,7 @@ class Method:
         self.generator = torch.Generator()
         self.rounds_seen: list[Round] = []
         self.whole: list[str] = []
+        self.start_scores: dict[str, float] = {}
 
     # -- identity: available before `attach` -------------------------------------------------------------
 
@@ -267,11 +273,14 @@ class Method:
         """Whether `prepare` must be called before the optimizer is created."""
         return False
 
-    def prepare(self, batches: Sequence[dict[str, Tensor]]) -> None:
-        """Initialises the adapters from data, for methods that do.
+    def prepare(self, batches: Iterable[dict[str, Tensor]], ranks: Mapping[str, int] | None = None) -> None:
+        """Reads training batches before the first step, for methods that take ranks or their start from data.
 
         Args:
-            batches: a few training batches, as keyword arguments of the model; a resumed run must pass the same.
+            batches: the batches that the run will train on, in their order, as keyword arguments of the model. A method
+                reads as many as it needs; every process must pass the same.
+            ranks: of every matrix, as an earlier attempt of this run found them (`ranks` after `prepare`). The adapters
+                then get their shapes without a pass over data, and a checkpoint must fill them.
         """
 
     # -- training --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ NAMES = {
     "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "increlora": "IncreLoRA", "alora": "ALoRA",
     "dylora": "DyLoRA",
     "peft": "PEFT LoRA",
+    "gelora": "GeLoRA", "gora": "GoRA", "eva": "EVA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`

@@ -106,6 +106,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "blocked": _whole(moves["blocked"]),
         "step_seconds": _optional(cost["step_seconds_median"]),
         "train_seconds": _optional(cost["train_seconds"]),
+        "data_pass_seconds": _optional(cost.get("data_pass_seconds")),
         "peak_memory_mib": _optional(cost["peak_memory_mib"]),
         "eval_seconds": _optional(cost["eval_seconds"]),
         "adapter_bytes": _optional(cost["adapter_bytes"]),

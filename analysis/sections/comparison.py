@@ -137,6 +137,8 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record |= {column: arm[column].mean() for column in MEANS}
     record |= {column: arm[column].mean() for column in OF_A_PIECE if arm[column].notna().any()}
     record |= {f"{column}_median": arm[column].median() for column in TIMES}
+    if arm["data_pass_seconds"].notna().any():  # a column only where some arm has it
+        record["data_pass_seconds_median"] = arm["data_pass_seconds"].median()
     flags = sorted({flag for flags in arm["flags"] for flag in flags} - {LOSSY})  # a note on the data set says it
     return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}
 

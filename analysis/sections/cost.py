@@ -142,6 +142,13 @@ def cost_table(compared: Table) -> Table:
     ]
     if any("at once" in cell for row in rows for cell in row):
         notes.append(AT_ONCE)
+    if "data_pass_seconds_median" in arms:
+        passes = arms.dropna(subset=["data_pass_seconds_median"])
+        arms_read = [f"{r['shown']} {r['data_pass_seconds_median']:.1f} s" for r in passes.to_dict("records")]
+        notes.append(
+            "Training time includes what these methods read of the training items before the first step, for ranks, a "
+            f"start or a dev batch: {', '.join(dict.fromkeys(arms_read))}."
+        )
     names = [
         "task", "protocol", "model", "recipe", "budget", "shown", "n", "score_mean", *sizes, "head_params",
         "other_params", "step_seconds_median", "train_seconds_median", "peak_memory_mib", "adapter_bytes",

@@ -12,6 +12,7 @@ FAMILIES = {
     **dict.fromkeys(("dora_dynamic", "l1ra", "alora", "dylora"), "lora"),
     **dict.fromkeys(("rac_lora", "chain_lora", "xgblora"), "lora"),
     **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora", "increlora"), "svd"),
+    **dict.fromkeys(("gelora", "gora", "eva"), "lora"),
     "head": "head",
     "bitfit": "head",
     "full": "full",

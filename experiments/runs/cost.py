@@ -32,6 +32,7 @@ def cost_of(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]
     return {
         "step_seconds_median": statistics.median(state.step_seconds) if state.step_seconds else None,
         "train_seconds": seconds[0],
+        **_data_pass(plan),
         "eval_seconds": seconds[1],
         "peak_memory_mib": _peak_memory(),
         "adapter_bytes": _size(plan.folder.path / "adapter"),
@@ -39,6 +40,12 @@ def cost_of(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]
         "train_tokens": _tokens(plan, prepared, state),
         "step_flops": _step_flops(plan, prepared),
     }
+
+
+def _data_pass(plan: Plan) -> dict[str, Any]:
+    """What the method read before the first step, and the seconds of the training time that this took."""
+    first = next(iter(plan.folder.lines("timing.jsonl")), {})
+    return {name: value for name, value in first.items() if name.startswith("data_pass_")}
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

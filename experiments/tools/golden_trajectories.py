@@ -53,6 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "increlora-official": {"t_initial": 2, "interval": 3, "top_h": 3, "variant": "official"},
     "dylora": {},
     "dylora-official": {"variant": "official"},
+    "gelora": {},
+    "gelora-own": {"ranks": "own"},
     "full": {},
     "head": {},
     "bitfit": {},

@@ -66,6 +66,7 @@ ARMS = {
     "alora": ["method=alora", "method.rounds=3", "method.interval=2"],
     "increlora": ["method=increlora", "method.t_initial=2", "method.interval=2"],
     "dylora": ["method=dylora", *ACCUMULATION],
+    "gelora": ["method=gelora"],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

@@ -36,6 +36,14 @@ class Split(NamedTuple):
     data: Items
 
 
+class DataPass(NamedTuple):
+    """What a method read of the training items before the first step, and how long that took."""
+
+    seconds: float
+    batches: int
+    items: int
+
+
 class Splits(NamedTuple):
     """The items of a run by purpose; `select` is None where no checkpoint is chosen.
 

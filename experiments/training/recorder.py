@@ -9,7 +9,7 @@ from elalora.method import Round
 from experiments.runtime.display import RunDisplay
 from experiments.runtime.distributed import is_main
 from experiments.store.folder import RunFolder
-from experiments.training.progress import TrainState
+from experiments.training.progress import DataPass, TrainState
 from experiments.training.tracking import Tracker
 
 
@@ -26,9 +26,17 @@ class Recorder:
         self.folder, self.display, self.tracker = folder, display, tracker
         self._loss = math.nan
 
-    def start(self, ranks: dict[str, int]) -> None:
-        """Writes the ranks before the first step."""
-        self._line("ranks.jsonl", {"step": -1, "ranks": ranks, "pruned": [], "grown": []})
+    def start(self, ranks: dict[str, int], scores: dict[str, float]) -> None:
+        """Writes the ranks before the first step, with what they follow from if the data gave them."""
+        line: dict[str, Any] = {"step": -1, "ranks": ranks, "pruned": [], "grown": []}
+        if scores:
+            line["scores"] = {name: [score] for name, score in scores.items()}
+        self._line("ranks.jsonl", line)
+
+    def data_pass(self, done: DataPass) -> None:
+        """Writes what a pass over training batches before the first step took."""
+        named = {f"data_pass_{name}": value for name, value in done._asdict().items()}
+        self._line("timing.jsonl", {"step": -1, **named})
 
     def round(self, moved: Round) -> None:
         """Writes one change of ranks."""

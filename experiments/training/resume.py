@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from elalora.errors import UserError, first_line
-from elalora.method import Round
+from elalora.method import Method, Round
 from experiments.runtime.distributed import is_main, run_everywhere, run_on_main
 from experiments.runtime.signals import Preempted, Stop
 from experiments.store.folder import RunFolder
@@ -85,7 +85,7 @@ class Checkpoints:
         Raises:
             UserError: a checkpoint is intact and does not belong to this run.
         """
-        newest = run_on_main(lambda: self._newest(state, metrics))
+        newest = run_on_main(lambda: self._newest(state.method, metrics))
         if newest is not None:
             step, saved, progress = newest
             run_everywhere(lambda: self._restore(state, step, saved, progress))
@@ -97,11 +97,30 @@ class Checkpoints:
                 self.folder.cut_back({})
         return newest is not None
 
-    def _newest(self, state: TrainState, metrics: list[str]) -> tuple[int, Saved, Progress] | None:
+    def start_ranks(self, method: Method, metrics: list[str]) -> dict[str, int] | None:
+        """The ranks before the first step, if there is a checkpoint to resume from.
+
+        Raises:
+            UserError: a checkpoint is intact and does not belong to this run.
+        """
+
+        def read() -> dict[str, int] | None:
+            newest = self._newest(method, metrics)
+            if newest is None:
+                return None
+            step, _, progress = newest
+            ranks = self.folder.lines("ranks.jsonl", progress.lines["ranks.jsonl"].size)[0]["ranks"]
+            if ranks.keys() != method.ranks().keys():
+                raise self._foreign(step, "the first line of ranks.jsonl has other matrices")
+            return {name: int(rank) for name, rank in ranks.items()}
+
+        return run_on_main(read)
+
+    def _newest(self, method: Method, metrics: list[str]) -> tuple[int, Saved, Progress] | None:
         for step in checkpoint.steps(self.path):
             saved = checkpoint.load(self.path, step)
             if saved is not None:
-                progress = self._progress(saved.pop("progress", None), step, state, metrics)
+                progress = self._progress(saved.pop("progress", None), step, method, metrics)
                 if self._complete(step, progress):
                     return step, saved, progress
             print(
@@ -110,13 +129,13 @@ class Checkpoints:
             )
         return None
 
-    def _progress(self, value: Any, step: int, state: TrainState, metrics: list[str]) -> Progress:
+    def _progress(self, value: Any, step: int, method: Method, metrics: list[str]) -> Progress:
         if not isinstance(value, dict) or "run" not in value:
             raise self._foreign(step, "it has no progress")
         if value["run"] != self.run_id:
             raise self._foreign(step, f"it belongs to run {str(value['run'])[:10]}")
         try:
-            return Progress.read(value, step, state.method, metrics)
+            return Progress.read(value, step, method, metrics)
         except (ValueError, OverflowError) as error:
             raise self._foreign(step, f"its progress is invalid ({error})") from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -27,12 +27,10 @@ from experiments.runtime.distributed import average_gradients
 from experiments.runtime.seeds import stream
 from experiments.runtime.signals import Stop
 from experiments.training.evaluation import Evaluator, to_device
-from experiments.training.progress import Prepared, Progress, TrainState
+from experiments.training.progress import DataPass, Prepared, Progress, TrainState
 from experiments.training.readout import NotFinite
 from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints
-
-PREPARE_BATCHES = 8  # training batches that a data-driven initialisation sees
 
 
 class Trainer:
@@ -57,7 +55,8 @@ class Trainer:
         self._epoch: tuple[int, list[list[int]]] | None = None
         self._has_encoder = bool(getattr(getattr(prepared.model, "config", None), "is_encoder_decoder", False))
         model = prepared.model.to(self.accelerator.device)
-        self.state = self._start(model)
+        self.data_pass: DataPass | None = None
+        self.state = self._start(model, prepared.readout.metrics)
         self.model = self.accelerator.prepare_model(model, evaluation_mode=True)  # mixed precision only, no DDP
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.evaluator = Evaluator(
@@ -68,24 +67,42 @@ class Trainer:
         self._norm: Tensor | None = None  # of the last step's gradient before clipping; None where nothing is clipped
         self._stop_asked: Tensor | None = None  # above 0 where any process was asked to stop before the last step
 
-    def _start(self, model: nn.Module) -> TrainState:
+    def _start(self, model: nn.Module, metrics: list[str]) -> TrainState:
         """The state before the first step."""
         method, config, total = self.method, self.config, self.method.total_steps
         if method.batches_wanted:
-            method.prepare([self._batch(self._items(step)) for step in range(min(total, PREPARE_BATCHES))])
+            self.data_pass = self._prepare(self.checkpoints.start_ranks(method, metrics))
         optimizer = RowwiseAdamW(method.groups(model, config.lr, config.weight_decay), method.directions())
         warmup = steps_of(config.warmup, min(method.stages()), "trainer.warmup")
         schedule = Schedule(optimizer, total, warmup, config.schedule, method.stages())
         progress = Progress(self.checkpoints.run_id, initial=method.count(), peak=method.count())
+        progress.seconds[0] += self.data_pass.seconds if self.data_pass else 0.0
         return TrainState(model, method, optimizer, schedule, progress, total, method.ranks())
+
+    def _prepare(self, ranks: dict[str, int] | None) -> DataPass:
+        """Lets the method read the run's batches, unless an earlier attempt found these ranks."""
+        sizes: list[int] = []
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            for step in range(self.method.total_steps):
+                items = self._items(step)
+                sizes.append(len(items))
+                yield self._batch(items)
+
+        began = time.perf_counter()
+        self.method.prepare(batches(), ranks)
+        return DataPass(time.perf_counter() - began, len(sizes), sum(sizes))
 
     def resume(self) -> None:
         """Resumes from the newest valid checkpoint, or writes the ranks at the start where there is none."""
         if self.checkpoints.resume(self.state, self.evaluator.readout.metrics):
             kind, device = self._loss_type, self.accelerator.device
             self.state.losses = [torch.tensor(v, dtype=kind, device=device) for v in self.state.progress.losses]
-        elif self.method.capabilities.ranked:
-            self.recorder.start(self.method.ranks())
+            return
+        if self.method.capabilities.ranked:
+            self.recorder.start(self.method.ranks(), self.method.start_scores)
+        if self.data_pass is not None:
+            self.recorder.data_pass(self.data_pass)
 
     def run(self) -> None:
         """Trains from where `resume` left it to the end.

@@ -34,6 +34,7 @@ METHODS = {
     "l1ra official": {"l1": 1.25, "variant": "official"},
     "dylora": {},
     "dylora official": {"variant": "official"},
+    "gelora": {},
     "full": {},
     "head": {},
     "bitfit": {},

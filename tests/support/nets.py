@@ -64,6 +64,11 @@ class Nested(Block):
         return with_loss(self.head(x) + 0.1 * self.spare_head(x), labels)
 
 
+def kwargs(x: Tensor, labels: Tensor, like: Tensor) -> dict[str, Tensor]:
+    """A batch as `Method.prepare` reads it."""
+    return {"x": x.to(like.dtype), "labels": labels}
+
+
 def batch(step: int, items: int = 16, width: int = 10, classes: int = 3) -> tuple[Tensor, Tensor]:
     """The random batch of a step; the same at every call."""
     g = torch.Generator().manual_seed(1000 + step)

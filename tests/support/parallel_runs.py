@@ -32,6 +32,7 @@ METHODS = {
     "alora": "method.rounds=3 method.interval=3 method.dev_items=12",
     "increlora": "method.t_initial=1 method.interval=2",
     "dylora": "",
+    "gelora": "method.samples=100",
     "full": "",
     "head": "",
     "bitfit": "",
