@@ -102,7 +102,7 @@ class L1RA(LowRankMethod):
     name: ClassVar[str] = "l1ra"
     title: ClassVar[str] = "L1RA"
     singular: ClassVar[bool] = True
-    capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(adaptive=True, budget="at_most")
     Config: ClassVar[type] = L1RAConfig
     config: L1RAConfig
 
