@@ -27,6 +27,7 @@ METHODS = {
     "sora": "",
     "prilora": "method.every=5",
     "beamlora": "",
+    "flexlora": f"{MOVES} method.b=2 method.fall=constant",
     "dora_dynamic": "method.t_initial=2 method.t_final=4 method.interval=2",
     "l1ra": "method.l1=10 method.gate_lr=0.1",
     "alora": "method.rounds=3 method.interval=3 method.dev_items=12",

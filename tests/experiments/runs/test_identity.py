@@ -54,6 +54,10 @@ SAME = {
                                             "method=beamlora method.historical=false"),
     "E as it always was": ("method.E_rate=1 method.E_start=-0.0", ""),
     "BeamLoRA's defaults": ("method=beamlora method.alpha=8 method.interval=8 method.end=67", "method=beamlora"),
+    "dynamic-rank DoRA's defaults": ("method=dora_dynamic method.init_rank=6 method.interval=1 method.t_initial=15 "
+                                     "method.t_final=0.5 method.M5=false", "method=dora_dynamic"),
+    "L1RA's defaults": ("method=l1ra method.l1=0.5 method.interval=10 method.capacity=12", "method=l1ra"),
+    "a penalty of gates that do not move": ("method=l1ra method.gate_lr=0 method.l1=3", "method=l1ra method.gate_lr=0"),
     "PRILoRA's ramp": ("method=prilora method.start=2 method.end=6", "method=prilora"),
     "a method by its class": ("method=lora method.name=baselines.lora:LoRA", "method=lora"),
     "spelling of numbers": ("trainer.lr=0.0030 trainer.weight_decay=-0.0", "trainer.lr=3e-3"),
