@@ -98,6 +98,7 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "split": split,
         "majority": _optional((data["majority"] or {}).get(metric)),
         "zero_shot": _optional((data.get("zero_shot") or {}).get(metric)),
+        "forgetting": _forgetting(data.get("forgetting")),
         "head_params": _whole(counts["head_params"]),
         "other_params": _whole(counts["other_params"]),
         "gross_share": _number(moves["gross_share"]),
@@ -139,6 +140,11 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
         row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})
     return row
+
+
+def _forgetting(losses: Any) -> float:
+    """How much the loss on general text rose in training, in nats a token; NaN for runs without such a text."""
+    return math.nan if losses is None else _number(losses["after"]) - _number(losses["before"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -46,7 +46,9 @@ TIMES = ("step_seconds", "train_seconds")
 MOST_NAMED = 5  # arms of one size in a note
 SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
 OF_A_PIECE = ["rank_sum_trained", "params_trained"]  # of methods that add up pieces
-MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
+MEANS = [
+    *SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib", "forgetting"
+]  # fmt: skip
 METRIC_TITLES = {
     "accuracy": "Accuracy", "token_accuracy": "Token accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson",
     "spearman": "Spearman",
@@ -244,6 +246,8 @@ def _notes(runs: pd.DataFrame, baseline: str, spread: str, level: float, cell_no
         notes.append(RECONSTRUCTED)
     if runs["majority"].notna().any():
         notes.append("Constant answer: the commonest class (or mean) of the reported split.")
+    if runs["forgetting"].notna().any():
+        notes.append("Forgetting: rise of the loss on general text in training, in nats a token (mean over seeds).")
     if runs["zero_shot"].notna().any():
         notes.append("Zero-shot: the model before its first step, with the same prompt and reading.")
     return notes + list(dict.fromkeys(cell_notes))
@@ -261,6 +265,7 @@ def _shown(frame: pd.DataFrame, baseline: str, spread: str) -> tuple[list[str], 
         "n": [f"{r['n']:.0f}" if "n" in r else "" for r in records],
         score: [_score(r, spread) for r in records],
         f"Δ to {NAMES.get(baseline, baseline)}": [_diff(r) for r in records],
+        "Forgetting": [f"{r['forgetting']:+.3f}" if "forgetting" in r else "" for r in records],
         "Rank sum": [start_to_end(r, "rank_sum") for r in records],
         "Parameters": [start_to_end(r, "params") + ("‡" if r.get("params_mismatch") else "") for r in records],
         "Moved %": [

@@ -171,6 +171,8 @@ class RunConfig:
         seed: of everything random; arms with the same seed share data order, subset and head.
         init_from: a finished run of the same method, model and budget whose update this run starts from: the overrides
             that turn this command into that run's ("task=mnli"), its folder, or its id.
+        forgetting: general text on which a causal model is scored before and after training: a text file with a blank
+            line between texts, or a task; null scores none.
         threads: of torch; null leaves the choice to it.
         recipe, overrides, study: where the settings come from, the words of the command, and the study of +study=NAME;
             not part of a run's identity.
@@ -188,6 +190,7 @@ class RunConfig:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     seed: int = 0
     init_from: str | None = None
+    forgetting: str | None = None
     threads: int | None = None
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     overrides: list[str] | None = None

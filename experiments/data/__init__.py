@@ -28,7 +28,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
         UserError: contradictory settings, or data that are missing or not the expected or planned ones.
     """
     # Imported here because `datasets` takes a second, and a skipped run does not need it.
-    from experiments.data import digits, glue, own, summarization, vader, vtab
+    from experiments.data import digits, glue, own, summarization, sums, vader, vtab
     from experiments.data.digests import reading
 
     check_task(task)
@@ -37,6 +37,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
         "files": own.load,
         "glue": glue.load,
         "summarization": summarization.load,
+        "sums": sums.load,
         "vader": vader.load,
         "vtab": vtab.load,
     }

@@ -26,6 +26,7 @@ from experiments.config.compose import compose_run, same_command
 from experiments.config.suggest import HUB
 from experiments.config.task import check_task
 from experiments.data.digests import digests
+from experiments.data.general_text import identity_of
 from experiments.models.files import BUILT_IN, EMBEDDED, WEIGHTS
 from experiments.models.files import digests as model_digests
 from experiments.runs.identity import LONG, canonical, check_method
@@ -121,6 +122,10 @@ def make_plan(config: DictConfig) -> Plan:
     method = cls(method_config, budget)
     _check_length(config, method)
     check_task(OmegaConf.to_object(config.task))
+    if config.forgetting is not None and config.task.kind != "causal":
+        raise UserError(
+            f"forgetting={config.forgetting} needs a causal task, not task={config.task.name}; leave it out"
+        )
     sources = []
     if method.ranks_from is not None:
         sources.append(_source(config, "method.ranks_from", method.ranks_from))
@@ -228,6 +233,8 @@ def _identity(
     science["method"] = {"name": config.method.name, **vars(method_config)}
     for source in sources:
         (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
+    if (general := science.pop("forgetting")) is not None:
+        science["forgetting"] = identity_of(general)
     science["budget"] = budget_name(budget)
     science["task"]["files"] = digests(config.task, config.data.root)
     at_most = science["task"].pop("quick_items") == config.data.train_items  # a smaller split is taken whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +23,13 @@ from experiments.runs.identity import epochs_in_steps
 from experiments.runs.plan import Plan
 from experiments.runtime.distributed import on_cpu, refuse_sharding
 from experiments.runtime.seeds import stream
+from experiments.store.finished import FORGETTING
 from experiments.training.progress import Prepared, Split, Splits
 
 if TYPE_CHECKING:
     from experiments.data.protocols import Splits as Rows
     from experiments.models.load import Loaded
+    from experiments.training.readout import Readout
 
 Value = TypeVar("Value")
 MOST = 2  # values a cache holds: a sweep over two tasks alternates between them
@@ -66,7 +69,22 @@ def prepare(plan: Plan) -> Prepared:
         read = read | {"decoding": model.generation_config.to_diff_dict()}
     readout = make_readout(task, processor_of(plan), model)
     zero_shot = readout.zero_shot and config.init_from is None
-    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read, zero_shot)
+    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read, zero_shot, _general(plan, model))
+
+
+def _general(plan: Plan, model: Any) -> tuple[Split, Readout] | None:
+    """The general text of `forgetting`, and how it is scored."""
+    from experiments.data.general_text import general_items
+    from experiments.models.positions import longest
+    from experiments.training.readout import make_readout
+
+    config = plan.config
+    if config.forgetting is None:
+        return None
+    tokenizer = processor_of(plan)
+    items = general_items(config.forgetting, OmegaConf.to_object(config.data), tokenizer, longest(model))
+    task = replace(OmegaConf.to_object(config.task), answer="tokens", metrics=["token_loss"])
+    return Split(FORGETTING, items), make_readout(task, tokenizer, model)
 
 
 def checkpoint_layers(model: Any) -> None:

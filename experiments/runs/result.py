@@ -13,9 +13,8 @@ from elalora.schedules import steps_of
 from experiments.runs.cost import cost_of
 from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
-from experiments.store.finished import DID_NOT_LEARN
+from experiments.store.finished import DID_NOT_LEARN, FORGETTING, ZERO_SHOT
 from experiments.store.folder import SCHEMA
-from experiments.training.evaluation import ZERO_SHOT
 from experiments.training.stability import UNSTABLE, stability
 
 if TYPE_CHECKING:
@@ -135,12 +134,14 @@ def _final(losses: list[tuple[int, float]]) -> float:
 
 
 def _more_data(plan: Plan, items: Any) -> dict[str, Any]:
-    """What only runs on causal tasks have: rows left out as too long, and scores before training."""
-    before = {
-        line["metric"]: line["value"] for line in plan.folder.lines("metrics.jsonl") if line["split"] == ZERO_SHOT
-    }
+    """What only runs on causal tasks have: rows left out, scores before training, and losses on general text."""
+    lines = plan.folder.lines("metrics.jsonl")
+    before = {line["metric"]: line["value"] for line in lines if line["split"] == ZERO_SHOT}
+    general = [line["value"] for line in lines if line["split"] == FORGETTING]
     more = {"dropped": items.dropped} if hasattr(items, "dropped") else {}
-    return more | ({"zero_shot": before} if before else {})
+    if general:
+        more[FORGETTING] = {"text": plan.identity[FORGETTING], "before": general[0], "after": general[-1]}
+    return more | ({ZERO_SHOT: before} if before else {})
 
 
 def _other_parameters(prepared: Prepared) -> dict[str, int]:

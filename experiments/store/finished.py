@@ -22,6 +22,7 @@ DID_NOT_LEARN = "did not learn"  # a flag of results
 NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, the others from 0
 MOST = 1e15  # of any count, in any unit
 ABSENT = object()
+ZERO_SHOT, FORGETTING = "zero_shot", "forgetting"  # splits' names in metrics.jsonl: before training; general text
 UNBOUNDED_METRICS = ("token_loss", "perplexity")  # in nats, and from 1; not in points
 SLACK = 1e-6  # points by which rounding may lead out of a metric's range
 NAMED = {

@@ -12,14 +12,15 @@ from elalora.method import Method, MethodFailure
 from experiments.data.batches import eval_batches
 from experiments.runtime.distributed import gather
 from experiments.runtime.signals import Stop
+from experiments.store.finished import ZERO_SHOT
 from experiments.training import checkpoint
 from experiments.training.progress import Best, Prepared, Reading, Scores, Split, TrainState
-from experiments.training.readout import Row
+from experiments.training.readout import Readout, Row
 from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints
 
 HEARTBEAT_SECONDS = 60  # between two heartbeats of a long evaluation
-ZERO_SHOT = "zero_shot"  # split's name of scores before the first step
+GENERAL_BATCH = 4  # long texts, all of whose logits exist at once
 BEST_WINDOW = 0.25  # last part of a run from which the best checkpoint of any arm may come
 
 
@@ -41,29 +42,35 @@ class Evaluator:
         recorder: Recorder, checkpoints: Checkpoints, stop: Stop,
     ) -> None:  # fmt: skip
         self.accelerator, self.splits, self.readout = prepared.accelerator, prepared.splits, prepared.readout
-        self.zero_shot = prepared.zero_shot
+        self.zero_shot, self.general = prepared.zero_shot, prepared.general
         self.model, self.state, self.batch_size = model, state, batch_size
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop
 
-    def evaluate(self, split: Split, step: int, name: str | None = None) -> Reading:
+    def evaluate(
+        self, split: Split, step: int, name: str | None = None, readout: Readout | None = None, size: int | None = None
+    ) -> Reading:
         """Scores a split with the current weights; every process returns the same rows in the same order.
 
-        The scores are recorded under the split's name, or another `name`.
+        Args:
+            split: what is scored; step: the last one that was done.
+            name: under which the scores are recorded; None takes the split's.
+            readout: None takes the task's; size: of a batch, None takes twice that of training.
         """
         began = time.perf_counter()
         self.model.eval()
-        shares = gather(list(self._predict(split, step)))
+        readout = readout or self.readout
+        shares = gather(list(self._predict(split, step, readout, size or 2 * self.batch_size)))
         rows = sorted((row for share in shares for row in share), key=lambda row: row[0])
         self.model.train()
         self.state.progress.seconds[1] += time.perf_counter() - began
-        metrics, collapsed = self.readout.score(rows)
+        metrics, collapsed = readout.score(rows)
         self.recorder.scores(step, name or split.name, metrics)
         return Reading(Scores(split.name, metrics), collapsed, rows)
 
-    def _predict(self, split: Split, step: int) -> Iterator[Row]:
+    def _predict(self, split: Split, step: int, readout: Readout, size: int) -> Iterator[Row]:
         """Rows of this process's share; one process alone may be stopped between two batches."""
         data, beaten = split.data, time.monotonic()
-        batches = eval_batches(data.lengths, 2 * self.batch_size)
+        batches = eval_batches(data.lengths, size)
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with torch.inference_mode():
             for number, indices in enumerate(share):
@@ -76,15 +83,23 @@ class Evaluator:
                     beaten = time.monotonic()
                     self.recorder.heartbeat(min(step + 1, self.state.total), self.state.total)
                 batch = to_device(data.batch(indices), self.accelerator.device)
-                yield from self.readout.read(self.model, data, indices, batch)
+                yield from readout.read(self.model, data, indices, batch)
 
     def read_untrained(self) -> None:
-        """Scores the reported split before the first step, where a model answers untrained."""
-        if self.zero_shot and self.state.step == 0:
+        """Scores the reported split before the first step, where a model answers untrained, and the general text."""
+        if self.state.step > 0:
+            return
+        self._read_general(-1)
+        if self.zero_shot:
             scores = self.evaluate(self.splits.report, -1, ZERO_SHOT).scores
             self.recorder.show(
                 self.state, -1, f"{ZERO_SHOT} {self.readout.metrics[0]} {scores.metrics[self.readout.metrics[0]]:.1f}"
             )
+
+    def _read_general(self, step: int) -> None:
+        if self.general is not None:
+            split, readout = self.general
+            self.evaluate(split, step, readout=readout, size=GENERAL_BATCH)
 
     def steps(self, evaluations: int) -> set[int]:
         """The numbers of steps done at which the selection split is evaluated."""
@@ -121,7 +136,8 @@ class Evaluator:
         checkpoint.restore(last, *self.state.parts)
 
     def read_last(self) -> None:
-        """Evaluates the last checkpoint: the reported split, at all ranks that trained, and another selection split."""
+        """Evaluates the last checkpoint: general text, the reported split, at all ranks that trained, and another split."""
+        self._read_general(self.state.total)
         select, report = self.splits.select, self.splits.report
         self.state.report = self.evaluate(report, self.state.total)
         if select is not None and select.name != report.name:

@@ -66,6 +66,7 @@ class Prepared:
         readout: how the task's outputs become predictions and scores.
         read: digests of the files that the model was read from, for the manifest.
         zero_shot: whether the untrained model is scored first.
+        general: text that is scored before and after training, and how.
     """
 
     accelerator: Accelerator
@@ -76,6 +77,7 @@ class Prepared:
     method: Method
     read: dict[str, Any] = field(default_factory=dict)
     zero_shot: bool = False
+    general: tuple[Split, Readout] | None = None
 
 
 @dataclass

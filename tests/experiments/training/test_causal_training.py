@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from tiny_causal import causal_task, reviews, save_tiny_causal, tiny_llama, tiny_tokenizer
 from tiny_runs import config
 
+from analysis.reading.runs import load_runs
+from analysis.sections.comparison import comparison
 from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget
+from elalora.errors import UserError
 from elalora.hf import adapt
 from experiments.data.batches import train_batches
 from experiments.data.items import make_items
@@ -27,6 +30,7 @@ from experiments.runs.run import run
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.seeds import stream
 from experiments.store.folder import RunFolder
+from experiments.verify import problems
 
 SUPPORT = CHECKOUT / "tests" / "support"
 RUN = [
@@ -159,6 +163,56 @@ def test_a_run_that_resumes_equals_one_that_never_stopped_bit_for_bit(model, tmp
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_forgetting_is_the_rise_of_the_loss_on_every_token_of_a_fixed_text(model, tmp_path):
+    """Before training it is the pretrained model's, and the text and not its place identifies the run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    texts = ["the plot was so great", "a good film and an actor", "so slow"]
+    file, copy = tmp_path / "general.txt", tmp_path / "copy.txt"
+    file.write_text("\n\n".join(texts) + "\n\n \n\n")
+    copy.write_text(file.read_text())
+    plan = planned(model, tmp_path, f"forgetting={file}")
+    assert plan.id == planned(model, tmp_path, f"forgetting={copy}").id != planned(model, tmp_path).id
+    stored = run(plan)["data"]["forgetting"]
+    net = AutoModelForCausalLM.from_pretrained(model / "model", dtype=torch.float64).eval()
+    tokenizer, total, count = AutoTokenizer.from_pretrained(model / "model"), 0.0, 0
+    for text in texts:
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            logprobs = net(ids[None]).logits[0, :-1].log_softmax(-1)
+        total -= float(logprobs.gather(1, ids[1:, None]).sum())
+        count += len(ids) - 1
+    assert stored["before"] == pytest.approx(total / count, rel=1e-5) and stored["after"] != stored["before"]
+    row = load_runs(tmp_path)
+    assert row["forgetting"].tolist() == [pytest.approx(stored["after"] - stored["before"])]
+    table = comparison(row)
+    assert "Forgetting" in table.columns
+    assert [name for name in table.frame["method"]] == ["majority", "zero_shot", "elalora"]
+
+
+def test_forgetting_is_refused_where_nothing_could_be_scored(model, tmp_path):
+    with pytest.raises(UserError, match="neither a text file nor a task; type the path"):
+        planned(model, tmp_path, "forgetting=nowhere.txt")
+    with pytest.raises(UserError, match="needs a causal task, not task=vader_movies"):
+        make_plan(config("forgetting=vader_nyt"))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="has no text of two tokens"):
+        run(planned(model, tmp_path, f"forgetting={tmp_path / 'empty.txt'}"))
+
+
+def test_sums_are_generated_parsed_and_read_again(model, tmp_path):
+    words = [word for word in RUN if word.startswith(("model", "method", "trainer", "threads", "store"))]
+    words += [f"model.path={model}/model", f"store.root={tmp_path}", "data.train_items=60", "trainer.batch_size=100"]
+    plan = make_plan(config("task=sums", "task.generate_length=3", "trainer.max_steps=8", *words))
+    result = run(plan)
+    rows = pd.read_parquet(plan.folder.path / "predictions.parquet")
+    assert list(rows.columns) == ["idx", "label", "prediction", "score", "right", "parsed"] and len(rows) == 200
+    metrics = result["readings"]["last"]["report"]["metrics"]
+    assert metrics["parse_failures"] == pytest.approx(100 * rows["parsed"].isna().mean())
+    assert metrics["accuracy"] == pytest.approx(rows["score"].mean())
+    assert problems(plan.folder.path) == []
+
+
 def test_the_stock_trainer_has_the_same_loss_on_the_same_batches(tmp_path):
     """Also with accumulation over micro-batches of unequal numbers of label tokens."""
     from transformers import Trainer, TrainingArguments
@@ -214,7 +268,7 @@ def test_a_decoder_that_reads_its_prompt_counts_all_its_tokens_and_not_only_the_
 def test_two_processes_train_and_read_what_one_does(tmp_path, loss, doubled):
     make_folder(tmp_path)
     words = [*words_of(tmp_path), "model.head=null", "data.train_items=null", f"task.loss={loss}"]
-    words = [word.replace("Review: {text} Sentiment:", "{text}:").replace("'", "") for word in words]  # split at blanks
+    words = [word.replace("Review: {text} Sentiment:", "{text}:") for word in words]  # split at blanks
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
          str(SUPPORT / "parallel_process.py"), str(tmp_path), " ".join(words)],
@@ -228,6 +282,7 @@ def test_two_processes_train_and_read_what_one_does(tmp_path, loss, doubled):
     run(one)
     assert one.folder.path != two
     assert losses(one.folder.path) == pytest.approx(losses(two), rel=1e-9)
-    assert RunFolder(one.folder.path).lines("ranks.jsonl") == pytest.approx(RunFolder(two).lines("ranks.jsonl"))
+    rounds = zip(*(RunFolder(path).lines("ranks.jsonl") for path in (one.folder.path, two)), strict=True)
+    assert all(first[part] == again[part] for first, again in rounds for part in ("step", "ranks", "pruned", "grown"))
     frames = [pd.read_parquet(path / "predictions.parquet") for path in (one.folder.path, two)]
     pd.testing.assert_frame_equal(*frames, rtol=1e-8)
