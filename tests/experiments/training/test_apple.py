@@ -40,6 +40,8 @@ RUNS = {
     **{name: ["task=sst2", f"method={name}"] for name in ("svd_lora", "full", "head", "bitfit")},
     "prilora": ["task=sst2", "method=prilora", "method.every=2"],
     "beamlora": ["task=sst2", "method=beamlora", "method.keep=0.3"],
+    "increlora": ["task=sst2", "method=increlora", "method.t_initial=0", "method.interval=1"],
+    "alora": ["task=sst2", "method=alora", "method.t_initial=1", "method.rounds=2", "method.dev_items=4"],
     "DoRA": ["task=sst2", "method=peft", "+method.options.use_dora=true"],
 }
 QUICK = ("classes", "summaries", "images")
