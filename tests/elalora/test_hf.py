@@ -44,6 +44,9 @@ CASES = [
     ("sora", {"multiply_lr": True, "lambda1": 0.1}),
     ("prilora", {}),
     ("increlora", {}),
+    ("l1ra", {"l1": 6.0}),
+    ("dylora", {}),
+    ("dora_dynamic", {"t_initial": 2, "t_final": 4, "interval": 2}),
 ]
 
 

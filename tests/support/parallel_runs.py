@@ -29,7 +29,7 @@ METHODS = {
     "beamlora": "",
     "flexlora": f"{MOVES} method.b=2 method.fall=constant",
     "dora_dynamic": "method.t_initial=2 method.t_final=4 method.interval=2",
-    "l1ra": "method.l1=10 method.gate_lr=0.1",
+    "l1ra": "method.l1=1.5 method.gate_lr=0.1",
     "alora": "method.rounds=3 method.interval=3 method.dev_items=12",
     "increlora": "method.t_initial=1 method.interval=2",
     "dylora": "",
