@@ -31,6 +31,7 @@ METHODS = {
     "increlora": "baselines.increlora:IncreLoRA",
     "dylora": "baselines.dylora:DyLoRA",
     "gelora": "baselines.gelora:GeLoRA",
+    "gora": "baselines.gora:GoRA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

@@ -55,6 +55,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dylora-official": {"variant": "official"},
     "gelora": {},
     "gelora-own": {"ranks": "own"},
+    "gora": {},
+    "gora-official": {"variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},

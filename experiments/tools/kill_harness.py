@@ -67,6 +67,7 @@ ARMS = {
     "increlora": ["method=increlora", "method.t_initial=2", "method.interval=2"],
     "dylora": ["method=dylora", *ACCUMULATION],
     "gelora": ["method=gelora"],
+    "gora": ["method=gora"],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

@@ -35,6 +35,8 @@ METHODS = {
     "dylora": {},
     "dylora official": {"variant": "official"},
     "gelora": {},
+    "gora": {},
+    "gora official": {"variant": "official"},
     "full": {},
     "head": {},
     "bitfit": {},
@@ -50,5 +52,5 @@ def build(name, seed=0, net=None, steps=STEPS, knobs=None):
     net = method.attach(net, ["up", "down"], steps, keep=["head"], seed=seed)
     if method.batches_wanted:
         x, labels = batch(900)
-        method.prepare([{"x": x.to(next(net.parameters())), "labels": labels}])
+        method.prepare([{"x": x.to(net.head.weight.dtype), "labels": labels}])
     return net, method

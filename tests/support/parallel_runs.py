@@ -34,6 +34,7 @@ METHODS = {
     "increlora": "method.t_initial=1 method.interval=2",
     "dylora": "",
     "gelora": "method.samples=100",
+    "gora": "method.batches=5",
     "full": "",
     "head": "",
     "bitfit": "",
