@@ -11,6 +11,7 @@ import pytest
 from analysis.output.writers import to_csv, to_latex, to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.comparison import comparison
+from analysis.sections.cost import cost_table
 from analysis.sections.papers import paper_tables
 from experiments.runtime.places import CHECKOUT
 from experiments.standins.stored_runs import VADER, moved_run, result, three_seeds, write_run
@@ -280,3 +281,18 @@ def test_arms_that_were_all_timed_in_both_sessions_keep_their_times(tmp_path: Pa
         for method in ("lora", "svd_lora"):
             write_run(tmp_path, result(method, seed, 80.0), started=f"2026-11-{day}T19:30:00+00:00")
     assert "Step ms" in comparison(load_runs(tmp_path)).columns
+
+
+def test_what_trained_at_once_stands_behind_the_sum_of_all_pieces(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, result("lora", seed, 80.0))
+        whole = result("rac_lora", seed, 81.0, counts__final={"rank_sum": 144, "params": 64_000})
+        whole["counts"]["trained"] = {"rank_sum": 48, "params": 9_000}
+        write_run(tmp_path, whole)
+    table = comparison(load_runs(tmp_path))
+    ours = dict(zip(table.columns, table.rows[-1], strict=True))
+    assert ours["Rank sum"].endswith(" → 144 (48 at once)") and "→ 64,000 (9,000 at once)" in ours["Parameters"]
+    assert sum("at once" in cell for row in table.rows for cell in row) == 2
+    assert sum(note.startswith("(… at once): the largest piece") for note in table.notes) == 1
+    costs = cost_table(table)
+    assert any("(48 at once)" in row for row in costs.rows[-1]) and costs.notes[-1].startswith("(… at once)")

@@ -31,6 +31,8 @@ HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "bart_base", "elalora"): {"xsum"},
     ("published", "vit_b16_in21k", "elalora"): set(VTAB),
     ("published", "roberta_base", "lora"): set(GLUE),
+    ("published", "roberta_base", "rac_lora"): {"mrpc"},
+    ("published", "roberta_base", "chain_lora"): {"mrpc"},
     ("published", "deberta_v3_base", "adalora"): set(GLUE),
     ("published", "bart_large", "adalora"): {"xsum", "cnn_dailymail"},
     ("published", "deberta_v3_base", "sora"): {"stsb", "rte"},
