@@ -19,7 +19,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import MANY, NamedTensors, SVDMethod, draw_normal
-from elalora.method import BudgetExceeded, Capabilities, Round
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
 from elalora.regulariser import FORMS
 from elalora.resolve import RunSize, unread
@@ -121,11 +120,6 @@ def matrices_a_round(size: RunSize, start: int, interval: int, add: int) -> int:
     return min(size.rank_sum, math.ceil((size.rank - 1) * size.rank_sum / (add * max(1, least, len(within)))))
 
 
-def live_rows(live: Mapping[str, int], name: str, grad: Tensor) -> Tensor:
-    """The gradient of a matrix's E without that of its reserve, which would count when gradients are clipped."""
-    return torch.cat([grad[: live[name]], torch.zeros_like(grad[live[name] :])])
-
-
 class IncreLoRA(SVDMethod):
     """See the module's docstring.
 
@@ -186,7 +180,11 @@ class IncreLoRA(SVDMethod):
         self.gradients = UpdateGradients(self.adapters)
         for name, adapter in self.adapters.items():
             assert adapter.E is not None
-            adapter.E.register_hook(partial(live_rows, self.live, name))
+            adapter.E.register_hook(lambda grad, name=name: self._of_live(name, grad))
+
+    def _of_live(self, name: str, grad: Tensor) -> Tensor:
+        """The gradient of E without that of the reserve, which would count when gradients are clipped."""
+        return torch.cat([grad[: self.live[name]], torch.zeros_like(grad[self.live[name] :])])
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -231,7 +229,7 @@ class IncreLoRA(SVDMethod):
 
     def _round(self, step: int, optimizer: RowwiseAdamW) -> Round:
         scores = dict(zip(self.adapters, (self.averages["I"] * self.averages["U"]).tolist(), strict=True))
-        gains, blocked = self._choose(scores)
+        gains = self._choose(scores)
         for name, gain in gains.items():
             self._grow(name, gain, step + 1, optimizer)
         self.complete = self._left() < min(self._price(name) for name in self.adapters)
@@ -239,27 +237,23 @@ class IncreLoRA(SVDMethod):
             self._end()
         grown = [name for name, gain in gains.items() for _ in range(gain)]
         shown = {name: [score] for name, score in scores.items()}
-        notes = {"blocked": blocked, "reserve": sum(self.reserve().values())}
-        return Round(step, self.ranks(), [], grown, shown, notes)
+        return Round(step, self.ranks(), [], grown, shown, {"reserve": sum(self.reserve().values())})
 
-    def _choose(self, scores: Mapping[str, float]) -> tuple[dict[str, int], int]:
-        """Directions that each matrix gains, and how many a full matrix or the budget prevented."""
+    def _choose(self, scores: Mapping[str, float]) -> dict[str, int]:
+        """Directions that each matrix gains; a full matrix is left out."""
         c = self.config
         assert c.top_h is not None and c.add is not None
         order = sorted(scores, key=lambda name: -scores[name])  # stable
-        count = min(c.top_h, self._left()) if c.O2 else c.top_h
+        count = min(c.top_h, self._left() if c.O2 else c.top_h, len(order))
         chosen = [n for n in order if scores[n] >= scores[order[count - 1]]] if c.O5 else order[:count]
-        gains: dict[str, int] = {}
-        left, blocked = self._left(), 0
+        gains, left = dict[str, int](), self._left()
         for name in chosen if c.O2 else order:
             free = self.adapters[name].directions.capacity - self.live[name]
             gain = min(c.add, free) if c.O2 else min(c.add, free, left // self._price(name))
-            blocked += c.add - gain
-            left -= gain * self._price(name)
-            gains |= {name: gain} if gain else {}
-            if not c.O2 and len(gains) == len(chosen):
-                break
-        return gains, blocked
+            if gain and len(gains) < len(chosen):
+                gains[name] = gain
+                left -= gain * self._price(name)
+        return gains
 
     def _grow(self, name: str, gain: int, start: int, optimizer: RowwiseAdamW) -> None:
         """Releases the E of as many directions, which train from step `start` on, and fills the reserve."""
@@ -350,11 +344,8 @@ class IncreLoRA(SVDMethod):
         return {name: adapter.rank - self.live[name] for name, adapter in self.adapters.items()}
 
     def check_budget(self) -> None:
-        """As in the base class; fails before growth is over, and allows the overshoot of O2."""
-        if not self.complete:
-            now, allowed = self.budget_use()
-            raise BudgetExceeded(f"growth has not reached the budget: {now} of {allowed}")
-        if not self.config.O2:
+        """As in the base class, but allows the overshoot of O2."""
+        if not self.config.O2 or self._left() >= 0:
             super().check_budget()
 
     def remarks(self) -> list[str]:
@@ -372,10 +363,7 @@ class IncreLoRA(SVDMethod):
         return {n: (a[: self.live[n]], b[:, : self.live[n]]) for n, (a, b) in super().lora_factors().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        rows = self.live  # which the hooks of E read
         super().load_state_dict(state)
-        rows.update(self.live)
-        self.live = rows
         for name, adapter in self.adapters.items():
             adapter.scale = self.scale(self.live[name])
         if self.complete:
