@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from elalora import UserError
+from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
 from experiments.models.causal_loss import loss_of_labels, use_labelled_positions
+from experiments.runs.prepare import checkpoint_layers
 
 SMALL = {"vocab_size": 500, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.3}  # fmt: skip
@@ -108,3 +109,29 @@ def test_a_model_that_scales_its_logits_in_another_way_is_refused():
     model = CohereForCausalLM(CohereConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logit_scale=0.0625))
     with pytest.raises(UserError, match="cohere changes the logits of its output layer"):
         use_labelled_positions(model)
+
+
+def test_layers_that_run_again_change_neither_the_loss_in_chunks_nor_a_gradient(monkeypatch):
+    monkeypatch.setattr("experiments.models.causal_loss.CHUNK", 20)
+    seen = []
+    for again in (False, True):
+        model, given = made("llama").train(), batch()
+        use_labelled_positions(model)
+        method = ElaLoRA(ElaLoRAConfig(), Budget(2))
+        method.attach(model, ["q_proj", "down_proj"], 100)
+        if again:
+            checkpoint_layers(model)
+        loss = model(**given).loss
+        loss.backward()
+        seen.append([loss, *(p.grad for p in method.adapter_parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True)) and len(seen[0]) > 12
+
+
+def test_beside_bfloat16_weights_the_loss_is_summed_in_float32():
+    given, half, whole = batch(), made("llama").bfloat16(), made("llama").bfloat16().float()
+    losses = []
+    for model in (half, whole):
+        use_labelled_positions(model)
+        losses.append(model(**given).loss)
+    assert losses[0].dtype == torch.float32
+    torch.testing.assert_close(losses[0], losses[1], rtol=5e-3, atol=0)
