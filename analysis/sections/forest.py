@@ -9,9 +9,6 @@ import pandas as pd
 
 from analysis.output.figure import COLOURS, new_figure, save_figure
 
-FILLED = {"markerfacecolor": COLOURS[0]}
-HOLLOW = {"markerfacecolor": "white"}
-
 
 def draw_forest(frame: pd.DataFrame, path: Path, title: str = "", margin: float | None = None) -> list[Path]:
     """Draws one line for each comparison that has a difference; returns the files, none without such a comparison.
@@ -36,7 +33,8 @@ def draw_forest(frame: pd.DataFrame, path: Path, title: str = "", margin: float 
         if "low_items" in row and np.isfinite(row["low_items"]):
             axis.plot([row["low_items"], row["high_items"]], [at, at], color=COLOURS[0], linewidth=1)
         axis.plot([row["low"], row["high"]], [at, at], color=COLOURS[0], linewidth=3.5, solid_capstyle="butt")
-        axis.plot(row["mean"], at, "o", color=COLOURS[0], **(FILLED if row["claim"] else HOLLOW))
+        filled = COLOURS[0] if row["claim"] else "white"
+        axis.plot(row["mean"], at, "o", color=COLOURS[0], markerfacecolor=filled)
         axis.plot([row[task] for task in tasks], [at] * len(tasks), "|", color="0.45", markersize=9)
     axis.set_yticks(range(len(shown)), [f"{row.arm}, {row.budget}" for row in shown.itertuples()])
     axis.set_ylim(-0.7, len(shown) - 0.3)

@@ -136,7 +136,7 @@ class Evaluator:
         checkpoint.restore(last, *self.state.parts)
 
     def read_last(self) -> None:
-        """Evaluates the last checkpoint: general text, the reported split, at all ranks that trained, and another split."""
+        """Evaluates the last checkpoint: general text, the reported split at all trained ranks, and another split."""
         self._read_general(self.state.total)
         select, report = self.splits.select, self.splits.report
         self.state.report = self.evaluate(report, self.state.total)
