@@ -135,8 +135,8 @@ class L1RA(LowRankMethod):
     def groups(self, model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """As in the base class, with the gates in a separate group: a constant rate, no decay."""
         gates = [adapter.E for adapter in self.adapters.values() if adapter.E is not None]
-        own = {"lr": self.config.gate_lr, "weight_decay": 0.0, "constant_rate": True}
-        return apart(super().groups(model, lr, weight_decay), gates, **own)
+        groups = [{**group, "constant_rate": False} for group in super().groups(model, lr, weight_decay)]
+        return apart(groups, gates, lr=self.config.gate_lr, weight_decay=0.0, constant_rate=True)
 
     def due(self, done: int) -> bool:
         """Whether a round follows after `done` steps; none does at the end of the run."""

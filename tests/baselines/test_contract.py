@@ -236,7 +236,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(name):
     from elalora import Schedule
 
     for group in other.param_groups:
-        group["lr"] = group["lr"] if "constant_rate" in group else 5e-3
+        group["lr"] = group["lr"] if group.get("constant_rate") else 5e-3
     again = Schedule(other, three.total_steps, stages=three.stages())
     again.load_state_dict({"held": held})
     again.at(37)

@@ -94,7 +94,7 @@ def train(
         optimizer = RowwiseAdamW(method.groups(net, lr, weight_decay), method.directions())
     else:
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] if "constant_rate" in group else lr
+            group["lr"] = group["lr"] if group.get("constant_rate") else lr
     schedule = Schedule(optimizer, total or method.total_steps, warmup, stages=method.stages())
     schedule.at(start)
     for step in range(start, start + steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,8 @@ def weights_after_a_stop(make: Callable[[Net], Method], steps: int, stop: int, l
     method = make(net)
     optimizer = RowwiseAdamW(method.groups(net, lr, 0.0), method.directions())
     schedule = Schedule(optimizer, steps, stages=method.stages())
+    values = json.loads(json.dumps({name: v for name, v in state.items() if not isinstance(v, torch.Tensor)}))
+    checkpoint.check_form(values, checkpoint.collect(net, method, optimizer, schedule))
     checkpoint.restore(state, net, method, optimizer, schedule)
     train(net, method, steps - stop, lr=lr, start=stop, optimizer=optimizer)
     method.finish()
