@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from baselines.prilora import sees_target
 from elalora.errors import UserError, check_choices, check_numbers
-from elalora.measured import MeasuredRanks
+from elalora.measured import MeasuredRanks, token_mask
 from elalora.method import Capabilities
 
 ENOUGH = 1_000  # sequences from which on a difference of one rank is more than the estimator's noise
-IGNORED = -100  # label of a token that is no target
 SAME = 1e-6  # two points nearer than this, relative to the mean distance, are one
 
 
@@ -182,7 +181,7 @@ def hidden_states(
         for batch in batches:
             model(**batch)
             for block, states in seen.items():
-                mask = _mask(batch, sees_target(f"{block}."))
+                mask = token_mask(batch, sees_target(f"{block}."))
                 for rows, hidden in zip(vectors[block], states, strict=True):
                     rows.append(_pooled(hidden, mask, config.pooling))
             seen.clear()
@@ -191,14 +190,6 @@ def hidden_states(
                 break
     n = config.samples
     return {block: (torch.cat(before)[:n], torch.cat(after)[:n]) for block, (before, after) in vectors.items()}
-
-
-def _mask(batch: Mapping[str, Tensor], decoder: bool) -> Tensor | None:
-    """1 at the tokens that count, (batch, tokens); None where all do."""
-    labels = batch.get("labels")
-    if decoder and labels is not None and labels.ndim == 2:
-        return labels != IGNORED
-    return batch.get("attention_mask")
 
 
 def _pooled(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:

@@ -32,6 +32,7 @@ METHODS = {
     "dylora": "baselines.dylora:DyLoRA",
     "gelora": "baselines.gelora:GeLoRA",
     "gora": "baselines.gora:GoRA",
+    "eva": "baselines.eva:EVA",
     "peft": "baselines.peft_tuner:PeftTuner",
     "full": "baselines.reference_points:FullFineTuning",
     "head": "baselines.reference_points:HeadOnly",

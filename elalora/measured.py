@@ -19,6 +19,8 @@ from elalora.low_rank import OFF_BUDGET, LowRankMethod, check_rank, draw_kaiming
 from elalora.method import Method, MethodFailure
 from elalora.shares import largest_remainder
 
+IGNORED = -100  # label of a token that is no target
+
 
 class MeasuredRanks(LowRankMethod):
     """LoRA whose ranks come from the data; a subclass writes `measure` and, if it starts from the data too, `start`.
@@ -131,6 +133,19 @@ class MeasuredRanks(LowRankMethod):
 
     def remarks(self) -> list[str]:
         return ["off budget"] if abs(self.budget_distance) > OFF_BUDGET else []
+
+
+def token_mask(batch: Mapping[str, Tensor], decoder: bool) -> Tensor | None:
+    """1 at the tokens that are no padding, (batch, tokens); None where all count.
+
+    Args:
+        batch: keyword arguments of a model.
+        decoder: whether the tokens are those that an encoder-decoder model's decoder reads.
+    """
+    labels = batch.get("labels")
+    if decoder and labels is not None and labels.ndim == 2:
+        return labels != IGNORED
+    return batch.get("attention_mask")
 
 
 def _of_the_first_process(ranks: dict[str, int]) -> dict[str, int]:

@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gelora": {},
     "gelora-own": {"ranks": "own"},
     "gora": {},
+    "eva": {},
     "gora-official": {"variant": "official"},
     "full": {},
     "head": {},

@@ -68,6 +68,7 @@ ARMS = {
     "dylora": ["method=dylora", *ACCUMULATION],
     "gelora": ["method=gelora"],
     "gora": ["method=gora"],
+    "eva": ["method=eva"],
     "peft": ["method=peft"],
     "full": ["method=full"],
     "head": ["method=head"],

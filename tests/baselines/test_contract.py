@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_run(name):
     assert torch.equal(weights(first), weights(second)) and one.ranks() == two.ranks()
 
 
-@pytest.mark.parametrize("name", list(of(ranked=True)))
+@pytest.mark.parametrize("name", [name for name in of(ranked=True) if name != "eva"])  # its start is the data's
 def test_another_seed_gives_another_run(name):
     first, one = build(name, seed=3)
     second, two = build(name, seed=4)

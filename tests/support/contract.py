@@ -36,6 +36,7 @@ METHODS = {
     "dylora official": {"variant": "official"},
     "gelora": {},
     "gora": {},
+    "eva": {},
     "gora official": {"variant": "official"},
     "full": {},
     "head": {},

@@ -35,6 +35,7 @@ METHODS = {
     "dylora": "",
     "gelora": "method.samples=100",
     "gora": "method.batches=5",
+    "eva": "",
     "full": "",
     "head": "",
     "bitfit": "",
