@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from datasets_on_disk import task_config
 from tiny_causal import causal_task, reviews, tiny_tokenizer
 
 from elalora.errors import UserError
-from experiments.config.task import check_task
+from experiments.config.task import DataConfig, check_task
+from experiments.data import load_task
 from experiments.data.items import make_items
 from experiments.data.prompts import Prompter
 from experiments.data.text_items import IGNORED
@@ -154,3 +158,44 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_is_load
     with pytest.raises(UserError, match=line) as error:
         check_task(causal_task(**settings))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["movies", "amazon", "nyt", "tweets"])
+def test_a_prompt_task_has_the_rows_of_its_classification_and_its_options_are_the_classes(name):
+    twin = "vader_movies" if name == "movies" else f"vader_{name}_binary"
+    task = task_config(f"vader_{name}_prompt")
+    data, other = load_task(task, DataConfig()), load_task(task_config(twin), DataConfig())
+    assert data.fingerprint == other.fingerprint and list(task.options) == ["negative", "positive"]
+    assert data.splits["test"]["label"][:] == other.splits["test"]["label"][:]
+
+
+def test_the_options_of_glue_prompts_follow_its_label_ids(shared):
+    """GLUE: 1 is positive, acceptable and equivalent, but 0 is entailment."""
+    yes = {"sst2": "positive", "cola": "yes", "mrpc": "yes", "rte": "no"}
+    for name, option in yes.items():
+        assert task_config(f"{name}_prompt").options[1] == option
+    root = DataConfig(root=str(shared / "data"))
+    data = load_task(task_config("rte_prompt"), root)
+    assert data.fingerprint == load_task(task_config("rte"), root).fingerprint
+
+
+@pytest.mark.parametrize("form", ["array", "lines"])
+def test_own_alpaca_rows_are_read_from_an_array_or_lines_with_and_without_an_input(tmp_path, form):
+    rows = [
+        {"instruction": "Add.", "input": "1 2", "output": "3"}, {"instruction": "Say hi.", "input": "", "output": "hi"}
+    ]  # fmt: skip
+    text = json.dumps(rows) if form == "array" else "\n".join(map(json.dumps, rows))
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.json").write_text(text)
+    task = task_config(
+        "own_prompts", text=["instruction", "input"], label="output", prompt="{instruction}\n{input}\nResponse:",
+        prompt_without="{instruction}\nResponse:",
+        files={name: str(tmp_path / f"{name}.json") for name in ("train", "validation", "test")},
+    )  # fmt: skip
+    data = load_task(task, DataConfig())
+    tokenizer = tiny_tokenizer()
+    items = make_items(data.splits["train"], tokenizer, task, str(tmp_path))
+    batch = items.batch([0, 1])
+    pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    texts = [tokenizer.decode(ids[mask > 0]) for ids, mask in pairs]
+    assert texts == ["Add.\n1 2\nResponse: 3<|im_end|>", "Say hi.\nResponse: hi<|im_end|>"]

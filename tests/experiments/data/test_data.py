@@ -70,7 +70,7 @@ def test_every_task_config_is_named_as_its_file_and_complete(name: str) -> None:
     first = {"regression": "pearson", "summarization": "rouge1", "image": "accuracy"}
     assert task.metrics[0] == first.get(task.kind, task.metrics[0])
     if task.source == "glue":
-        assert (task.hub_id, task.hub_name) == ("nyu-mll/glue", name.removesuffix("_mm"))
+        assert (task.hub_id, task.hub_name) == ("nyu-mll/glue", name.removesuffix("_mm").removesuffix("_prompt"))
         assert len(task.hub_revision or "") == 40
 
 
