@@ -133,12 +133,33 @@ def _read_table(task: TaskConfig, file: Path, label: str) -> Columns:
     elif task.kind == "regression":
         columns["label"] = [_number(value) for value in columns["label"]]
     elif task.kind == "summarization":
+        if list(task.text) == [task.label]:
+            columns = _conversations(table[task.label], task.label, label)
         columns["references"] = (
             _references(table["references"], label) if "references" in table else [[text] for text in columns["label"]]
         )
     if "idx" in table and "idx" not in task.text:
         columns["idx"] = table["idx"]
     return columns
+
+
+def _conversations(cells: Sequence[Any], name: str, label: str) -> Columns:
+    """What a user said as input and what an assistant answered as label, from lists of two turns.
+
+    Raises:
+        UserError: a conversation has other turns, which would be lost.
+    """
+    for row, turns in enumerate(cells, start=1):
+        roles = (
+            [turn.get("role") if isinstance(turn, dict) else None for turn in turns] if isinstance(turns, list) else []
+        )
+        if roles != ["user", "assistant"]:
+            raise UserError(
+                f"{label}: row {row} has in {name} the turns {', '.join(map(str, roles)) or 'of no list'}; expected a "
+                'list of {"role": "user", "content": ...} and {"role": "assistant", "content": ...}, a system text in '
+                "task.system"
+            )
+    return {name: [turns[0].get("content") for turns in cells], "label": [turns[1].get("content") for turns in cells]}
 
 
 def _references(cells: Sequence[Any], label: str) -> list[Any]:

@@ -159,7 +159,7 @@ def test_the_page_of_benchmarks_names_every_task_and_the_counts_that_are_checked
         elif task.source == "summarization":
             assert " | ".join(f"{n:,}" for n in SIZES[task.subset]) in page
         elif task.source == "glue" and task.name != "mnli_mm":
-            assert " | ".join(f"{known.rows:,}" for known in GLUE[task.name].values()) in page
+            assert " | ".join(f"{known.rows:,}" for known in GLUE[task.subset].values()) in page
         assert f"`{task.name}`" in page or task.name.endswith("_binary") or task.source == "digits"
 
 

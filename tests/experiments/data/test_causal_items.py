@@ -199,3 +199,22 @@ def test_own_alpaca_rows_are_read_from_an_array_or_lines_with_and_without_an_inp
     pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     texts = [tokenizer.decode(ids[mask > 0]) for ids, mask in pairs]
     assert texts == ["Add.\n1 2\nResponse: 3<|im_end|>", "Say hi.\nResponse: hi<|im_end|>"]
+
+
+def conversations(folder, turns):
+    (folder / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    files = {name: str(folder / "chat.jsonl") for name in ("train", "validation", "test")}
+    chat = {"chat": True, "prompt": "{messages}", "completion": "{label}", "text": ["messages"], "label": "messages"}
+    return load_task(task_config("own_prompts", files=files, **chat), DataConfig())
+
+
+def test_own_chat_messages_become_a_prompt_and_its_completion(tmp_path):
+    turns = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "7"}]
+    data = conversations(tmp_path, turns)
+    items = make_items(data.splits["train"], tiny_tokenizer(), data.config, str(tmp_path))
+    text = tiny_tokenizer().decode(items.batch([0])["input_ids"][0][: items.lengths[0]])
+    assert text == "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n7<|im_end|>"
+    with pytest.raises(UserError, match="row 1 has in messages the turns system, user, assistant; expected"):
+        conversations(tmp_path, [{"role": "system", "content": "Be brief."}, *turns])
+    with pytest.raises(UserError, match="the turns of no list"):
+        conversations(tmp_path, "3 + 4?")
