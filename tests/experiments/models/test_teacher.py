@@ -109,7 +109,7 @@ def test_no_students_head_starts_as_the_teachers(tiny_model_dir, cache):
 
 
 def test_the_teacher_is_part_of_the_identity_and_of_no_other_task(tiny_model_dir, cache):
-    ids = {plan(tiny_model_dir, cache, *words).id for words in ([], ["task.teacher.seed=1"], ["task.teacher.rank=2"])}
+    ids = {plan(tiny_model_dir, cache, *words).id for words in ([], ["task.teacher.seed=1"], ["task.teacher.rank=3"])}
     assert len(ids) == 3
     plain = make_plan(config("method=lora", "task=vader_movies", "model=minilm", "budget=r4"))
     assert "teacher" not in plain.identity["task"]
