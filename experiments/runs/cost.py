@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elalora.errors import first_line
 from experiments.data.batches import train_batches
 from experiments.runs.plan import Plan
-from experiments.runtime.flops import counting
+from experiments.runtime.distributed import print_once
+from experiments.runtime.flops import CPU_ATTENTION, counting
 from experiments.runtime.seeds import stream
 from experiments.training.evaluation import to_device
 
@@ -38,7 +40,7 @@ def cost_of(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]
         "adapter_bytes": _size(plan.folder.path / "adapter"),
         "optimizer_bytes": optimizer_bytes(state.optimizer),
         "train_tokens": _tokens(plan, prepared, state),
-        "step_flops": _step_flops(plan, prepared),
+        "step_flops": _step_flops_or_none(plan, prepared),
     }
 
 
@@ -76,7 +78,17 @@ def _tokens(plan: Plan, prepared: Prepared, state: TrainState) -> int | None:
     return tokens_trained(np.asarray(items.lengths), config.trainer.batch_size, seed, state.total, by_length)
 
 
-def _step_flops(plan: Plan, prepared: Prepared) -> int:
+def _step_flops_or_none(plan: Plan, prepared: Prepared) -> int | None:
+    """`step_flops`; None where torch cannot count an operation of the model, which must not cost a trained run."""
+    try:
+        return step_flops(plan, prepared)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        print_once(f"elalora: the operations of a step were not counted: {first_line(error)}", error=True)
+        prepared.model.zero_grad(set_to_none=True)
+        return None
+
+
+def step_flops(plan: Plan, prepared: Prepared) -> int:
     """Operations of the forward and backward pass of the run's first batch, with the ranks at the end.
 
     The batch is the same for all arms of a seed. Neither parameters nor random states change.
@@ -86,7 +98,7 @@ def _step_flops(plan: Plan, prepared: Prepared) -> int:
     first = train_batches(np.asarray(items.lengths), config.batch_size, seed, 0, by_length)[0]
     size = config.micro_batch or math.ceil(len(first) / accelerator.num_processes)
     model = prepared.model.eval()
-    with counting() as counter:
+    with counting(CPU_ATTENTION) as counter:
         for i in range(0, len(first), size):
             penalty = prepared.method.penalty() if i == 0 else None
             with accelerator.autocast():

@@ -15,6 +15,7 @@ from experiments.data.batches import train_batches
 from experiments.runs.cost import optimizer_bytes, tokens_trained
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
+from experiments.runtime.flops import CPU_ATTENTION, counting
 
 
 def test_the_optimizers_state_is_two_moments_of_every_trained_number_and_the_counters():
@@ -55,3 +56,21 @@ def test_a_result_has_the_operations_of_its_first_batch_and_counting_changes_not
     assert 2 * 8 * 8 <= more <= 3 * 8 * 16  # 8 items of 8 to 16 tokens
     assert costs["r1"]["train_tokens"] == costs["r3"]["train_tokens"] > 30 * 8
     assert costs["r3"]["optimizer_bytes"] > costs["r1"]["optimizer_bytes"]
+
+
+def test_attention_on_a_cpu_counts_as_its_products_do():
+    q, k, v = (torch.randn(2, 4, 8, 16, requires_grad=True) for _ in range(3))
+    with counting(CPU_ATTENTION) as counter:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+    product = 2 * 2 * 4 * 8 * 8 * 16  # q k^T, and as many for the weighted sum of v
+    assert counter.get_total_flops() == 2 * product + 5 * product  # backward: scores again, dP, dV, dQ, dK
+
+
+def test_a_run_is_kept_where_torch_cannot_count_an_operation(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setattr("experiments.runs.cost.counting", refuse)
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "task=vader_tweets_binary", "budget=r1"))
+    assert run(plan)["cost"]["step_flops"] is None
+    assert "were not counted: shapes are incompatible" in capsys.readouterr().err
