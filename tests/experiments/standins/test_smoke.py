@@ -59,7 +59,7 @@ METHODS = {
 }
 STANDINS = {"scitldr": "bart", "own_images": "vit"}
 # Learning rates at which 60 steps lower the loss by a tenth, on MiniLM and on a random stand-in.
-RATES = {"full": (3e-4, 1e-3), "head": (2e-2, 2e-2), "bitfit": (2e-2, 5e-3)}
+RATES = {"full": (3e-4, 1e-3), "head": (2e-2, 2e-2), "bitfit": (2e-2, 5e-3), "xgblora": (5e-4, 2e-3)}
 OTHER_RATES = (5e-3, 2e-2)
 QUICK = {("own_images", "elalora")}
 SLOW = {("cola", "elalora"), ("stsb", "adalora"), ("scitldr", "elalora")}
