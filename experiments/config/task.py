@@ -81,8 +81,8 @@ class TaskConfig:
 
     Attributes:
         name: the task's name on the command line and in every table.
-        source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums" or
-            "files".
+        source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums", "math"
+            or "files".
         subset: the part of the source, such as "movies" or "cola"; for folders its name below data.root.
         suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
         group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.

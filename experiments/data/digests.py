@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.data import glue, own, summarization, vtab
+from experiments.data import glue, math_words, own, summarization, vtab
 from experiments.data.image_files import SUFFIXES
 from experiments.runtime.digests import sha256_of, stamp_of, unchanged
 
 Files = Mapping[str, Mapping[str, Path]]  # split -> relative name -> path
-LOCAL = {"files": own.files, "glue": glue.files, "summarization": summarization.files, "vtab": vtab.files}
+LOCAL = {
+    "files": own.files,
+    "glue": glue.files,
+    "summarization": summarization.files,
+    "vtab": vtab.files,
+    "math": math_words.files,
+}
 # settings -> stamps of the tables, lists and folders when they were read, and the digest of each split
 _planned: dict[str, tuple[dict[Path, tuple[int, ...]], dict[str, str]]] = {}
 
