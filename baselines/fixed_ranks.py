@@ -66,9 +66,8 @@ def set_layout(config: Any) -> None:
     Raises:
         UserError: names the setting.
     """
-    if config.pattern is not None and config.pattern.endswith(FILE):
-        config.pattern = read_file(config.pattern)
-    if config.pattern is not None:
+    if isinstance(config.pattern, str):  # a number is refused with those of the other settings
+        config.pattern = read_file(config.pattern) if config.pattern.endswith(FILE) else config.pattern
         read_rule(config.pattern)
     if config.shuffle and config.ranks_from is None and config.pattern is None:
         raise UserError(
