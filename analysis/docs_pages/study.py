@@ -1,4 +1,4 @@
-"""docs/study.md and the README's table, from a template and the stored runs: `python -m analysis.docs_pages.study`.
+"""docs/study.md, from a template and the stored runs: `python -m analysis.docs_pages.study`.
 
 The template holds the prose and no number. Tables, figures and the sentences of the tests are filled in where the
 template names them, so the page cannot disagree with the runs; a test makes it again and compares.
@@ -30,7 +30,6 @@ IMAGES = "img/study"  # beside the page
 STUDIES = {"offline_main": "elalora", "attribution": ""}  # and the method to compare against, "" for the default
 FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
-README = re.compile(r"(<!-- from the study: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 class Material:
@@ -135,31 +134,25 @@ def _runs(stored: Stored) -> str:
     return "\n".join(lines)
 
 
-def with_table(readme: str, material: Material) -> str:
-    """The README with every marked table made again."""
-    return README.sub(lambda m: f"{m[1]}{to_markdown(material.table(m[2], m[3]))}{m[4]}", readme)
-
-
-def write_page(stores: Sequence[str | Path], root: Path = CHECKOUT) -> list[Path]:
-    """Writes the page, its figures and the README's table; the files."""
-    page, readme = root / PAGE, root / "README.md"
+def write_page(stores: Sequence[str | Path], root: Path = CHECKOUT) -> Path:
+    """Writes the page and its figures; the page's path."""
+    page = root / PAGE
     with tempfile.TemporaryDirectory() as folder:
         material = Material(stores, Path(folder))
         text = fill((root / TEMPLATE).read_text(encoding="utf-8"), material, page.parent / IMAGES)
         page.write_text(text, encoding="utf-8")
-        readme.write_text(with_table(readme.read_text(encoding="utf-8"), material), encoding="utf-8")
-    return [page, readme]
+    return page
 
 
 def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 a mistake in the command."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.docs_pages.study",
-        description="Writes docs/study.md and the README's table from stored runs.",
+        description="Writes docs/study.md from stored runs.",
     )
     parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:
-        print("\n".join(map(str, write_page(parser.parse_args(words).stores))))
+        print(write_page(parser.parse_args(words).stores))
     except UserError as error:
         print(f"study_page: {error}", file=sys.stderr)
         return 2

@@ -85,3 +85,11 @@ def test_the_block_of_the_page_on_trl_runs(tmp_path, monkeypatch):
 
     run_blocks("trl.md", [scope], page)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and scope["method"].rounds_seen
+
+
+def test_the_lines_of_the_readme_are_the_page_s():
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"\n\n((?: {4}.*\n|\n)+)", readme.split("## In your own training script")[1])
+    lines = [line.strip() for line in block[1].splitlines() if line.strip()]
+    page = [line.strip() for line in (CHECKOUT / "docs" / "library.md").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 5 and not set(lines) - set(page)

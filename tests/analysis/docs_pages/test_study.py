@@ -1,4 +1,4 @@
-"""docs/study.md and the README's table say what the stored runs say."""
+"""docs/study.md and the README say what the stored runs say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import parser
-from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TEMPLATE, Material, fill, main, with_table
+from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TEMPLATE, Material, fill, main
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 
@@ -28,13 +28,6 @@ def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> N
 def test_every_figure_of_the_page_is_there(material: Material) -> None:
     named = re.findall(rf"\({IMAGES}/([\w.-]+)\)", (CHECKOUT / PAGE).read_text(encoding="utf-8"))
     assert named and {path.name for path in (CHECKOUT / "docs" / IMAGES).iterdir()} == set(named)
-
-
-@pytest.mark.slow
-def test_the_table_of_the_readme_is_the_page_s(material: Material) -> None:
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- from the study: offline_main comparison -->" in readme
-    assert with_table(readme, material) == readme, "type python -m analysis.docs_pages.study"
 
 
 def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
