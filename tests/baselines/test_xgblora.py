@@ -105,11 +105,11 @@ def test_the_accumulated_ranks_are_the_budget_exactly_whatever_the_layers(layers
     method = XGBLoRA(XGBLoRAConfig(layers=min(drawn, layers)), Budget(rank))
     method.attach(Net(layers=layers, width=8), ["up", "down"], 500, seed=seed)
     sizes = [len(members) for members in method.members]
-    assert sum(sizes) == rank * 2 * layers
-    assert len(sizes) == math.ceil(rank * layers / min(drawn, layers))
-    assert all(size == 2 * min(drawn, layers) for size in sizes[:-1])
-    for number in range(2 * layers):
-        assert sum(number in members for members in method.members) <= 8  # min(d_in, d_out)
+    times = [sum(number in members for members in method.members) for number in range(2 * layers)]
+    assert sum(sizes) == rank * 2 * layers and max(times) <= 8  # min(d_in, d_out)
+    if max(times) < 8:  # no matrix was left out
+        assert len(sizes) == math.ceil(rank * layers / min(drawn, layers))
+        assert all(size == 2 * min(drawn, layers) for size in sizes[:-1])
 
 
 def test_a_budget_in_parameters_is_never_exceeded_and_leaves_less_than_one_direction():
