@@ -12,11 +12,13 @@ from baselines.registry import method_class
 from elalora import LowRankMethod, UserError
 from elalora.chain import ChainMethod
 from elalora.export import export_peft, read_factors
+from elalora.measured import MeasuredRanks
 from experiments.config.task import DataConfig
 
 CLASSES = {name: method_class(name.split()[0]) for name in METHODS}
 CHAINS = [name for name, cls in CLASSES.items() if issubclass(cls, ChainMethod)]
-LOW_RANK = [name for name, cls in CLASSES.items() if issubclass(cls, LowRankMethod) and name not in CHAINS]
+MEASURED = [name for name, cls in CLASSES.items() if issubclass(cls, MeasuredRanks)]  # refuse: ranks come from data
+LOW_RANK = [n for n, cls in CLASSES.items() if issubclass(cls, LowRankMethod) and n not in [*CHAINS, *MEASURED]]
 
 
 def source(net, rank, seed=5):
@@ -115,10 +117,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed():
     assert RANK == 3
 
 
-@pytest.mark.parametrize("name", ["full", "head", "bitfit"])
-def test_a_method_without_adapters_says_that_it_cannot(name):
+@pytest.mark.parametrize("name", ["full", "head", "bitfit", *MEASURED])
+def test_a_method_that_cannot_start_from_an_adapter_says_so(name):
     _, method = build(name)
-    with pytest.raises(UserError, match=f"method={name} cannot start from another run's adapter"):
+    with pytest.raises(UserError, match=f"method={name.split()[0]} cannot start from another run's adapter"):
         method.start_from({})
 
 
