@@ -39,7 +39,7 @@ class GeLoRAConfig:
     Attributes:
         ranks: "matched" (in proportion to max(d_l - d_(l-1), 0) + 1, with the budget's sum) or "own" (the formula).
         alpha: numerator of the scale alpha / N, the same in every matrix.
-        samples: sequences whose hidden states are read; fewer where the run trains on fewer.
+        samples: sequences whose hidden states are read; fewer where the first epoch has fewer.
         pooling: what stands for a sequence, the "mean" over its tokens or the "first" of them.
         estimator: "fit" (a line through the origin, without the largest tenth) or "mle".
     """

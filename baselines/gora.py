@@ -41,7 +41,7 @@ class GoRAConfig:
     Attributes:
         variant: "paper" or "official".
         alpha: numerator of the scale alpha / sqrt(r_i).
-        batches: n, training batches of the mean gradient.
+        batches: n, training batches of the mean gradient; fewer where the first epoch has fewer.
         gamma: size of the step that the start stands for; 0 starts at B = 0, as LoRA.
         uphill: start along +G instead of -G; None is False, and True in "official".
         features: f, "sqrt", "identity" or "log1p"; None is "sqrt", and "identity" in "official".

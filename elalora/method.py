@@ -277,8 +277,8 @@ class Method:
         """Reads training batches before the first step, for methods that take ranks or their start from data.
 
         Args:
-            batches: the batches that the run will train on, in their order, as keyword arguments of the model. A method
-                reads as many as it needs; every process must pass the same.
+            batches: those of the first epoch that the run will train on, in their order, as keyword arguments of the
+                model. A method reads as many as it needs; every process must pass the same.
             ranks: of every matrix, as an earlier attempt of this run found them (`ranks` after `prepare`). The adapters
                 then get their shapes without a pass over data, and a checkpoint must fill them.
         """

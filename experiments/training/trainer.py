@@ -80,11 +80,12 @@ class Trainer:
         return TrainState(model, method, optimizer, schedule, progress, total, method.ranks())
 
     def _prepare(self, ranks: dict[str, int] | None) -> DataPass:
-        """Lets the method read the run's batches, unless an earlier attempt found these ranks."""
+        """Lets the method read the batches of the first epoch, unless an earlier attempt found these ranks."""
         sizes: list[int] = []
+        epoch = math.ceil(len(self.data) / self.config.batch_size)
 
         def batches() -> Iterator[dict[str, Tensor]]:
-            for step in range(self.method.total_steps):
+            for step in range(min(epoch, self.method.total_steps)):  # an item seen twice would be two points
                 items = self._items(step)
                 sizes.append(len(items))
                 yield self._batch(items)

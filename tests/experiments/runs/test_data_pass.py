@@ -79,6 +79,12 @@ def test_data_come_from_the_training_split_in_the_order_of_training(whole, tiny_
     assert read == trained[: len(read)] and len(read) == 13
 
 
+def test_no_item_is_read_twice(whole, tiny_model_dir, tmp_path):
+    result = run(make_plan(quick(tiny_model_dir, tmp_path, "method=gelora", "trainer.max_steps=18")))
+    assert result["cost"]["data_pass_items"] == 120 == result["data"]["train_items"]  # 2,000 wanted
+    assert "ranks from 120 sequences" in result["flags"]
+
+
 def test_an_arm_that_takes_its_ranks_from_data_pairs_with_the_others(whole, tiny_model_dir, tmp_path):
     """Same head, subset and order of batches as LoRA, and LoRA's adapter where the ranks are equal."""
     from experiments.runs.prepare import prepare
