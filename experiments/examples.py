@@ -62,7 +62,7 @@ def examples(
     Args:
         run: folder of a finished run.
         count: maximum number of items.
-        wrong: only items whose prediction differs from the label (classes).
+        wrong: only items whose prediction differs from the label, or whose generated text scores below 100.
         data_root: replaces the run's data.root.
 
     Returns:
@@ -74,7 +74,9 @@ def examples(
     task, rows = _report_split(run, data_root)
     predictions = _predictions(run)
     if wrong:
-        predictions = predictions[predictions["label"] != predictions["prediction"]]
+        generated = predictions["label"].dtype.kind == "O"  # accepted answers, and a text
+        right = predictions["score"] == 100 if generated else predictions["label"] == predictions["prediction"]
+        predictions = predictions[~right]
     order = sorted(predictions.to_dict("records"), key=lambda row: hashlib.sha256(str(row["idx"]).encode()).digest())
     positions = {idx: position for position, idx in enumerate(rows["idx"])}
     chosen = order[: max(0, count)]
@@ -126,7 +128,7 @@ def describe(task: TaskConfig, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines = [clean(f"item {row['idx']}  {_verdict(task, row)}")]
         inputs = [(name, row[name]) for name in task.text]
-        if task.kind == "summarization":
+        if _is_text(row):
             inputs += [("reference", " | ".join(row["label"])), ("generated", row["prediction"])]
         for name, text in inputs:
             lines.append(textwrap.indent(textwrap.fill(f"{clean(name)}: {clean(text, CLIP)}", 116), "  "))
@@ -134,8 +136,15 @@ def describe(task: TaskConfig, rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(blocks)
 
 
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether an item's label is a list of texts."""
+    return not isinstance(row["label"], int | float)
+
+
 def _verdict(task: TaskConfig, row: dict[str, Any]) -> str:
-    if task.kind == "summarization":
+    if task.kind == "causal" and task.answer == "tokens":
+        return f"{row['prediction']} of {row['label']} tokens right, loss {row['score']:.2f}"
+    if _is_text(row):
         return f"{task.metrics[0]} {row['score']:.1f}"
     if task.kind == "regression":
         return f"label {row['label']:.2f}, prediction {row['prediction']:.2f}"

@@ -25,6 +25,7 @@ from elalora.hf import adapt
 from experiments.data.batches import train_batches
 from experiments.data.items import make_items
 from experiments.data.text_items import IGNORED
+from experiments.examples import describe, examples
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.runtime.places import CHECKOUT
@@ -211,6 +212,8 @@ def test_sums_are_generated_parsed_and_read_again(model, tmp_path):
     assert metrics["parse_failures"] == pytest.approx(100 * rows["parsed"].isna().mean())
     assert metrics["accuracy"] == pytest.approx(rows["score"].mean())
     assert problems(plan.folder.path) == []
+    task, wrong = examples(plan.folder.path, 3, wrong=True)
+    assert len(wrong) == 3 and "generated: " in describe(task, wrong) and "accuracy 0.0" in describe(task, wrong)
 
 
 def test_the_stock_trainer_has_the_same_loss_on_the_same_batches(tmp_path):
