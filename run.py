@@ -17,23 +17,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config.command import check_command, check_flags
-from experiments.config.compose import keep_command
+from experiments.config.compose import Command, keep_command
 from experiments.config.explain import answer
+from experiments.config.members import Repeat, collect
 from experiments.config.mistakes import MISTAKES, mistakes
-from experiments.config.schema import drop_scratch, register
+from experiments.config.schema import register
 from experiments.config.suggest import flags_first
 from experiments.runtime.distributed import exit_process
 from experiments.runtime.pipes import as_command
 from experiments.runtime.signals import Preempted
 
 register()
-composed: list[tuple[DictConfig, DictConfig]] = []
+composed: list[tuple[DictConfig, Command] | Repeat] = []
 
 
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
-    """Collects one configuration; `main` does the rest, because Hydra prints errors raised in here itself."""
-    composed.append((config, HydraConfig.get()))
+    """Collects the configuration of a command without -m; `main` does the rest: Hydra prints errors raised in here."""
+    composed.append((config, Command.of(HydraConfig.get())))
 
 
 def main() -> int:
@@ -49,16 +50,17 @@ def main() -> int:
     try:
         with mistakes(sys.argv[1:]):
             check_flags(sys.argv[1:])
+            collect(composed)
             compose()
-            drop_scratch()
-            configs = [keep_command(*one) for one in composed]
-            for _, hydra_config in composed:
-                check_command(hydra_config)
-        if not configs:  # --cfg, --info or completion, which Hydra has answered
+            members = [one if isinstance(one, Repeat) else keep_command(*one) for one in composed]
+            for one in composed:
+                if not isinstance(one, Repeat):
+                    check_command(one[1])
+        if not members:  # --cfg, --info or completion, which Hydra has answered
             return 0
         from experiments.start import show_all, start_all
 
-        return show_all(configs) if only_plan else start_all(configs)
+        return show_all(members) if only_plan else start_all(members)
     except (*MISTAKES, Preempted, KeyboardInterrupt) as error:
         line, code = answer(error)
         print(f"elalora: {line}", file=sys.stderr)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
 
 from elalora.errors import UserError
+from experiments.config.compose import Command
 from experiments.config.explain import unknown_setting
 from experiments.config.suggest import declared, for_flags
 from experiments.config.words import GROUPS, key_of
@@ -33,20 +33,16 @@ def check_flags(words: Sequence[str]) -> None:
             raise UserError(f"{group} is set twice, and the last would count; for both type {group}={','.join(names)}")
 
 
-def check_command(hydra: DictConfig) -> None:
+def check_command(command: Command) -> None:
     """Refuses words that do nothing.
-
-    Args:
-        hydra: Hydra's own configuration of a composed command.
 
     Raises:
         UserError: an unknown setting that a plus sign added, or a launcher by another name.
     """
-    words = list(hydra.overrides.task)
-    for word in words:
+    for word in command.words:
         key = key_of(word)
-        if word.startswith("+") and key not in hydra.runtime.choices and declared(key) is None:
+        if word.startswith("+") and key not in command.choices and declared(key) is None:
             raise UserError(unknown_setting(key))
-    for word in hydra.overrides.hydra:
+    for word in command.hydra_words:
         if key_of(word) == "hydra.launcher":
             raise UserError(f"'{word}' does nothing; type hydra/launcher=NAME, such as hydra/launcher=slurm")

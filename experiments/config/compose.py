@@ -7,11 +7,16 @@ is composed again from these words, some of them changed, and takes that method'
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
@@ -20,8 +25,11 @@ from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
 RECIPE_FILE = "recipe@_global_"
-# set after composing: the thousands of runs of a study, which differ in these only, share few compositions
-LATE = re.compile(r"seed=\d+|trainer\.lr=[\d.]+(e-?\d+)?")
+# words that choose files, and words that set a value in what these files give
+CHOICE = re.compile(rf"\+?({'|'.join(GROUPS)}|study|hydra/launcher)=[\w.-]+|hydra\.searchpath=.*")
+VALUE = re.compile(r"(?!hydra\.)([a-z_]\w*(\.\w+)+|seed|init_from|threads)=.*", re.S)
+SAFE = re.compile(r"seed=\d+|trainer\.lr=[\d.]+(e-?\d+)?")  # set late also beside +KEY and ~KEY of other settings
+T = TypeVar("T")
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:
@@ -31,12 +39,43 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
         UserError, HydraException, OmegaConfBaseException: for a mistake; `experiments.config.explain.explain` turns it
             into one line.
     """
-    late = [word for word in overrides if LATE.fullmatch(word)]
-    config, choices = _composed(tuple(word for word in overrides if word not in late))
-    config = config.copy()
-    for word in late:
-        OmegaConf.update(config, key_of(word), word.partition("=")[2])
+    with mistakes(overrides):
+        config, choices = with_values(overrides, _composed)
     return keep_overrides(config, overrides, choices)
+
+
+def with_values(
+    overrides: Sequence[str], composed: Callable[[tuple[str, ...]], tuple[DictConfig, T]]
+) -> tuple[DictConfig, T]:
+    """Composes the words that choose files, which thousands of runs share, and sets the values afterwards.
+
+    Hydra does the same with each command: it sets values, in the order of their words, in what the files give.
+
+    Args:
+        overrides: the whole command.
+        composed: composes words; what it returns is copied and stays as it is.
+
+    Raises:
+        As `composed`; a value that cannot be set is an error of the whole command.
+    """
+    others = [word for word in overrides if not (CHOICE.fullmatch(word) or VALUE.fullmatch(word))]
+    late = SAFE if others else VALUE
+    values = [word for word in overrides if late.fullmatch(word)]
+    if any(key_of(word) in ("seed", "trainer", "trainer.lr") for word in others):
+        values = []
+    if values:
+        with suppress(Exception):
+            config, more = composed(tuple(word for word in overrides if word not in values))
+            config = config.copy()
+            ConfigLoaderImpl._apply_overrides_to_config([_parsed(word) for word in values], config)
+            return config, more
+    config, more = composed(tuple(overrides))
+    return config.copy(), more
+
+
+@lru_cache(maxsize=4096)
+def _parsed(word: str) -> Override:
+    return OverridesParser.create().parse_override(word)
 
 
 @lru_cache(maxsize=512)
@@ -48,36 +87,68 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
 
     GlobalHydra.instance().clear()
     register()
-    with mistakes(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", list(overrides), return_hydra_config=True)
-    choices = OmegaConf.to_container(whole.hydra.runtime.choices)
+    return split(whole, OmegaConf.to_container(whole.hydra.runtime.choices))
+
+
+def split(whole: DictConfig, more: T) -> tuple[DictConfig, T]:
+    """A composed configuration without Hydra's own part, and what is needed of that part."""
     OmegaConf.set_readonly(whole, False)
     OmegaConf.set_struct(whole, False)
     del whole["hydra"]
     OmegaConf.set_struct(whole, True)
-    return whole, choices
+    check_groups(whole)
+    return whole, more
 
 
-def keep_command(config: DictConfig, hydra: DictConfig) -> DictConfig:
+@dataclass(frozen=True)
+class Command:
+    """What Hydra knows of a command beside its configuration.
+
+    Attributes:
+        words: the overrides of the run; hydra_words: those of Hydra's own settings.
+        choices: group -> name.
+        folders: of configurations that the user added.
+        alone: whether it starts one run, without -m.
+    """
+
+    words: tuple[str, ...]
+    hydra_words: tuple[str, ...]
+    choices: Mapping[str, Any]
+    folders: tuple[str, ...]
+    alone: bool
+
+    @classmethod
+    def of(cls, hydra: DictConfig) -> Command:
+        """From Hydra's part of a configuration."""
+        sources = hydra.runtime.config_sources
+        folders = tuple(f"{s.schema}://{s.path}" for s in sources if "command-line" in s.provider)
+        alone = hydra.mode is not None and hydra.mode.name == "RUN"
+        choices = OmegaConf.to_container(hydra.runtime.choices)
+        return cls(tuple(hydra.overrides.task), tuple(hydra.overrides.hydra), choices, folders, alone)
+
+
+def keep_command(config: DictConfig, command: Command) -> DictConfig:
     """Stores the words of a `run.py` command in what it composed, including the user's own config folders.
 
     Raises:
         UserError: for a word that nothing would read, such as launcher.kind, which only hydra/launcher=NAME sets.
     """
-    folders = [f"{s.schema}://{s.path}" for s in hydra.runtime.config_sources if "command-line" in s.provider]
-    more = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    if word := next((word for word in hydra.overrides.task if key_of(word) == "launcher.kind"), None):
+    more = [f"hydra.searchpath=[{','.join(command.folders)}]"] if command.folders else []
+    if word := next((word for word in command.words if key_of(word) == "launcher.kind"), None):
         raise UserError(f"'{word}' does nothing; type hydra/launcher=NAME, such as hydra/launcher=slurm")
-    config.launcher.kind = hydra.runtime.choices["hydra/launcher"]
-    alone = hydra.mode is not None and hydra.mode.name == "RUN" and config.study is None
-    if alone and config.launcher.kind == "local":
+    config.launcher.kind = command.choices["hydra/launcher"]
+    if command.alone:
+        check_groups(config)
+    if command.alone and config.study is None and config.launcher.kind == "local":
         config.launcher.kind = "basic"  # one run needs no workers
-    for word in hydra.overrides.task:
+    for word in command.words:
         if (needed := _needed(key_of(word), config)) is not None:
             raise UserError(f"'{word}' does nothing; {needed}, or leave it out")
     if config.launcher.kind == "slurm":  # so that the command that resumes this run submits it again
         more.append("hydra/launcher=slurm")
-    return keep_overrides(config, [*hydra.overrides.task, *more], hydra.runtime.choices)
+    return keep_overrides(config, [*command.words, *more], command.choices)
 
 
 def _needed(key: str, config: DictConfig) -> str | None:
@@ -96,7 +167,8 @@ def _needed(key: str, config: DictConfig) -> str | None:
 
 def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mapping[str, Any]) -> DictConfig:
     """Stores in a composed configuration its overrides, and the recipe's settings among them."""
-    check_groups(config)
+    if any("${" in word for word in overrides):
+        check_groups(config)
     config.overrides = list(overrides)
     recipe = CONF / "recipe" / f"{choices.get(RECIPE_FILE)}.yaml"
     if config.recipe.source is not None and recipe.is_file():
@@ -104,6 +176,7 @@ def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mappin
     return config
 
 
+@cache
 def _settings(path: Path) -> list[str]:
     """Dotted names of all settings in a recipe file and in the files of its defaults list."""
     node = OmegaConf.load(path)

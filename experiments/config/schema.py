@@ -6,18 +6,14 @@ against the dataclass in its file (`experiments.runs.plan`), because that file i
 
 from __future__ import annotations
 
-import atexit
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf, StringNode, ValidationError, _utils
+from omegaconf import MISSING, StringNode, ValidationError, _utils
 
 from elalora.resolve import added
 from experiments.config.study import RecipeConfig, StudyConfig
@@ -203,7 +199,6 @@ def register() -> None:
     store.store(name="schema", node=RunConfig)
     for rank in range(1, MAX_NAMED_BUDGET + 1):
         store.store(group="budget", name=f"r{rank}", node=BudgetConfig(rank=rank))
-    OmegaConf.register_new_resolver("scratch", _scratch, replace=True)
     # --help would read every folder of conf/recipe, for a list that our help does not show
     Hydra.format_config_groups = lambda *args, **kwargs: ""  # type: ignore[method-assign]
     StringNode._validate_and_convert_impl = _text
@@ -231,18 +226,3 @@ def _yaml_loader() -> Any:
             for first, resolvers in loader.yaml_implicit_resolvers.items()
         }
     return loader
-
-
-@cache
-def _scratch() -> str:
-    """A temporary folder for what Hydra writes when it composes a sweep."""
-    folder = tempfile.mkdtemp(prefix="elalora-")
-    atexit.register(drop_scratch)
-    return folder
-
-
-def drop_scratch() -> None:
-    """Removes the temporary folder as soon as all is composed: a sweep may be killed, and would leave it behind."""
-    if _scratch.cache_info().currsize:
-        shutil.rmtree(_scratch(), ignore_errors=True)
-        _scratch.cache_clear()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.runs.plan import Plan, make_plan
+from experiments.config.members import Repeat
+from experiments.runs.plan import Plan, make_plans
 from experiments.runs.run import run_plans
 from experiments.runtime.distributed import world_size
 
 
-def run_all(configs: list[DictConfig]) -> int:
+def run_all(members: Sequence[DictConfig | Repeat]) -> int:
     """Plans and does every run; returns the exit code of `run_plans`.
 
     Raises:
         UserError: a configuration is wrong; nothing has been started.
     """
-    plans = [make_plan(config) for config in configs]
-    return launcher_of(configs[0])(plans)
+    first = members[0]
+    assert isinstance(first, DictConfig)
+    return launcher_of(first)(make_plans(members))
 
 
 def launcher_of(config: DictConfig) -> Callable[[list[Plan]], int]:

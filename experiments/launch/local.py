@@ -210,7 +210,7 @@ class Sweep:
 
 def repeats(plans: Sequence[Plan]) -> list[str]:
     """One line for each arm and task, whose runs differ in the seed only."""
-    counts = Counter(f"{plan.name.arm} x {plan.config.task.name}" for plan in plans)
+    counts = Counter(f"{plan.name.arm} x {plan.task}" for plan in plans)
     return [f"{arm}: {counted(number, 'repeat')}" for arm, number in counts.items()]
 
 

@@ -8,9 +8,12 @@ that a list of head modules is the architecture's, stays as it was typed.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -109,6 +112,20 @@ def check_method(cls: type[Method], settings: Mapping[str, Any]) -> Any:
     Raises:
         UserError: a setting is unknown, has the wrong type or is out of range.
     """
+    try:
+        text = json.dumps(dict(settings))
+    except TypeError:  # a value that no file can hold, such as a type; it is refused below
+        return _checked(cls, settings)
+    return copy(_checked_text(cls, text))  # type: ignore[arg-type]  # a class is hashable
+
+
+@lru_cache(maxsize=1024)
+def _checked_text(cls: type[Method], text: str) -> Any:
+    """As `check_method`: a sweep has few different settings of its methods, and checking them takes milliseconds."""
+    return _checked(cls, json.loads(text))
+
+
+def _checked(cls: type[Method], settings: Mapping[str, Any]) -> Any:
     types = {f.name: f.type for f in fields(cls.Config)}
     for name in settings:
         if name not in types:

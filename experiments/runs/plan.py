@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import steps_of
 from experiments.config.compose import compose_run, same_command
+from experiments.config.members import Repeat, arm_of
 from experiments.config.suggest import HUB
 from experiments.config.task import check_task
+from experiments.config.words import key_of
 from experiments.data.digests import digests
 from experiments.data.general_text import identity_of
 from experiments.models.files import BUILT_IN, EMBEDDED, WEIGHTS
@@ -45,7 +48,7 @@ class Plan:
     """One run, ready to start.
 
     Attributes:
-        config: resolved and checked.
+        composed: its configuration, checked; runs that differ in the seed share one.
         method: its class; method_config: its dataclass, in the spelling of the identity.
         budget: None for methods without one.
         identity: the scientific configuration; id: its hash, 64 hex digits.
@@ -53,7 +56,7 @@ class Plan:
         sources: runs that must be done before, because it takes their ranks or weights.
     """
 
-    config: DictConfig
+    composed: DictConfig
     method: type[Method]
     method_config: Any
     budget: Budget | None
@@ -62,20 +65,53 @@ class Plan:
     name: RunName
     sources: tuple[Source, ...] = ()
 
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.identity["seed"])
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The run's configuration."""
+        if self.composed.seed == self.seed:
+            return self.composed
+        config = self.composed.copy()
+        config.seed = self.seed
+        config.overrides = [f"seed={self.seed}" if key_of(word) == "seed" else word for word in config.overrides]
+        return config
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return str(self.composed.task.name)
+
+    @cached_property
+    def stores(self) -> tuple[str, ...]:
+        """The store of the run, and those in which it counts as done too."""
+        return (self.composed.store.root, *self.composed.store.also)
+
     @cached_property
     def folder(self) -> RunFolder:
         """Where the run is or will be stored."""
-        return RunFolder(Path(self.config.store.root) / self.config.task.name / str(self.name))
+        return RunFolder(Path(self.stores[0]) / self.task / str(self.name))
+
+    def with_seed(self, seed: int) -> Plan | None:
+        """The same run with another seed; None where the seed may change more than itself."""
+        if self.sources or _reads_seed(self.composed):
+            return None
+        identity = self.identity | {"seed": seed}
+        run_id = id_of(identity)
+        return replace(self, identity=identity, id=run_id, name=RunName.of(self.name.arm, seed, run_id))
 
     @property
     def label(self) -> str:
         """task/method-budget-seed, for display."""
-        return f"{self.config.task.name}/{self.name.label}"
+        return f"{self.task}/{self.name.label}"
 
     @property
     def recipe(self) -> str:
         """The source of its settings, as tables show it."""
-        recipe = self.config.recipe
+        recipe = self.composed.recipe
         if not recipe.name.startswith("published"):
             return str(recipe.name)
         if recipe.source is None:
@@ -95,10 +131,9 @@ class Plan:
         if self.folder.done:
             self.folder.result()
             return self.folder
-        found = find(list(self.config.store.also), self.id)
+        found = find(list(self.stores[1:]), self.id)
         if found is None:
-            roots = [self.config.store.root, *self.config.store.also]
-            refuse_older(roots, self.config.task.name, self.name.label)
+            refuse_older(self.stores, self.task, self.name.label)
         return found
 
 
@@ -142,7 +177,44 @@ def make_plan(config: DictConfig) -> Plan:
 @cache
 def plan_of(overrides: tuple[str, ...]) -> Plan:
     """The plan of a command, cached because a study asks for the same runs after every stage."""
-    return make_plan(compose_run(overrides))
+    arm = arm_of(overrides)
+    if arm is None:
+        return make_plan(compose_run(overrides))
+    plan = _first_of(arm[0], overrides)
+    return plan if plan.seed == arm[1] else plan.with_seed(arm[1]) or make_plan(compose_run(overrides))
+
+
+_firsts: dict[tuple[str, ...], Plan] = {}
+
+
+def _first_of(arm: tuple[str, ...], overrides: tuple[str, ...]) -> Plan:
+    """The plan of an arm that was made first, with whatever seed."""
+    if arm not in _firsts:
+        _firsts[arm] = make_plan(compose_run(overrides))
+    return _firsts[arm]
+
+
+def make_plans(members: Sequence[DictConfig | Repeat]) -> list[Plan]:
+    """The plans of what `run.py` composed; raises as `make_plan`."""
+    plans: list[Plan] = []
+    for member in members:
+        if not isinstance(member, Repeat):
+            plans.append(make_plan(member))
+            continue
+        first = plans[member.first]
+        plan = first.with_seed(member.seed)
+        if plan is None:
+            config = first.composed.copy()
+            config.seed = member.seed
+            config.overrides = [f"seed={member.seed}" if key_of(word) == "seed" else word for word in config.overrides]
+            plan = make_plan(config)
+        plans.append(plan)
+    return plans
+
+
+def _reads_seed(config: DictConfig) -> bool:
+    """Whether an interpolation of a configuration may read the seed."""
+    return bool(re.search(r"\$\{[^}]*\bseed\b", str(OmegaConf.to_container(config))))
 
 
 def budget_of(config: DictConfig) -> Budget:

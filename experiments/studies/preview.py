@@ -35,7 +35,7 @@ def preview(plans: Sequence[Plan]) -> str:
         groups[json.dumps([_without_seed(plan.identity), sources], sort_keys=True)].append(plan)
     lines = []
     for repeats in groups.values():
-        lines.append(f"  {_label(repeats[0])}: {_repeats(p.config.seed for p in repeats)}{_done(repeats)}")
+        lines.append(f"  {_label(repeats[0])}: {_repeats(p.seed for p in repeats)}{_done(repeats)}")
         lines += _sources(repeats, {plan.id for plan in plans})
     return "\n".join([f"{counted(len(plans), 'run')}:", *lines, *_summary(plans)])
 
@@ -154,7 +154,7 @@ class Timings:
     """
 
     def __init__(self, plans: Iterable[Plan]) -> None:
-        roots = dict.fromkeys(r for p in plans for r in (p.config.store.root, *p.config.store.also))
+        roots = dict.fromkeys(r for p in plans for r in p.stores)
         seconds: dict[str, list[float]] = defaultdict(list)
         for root in roots:
             for path in opened(root).glob("*/*/result.json"):
@@ -201,7 +201,7 @@ def _sources(repeats: list[Plan], planned: set[str]) -> list[str]:
 
 def _label(plan: Plan) -> str:
     """Task and arm, without the seed."""
-    return f"{plan.config.task.name}/{plan.name.arm}"
+    return f"{plan.task}/{plan.name.arm}"
 
 
 def _done(plans: Sequence[Plan]) -> str:
