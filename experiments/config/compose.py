@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
@@ -80,7 +82,14 @@ def _parsed(word: str) -> Override:
 
 @lru_cache(maxsize=512)
 def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]]:
-    from hydra import compose, initialize_config_dir
+    whole = _loader().load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
+    return split(whole, OmegaConf.to_container(whole.hydra.runtime.choices))
+
+
+@cache
+def _loader() -> ConfigLoader:
+    """What `hydra.compose` uses, made once: it takes a fifth of the time of each composition."""
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from experiments.config.schema import register
@@ -88,8 +97,7 @@ def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]
     GlobalHydra.instance().clear()
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        whole = compose("config", list(overrides), return_hydra_config=True)
-    return split(whole, OmegaConf.to_container(whole.hydra.runtime.choices))
+        return GlobalHydra.instance().config_loader()
 
 
 def split(whole: DictConfig, more: T) -> tuple[DictConfig, T]:

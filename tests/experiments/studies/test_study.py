@@ -65,10 +65,7 @@ class Pretender:
             seen.add(plan.id)
             value = self.score(plan.config.method.name, plan.config.trainer.lr, plan.config.seed)
             plan.folder.path.mkdir(parents=True)
-            whole = result(plan.config.method.name, plan.config.seed, value) | {
-                "id": plan.id,
-                "identity": plan.identity,
-            }
+            whole = result(plan.config.method.name, plan.config.seed, value, identity=plan.identity)
             whole["readings"]["last"]["report"]["metrics"] = {"accuracy": value}
             whole["cost"] |= {"train_seconds": 10.0, "eval_seconds": 2.0}
             plan.folder.write("result.json", whole)
