@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach `main`, which prints one line
 
@@ -28,13 +29,13 @@ from experiments.runtime.pipes import as_command
 from experiments.runtime.signals import Preempted
 
 register()
-composed: list[tuple[DictConfig, Command] | Repeat] = []
+composed: list[Any] = []  # of each run (configuration, Command), of a repeat `Repeat`
 
 
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "conf"), config_name="config", version_base="1.3")
 def compose(config: DictConfig) -> None:
     """Collects the configuration of a command without -m; `main` does the rest: Hydra prints errors raised in here."""
-    composed.append((config, Command.of(HydraConfig.get())))
+    composed.append((config, HydraConfig.get()))
 
 
 def main() -> int:
@@ -52,6 +53,7 @@ def main() -> int:
             check_flags(sys.argv[1:])
             collect(composed)
             compose()
+            composed[:] = [one if isinstance(one, Repeat) else (one[0], Command.of(one[1])) for one in composed]
             members = [one if isinstance(one, Repeat) else keep_command(*one) for one in composed]
             for one in composed:
                 if not isinstance(one, Repeat):

@@ -128,8 +128,10 @@ class Command:
     alone: bool
 
     @classmethod
-    def of(cls, hydra: DictConfig) -> Command:
-        """From Hydra's part of a configuration."""
+    def of(cls, hydra: DictConfig | Command) -> Command:
+        """From Hydra's part of a configuration, whose words may hold interpolations that cannot be resolved."""
+        if isinstance(hydra, Command):
+            return hydra
         sources = hydra.runtime.config_sources
         folders = tuple(f"{s.schema}://{s.path}" for s in sources if "command-line" in s.provider)
         alone = hydra.mode is not None and hydra.mode.name == "RUN"

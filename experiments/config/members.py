@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -45,7 +46,7 @@ def arm_of(words: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
     return tuple("seed=" if word == seeds[0][0] else word for word in words), int(seeds[0][1])
 
 
-def collect(into: list[tuple[DictConfig, Command] | Repeat]) -> None:
+def collect(into: list[Any]) -> None:
     """Makes Hydra's sweeper add the members of a sweep to a list, in place of starting each."""
 
     def sweep(self: BasicSweeper, arguments: list[str]) -> None:
