@@ -61,6 +61,7 @@ def by_us(words: list[str]) -> dict[str, Any] | str:
     return config | {"overrides": None, "recipe": config["recipe"] | {"changed": []}}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(WORDS)
 def test_words_in_any_order_give_what_hydra_gives(words: list[str]) -> None:
@@ -122,6 +123,7 @@ def test_a_sweep_writes_nothing_where_it_is_composed(monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from([word for word in VALUES if "seed" not in word and "model.name" not in word]), max_size=3),
