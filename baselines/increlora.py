@@ -36,6 +36,7 @@ from elalora.update_gradients import UpdateGradients
 SWITCHES = ("O1", "O2", "O3", "O5", "O7", "O8")
 ADDED = {2: 1, 4: 2, 6: 3, 8: 4}  # directions a matrix gains, by budget, in the authors' code; else N / 2
 RESERVE = 1e-5  # E of a direction that waits
+FROZEN = -1  # in place of the step at which E began to train
 SHARE = 0.4  # of the steps after t_initial by which growth ends by default; 0.2 to 0.6 in the authors' scripts
 
 
@@ -125,7 +126,7 @@ class IncreLoRA(SVDMethod):
 
     Attributes:
         live: rank of every matrix, without the reserve, whose slots follow the live ones.
-        clock: of every slot, the steps at which A with B, and E, began to train; None while E is frozen.
+        clock: of every slot, the steps at which A with B, and E, began to train; FROZEN while it does not.
         complete: whether growth is over.
         averages: I and U of all matrices.
     """
@@ -173,7 +174,7 @@ class IncreLoRA(SVDMethod):
 
     def after_attach(self) -> None:
         self.live = {name: adapter.rank for name, adapter in self.adapters.items()}
-        self.clock: dict[str, list[list[int | None]]] = {name: [[0, 0]] for name in self.live}
+        self.clock: dict[str, list[list[int]]] = {name: [[0, 0]] for name in self.live}
         self.complete = False
         self.averages = NamedTensors("score", {"I": (len(self.live),), "U": (len(self.live),)})
         self.trackers = [self.averages]
@@ -283,7 +284,7 @@ class IncreLoRA(SVDMethod):
             for factor in (adapter.A, adapter.B):
                 draw_normal(factor[slot : slot + 1], 1, 0.02, self.generator)
             adapter.E[slot] = RESERVE if self.config.advance else 0.0
-            self.clock[name].append([start, None])
+            self.clock[name].append([start, FROZEN])
 
     @torch.no_grad()
     def _end(self) -> None:
@@ -303,9 +304,9 @@ class IncreLoRA(SVDMethod):
     def _set_rates(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
         """Gives every row the factor between its own schedule at `step` and the run's; 0 while E is frozen."""
         common = schedule.factor(step)
-        factors: dict[int | None, float] = {None: 0.0}
+        factors = {FROZEN: 0.0}
 
-        def factor(start: int | None) -> float:
+        def factor(start: int) -> float:
             if start not in factors:
                 late = self.config.restart and start and common
                 factors[start] = schedule.restarted(step, start) / common if late and start else 1.0

@@ -45,10 +45,8 @@ SPREADS = ("sd", "interval")
 TIMES = ("step_seconds", "train_seconds")
 MOST_NAMED = 5  # arms of one size in a note
 SIZES = [f"{count}_{when}" for count in ("rank_sum", "params") for when in ("initial", "peak", "final")]
-OF_A_PIECE = ["rank_sum_trained", "params_trained"]  # of methods that add up pieces
-MEANS = [
-    *SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib", "forgetting"
-]  # fmt: skip
+MEANS = [*SIZES, "head_params", "other_params", "gross_share", "net_share", "adapter_bytes", "peak_memory_mib"]
+SOME = ["rank_sum_trained", "params_trained", "forgetting"]  # a column only where some arm has it
 METRIC_TITLES = {
     "accuracy": "Accuracy", "token_accuracy": "Token accuracy", "f1": "F1", "mcc": "MCC", "pearson": "Pearson",
     "spearman": "Spearman",
@@ -137,9 +135,9 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
     record |= {"n": s.n, "seeds": " ".join(map(str, arm["seed"])), "score_mean": s.mean}
     record |= {"score_sd": s.sd, "score_low": s.low, "score_high": s.high}
     record |= {column: arm[column].mean() for column in MEANS}
-    record |= {column: arm[column].mean() for column in OF_A_PIECE if arm[column].notna().any()}
+    record |= {column: arm[column].mean() for column in SOME if arm[column].notna().any()}
     record |= {f"{column}_median": arm[column].median() for column in TIMES}
-    if arm["data_pass_seconds"].notna().any():  # a column only where some arm has it
+    if arm["data_pass_seconds"].notna().any():
         record["data_pass_seconds_median"] = arm["data_pass_seconds"].median()
     flags = sorted({flag for flags in arm["flags"] for flag in flags} - {LOSSY})  # a note on the data set says it
     return record | {"collapsed": int(arm["collapsed"].sum()), "flags": ", ".join(flags)}

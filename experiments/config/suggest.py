@@ -155,9 +155,11 @@ def settings(key: str, value: str) -> list[str]:
         return [f"{group}={leaf}" for group in options]
     found = list(_settings_of(_default()))
     wanted = f"{parent}.{leaf}" if parent else leaf
-    matches = [n for n in found if n == wanted or n.endswith(f".{wanted}")] or [
-        n for n in found if n.rpartition(".")[2] == leaf
-    ]
+    matches = (
+        [n for n in found if n == wanted]
+        or [n for n in found if n.endswith(f".{wanted}")]
+        or [n for n in found if n.rpartition(".")[2] == leaf]
+    )
     return [_shell(f"{name}={value}") if value else f"{name}=VALUE" for name in matches[:3]]
 
 

@@ -59,7 +59,8 @@ def result(method: str, seed: int, score: float, **changes: Any) -> dict[str, An
         },
         "cost": {
             "step_seconds_median": 0.5, "train_seconds": 50.0, "eval_seconds": 5.0,
-            "peak_memory_mib": None, "adapter_bytes": 1_000_000,
+            "peak_memory_mib": None, "adapter_bytes": 1_000_000, "optimizer_bytes": 2_000_000, "train_tokens": 50_000,
+            "step_flops": 1_000_000_000,
         },
         "data": {
             "fingerprint": "babc0ad7ab152ede", "source": "vaderSentiment 3.3.2", "verified": True, "citation": VADER,

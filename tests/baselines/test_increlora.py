@@ -10,7 +10,7 @@ import torch
 from resuming import check_resumes
 from torch import nn
 
-from baselines.increlora import IncreLoRA, IncreLoRAConfig
+from baselines.increlora import FROZEN, IncreLoRA, IncreLoRAConfig
 from elalora import Budget, MethodFailure, RowwiseAdamW, Schedule, UserError
 from elalora.method import BudgetExceeded, gross_share, net_share
 from elalora.resolve import RunSize
@@ -333,7 +333,7 @@ def test_new_directions_restart_the_schedule_and_old_ones_stay_on_theirs():
     common = (60 - 10) / 55
     by_start = {0: 1.0, 1: 50 / 54 / common, 5: 1 / common, 9: 0.2 / common, None: 0.0}
     clock = method.clock["layers.0.up"]
-    assert clock[:3] == [[0, 0], [1, 5], [1, 5]] and [1, None] not in clock[:5]
+    assert clock[:3] == [[0, 0], [1, 5], [1, 5]] and [1, FROZEN] not in clock[:5]
     assert rates["A"] == pytest.approx([by_start[start] for start, _ in clock])
     assert rates["E"] == pytest.approx([by_start[start] for _, start in clock])
 

@@ -17,7 +17,7 @@ MISTAKES = {
     "a setting without its group": (["lr=1e-3"], "unknown setting 'lr'; type trainer.lr=1e-3"),
     "a text with an equals sign": (["data.cache=a=b"], """type 'data.cache="a=b"'"""),
     "an interpolation to nothing": (["seed=${x}"], "'seed=${x}': Interpolation key 'x' not found"),
-    "a method that is none": (["method=elolora"], "method=elolora is unknown; allowed: adalora, beamlora"),
+    "a method that is none": (["method=elolora"], "method=elolora is unknown; allowed: adalora, alora, beamlora"),
     "a budget that is none": (["budget.rank=0"], "budget.rank=0 is not a positive integer"),
     "a value that is no choice": (["tracking.mode=foo"], "tracking.mode=foo is unknown; allowed: offline, online"),
     "a launcher that is none": (["hydra/launcher=foo"], "hydra/launcher=foo is unknown; allowed: basic, local, slurm"),

@@ -67,7 +67,7 @@ ADVICE = {
     ("task=rte#1",): "cannot be read as an override; type task=rte",
     ("method=lora#1",): "cannot be read as an override; type method=lora",
     ("trainer=zzz!",): "cannot be read as an override; allowed: quick, standard",
-    ("method=",): "method= is unknown; allowed: adalora, beamlora",
+    ("method=",): "method= is unknown; allowed: adalora, alora, beamlora",
     ("model=https://huggingface.co/owner/name",): "type model=local model.path=owner/name model.revision=COMMIT",
     ("task=https://example.org/train.csv",): "it is a URL: download it, and type task.files.train=PATH",
     ("task=vader_movies", "task.files.train=a.csv"): "type task=own task.files.train=a.csv",
