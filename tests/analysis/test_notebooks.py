@@ -43,6 +43,7 @@ def test_the_attribution_notebook_reads_out_the_effects(root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "words"), [("own_method", "9 paired seeds: mean difference +"), ("paper_tables", "Comparison")]
 )
+@pytest.mark.slow
 def test_a_notebook_of_tables_runs(name: str, words: str, root: Path, tmp_path: Path):
     assert words in page(name, root, tmp_path)
 
@@ -80,6 +81,7 @@ def test_the_notebooks_are_text_without_outputs():
     assert not list(HERE.glob("*.ipynb"))
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_one_line_and_a_failed_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path / "none"), "--only", "attribution", "--out", str(tmp_path)]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("notebooks:")]

@@ -114,6 +114,7 @@ def test_every_round_of_a_run_is_that_of_a_plain_replay_from_E(variant, rank):
     assert any(round_.notes["swapped"] < 2 for round_ in method.rounds_seen)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 6), st.sampled_from(sorted(FALLS)), st.booleans(), st.integers(0, 3))
 def test_the_rank_sum_stays_and_no_matrix_moves_more_than_one_direction_a_round(rank, b, fall, official, seed):

@@ -143,6 +143,7 @@ def test_bf16_autocast_trains_and_moves_ranks(tmp_path):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_resuming_from_a_checkpoint_equals_no_stop(name, knobs, tmp_path):
     through = make(name, **knobs)
     whole = stock(tmp_path, through, save_strategy="steps", save_steps=7)

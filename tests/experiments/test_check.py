@@ -83,6 +83,7 @@ def test_a_mistake_in_the_words_is_one_line_and_the_exit_code_2(capsys):
         assert err.startswith("elalora: ") and len(err.splitlines()) == 1 and line in err
 
 
+@pytest.mark.slow
 def test_a_study_is_checked_by_its_models_and_tasks_and_not_by_its_runs():
     plans = plans_of(["+study=reproduce_check"])
     pairs = [(plan.config.model.name, plan.config.task.name) for plan in plans]

@@ -60,6 +60,7 @@ def without_factors(folder: Path, matrix: str) -> None:
     edit(folder, lambda key, t: torch.zeros_like(t) if ".lora_" in key and key.startswith(start) else t)
 
 
+@pytest.mark.slow
 def test_the_rebuilt_model_gives_the_losses_of_stock_peft(folder: Path, tiny_model_dir: Path):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification

@@ -144,6 +144,7 @@ def planned(command: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("words", sorted({planned(c) for c in RUNS if "+study=" not in c}), ids=" ".join)
+@pytest.mark.slow
 def test_a_run_command_composes_and_plans(words: tuple[str, ...], place: Path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", *words, "--plan"])
     code = run.main()

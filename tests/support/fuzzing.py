@@ -100,13 +100,21 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
     return damage() | st.binary(max_size=60) | st.just(DEEP.encode())
 
 
-def fuzzed(examples: int, **drawn: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Turns a check of drawn values into a quick test of a few examples, a slow one of `examples`, and a long one."""
+def fuzzed(
+    examples: int, quick: bool = True, **drawn: st.SearchStrategy[Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turns a check of drawn values into a quick test of a few examples, a slow one of `examples`, and a long one.
+
+    Args:
+        examples: of the slow test.
+        quick: False for a check whose few examples take seconds, so that it has no quick test.
+        drawn: a strategy for each argument of the check.
+    """
 
     def decorate(check: Callable[..., None]) -> Callable[..., None]:
-        tiers = [QUICK, pytest.param(1, marks=pytest.mark.slow), pytest.param(TIMES, marks=pytest.mark.full)]
+        longer = [pytest.param(1, marks=pytest.mark.slow), pytest.param(TIMES, marks=pytest.mark.full)]
 
-        @pytest.mark.parametrize("times", tiers)
+        @pytest.mark.parametrize("times", [QUICK, *longer] if quick else longer)
         def test(times: float) -> None:
             chosen = settings(
                 max_examples=max(2, round(examples * times)),

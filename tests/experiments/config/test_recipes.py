@@ -169,6 +169,7 @@ def test_no_recipe_leaves_the_settings_as_they_are():
     assert plan.recipe == "none" and plan.config.trainer.lr == 0.5 and plan.config.trainer.epochs == 3
 
 
+@pytest.mark.slow
 def test_matched_differs_between_arms_in_nothing_but_the_centre_of_their_family():
     configs = {m: config("recipe=matched", f"method={m}") for m in METHODS}
     trainers = {m: OmegaConf.to_container(cfg.trainer, resolve=True) for m, cfg in configs.items()}

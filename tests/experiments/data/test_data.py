@@ -83,9 +83,7 @@ def test_content_is_pinned_wherever_a_whole_copy_was_at_hand() -> None:
 
 def test_an_unknown_source_or_subset_names_the_known_ones() -> None:
     task = task_config("cola")
-    with pytest.raises(
-        UserError, match="task.source=web is unknown; it is one of digits, files, glue, math"
-    ):
+    with pytest.raises(UserError, match="task.source=web is unknown; it is one of digits, files, glue, math"):
         load_task(replace(task, source="web"), DataConfig())
     with pytest.raises(UserError, match="task.subset=ax .* one of cola, rte"):
         load_task(replace(task, subset="ax"), DataConfig())

@@ -57,6 +57,7 @@ def test_the_update_has_its_ranks_and_norm_where_it_is_planted_and_nothing_elsew
             assert not change.any()
 
 
+@pytest.mark.slow
 def test_labels_are_the_answers_of_a_merged_model_with_the_drawn_output_layer(tiny_model_dir, cache):
     made = plan(tiny_model_dir, cache)
     data, settings = data_of(made), made.config.task.teacher

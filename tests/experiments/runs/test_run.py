@@ -156,6 +156,7 @@ def test_the_stored_adapter_gives_the_stored_predictions_in_stock_peft(elalora_r
     assert abs(margin - stored.score.to_numpy()).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_third_run_in_a_process_equals_the_same_run_alone(elalora_run, tiny_model_dir, tmp_path):
     plan, _ = elalora_run
     overrides = ([*MOVES, "seed=5"], ["method=lora"], MOVES)
@@ -342,6 +343,7 @@ def test_regression_and_best_checkpoint_under_paper_best(movies, tiny_model_dir,
     assert best["report"]["metrics"]["pearson"] == pytest.approx(max(scores)[0])
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_read_once_at_the_end_and_leaves_the_last_one_alone(movies, tiny_model_dir, tmp_path):
     plain = run(make_plan(quick(tiny_model_dir, tmp_path, *MOVES)))
     plan = make_plan(quick(tiny_model_dir, tmp_path, *MOVES, "trainer.evaluations=10"))
@@ -382,6 +384,7 @@ def test_streams_of_one_seed_are_apart():
     assert 28 < statistics.mean(bits) < 35
 
 
+@pytest.mark.slow
 def test_the_command_does_a_run_and_skips_it_the_second_time(movies, tiny_model_dir, tmp_path):
     from tiny_runs import QUICK
 

@@ -23,6 +23,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback(name: str, tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path / "store", result("lora", seed, 80.0))

@@ -44,7 +44,7 @@ RUNS = {
     "alora": ["task=sst2", "method=alora", "method.t_initial=1", "method.rounds=2", "method.dev_items=4"],
     "DoRA": ["task=sst2", "method=peft", "+method.options.use_dora=true"],
 }
-QUICK = ("classes", "summaries", "images")
+QUICK = ("classes", "images")
 
 
 @pytest.fixture(scope="module")

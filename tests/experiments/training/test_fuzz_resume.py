@@ -188,7 +188,7 @@ def test_no_change_of_a_tensor_is_taken_up(part: str) -> None:
         assert resumed("elalora", EARLY, lambda f, odd=odd: checkpoint.save(f, EARLY, odd)) is None, how
 
 
-@fuzzed(40, odd=odd_states())
+@fuzzed(40, quick=False, odd=odd_states())
 def test_an_odd_checkpoint_is_taken_up_whole_or_refused_in_one_line(odd: tuple[str, dict[str, Any]]) -> None:
     method, state = odd
     found = resumed(method, EARLY, lambda folder: checkpoint.save(folder, EARLY, state))
@@ -201,7 +201,7 @@ def test_an_odd_checkpoint_is_taken_up_whole_or_refused_in_one_line(odd: tuple[s
         assert held[name].dtype == state[name].dtype and torch.equal(held[name], state[name]), name
 
 
-@fuzzed(8, odd=odd_states(best=True))
+@fuzzed(8, quick=False, odd=odd_states(best=True))
 def test_an_odd_best_checkpoint_is_taken_up_or_refused_in_one_line(odd: tuple[str, dict[str, Any]]) -> None:
     method, state = odd
     newest = stopped(method, LATE)[1]

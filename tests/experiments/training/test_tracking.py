@@ -106,6 +106,7 @@ def test_only_the_first_process_of_a_run_mirrors(monkeypatch: pytest.MonkeyPatch
     assert type(make_tracker(TrackingConfig(name=TrackerName.wandb))) is Tracker
 
 
+@pytest.mark.slow
 def test_a_mirror_holds_the_identity_the_numbers_and_the_ranks(tmp_path: Path):
     store(tmp_path, "ranks.jsonl", START)
     tracker = begin(tmp_path)
@@ -149,6 +150,7 @@ def would_sync(folder: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_one_run_to_sync_and_none_once_it_is_marked_as_synced(tmp_path: Path):
     train(tmp_path, begin(tmp_path), range(20))
     resumed = begin(tmp_path)
@@ -197,6 +199,7 @@ def test_online_a_run_that_resumes_is_the_same_run_and_no_step_is_sent_twice(
     assert sent == [19, 19, 29, 39]  # loss and round of step 19 are one row; step 9 is there already
 
 
+@pytest.mark.slow
 def test_a_round_shows_scores_and_the_summary_costs(tmp_path: Path):
     store(tmp_path, "ranks.jsonl", START)
     tracker = begin(tmp_path)
