@@ -241,7 +241,7 @@ def decoder(name: str) -> dict[str, bytes]:
     settings = conf("model", name)
     kind = MODEL_TYPES[settings.path]
     config = transformers.AutoConfig.for_model(
-        kind, vocab_size=300, hidden_size=24, num_hidden_layers=settings.matrices // 7, num_attention_heads=4,
+        kind, vocab_size=304, hidden_size=24, num_hidden_layers=settings.matrices // 7, num_attention_heads=4,
         num_key_value_heads=2, head_dim=6, intermediate_size=48, max_position_embeddings=8192, pad_token_id=None,
         bos_token_id=0, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
