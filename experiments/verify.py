@@ -7,6 +7,7 @@ this command also reads the files, and computes the score again from the predict
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from experiments.runtime.text import clean, counted
 from experiments.store.compact import opened
 from experiments.store.finished import changed_files
 from experiments.store.folder import RunFolder
-from experiments.store.foreign import DAMAGE, read_table
+from experiments.store.foreign import DAMAGE, read_table, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +48,7 @@ def problems(folder: Path) -> list[str]:
             return ["no checksums: an older version or another program wrote its result"]
         lines = [f"{name} was changed after the run was done" for name in changed_files(folder, result)]
         check_score(folder, result)
+        check_best(folder, result)
     except UserError as error:
         return [str(error)]
     except DAMAGE as error:
@@ -81,6 +83,23 @@ def check_score(folder: Path, result: dict[str, Any]) -> None:
     for name, value in again.items():
         if not abs(value - stored[name]) <= TOLERANCE:
             raise ValueError(f"its {name} is {stored[name]:.2f}, its predictions give {value:.2f}")
+
+
+def check_best(folder: Path, result: dict[str, Any]) -> None:
+    """Compares the scores of the best checkpoint, whose predictions are not stored, with the lines of metrics.jsonl.
+
+    Raises:
+        ValueError: one is not the line's.
+    """
+    best = result["readings"]["best"]
+    if best is None:
+        return
+    lines = [json.loads(line) for line in read_text(folder / "metrics.jsonl").splitlines()]
+    at = (best["step"] - 1, best["report"]["split"])
+    written = {line["metric"]: line["value"] for line in lines if (line["step"], line["split"]) == at}
+    for name, value in best["report"]["metrics"].items():
+        if written.get(name) != value:
+            raise ValueError(f"its best {name} is {value}, metrics.jsonl has {written.get(name, 'none')} at that step")
 
 
 def scores_again(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:

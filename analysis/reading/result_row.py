@@ -21,7 +21,7 @@ from experiments.runtime.text import clean, clean_tree
 from experiments.store.finished import check_result
 from experiments.store.folder import SCHEMA, other_schema
 from experiments.store.foreign import read_bytes, read_json
-from experiments.verify import check_score
+from experiments.verify import check_best, check_score
 
 NO_BUDGET = "none"
 READINGS = ("last", "best")
@@ -44,6 +44,8 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
     check_result(folder, result)
     if result.get("files") or os.path.lexists(folder / "predictions.parquet"):
         check_score(folder, result)
+        if reading == "best":
+            check_best(folder, result)
     if result["readings"][reading] is None:
         raise ValueError(f"it has no reading '{reading}'")
     return _row(clean_tree(result), clean_tree(_manifest(folder)), reading) | {"lines": losses_of(folder, result)}

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,7 +53,7 @@ class Lock:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+", encoding="utf-8")
+            file = open(self.path, "a+", encoding="utf-8", opener=_regular)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}); type store.root=FOLDER") from error
         with file:
@@ -93,6 +94,15 @@ class Lock:
         except (OSError, ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
+
+
+def _regular(path: str, flags: int) -> int:
+    """Opens a file, but no link and no pipe, which `.lock` may be in a stranger's store."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, ".lock is not a file")
 
 
 def _locked(file: TextIO) -> bool:

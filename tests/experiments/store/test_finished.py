@@ -139,6 +139,26 @@ def test_a_score_that_its_predictions_contradict_enters_no_table(
     assert f"its {metric} is 99.00, its predictions give" in line
 
 
+def test_a_best_score_that_its_lines_contradict_is_not_read(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(quick(tiny_model_dir, tmp_path, "method=lora", "trainer.evaluations=3"))
+    best = run(plan)["readings"]["best"]["report"]["metrics"]["accuracy"]
+    assert main(["verify", str(tmp_path)]) == 0
+    [row] = load_runs(tmp_path, reading="best").to_dict("records")
+    assert row["score"] == best
+    edit(plan.folder.path, readings__best__report__metrics__accuracy=best + 5)
+    [line] = load_runs(tmp_path, reading="best").attrs["problems"]
+    assert main(["verify", str(tmp_path)]) == 1
+    for text in (line, capsys.readouterr().out):
+        assert f"its best accuracy is {best + 5}, metrics.jsonl has {best} at that step" in text
+
+
+def test_an_adapter_is_readable_by_whom_its_result_is(done: Plan) -> None:
+    modes = {path.name: path.stat().st_mode for path in done.folder.path.rglob("*") if path.is_file()}
+    assert modes["adapter_model.safetensors"] == modes["result.json"] == modes["predictions.parquet"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1), st.integers(0, 1))
 def test_scores_computed_again_are_those_of_training(items: list[tuple[int, int]], shift: int) -> None:
     labels, predictions = (np.array(column) + shift for column in zip(*items, strict=True))

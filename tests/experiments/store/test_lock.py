@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from elalora.errors import UserError
 from experiments.store import lock
 from experiments.store.folder import RunFolder
 from experiments.store.lock import Busy, Lost
@@ -106,3 +107,16 @@ def test_a_run_that_another_process_has_just_finished_counts_no_attempt(tmp_path
     with RunFolder(tmp_path / "run").working():
         assert RunFolder(tmp_path / "run").status()["state"] == "done"
     assert RunFolder(tmp_path / "run").status()["attempts"] == 1
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_written_through_it(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "private").write_text("mine")
+    if kind == "link":
+        (tmp_path / "run" / ".lock").symlink_to(tmp_path / "private")
+    else:
+        os.mkfifo(tmp_path / "run" / ".lock")
+    with pytest.raises(UserError, match="cannot be written"), RunFolder(tmp_path / "run").working():
+        pass
+    assert (tmp_path / "private").read_text() == "mine"
