@@ -29,9 +29,10 @@ from torch import Tensor, nn
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.importance import Importance
 from elalora.low_rank import SVDMethod
-from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
+from elalora.masked import MaskedMethod
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.patterns import changes, dropped, select, split
+from elalora.patterns import changes, split
 from elalora.regulariser import FORMS
 from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Schedule, ThreePhases, length_in
@@ -143,14 +144,12 @@ def plan_masking(
     return plan
 
 
-class AdaLoRA(SVDMethod):
+class AdaLoRA(MaskedMethod, SVDMethod):
     """See the module's docstring.
 
     Attributes:
         phases: when maskings happen.
-        kept: whether the last masking kept each slot of each matrix.
         threshold: score at or below which it masked; None before the first masking.
-        fixed: whether the pattern is final.
     """
 
     name: ClassVar[str] = "adalora"
@@ -182,9 +181,8 @@ class AdaLoRA(SVDMethod):
     def after_attach(self) -> None:
         self.importance = Importance(self.adapters, self.config.beta1, self.config.beta2)
         self.trackers = [self.importance]
-        self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
+        self.start_pattern()
         self.threshold: float | None = None
-        self.fixed = False
         self._factors: list[Tensor] = []
         self._first, self._last = self.budget_use()  # b_0 and b_T
 
@@ -214,7 +212,7 @@ class AdaLoRA(SVDMethod):
         self._mask()
         lost, back = changes(before, self.kept)
         if self.fixed and self.config.compact:
-            self._remove()
+            self.remove_masked()
         notes = {"budget": allowed, "tied": tied}
         # the scores of all maskings would take megabytes per run, so only those of the final one are recorded
         return Round(step, self.ranks(), lost, back, scores if self.fixed else {}, notes)
@@ -242,41 +240,12 @@ class AdaLoRA(SVDMethod):
             self._factors = [v.new_tensor(kept, dtype=v.dtype) for kept, v in pairs]
         torch._foreach_mul_(values, self._factors)
 
-    def _remove(self) -> None:
-        """Removes masked directions; outputs are unchanged, because their singular values are 0."""
-        self.prune(dropped(self.kept))
-        self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
+    def remove_masked(self) -> None:
+        super().remove_masked()
         self._factors = []
-
-    def finish(self) -> None:
-        if not self.fixed:
-            due = self.phases.rounds()
-            raise NeverActed(
-                f"{len(due)} maskings were due, the last after step {due[-1]}, and the final pattern was never set: "
-                "after_step was not called at every step"
-            )
-        self._remove()
-        self.check_budget()
-
-    def check_budget(self) -> None:
-        """As in the base class; fails before the final pattern, because masked directions can still return."""
-        if not self.fixed:
-            raise BudgetExceeded("the final pattern is not set: masked directions can still return")
-        super().check_budget()
-
-    def ranks(self) -> dict[str, int]:
-        """Directions that the last masking kept; between maskings the others are not 0 either."""
-        return {name: sum(kept) for name, kept in self.kept.items()}
-
-    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """As in the base class; once the pattern is final, without the directions it masks."""
-        factors = super().lora_factors()
-        return select(factors, self.kept) if self.fixed else factors
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        if any(len(self.kept[name]) != rank for name, rank in state["ranks"].items()):
-            raise ValueError("the pattern does not fit the ranks")
         self._factors = []
 
 

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from baselines.adalora import highest
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError, check_choices, check_numbers
-from elalora.low_rank import LowRankMethod, NamedTensors, draw_uniform
-from elalora.method import BudgetExceeded, Capabilities, NeverActed, Round
+from elalora.low_rank import NamedTensors, draw_uniform
+from elalora.masked import MaskedMethod
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.patterns import changes, dropped, select, split
+from elalora.patterns import changes, split
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule, ThreePhases, length_in, steps_of
 
@@ -151,13 +152,11 @@ def plan_window(total: int, start: float, final: float, interval: int, first_rou
     return Window(total, first, last, interval, (1 + twice) * first_round)
 
 
-class DynamicDoRA(LowRankMethod):
+class DynamicDoRA(MaskedMethod):
     """See the module's docstring.
 
     Attributes:
         phases: the window of pruning.
-        kept: whether the last round kept each slot of each matrix.
-        fixed: whether the last round of the window is over.
     """
 
     name: ClassVar[str] = "dora_dynamic"
@@ -194,8 +193,7 @@ class DynamicDoRA(LowRankMethod):
             draw_uniform(factor, adapter.rank, math.sqrt(6 / inputs), self.generator)
 
     def after_attach(self) -> None:
-        self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
-        self.fixed = False
+        self.start_pattern()
         self.scores = NamedTensors("score", {"all": (sum(map(len, self.kept.values())),)})  # s of all directions
         self.trackers = [self.scores]
         self._first, self._last = self.budget_use()
@@ -239,7 +237,7 @@ class DynamicDoRA(LowRankMethod):
         if self.fixed:
             self.scores.clear()
             if not self.config.M7:
-                self._remove()
+                self.remove_masked()
         return Round(step, ranks, lost, back, scores, {"budget": allowed, "tied": sum(chosen) - sum(kept)})
 
     def _mask(self) -> None:
@@ -248,41 +246,6 @@ class DynamicDoRA(LowRankMethod):
             gates = self.adapters[name].E
             assert gates is not None
             gates.detach()[[slot for slot, kept in enumerate(slots) if not kept]] = 0.0
-
-    def _remove(self) -> None:
-        """Removes the pruned directions; outputs are unchanged, because their c is 0."""
-        self.prune(dropped(self.kept))
-        self.kept = {name: [True] * adapter.rank for name, adapter in self.adapters.items()}
-
-    def finish(self) -> None:
-        if not self.fixed:
-            due = self.phases.rounds()
-            raise NeverActed(
-                f"{len(due)} rounds were due, the last after step {due[-1]}, and it did not happen: after_step was not "
-                "called at every step"
-            )
-        self._remove()
-        self.check_budget()
-
-    def check_budget(self) -> None:
-        """As in the base class; fails before the last round, because pruned directions can still return."""
-        if not self.fixed:
-            raise BudgetExceeded("the last round is not over: pruned directions can still return")
-        super().check_budget()
-
-    def ranks(self) -> dict[str, int]:
-        """Directions that the last round kept; until the last one, c of the others is 0 right after a round only."""
-        return {name: sum(kept) for name, kept in self.kept.items()}
-
-    def lora_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """As in the base class; after the last round, without the directions that it pruned."""
-        factors = super().lora_factors()
-        return select(factors, self.kept) if self.fixed else factors
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        if any(len(self.kept[name]) != rank for name, rank in state["ranks"].items()):
-            raise ValueError("the pattern does not fit the ranks")
 
 
 def shares(adapter: LowRankLinear, eps: float = 1e-8) -> Tensor:
