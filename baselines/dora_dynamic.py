@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.adalora import highest
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import NamedTensors, draw_uniform
@@ -35,6 +34,8 @@ from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes, split
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule, ThreePhases, length_in, steps_of
+
+from .adalora import highest
 
 SWITCHES = ("M1", "M2", "M5", "M6", "M7")
 

@@ -24,11 +24,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from baselines.prilora import sees_target
 from elalora.adapters import LowRankLinear
 from elalora.budget import Budget
 from elalora.errors import UserError, check_numbers
 from elalora.measured import IGNORED, MeasuredRanks, token_mask
+
+from .prilora import sees_target
 
 
 @dataclass

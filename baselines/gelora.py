@@ -23,10 +23,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.prilora import sees_target
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.measured import MeasuredRanks, token_mask
 from elalora.method import Capabilities
+
+from .prilora import sees_target
 
 ENOUGH = 1_000  # sequences from which on a difference of one rank is more than the estimator's noise
 SAME = 1e-6  # two points nearer than this, relative to the mean distance, are one

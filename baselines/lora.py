@@ -13,11 +13,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from baselines.fixed_ranks import FixedRanks, resolved_layout, set_layout
 from elalora.adapters import LowRankLinear
 from elalora.errors import check_numbers
 from elalora.low_rank import draw_kaiming
 from elalora.resolve import RunSize, added
+
+from .fixed_ranks import FixedRanks, resolved_layout, set_layout
 
 
 @dataclass

@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from baselines.adalora import Masking, initial_rank, plan_masking
 from elalora.attach import find_linears, put
 from elalora.budget import Budget, Count
 from elalora.errors import UserError
@@ -32,6 +31,8 @@ from elalora.optim import RowwiseAdamW
 from elalora.patterns import changes
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule
+
+from .adalora import Masking, initial_rank, plan_masking
 
 ADAPTER = "default"
 BATCHES = 8  # training batches that EVA sees

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from baselines.fixed_ranks import FixedRanks, resolved_layout, set_layout
 from elalora.errors import check_choices, check_numbers
 from elalora.low_rank import SVDMethod
 from elalora.method import Round
@@ -22,6 +21,8 @@ from elalora.regulariser import FORMS
 from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
+
+from .fixed_ranks import FixedRanks, resolved_layout, set_layout
 
 
 @dataclass

@@ -49,9 +49,10 @@ def imports_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.level or node.module is None:
-                raise ValueError(f"{path}:{node.lineno}: relative import; name the package")
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            if node.level > 1 or node.module is None:
+                raise ValueError(f"{path}:{node.lineno}: relative import of more than a neighbour; name the package")
+            package = f"{path.parent.name}." if node.level else ""
+            yield from (f"{package}{node.module}.{alias.name}" for alias in node.names)
 
 
 @cache

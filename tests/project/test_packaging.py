@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -130,25 +131,79 @@ def test_the_library_imports_where_only_torch_is_installed(tmp_path: Path):
     assert str(tmp_path) in done.stdout
 
 
-@pytest.mark.slow
-def test_a_wheel_installs_and_carries_its_licence(tmp_path: Path):
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif (ROOT / name).exists():
-            shutil.copy(ROOT / name, source / name)
+def copy_of_the_library(place: Path) -> Path:
+    for name in ("elalora", "baselines"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip installed a wheel."""
+    place = tmp_path_factory.mktemp("wheel")
+    source = copy_of_the_library(place / "source")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    target = tmp_path / "installed"
-    done = subprocess.run([*pip, "--target", str(target), str(source)], capture_output=True, text=True)
+    done = subprocess.run([*pip, "--target", str(place / "site"), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    installed = {path.relative_to(target).as_posix() for path in target.rglob("*.py")}
-    assert {path.relative_to(ROOT).as_posix() for path in sources("elalora")} <= installed
-    [metadata] = target.glob("elalora-*.dist-info")
+    return place / "site"
+
+
+@pytest.mark.slow
+def test_a_wheel_has_one_name_and_all_methods_and_carries_its_licence(installed: Path):
+    files = {path.relative_to(installed).as_posix() for path in installed.rglob("*.py")}
+    library = {path.relative_to(ROOT).as_posix() for path in sources("elalora")}
+    assert files == library | {f"elalora/{path.relative_to(ROOT).as_posix()}" for path in sources("baselines")}
+    [metadata] = installed.glob("elalora-*.dist-info")
     assert list(metadata.rglob("LICENSE"))
     needed = [line for line in (metadata / "METADATA").read_text().splitlines() if line.startswith("Requires-Dist")]
     assert [line for line in needed if "extra ==" not in line] == ["Requires-Dist: torch>=2.4"]
+
+
+STOCK_TRAINER = """
+import sys
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+import elalora
+from elalora import Budget, ElaLoRA, ElaLoRAConfig
+from elalora.baselines.adalora import AdaLoRA, AdaLoRAConfig
+from elalora.baselines.registry import METHODS, method_class
+from elalora.hf import adapt
+
+assert all(method_class(name).__module__.startswith("elalora.") for name in METHODS)
+shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+for method in (ElaLoRA(ElaLoRAConfig(), Budget(rank=4)), AdaLoRA(AdaLoRAConfig(), Budget(rank=4))):
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=64, **shape))
+    ids = torch.arange(12)
+    data = [{"input_ids": ids + i, "labels": i % 2} for i in range(48)] * 8
+    args = TrainingArguments("run", learning_rate=3e-3, num_train_epochs=3, use_cpu=True, report_to=[])
+    trainer = Trainer(model=model, args=args, train_dataset=data)
+    method = adapt(trainer, method, targets="paper", keep=["classifier"])
+    trainer.train()
+    trainer.save_model(method.name)
+    print(method.name, len(set(method.ranks().values())) > 1, elalora.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_the_stock_trainer_trains_methods_of_the_installed_wheel(installed: Path, tmp_path: Path):
+    (tmp_path / "script.py").write_text(STOCK_TRAINER)
+    place = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if str(installed) in line]
+    assert [line[:2] for line in lines] == [["elalora", "True"], ["adalora", "True"]]
+    assert all((tmp_path / name / "adapter_model.safetensors").is_file() for name in ("elalora", "adalora"))
+
+
+def test_a_checkout_has_the_methods_under_the_wheel_s_name_too():
+    from elalora.baselines.registry import METHODS
+    from elalora.baselines.sora import SoRA
+
+    assert SoRA.__module__ == "elalora.baselines.sora" and METHODS["sora"] == "elalora.baselines.sora:SoRA"
 
 
 BESIDE_THE_CLONE = """
@@ -162,11 +217,9 @@ print(Budget.__module__)
 @pytest.mark.slow
 def test_a_script_beside_the_clone_imports_the_library_that_was_installed_with_e(tmp_path: Path):
     """A clone is a folder named elalora without an __init__.py: Python would take it for a namespace package."""
-    source = tmp_path / "elalora"
-    for name in PACKAGES:
+    source = copy_of_the_library(tmp_path / "elalora")
+    for name in ("experiments", "analysis"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
     build = "import sys; from setuptools.build_meta import build_editable as build; build(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, check=True)
     [wheel] = tmp_path.glob("*.whl")
