@@ -125,7 +125,9 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
     if task.teacher.pattern is not None:
         loaded = taught(loaded, config.data, config.model, files)
     seed = stream(config.seed, "subset")
-    splits = apply_protocol(loaded, config.protocol, train_items=config.data.train_items, seed=seed)
+    splits = apply_protocol(
+        loaded, config.protocol, train_items=config.data.train_items, seed=seed, eval_items=config.data.eval_items
+    )
     if config.protocol.name == "tune":  # its reported split chooses settings and is in no table
         held_out, split = splits.report, splits.report_name
     elif splits.select is not None and splits.select_name not in (None, splits.report_name):

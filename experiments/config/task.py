@@ -34,7 +34,8 @@ ANSWER_METRICS = {
     "tokens": ("token_accuracy", *LOSSES),
 }
 PARSERS = (
-    "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1"
+    "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1",
+    "math_v1",
 )  # fmt: skip
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
@@ -127,7 +128,10 @@ class TaskConfig:
         fingerprint: expected sha256 of the content, part of a run's identity and checked at load; null accepts any
             content with the right counts.
         hub_id, hub_name, hub_revision: data set on the hub, its configuration and the pinned commit.
+        test_hub_id, test_hub_revision: data set of the test split, where it is another one.
         quick_items: training items under trainer=quick, or all if there are fewer; null takes all.
+        quick_eval_items, quick_steps, quick_batch: the other sizes of trainer=quick, `data.eval_items`,
+            `trainer.max_steps` and `trainer.batch_size`.
         teacher: labels the texts in place of the task's own labels, if it has a pattern.
     """
 
@@ -172,7 +176,12 @@ class TaskConfig:
     hub_id: str | None = None
     hub_name: str | None = None
     hub_revision: str | None = None
+    test_hub_id: str | None = added(None)
+    test_hub_revision: str | None = added(None)
     quick_items: int | None = None
+    quick_eval_items: int | None = None
+    quick_steps: int = 100
+    quick_batch: int = 32
     teacher: TeacherConfig = added(TeacherConfig)
 
 
@@ -302,6 +311,8 @@ class DataConfig:
     root: str | None = None  # local data folder, read first; docs/benchmarks.md describes its layout
     cache: str | None = None  # folder for fetched and tokenised data; null takes $ELALORA_CACHE, else ~/.cache/elalora
     train_items: int | None = None  # size of a training subset, drawn by the run's seed; null uses the whole split
+    # items at most of every evaluated split, the same for all runs; null uses the whole split
+    eval_items: int | None = added(None)
 
 
 @dataclass

@@ -49,9 +49,12 @@ class Splits:
     select_name: str | None  # "held_out" for rows of train that the clean protocol holds out
     report_name: str
     available: int = 0  # training items before a subset is drawn
+    reportable: int = 0  # reported items before a subset is drawn
 
 
-def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int | None, seed: int) -> Splits:
+def apply_protocol(
+    data: TaskData, protocol: ProtocolConfig, *, train_items: int | None, seed: int, eval_items: int | None = None
+) -> Splits:
     """Assigns every row of a task to a part of the run.
 
     Args:
@@ -60,11 +63,14 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
         train_items: size of a subset of the training rows; None uses all, and so does the task's own quick_items if
             there are fewer.
         seed: the run's seed, which draws the subset: the same for all arms with that seed.
+        eval_items: size of the evaluated subsets, the same rows for every seed; a smaller split is taken whole.
 
     Raises:
-        UserError: the subset is empty or larger than train.
+        UserError: a subset is empty, or that of train is larger than train.
     """
-    splits = _by_splits(data, protocol)
+    if eval_items is not None and eval_items < 1:
+        raise UserError(f"data.eval_items={eval_items} must be at least 1; data.eval_items=null evaluates all")
+    splits = _evaluated(_by_splits(data, protocol), data.config, eval_items)
     splits = replace(splits, available=len(splits.train))
     if train_items is None or train_items == data.config.quick_items and train_items > len(splits.train):
         return splits
@@ -76,6 +82,19 @@ def apply_protocol(data: TaskData, protocol: ProtocolConfig, *, train_items: int
         )
     chosen = draw_rows(splits.train, data.config, train_items, f"train_items/{seed}")
     return replace(splits, train=splits.train.select(chosen))
+
+
+def _evaluated(splits: Splits, task: TaskConfig, size: int | None) -> Splits:
+    """The splits with at most `size` rows to select on and to report; a split that does both stays one."""
+    splits = replace(splits, reportable=len(splits.report))
+
+    def part(rows: Dataset, name: str | None) -> Dataset:
+        if size is None or size >= len(rows):
+            return rows
+        return rows.select(draw_rows(rows, task, size, f"eval_items/{name}"))
+
+    select = None if splits.select is None else part(splits.select, splits.select_name)
+    return replace(splits, select=select, report=part(splits.report, splits.report_name))
 
 
 def selects(protocol: str, suite: str) -> bool:

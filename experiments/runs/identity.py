@@ -29,7 +29,7 @@ from elalora.resolve import canonical as canonical_settings
 from elalora.schedules import steps_of
 from elalora.targets import ARCHITECTURES, NAMES, patterns_of
 from experiments.config.schema import ModelConfig, TrainerConfig
-from experiments.config.task import TaskConfig
+from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.protocols import draws_held_out, selects
 
 LONG = 100_000  # steps; any schedule fits into that many, and listing its rounds would take time
@@ -49,6 +49,7 @@ KINDS = {
 }  # fmt: skip
 # read for one form of a causal task's answer only
 ANSWERS = {"option_score": "options", "parser": "generate", "stop": "generate", "generate_length": "generate"}
+SCHEMAS = {"model": ModelConfig, "task": TaskConfig, "trainer": TrainerConfig, "data": DataConfig}
 MAY_DROP = ("causal",)  # kinds of tasks that leave out training rows which are too long
 # the architectures of the models of conf/model, whose configuration is not read before the run starts
 MODEL_TYPES = {
@@ -99,7 +100,7 @@ def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: boo
     if not draws_held_out(out["protocol"]["name"], out["task"]):
         out["protocol"] = {"name": out["protocol"]["name"]}
     out["model"] = {key: value for key, value in out["model"].items() if key != "matrices"}  # a check, no setting
-    for group, schema in (("model", ModelConfig), ("task", TaskConfig), ("trainer", TrainerConfig)):
+    for group, schema in SCHEMAS.items():
         later = added_defaults(schema)
         out[group] = {key: value for key, value in out[group].items() if key not in later or value != later[key]}
     out["model"]["targets"] = _targets(out["model"]["targets"], path)

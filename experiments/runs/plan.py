@@ -309,9 +309,10 @@ def _identity(
         science["forgetting"] = identity_of(general)
     science["budget"] = budget_name(budget)
     science["task"]["files"] = digests(config.task, config.data.root)
-    at_most = science["task"].pop("quick_items") == config.data.train_items  # a smaller split is taken whole
+    at_most = config.task.quick_items == config.data.train_items  # a smaller split is taken whole
+    science["task"] = {key: value for key, value in science["task"].items() if not key.startswith("quick_")}
     science["model"] = _model_identity(science["model"])
-    science["data"] = {"train_items": config.data.train_items}
+    science["data"] = {"train_items": config.data.train_items, "eval_items": config.data.eval_items}
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.revision(method_config)}
     science["world_size"] = world_size()
     return canonical(science, config.model.path, at_most)

@@ -221,7 +221,8 @@ def _processor_key(plan: Plan) -> list[Any]:
 def _splits_key(plan: Plan) -> list[Any]:
     items = plan.config.data.train_items
     seed = None if items is None else stream(plan.config.seed, "subset")
-    return [_data_key(plan), _processor_key(plan), plan.identity["protocol"], items, seed]
+    evaluated = plan.config.data.eval_items
+    return [_data_key(plan), _processor_key(plan), plan.identity["protocol"], items, seed, evaluated]
 
 
 @cached(_data_key)
@@ -254,7 +255,7 @@ def rows_of(plan: Plan) -> Rows:
     config = plan.config
     return apply_protocol(
         data_of(plan), OmegaConf.to_object(config.protocol), train_items=config.data.train_items,
-        seed=stream(config.seed, "subset"),
+        seed=stream(config.seed, "subset"), eval_items=config.data.eval_items,
     )  # fmt: skip
 
 
@@ -270,4 +271,5 @@ def splits_of(plan: Plan) -> Splits:
         return Split(name, make_items(dataset, processor, task, config.data.cache, name == "train"))
 
     select = None if rows.select is None else ready(rows.select, rows.select_name or "validation")
-    return Splits(ready(rows.train, "train"), select, ready(rows.report, rows.report_name), rows.available)
+    report = ready(rows.report, rows.report_name)
+    return Splits(ready(rows.train, "train"), select, report, rows.available, rows.reportable)

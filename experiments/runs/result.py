@@ -36,7 +36,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
     progress, reading, start = state.progress, state.report, state.start_ranks
     assert data is not None and reading is not None
     config = plan.config
-    guessing = prepared.readout.guessing(items)
+    guessing, reportable = prepared.readout.guessing(items), prepared.splits.reportable
     return {
         "schema": SCHEMA,
         "id": plan.id,
@@ -86,6 +86,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             "train_items": len(items),
             "available_items": prepared.splits.available,
             "report_items": len(reading.rows),
+            **({"available_report_items": reportable} if reportable > len(reading.rows) else {}),
             "truncated": items.truncated,
             "truncated_targets": getattr(items, "truncated_targets", 0),
             "majority": prepared.readout.constant(reading.rows),
@@ -96,6 +97,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             *_flags(plan, method, reading.collapsed, data.verified, guessing),
             *data.remarks,
             *(["training rows left out"] if getattr(items, "dropped", 0) else []),
+            *([f"on {len(reading.rows)} of {reportable} reported items"] if reportable > len(reading.rows) else []),
             *method.remarks(),
         ],
     }

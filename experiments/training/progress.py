@@ -47,13 +47,15 @@ class DataPass(NamedTuple):
 class Splits(NamedTuple):
     """The items of a run by purpose; `select` is None where no checkpoint is chosen.
 
-    `available` is the number of training items before data.train_items drew a subset.
+    `available` is the number of training items before data.train_items drew a subset, `reportable` that of reported
+    items before data.eval_items drew one.
     """
 
     train: Split
     select: Split | None
     report: Split
     available: int = 0
+    reportable: int = 0
 
 
 @dataclass

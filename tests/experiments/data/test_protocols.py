@@ -125,6 +125,23 @@ def test_a_limit_that_the_task_declared_takes_all_of_fewer_items() -> None:
         apply_protocol(data, ProtocolConfig("clean"), train_items=1601, seed=0)
 
 
+def test_evaluated_subsets_are_stratified_and_the_same_for_every_seed() -> None:
+    protocol = ProtocolConfig("clean")
+    some = [apply_protocol(task_data(TWO), protocol, train_items=90, seed=s, eval_items=30) for s in (3, 4)]
+    whole = apply(TWO, "clean")
+    for splits in some:
+        assert splits.select is not None and len(splits.select) == len(splits.report) == 30
+        assert splits.reportable == len(whole.report) > 30
+        assert Counter(splits.report["label"]) == {0: 20, 1: 10}
+    assert numbers(some[0].report) == numbers(some[1].report) and set(numbers(some[0].report)) <= set(
+        numbers(whole.report)
+    )
+    more = apply_protocol(task_data(TWO), protocol, train_items=None, seed=0, eval_items=10**6)
+    assert numbers(more.report) == numbers(whole.report)
+    with pytest.raises(UserError, match="data.eval_items=0 must be at least 1"):
+        apply_protocol(task_data(TWO), protocol, train_items=None, seed=0, eval_items=0)
+
+
 @pytest.mark.parametrize("size", [0, 541])
 def test_a_subset_that_train_cannot_give_is_refused_with_the_largest_size(size: int) -> None:
     with pytest.raises(UserError, match=f"data.train_items={size}.*540 training items.*data.train_items=null"):
