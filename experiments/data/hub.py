@@ -14,7 +14,7 @@ from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import data_root
 from experiments.data.image_files import inside
 from experiments.data.shards import numbered, official_tables
-from experiments.data.tables import Columns, joined, read_parquet
+from experiments.data.tables import Columns, joined, read_parquet, read_table
 from experiments.runtime.hub import snapshot
 
 
@@ -47,9 +47,46 @@ def read_official(
     instead = f"put {' and '.join(f'{name}.parquet' for name in splits)} into FOLDER/{below}/ and type data.root=FOLDER"
     if task.hub_id is None:
         raise UserError(f"task {task.name}: no folder {below} in data.root={data.root}; {instead}")
-    on_hub, commit = _hub_files(task, splits, instead)
+    return read_hub(task, splits, columns, instead)
+
+
+def read_hub(
+    task: TaskConfig, splits: Sequence[str], columns: Sequence[str] | None, instead: str,
+    setting: str = "task.hub_revision",
+) -> tuple[dict[str, Columns], str]:  # fmt: skip
+    """The splits of a data set on the hub, and their source.
+
+    Args:
+        task: its hub_id, hub_name and hub_revision; setting: by which the user gives the last.
+        splits, columns: see `read_official`.
+        instead: what a user may do where the hub cannot be read, for errors.
+
+    Raises:
+        UserError: see `read_official`.
+    """
+    on_hub, commit = _hub_files(task, splits, instead, setting)
     source = f"hub {task.hub_id} ({task.hub_name or 'default'}) @{commit}"
     return {name: _read_shards(task, on_hub[name], columns) for name in splits}, source
+
+
+def read_hub_table(task: TaskConfig, file: str, columns: Sequence[str], instead: str) -> tuple[Columns, str]:
+    """One table of a repository on the hub whose format is not parquet, and the commit.
+
+    Args:
+        task, columns, instead: see `read_hub`.
+        file: its path in the repository.
+
+    Raises:
+        UserError: no commit is pinned, the hub cannot be read, or the commit has no such file.
+    """
+    _require_commit(task, instead, "task.hub_revision", "")
+    try:
+        folder = snapshot(str(task.hub_id), [file], task.hub_revision, "dataset")
+    except UserError as error:
+        raise _unread(task, instead, error) from error
+    if not (folder / file).is_file():
+        raise UserError(f"task {task.name}: {task.hub_id} has no file {file} at {task.hub_revision}; {instead}")
+    return read_table(folder / file, f"{file} of {task.hub_id}", columns), folder.name
 
 
 def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str, dict[str, Path]]:
@@ -59,17 +96,28 @@ def local_files(root: str | None, below: str, splits: Iterable[str]) -> dict[str
     return {name: numbered(files) for name, files in found.items() if files}
 
 
-def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> tuple[dict[str, list[Path]], str]:
+def _require_commit(task: TaskConfig, instead: str, setting: str, more: str) -> None:
+    if task.hub_revision is None:
+        raise UserError(
+            f"task {task.name}: the commit of {task.hub_id} on the hub is not pinned; {instead}, or type "
+            f"{setting}=COMMIT{more}"
+        )
+
+
+def _unread(task: TaskConfig, instead: str, error: UserError) -> UserError:
+    return UserError(f"task {task.name}: {task.hub_id} cannot be read from the hub; {instead} ({error})")
+
+
+def _hub_files(
+    task: TaskConfig, splits: Sequence[str], instead: str, setting: str
+) -> tuple[dict[str, list[Path]], str]:
     """The parquet files of each split in the hub's cache, and their commit; what is missing is fetched.
 
     Raises:
         UserError: no commit is pinned, the hub cannot be read, or the commit has no such files.
     """
-    if task.hub_revision is None:
-        raise UserError(
-            f"task {task.name}: the commit of {task.hub_id} on the hub is not pinned; {instead}, or type "
-            "task.hub_revision=COMMIT (task.hub_revision=refs/convert/parquet follows the hub's own parquet copy)"
-        )
+    copy = f"{setting}=refs/convert/parquet"
+    _require_commit(task, instead, setting, f" ({copy} follows the hub's own parquet copy)")
     try:
         folder = snapshot(str(task.hub_id), ["README.md", ".gitattributes"], task.hub_revision, "dataset")
         described = _described(folder / "README.md", task.hub_name)
@@ -77,12 +125,12 @@ def _hub_files(task: TaskConfig, splits: Sequence[str], instead: str) -> tuple[d
         wanted = [pattern for choice in choices.values() for patterns in choice for pattern in patterns]
         snapshot(str(task.hub_id), wanted, folder.name, "dataset")  # at the commit that a branch had a moment ago
     except UserError as error:
-        raise UserError(f"task {task.name}: {task.hub_id} cannot be read from the hub; {instead} ({error})") from error
+        raise _unread(task, instead, error) from error
     files = {split: _first(folder, choices[split]) for split in splits}
     if missing := [split for split in splits if not files[split]]:
         raise UserError(
             f"task {task.name}: {task.hub_id} has no parquet files of {missing[0]} at {task.hub_revision}, and a "
-            f"loading script is never run; {instead}, or type task.hub_revision=refs/convert/parquet, the hub's own "
+            f"loading script is never run; {instead}, or type {copy}, the hub's own "
             "parquet copy"
         )
     return files, folder.name

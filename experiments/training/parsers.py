@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
+from experiments.data.math_answers import boxed, normal
+
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 ANSWER_PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
@@ -84,6 +86,19 @@ def _metamath(text: str, options: Sequence[str]) -> str | None:
     return text.rpartition(phrase)[2].partition("\n")[0].strip(" .!?$%")
 
 
+def _math(text: str, options: Sequence[str]) -> str | None:
+    """What follows the last "The answer is: " up to the end of its sentence or line, else the last boxed answer."""
+    phrase = "The answer is: "
+    if phrase not in text:
+        return boxed(text)
+    answer = text.rpartition(phrase)[2].split("\n")[0].strip().removesuffix(".")
+    return boxed(answer) or answer.strip("$ ") or None
+
+
+def _same_mathematics(answer: str, reference: str) -> bool:
+    return normal(answer) == normal(reference)
+
+
 def _fraction(text: str) -> Decimal | None:
     """A decimal number, or a fraction with one slash."""
     try:
@@ -121,4 +136,5 @@ PARSERS = {
     "gsm8k_v1": Parser(_gsm8k, _as_integers),
     "metamath_v1": Parser(_metamath, _as_metamath),
     "hash_v1": Parser(_hash, _as_numbers),
+    "math_v1": Parser(_math, _same_mathematics),
 }

@@ -22,7 +22,8 @@ from experiments.runtime.places import CHECKOUT
 NO_HUB = ("local", "minilm", "smollm2_135m", "vit_digits", "own", "own_images", "own_prompts")
 MODELS = [name for name in sorted(file.stem for file in (CONF / "model").glob("*.yaml")) if name not in NO_HUB]
 TASKS = [file.stem for file in sorted((CONF / "task").glob("*.yaml")) if conf("task", file.stem).get("hub_id")]
-LOADED = [name for name in TASKS if not name.endswith("_prompt")]  # the others read the same files
+# prompts read the same files, and MetaMathQA's are in tests/experiments/data/test_math_words.py
+LOADED = [name for name in TASKS if conf("task", name).get("kind") != "causal"]
 QUICK = ("deberta_v3_base", "qwen3_0_6b", "rte", "xsum")
 FREE = ["task.verify=false", "task.fingerprint=null", "data.train_items=null"]
 TASK = {"bart_base": "xsum", "bart_large": "xsum", "vit_b16_in21k": "digits"}

@@ -33,6 +33,12 @@ READ = [
     ("metamath_v1", "#### 5\nThe answer is 6", "6"),  # in the order of the phrases, not of the text
     ("metamath_v1", "The answer is: $1,000.", "1,000"),
     ("metamath_v1", r"\boxed{7}", None),
+    ("math_v1", r"so \boxed{\frac{1}{2}}. The answer is: \frac{3}{4}.", r"\frac{3}{4}"),
+    ("math_v1", "The answer is: $x^2 + 1$\nQuestion: more", "x^2 + 1"),
+    ("math_v1", r"The answer is: $\boxed{(1, \sqrt{2})}$", r"(1, \sqrt{2})"),
+    ("math_v1", r"first \boxed{1}, then \fbox{2^{10}}", "2^{10}"),
+    ("math_v1", r"never closed \boxed{1", None),
+    ("math_v1", "The answer is 7", None),
 ]
 EQUAL = [
     ("exact_v1", "7", "7", True),
@@ -46,6 +52,17 @@ EQUAL = [
     ("metamath_v1", "1,000", "1000", False),  # thousands commas stay, as in PEFT's comparison
     ("metamath_v1", "x + 1", "x + 1", True),
     ("hash_v1", "12.00", "12", True),
+    ("math_v1", r"\dfrac12", r"\frac{1}{2}", True),
+    ("math_v1", "1/2", r"\frac{1}{2}", True),
+    ("math_v1", "0.5", r"\frac{1}{2}", True),
+    ("math_v1", ".5", "0.5", True),
+    ("math_v1", r"\left(3, \sqrt2\right)", r"(3,\sqrt{2})", True),
+    ("math_v1", r"x = 5", "5", True),
+    ("math_v1", r"90^\circ", "90", True),
+    ("math_v1", r"12\text{ cm}", "12", True),
+    ("math_v1", r"50\%", "50", True),
+    ("math_v1", "5.0", "5", False),  # texts are compared, not values
+    ("math_v1", "2x+1", "1+2x", False),
 ]
 
 
