@@ -7,7 +7,7 @@ identity uses before it is hashed, so that the two cannot drift apart.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from elalora.errors import UserError
@@ -72,7 +72,8 @@ def added(default: Any) -> Any:
 def added_defaults(schema: Any) -> dict[str, Any]:
     """The fields of `added` of a dataclass and their defaults, a dataclass among them as a dictionary."""
     later = [f for f in fields(schema) if f.metadata.get("added")]
-    return {f.name: f.default if f.default_factory is MISSING else asdict(f.default_factory()) for f in later}
+    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in later}
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in defaults.items()}
 
 
 def identifying(config: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ PARSERS = (
     "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1",
     "math_v1",
 )  # fmt: skip
+PART = 1_000_000  # items of one of `task.parts` are numbered from this times its place, counted from 1
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
 # Hydra refuses any other value and lists these; each member equals its plain string, also in stored files
@@ -82,8 +83,8 @@ class TaskConfig:
 
     Attributes:
         name: the task's name on the command line and in every table.
-        source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums", "math"
-            or "files".
+        source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense",
+            "instructions" or "files".
         subset: the part of the source, such as "movies" or "cola"; for folders its name below data.root.
         suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
         group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.
@@ -122,6 +123,7 @@ class TaskConfig:
             by the number of tokens or characters.
         parser: one of `PARSERS`, which says how an answer is read from generated text and compared.
         stop: texts that end the generation and are cut off.
+        parts: names of the test sets that the test split joins; the score is the unweighted mean of theirs.
         citation: what to cite in docs and tables.
         verify: whether counts, labels and content are compared with the official ones; false for subsets and stand-ins,
             and every result then says so.
@@ -170,6 +172,7 @@ class TaskConfig:
     option_score: OptionScore = OptionScore.sum
     parser: str = "exact_v1"
     stop: list[str] = field(default_factory=list)
+    parts: list[str] = added(list)
     citation: str = ""
     verify: bool = True
     fingerprint: str | None = None

@@ -28,14 +28,27 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
         UserError: contradictory settings, or data that are missing or not the expected or planned ones.
     """
     # Imported here because `datasets` takes a second, and a skipped run does not need it.
-    from experiments.data import digits, glue, math_words, own, summarization, sums, vader, vtab
+    from experiments.data import (
+        commonsense,
+        digits,
+        glue,
+        instructions,
+        math_words,
+        own,
+        summarization,
+        sums,
+        vader,
+        vtab,
+    )
     from experiments.data.digests import reading
 
     check_task(task)
     loaders = {
+        "commonsense": commonsense.load,
         "digits": digits.load,
         "files": own.load,
         "glue": glue.load,
+        "instructions": instructions.load,
         "math": math_words.load,
         "summarization": summarization.load,
         "sums": sums.load,

@@ -104,7 +104,7 @@ def selects(protocol: str, suite: str) -> bool:
 
 def draws_held_out(protocol: str, task: Mapping[str, Any]) -> bool:
     """Whether a part of train is held out, drawn by `protocol.split_seed`: where no split is named test."""
-    with_test = ("summarization", "vtab", "vader", "digits", "sums", "math")
+    with_test = ("summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "instructions")
     return protocol in ("clean", "tune") and task["source"] not in with_test and "test" not in task["files"]
 
 

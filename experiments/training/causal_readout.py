@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from experiments.config.task import LOSSES, ROUGES, TaskConfig
+from experiments.config.task import LOSSES, PART, ROUGES, TaskConfig
 from experiments.data.causal_items import CausalItems, PromptItems
 from experiments.data.text_items import IGNORED
 from experiments.training import metrics
@@ -119,18 +120,24 @@ class Generated(Causal):
         texts, names = [row[2] for row in rows], [name for name in self.metrics if name in ROUGES]
         rouges = metrics.rouge([row[1] for row in rows], texts, names)
         found = {name: 100 * float(rouges[name].mean()) for name in names}
-        found["accuracy"] = 100 * sum(row[4] for row in rows) / len(rows)
+        groups = grouped(self.task.parts, rows)
+        shares = {name: 100 * sum(row[4] for row in group) / len(group) for name, group in groups.items()}
+        found["accuracy"] = fmean(shares.values())
         found["parse_failures"] = 100 * sum(row[5] is None for row in rows) / len(rows)
-        return {name: found[name] for name in self.metrics}, len(set(texts)) == 1
+        each = {f"accuracy_{name}": share for name, share in shares.items() if name}
+        return {**{name: found[name] for name in self.metrics}, **each}, len(set(texts)) == 1
 
     def constant(self, rows: Sequence[Row]) -> dict[str, float]:
         """The commonest accepted answer, where answers are right or wrong."""
         if "accuracy" not in self.metrics:
             return {}
-        answers = [accepted[0] for accepted in (row[1] for row in rows)]
-        common, equal = Counter(sorted(answers)).most_common(1)[0][0], PARSERS[self.task.parser].equal
-        right = sum(any(equal(common, reference) for reference in row[1]) for row in rows)
-        return {"accuracy": 100 * right / len(rows)}
+        equal = PARSERS[self.task.parser].equal
+
+        def commonest(group: Sequence[Row]) -> float:
+            common = Counter(sorted(row[1][0] for row in group)).most_common(1)[0][0]
+            return sum(any(equal(common, reference) for reference in row[1]) for row in group) / len(group)
+
+        return {"accuracy": 100 * fmean(map(commonest, grouped(self.task.parts, rows).values()))}
 
 
 class Tokens(Causal):
@@ -154,6 +161,15 @@ class Tokens(Causal):
         found = {"token_accuracy": 100 * sum(row[2] for row in rows) / count}
         found |= _losses(LOSSES, math.fsum(row[4] for row in rows) / count)
         return {name: found[name] for name in self.metrics}, False
+
+
+def grouped(parts: Sequence[str], rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by the test set that they belong to, in the order of `task.parts`; all under "" where there are no parts."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[0] // PART) if parts else rows:
+        place = row[0] // PART if parts else 0
+        groups.setdefault(parts[place - 1] if place else "", []).append(row)
+    return groups
 
 
 CAUSAL: dict[str, Any] = {"options": Options, "generate": Generated, "tokens": Tokens}
