@@ -133,7 +133,8 @@ class TaskConfig:
         test_hub_id, test_hub_revision: data set of the test split, where it is another one.
         quick_items: training items under trainer=quick, or all if there are fewer; null takes all.
         quick_eval_items, quick_steps, quick_batch: the other sizes of trainer=quick, `data.eval_items`,
-            `trainer.max_steps` and `trainer.batch_size`.
+            `trainer.max_steps` and `trainer.batch_size`. quick_rates: family of methods (`recipe.families`) -> its
+            learning rate; others take `recipe.centres`.
         teacher: labels the texts in place of the task's own labels, if it has a pattern.
     """
 
@@ -185,6 +186,7 @@ class TaskConfig:
     quick_eval_items: int | None = None
     quick_steps: int = 100
     quick_batch: int = 32
+    quick_rates: dict[str, float] = field(default_factory=dict)
     teacher: TeacherConfig = added(TeacherConfig)
 
 
