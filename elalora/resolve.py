@@ -73,7 +73,10 @@ def added_defaults(schema: Any) -> dict[str, Any]:
     """The fields of `added` of a dataclass and their defaults, a dataclass among them as a dictionary."""
     later = [f for f in fields(schema) if f.metadata.get("added")]
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in later}
-    return {name: asdict(value) if is_dataclass(value) else value for name, value in defaults.items()}
+    return {
+        name: value if isinstance(value, type) or not is_dataclass(value) else asdict(value)
+        for name, value in defaults.items()
+    }
 
 
 def identifying(config: Any) -> dict[str, Any]:
