@@ -18,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.config.command import check_command, check_flags
-from experiments.config.compose import Command, keep_command
+from experiments.config.compose import keep_command
 from experiments.config.explain import answer
 from experiments.config.members import Repeat, collect
 from experiments.config.mistakes import MISTAKES, mistakes
+from experiments.config.parts import Command
 from experiments.config.schema import register
 from experiments.config.suggest import flags_first
 from experiments.runtime.distributed import exit_process

@@ -8,8 +8,8 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from elalora.errors import UserError
-from experiments.config.compose import Command
 from experiments.config.explain import unknown_setting
+from experiments.config.parts import Command
 from experiments.config.suggest import declared, for_flags
 from experiments.config.words import GROUPS, key_of
 

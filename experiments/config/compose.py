@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -23,15 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.config.mistakes import check_groups, mistakes
+from experiments.config.parts import RECIPE_FILE, Command, Composed, in_parts, settings_of
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
-RECIPE_FILE = "recipe@_global_"
 # words that choose files, and words that set a value in what these files give
 CHOICE = re.compile(rf"\+?({'|'.join(GROUPS)}|study|hydra/launcher)=[\w.-]+|hydra\.searchpath=.*")
 VALUE = re.compile(r"(?!hydra\.)([a-z_]\w*(\.\w+)+|seed|init_from|threads)=.*", re.S)
 SAFE = re.compile(r"seed=\d+|trainer\.lr=[\d.]+(e-?\d+)?")  # set late also beside +KEY and ~KEY of other settings
-T = TypeVar("T")
 
 
 def compose_run(overrides: Sequence[str]) -> DictConfig:
@@ -42,13 +39,11 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
             into one line.
     """
     with mistakes(overrides):
-        config, choices = with_values(overrides, _composed)
-    return keep_overrides(config, overrides, choices)
+        config, command = with_values(overrides, _composed)
+    return keep_overrides(config, overrides, command.choices)
 
 
-def with_values(
-    overrides: Sequence[str], composed: Callable[[tuple[str, ...]], tuple[DictConfig, T]]
-) -> tuple[DictConfig, T]:
+def with_values(overrides: Sequence[str], composed: Callable[[tuple[str, ...]], Composed]) -> Composed:
     """Composes the words that choose files, which thousands of runs share, and sets the values afterwards.
 
     Hydra does the same with each command: it sets values, in the order of their words, in what the files give.
@@ -67,12 +62,19 @@ def with_values(
         values = []
     if values:
         with suppress(Exception):
-            config, more = composed(tuple(word for word in overrides if word not in values))
-            config = config.copy()
+            config, command = _chosen(tuple(word for word in overrides if word not in values), composed)
             ConfigLoaderImpl._apply_overrides_to_config([_parsed(word) for word in values], config)
-            return config, more
-    config, more = composed(tuple(overrides))
-    return config.copy(), more
+            return config, command
+    return _chosen(tuple(overrides), composed)
+
+
+def _chosen(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Composed]) -> Composed:
+    """A new configuration from words that mostly choose files."""
+    with suppress(Exception):
+        if (both := in_parts(words, composed)) is not None:
+            return both
+    config, command = composed(words)
+    return config.copy(), command
 
 
 @lru_cache(maxsize=4096)
@@ -81,9 +83,8 @@ def _parsed(word: str) -> Override:
 
 
 @lru_cache(maxsize=512)
-def _composed(overrides: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, Any]]:
-    whole = _loader().load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
-    return split(whole, OmegaConf.to_container(whole.hydra.runtime.choices))
+def _composed(overrides: tuple[str, ...]) -> Composed:
+    return split(_loader().load_configuration("config", list(overrides), RunMode.RUN, from_shell=False))
 
 
 @cache
@@ -100,43 +101,15 @@ def _loader() -> ConfigLoader:
         return GlobalHydra.instance().config_loader()
 
 
-def split(whole: DictConfig, more: T) -> tuple[DictConfig, T]:
+def split(whole: DictConfig) -> Composed:
     """A composed configuration without Hydra's own part, and what is needed of that part."""
+    command = Command.of(whole.hydra)
     OmegaConf.set_readonly(whole, False)
     OmegaConf.set_struct(whole, False)
     del whole["hydra"]
     OmegaConf.set_struct(whole, True)
     check_groups(whole)
-    return whole, more
-
-
-@dataclass(frozen=True)
-class Command:
-    """What Hydra knows of a command beside its configuration.
-
-    Attributes:
-        words: the overrides of the run; hydra_words: those of Hydra's own settings.
-        choices: group -> name.
-        folders: of configurations that the user added.
-        alone: whether it starts one run, without -m.
-    """
-
-    words: tuple[str, ...]
-    hydra_words: tuple[str, ...]
-    choices: Mapping[str, Any]
-    folders: tuple[str, ...]
-    alone: bool
-
-    @classmethod
-    def of(cls, hydra: DictConfig | Command) -> Command:
-        """From Hydra's part of a configuration, whose words may hold interpolations that cannot be resolved."""
-        if isinstance(hydra, Command):
-            return hydra
-        sources = hydra.runtime.config_sources
-        folders = tuple(f"{s.schema}://{s.path}" for s in sources if "command-line" in s.provider)
-        alone = hydra.mode is not None and hydra.mode.name == "RUN"
-        choices = OmegaConf.to_container(hydra.runtime.choices)
-        return cls(tuple(hydra.overrides.task), tuple(hydra.overrides.hydra), choices, folders, alone)
+    return whole, command
 
 
 def keep_command(config: DictConfig, command: Command) -> DictConfig:
@@ -182,26 +155,8 @@ def keep_overrides(config: DictConfig, overrides: Sequence[str], choices: Mappin
     config.overrides = list(overrides)
     recipe = CONF / "recipe" / f"{choices.get(RECIPE_FILE)}.yaml"
     if config.recipe.source is not None and recipe.is_file():
-        config.recipe.changed = sorted({key_of(word) for word in overrides} & set(_settings(recipe)))
+        config.recipe.changed = sorted({key_of(word) for word in overrides} & set(settings_of(recipe)))
     return config
-
-
-@cache
-def _settings(path: Path) -> list[str]:
-    """Dotted names of all settings in a recipe file and in the files of its defaults list."""
-    node = OmegaConf.load(path)
-    defaults = [CONF / f"{entry.strip('/')}.yaml" for entry in node.pop("defaults", []) if entry != "_self_"]
-    names = [name for file in defaults for name in _settings(file)]
-
-    def walk(value: Any, prefix: str) -> None:
-        if OmegaConf.is_dict(value):
-            for key in value:
-                walk(value._get_node(key), f"{prefix}{key}.")
-        else:
-            names.append(prefix[:-1])
-
-    walk(node, "")
-    return names
 
 
 def same_command(config: DictConfig, words: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The members of a sweep (`run.py -m`), composed as Hydra does, but once for all that choose the same files.
+"""The members of a sweep (`run.py -m`), composed as Hydra does, but once for each file they choose.
 
 Hydra composes every member twice, for 0.2 s each time: before the first of a study's 2,500 runs it would take minutes.
 """
@@ -14,9 +14,9 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from omegaconf import DictConfig
 
-from experiments.config.compose import Command, split, with_values
+from experiments.config.compose import split, with_values
+from experiments.config.parts import Composed
 
 SEED = re.compile(r"seed=(0|[1-9]\d{0,17})")
 
@@ -55,9 +55,8 @@ def collect(into: list[Any]) -> None:
         words = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
 
         @cache
-        def composed(words: tuple[str, ...]) -> tuple[DictConfig, Command]:
-            whole = loader.load_sweep_config(master, list(words))
-            return split(whole, Command.of(whole.hydra))
+        def composed(words: tuple[str, ...]) -> Composed:
+            return split(loader.load_sweep_config(master, list(words)))
 
         first: dict[tuple[str, ...], int] = {}
         for member in map(tuple, self.split_arguments(words, None)[0]):

@@ -97,11 +97,21 @@ class Plan:
 
     def with_seed(self, seed: int) -> Plan | None:
         """The same run with another seed; None where the seed may change more than itself."""
-        if self.sources or _reads_seed(self.composed):
+        if self._reads_seed:
             return None
+        sources = tuple(source.with_seed(self.seed, seed) for source in self.sources)
         identity = self.identity | {"seed": seed}
+        identity |= {"method": dict(identity["method"])} if sources else {}
+        _name_sources(identity, sources)
         run_id = id_of(identity)
-        return replace(self, identity=identity, id=run_id, name=RunName.of(self.name.arm, seed, run_id))
+        return replace(
+            self, identity=identity, id=run_id, name=RunName.of(self.name.arm, seed, run_id), sources=sources
+        )
+
+    @cached_property
+    def _reads_seed(self) -> bool:
+        """Whether an interpolation of the configuration may read the seed."""
+        return bool(re.search(r"\$\{[^}]*\bseed\b", str(OmegaConf.to_container(self.composed))))
 
     @property
     def label(self) -> str:
@@ -143,8 +153,9 @@ def make_plan(config: DictConfig) -> Plan:
     Raises:
         UserError: an unknown setting, or a value of the wrong type or out of range.
     """
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{key} is required: type {key}=...")
+    if "???" in str(OmegaConf.to_container(config)):  # listing the missing keys takes milliseconds
+        for key in sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"{key} is required: type {key}=...")
     _check_paths(config)
     if not isinstance(config.method.get("name"), str):
         raise UserError(f"method.name={config.method.get('name')} is not a name; type method={next(iter(METHODS))}")
@@ -210,11 +221,6 @@ def make_plans(members: Sequence[DictConfig | Repeat]) -> list[Plan]:
             plan = make_plan(config)
         plans.append(plan)
     return plans
-
-
-def _reads_seed(config: DictConfig) -> bool:
-    """Whether an interpolation of a configuration may read the seed."""
-    return bool(re.search(r"\$\{[^}]*\bseed\b", str(OmegaConf.to_container(config))))
 
 
 def budget_of(config: DictConfig) -> Budget:
@@ -303,8 +309,7 @@ def _identity(
     whole = OmegaConf.to_container(config, resolve=True)
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
     science["method"] = {"name": config.method.name, **vars(method_config)}
-    for source in sources:
-        (science if source.setting == "init_from" else science["method"])[source.setting.split(".")[-1]] = source.id
+    _name_sources(science, sources)
     if (general := science.pop("forgetting")) is not None:
         science["forgetting"] = identity_of(general)
     science["budget"] = budget_name(budget)
@@ -316,6 +321,12 @@ def _identity(
     science["numerics"] = {"trainer": TRAINER_NUMERICS, "method": cls.revision(method_config)}
     science["world_size"] = world_size()
     return canonical(science, config.model.path, at_most)
+
+
+def _name_sources(identity: dict[str, Any], sources: Iterable[Source]) -> None:
+    """Puts the ids of the runs that another starts from into its identity."""
+    for source in sources:
+        (identity if source.setting == "init_from" else identity["method"])[source.setting.split(".")[-1]] = source.id
 
 
 @dataclass(frozen=True)
@@ -344,6 +355,14 @@ class Source:
                 f"python run.py {shlex.join(w for w in self.plan.config.overrides if not w.startswith('launcher.'))}"
             )
         return folder
+
+    def with_seed(self, old: int, seed: int) -> Source:
+        """What the setting names in the run of another seed, where the words of both are otherwise the same."""
+        if self.plan is None or any(key_of(word) == "seed" for word in self.value.split()):
+            return self
+        words = (f"seed={seed}" if word == f"seed={old}" else word for word in self.plan.config.overrides)
+        plan = plan_of(tuple(words))
+        return replace(self, id=plan.id, plan=plan)
 
 
 def _source(config: DictConfig, setting: str, value: str) -> Source:

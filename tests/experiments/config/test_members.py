@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_runs import ROOT
 
 import run
-from experiments.config.compose import compose_run
+from experiments.config.compose import _composed, compose_run, with_values
 from experiments.config.members import Repeat
 from experiments.config.mistakes import MISTAKES, mistakes
 from experiments.config.schema import register
@@ -69,6 +70,20 @@ def test_words_in_any_order_give_what_hydra_gives(words: list[str]) -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(GROUPS).flatmap(lambda groups: st.tuples(*(st.sampled_from(FILES[g]) for g in groups[:4])).map(
+    lambda names: [f"{group}={name}" for group, name in zip(groups, names, strict=False)]
+)), st.lists(st.sampled_from(VALUES[:21]), max_size=2))  # fmt: skip
+def test_choices_of_several_groups_give_what_hydra_gives_with_the_names_it_records(
+    choices: list[str], values: list[str]
+) -> None:
+    assert by_us([*choices, *values]) == by_hydra([*choices, *values])
+    with suppress(*MISTAKES):
+        words, recorded = tuple(choices), with_values(choices, _composed)[1].choices
+        assert recorded == _composed(words)[1].choices
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_file_of_conf_gives_what_hydra_gives_with_values_behind_it(group: str) -> None:
     for name in FILES[group]:
@@ -86,16 +101,52 @@ def members(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[Any]:
     return got
 
 
-def test_a_sweep_composes_once_for_each_choice_of_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Counts, not seconds: 60 members, two methods, so two compositions beside Hydra's two for the command itself."""
-    loads: list[Any] = []
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every composition by Hydra during a test."""
+    made: list[Any] = []
     load = ConfigLoaderImpl._load_configuration_impl
 
     def counted(self: Any, *args: Any, **more: Any) -> Any:
-        loads.append(more or args)
+        made.append(more or args)
         return load(self, *args, **more)
 
     monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    return made
+
+
+def test_choices_of_a_sweep_add_compositions_and_do_not_multiply_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loads: list[Any]
+) -> None:
+    """Counts, not seconds: 36 members of 3 methods, 3 tasks and 2 budgets need 9 compositions beside Hydra's two."""
+    words = ("method=lora,svd_lora,adalora", "task=rte,cola,vader_movies", "budget=r2,r4", "seed=0,1")
+    got = members(monkeypatch, *words, "recipe=matched", f"store.root={tmp_path}/runs")
+    assert len(got) == 36 and len(loads) <= 2 + 3 + 3 + 2 + 1
+    del loads[:]
+    plans = make_plans(got)
+    assert len({plan.id for plan in plans}) == 36 and not loads
+    alone = [make_plan(compose_run(list(plan.config.overrides))) for plan in plans[::7]]
+    assert [same(one) for one in alone] == [same(one) for one in plans[::7]]
+
+
+def test_another_seed_of_a_planned_arm_composes_nothing_and_opens_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loads: list[Any]
+) -> None:
+    arms = [("method=lora",), ("method=svd_lora", "method.ranks_from='elalora trainer.lr=2e-3'")]
+    words = [(*arm, "recipe=matched", f"store.root={tmp_path}") for arm in arms]
+    first = [plan_of((*arm, "seed=0")) for arm in words]
+    del loads[:]
+    opened: list[Any] = []
+    monkeypatch.setattr("builtins.open", lambda *args, **more: opened.append(args) or pytest.fail("a file was opened"))
+    more = [plan_of((*arm, f"seed={seed}")) for arm in words for seed in range(1, 40)]
+    monkeypatch.undo()
+    assert not loads and not opened and len({plan.id for plan in (*first, *more)}) == 80
+
+
+def test_a_sweep_composes_once_for_each_choice_of_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loads: list[Any]
+) -> None:
+    """Counts, not seconds: 60 members, two methods, so two compositions beside Hydra's two for the command itself."""
     words = ("method=lora,elalora", "trainer.lr=1e-3,2e-3,3e-3", "seed=range(10)", f"store.root={tmp_path}/runs")
     got = members(monkeypatch, *words)
     assert len(got) == 60 and sum(isinstance(one, DictConfig) for one in got) == 6
@@ -113,7 +164,9 @@ def same(plan: Plan) -> tuple[Any, ...]:
     """Everything that a run takes from its plan."""
     config = OmegaConf.to_container(plan.config, resolve=True)
     config["launcher"] = config["overrides"] = None  # type: ignore[index,call-overload]
-    return plan.id, plan.identity, str(plan.name), vars(plan.method_config), plan.budget, config, plan.folder.path
+    sources = [(source.setting, source.value, source.id, source.plan and source.plan.seed) for source in plan.sources]
+    own = vars(plan.method_config)
+    return plan.id, plan.identity, str(plan.name), own, plan.budget, config, plan.folder.path, sources
 
 
 def test_a_sweep_writes_nothing_where_it_is_composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,13 +183,15 @@ def test_a_sweep_writes_nothing_where_it_is_composed(monkeypatch: pytest.MonkeyP
     st.sampled_from(FILES["method"]),
     st.sampled_from(("vader_movies", "rte", "stsb", "xsum", "own")),
     st.sampled_from(("none", "matched", "published")),
+    st.sampled_from(((), ("method.ranks_from=elalora",), ("method.ranks_from='elalora trainer.lr=1e-3 seed=3'",))),
     st.lists(st.integers(0, 10**6), min_size=2, max_size=3, unique=True),
 )
 def test_the_plan_of_a_further_seed_is_the_plan_of_its_command(
-    values: list[str], method: str, task: str, recipe: str, seeds: list[int]
+    values: list[str], method: str, task: str, recipe: str, source: tuple[str, ...], seeds: list[int]
 ) -> None:
     for seed in seeds:
-        words = (f"method={method}", f"seed={seed}", f"task={task}", f"recipe={recipe}", "store.root=/nowhere", *values)
+        words = (f"method={method}", f"seed={seed}", f"task={task}", f"recipe={recipe}", "store.root=/nowhere")
+        words = (*words, *source, *values)
         try:
             alone = make_plan(compose_run(list(words)))
         except MISTAKES as error:
