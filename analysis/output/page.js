@@ -33,7 +33,7 @@ const search = document.getElementById("search");
 const choices = all("select[data-column]");
 const filter = () => {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const table of all("table")) {
+  for (const table of all("table[id]")) {
     const heads = all("th", table).map((th) => th.textContent.trim());
     const wanted = choices.filter((c) => c.value !== "" && heads.includes(c.dataset.column));
     let shown = 0;
@@ -83,8 +83,8 @@ const here = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "-10% 0px -80% 0px" });
 all("main > section").forEach((section) => here.observe(section));
-addEventListener("beforeprint", () => all("details.notes").forEach((notes) => (notes.open = true)));
-for (const figure of all("figure")) {
+addEventListener("beforeprint", () => all("details.notes, .verdict details").forEach((part) => (part.open = true)));
+for (const figure of all("figure:not(.chart)")) {
   const view = figure.querySelector(".view"), image = view.querySelector("img");
   let zoom = 1;
   const set = (value) => {

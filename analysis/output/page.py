@@ -1,8 +1,8 @@
 """The report as one page that needs no network, no server and no build.
 
 A run store may come from a stranger: the template escapes every text, figures are embedded as images (in which no
-script can run), and the page's own policy lets a browser run only the one script whose digest it names, and load
-nothing.
+script can run), data stand in elements that no browser runs, and the page's own policy lets a browser run only the
+scripts whose digests it names, and load nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from analysis.output.writers import LEFT
 
 HERE = Path(__file__).parent
 MARKS = "‡†§"  # in a cell and at the start of the notes that explain it
-HEADLINE = 160  # characters at most of the part of a sentence that is set in bold
+HEADLINE = 220  # characters at most of the part of a sentence that is set in bold
+SETTING = " Setting: "  # where the details of a sentence begin, which the page folds
+LIBRARY = ("vendor/d3.min.js", "vendor/plot.umd.min.js")  # as published (NOTICE)
 CHOICES = ("Method", "Task", "Budget", "Protocol", "Model")  # columns that get a filter
 
 
@@ -48,13 +50,15 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
         "verdict": _verdict,
         "base64": lambda path: _base64(path.read_bytes()),
     }
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    digest = _base64(hashlib.sha256(script.encode()).digest())
-    sections = [section for section in sections if section.tables or section.figures or section.lines]
+    sections = [s for s in sections if s.tables or s.figures or s.lines or s.charts]
+    charted = any(section.charts or section.lead for section in sections)
+    names = [*(LIBRARY if charted else ()), "page.js", *(["charts.js"] if charted else ())]
+    style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", *names))
+    digests = " ".join(f"'sha256-{_base64(hashlib.sha256(script.encode()).digest())}'" for script in scripts)
     return environment.get_template("page.html").render(
         title=title, facts=facts, sections=sections, warnings=warnings, choices=_choices(sections), left=LEFT,
-        style=style, script=script,
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        style=style, scripts=scripts,
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digests}; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
 
@@ -78,10 +82,12 @@ def _split_at(text: str, marks: Collection[str]) -> list[str]:
     return [part for part in re.split(f"([{''.join(marks)}])", text) if part] if marks else [text]
 
 
-def _verdict(line: str) -> tuple[str, str]:
-    """What a sentence says, up to its first colon, and the figures behind it; no head where it has no such part."""
+def _verdict(line: str) -> tuple[str, str, str]:
+    """What a sentence says, up to its first colon ("" where it has no such part), its figures, and its details."""
+    line, setting, details = line.partition(SETTING)
+    details = f"{setting.strip()} {details}" if setting else ""
     head, colon, rest = line.partition(": ")
-    return (head + colon.strip(), rest) if colon and len(head) <= HEADLINE else ("", line)
+    return (head + colon.strip(), rest, details) if colon and len(head) <= HEADLINE else ("", line, details)
 
 
 def _base64(content: bytes) -> str:

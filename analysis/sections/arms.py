@@ -38,6 +38,12 @@ def method_order(method: str) -> int:
     return -1 if method == "lora" else list(NAMES).index(method) if method in NAMES else len(NAMES)
 
 
+def by_method(cell: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Names and runs of the arms of a cell, in the order of methods in tables."""
+    arms = [(str(name), arm) for name, arm in cell.groupby("shown")]
+    return sorted(arms, key=lambda item: (method_order(item[1]["method"].iloc[0]), item[0]))
+
+
 def budget_order(budget: str) -> tuple[int, str]:
     """Sort key of a budget: its number, then its name."""
     return int("".join(filter(str.isdigit, budget)) or 0), budget

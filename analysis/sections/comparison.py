@@ -36,6 +36,7 @@ from analysis.sections.arms import (
     timed_apart,
     training_differences,
 )  # fmt: skip
+from analysis.sections.differences import difference_chart, difference_lines
 from analysis.stats.seeds import summary
 from elalora.errors import UserError
 from experiments.data.vtab import LOSSY
@@ -56,8 +57,12 @@ METRIC_TITLES = {
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
-    """The comparison table."""
-    return [Section("Comparison", {"comparison": compared(stored)})]
+    """The comparison table, and its differences in sentences and as a chart where no study declares a test."""
+    table = compared(stored)
+    if stored.declared is not None and stored.declared.family is not None:
+        return [Section("Comparison", {"comparison": table})]
+    lines = difference_lines(table.frame, stored.baseline)
+    return [Section("Comparison", {"comparison": table}, lines=lines, lead=difference_chart(stored, table.frame))]
 
 
 @lru_cache(maxsize=1)

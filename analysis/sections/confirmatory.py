@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.output.looks import Looks
 from analysis.output.section import Section
 from analysis.output.table import Table, p_value, signed, signed_range
 from analysis.reading.folders import Unfinished
 from analysis.reading.stored import Stored
 from analysis.reading.study import Study
 from analysis.sections.arms import PARAMETER_TOLERANCE, cell_notes
+from analysis.sections.charts import forest_chart, looks_of
 from analysis.sections.claims import CORRECTIONS, sentence
 from analysis.sections.confounds import at_edge, confounds, tried_rates
 from analysis.sections.evidence import Runs, collect, no_claim, unstable_arms
@@ -50,10 +52,30 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     tables = {"confirmatory": confirmation.table}
     if (card := confounds(stored.known, study, confirmation.compared)) is not None:
         tables["confounds"] = card
-    section = Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences)
-    if folder is not None and draw_forest(confirmation.table.frame, folder / "forest", margin=study.family.margin):
-        section.lead = (folder / "forest.svg", "The declared comparisons: differences in points.")
+    section = Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences, card="confounds")
+    frame, margin, title = confirmation.table.frame, study.family.margin, "The declared comparisons"
+    files = {}
+    if folder is not None and draw_forest(frame, folder / "forest", margin=margin):
+        files = {folder / "forest.svg": title}
+    rows = _forest_rows(confirmation, looks_of(stored))
+    first = confirmation.compared[0]
+    section.lead = forest_chart(rows, first.name(first.base), margin, title, files)
     return [section]
+
+
+def _forest_rows(confirmation: Confirmation, looks: Looks) -> list[dict[str, Any]]:
+    """A row of the forest chart for each comparison that has a difference."""
+    rows = []
+    for one, record in zip(confirmation.compared, confirmation.table.frame.to_dict("records"), strict=True):
+        if math.isnan(record.get("mean", math.nan)):
+            continue
+        run = one.of(one.arm)[0]
+        known = ("mean", "n", "low", "high", "low_items", "high_items", "p", "p_corrected", "claim")
+        row = {key: record[key] for key in known if key in record}
+        tasks = {task: record[f"mean_{task}"] for task in one.tasks} if len(one.tasks) > 1 else {}
+        colour = looks.of(one.name(one.arm), run["method"]).colour
+        rows.append(row | {"name": f"{one.name(one.arm)}, {one.budget}", "colour": colour, "tasks": tasks})
+    return rows
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.stored import Stored
 from analysis.sections.arms import AT_ONCE, named_across_tasks, start_to_end, timed_apart
+from analysis.sections.charts import cost_charts, looks_of
 from analysis.sections.comparison import REFERENCES, arm_names, compared
 from analysis.sections.cost_figures import draw_pareto
 from analysis.sections.paper_layouts import LAYOUTS
 from analysis.sections.shared_tasks import common_scores, key_label, within_budget
+from analysis.stats.seeds import summary
 
 FIGURE_KEYS = ["task", "model", "protocol", "recipe"]  # one figure each, over all budgets
 SUITE_KEYS = ["suite", "model", "protocol", "recipe"]
@@ -42,22 +44,21 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     """The table of costs, and score against each of them, by task and over a suite."""
     table = compared(stored)
     section = Section("Cost", {"cost": cost_table(table)})
-    if folder is None:
-        return [section]
     citations = stored.runs.groupby("task")["citation"].agg(set)
     names = arm_names(stored)
     for suite in suite_costs(stored.runs):
         title = f"Mean score against cost: {key_label(suite.key)}"
         data = source_of(sorted(set().union(*citations[suite.tasks]) - {""}))
-        path = folder / f"pareto_mean_{file_name(suite.key.values())}"
+        stem = f"pareto_mean_{file_name(suite.key.values())}"
         caption = f"{title}. Tasks: {', '.join(suite.tasks)}"
         caption += f". Off the budget and left out: {', '.join(suite.off)}" if suite.off else ""
-        section.figures |= dict.fromkeys(draw_pareto(suite.arms, path, title, data, names)[-1:], caption)
+        drawn = draw_pareto(suite.arms, folder / stem, title, data, names) if folder is not None else []
+        section.charts += cost_charts(suite.arms, looks_of(stored), caption, dict.fromkeys(drawn[-1:], title))
     for key, arms in task_costs(table):
         title = f"Score against cost: {key_label(key)}"
-        path = folder / f"pareto_{file_name(key.values())}"
-        drawn = draw_pareto(arms, path, title, str(arms["citation"].iloc[0]), names)
-        section.figures |= dict.fromkeys(drawn[-1:], title)
+        path, data = f"pareto_{file_name(key.values())}", str(arms["citation"].iloc[0])
+        drawn = draw_pareto(arms, folder / path, title, data, names) if folder is not None else []
+        section.charts += cost_charts(arms, looks_of(stored), title, dict.fromkeys(drawn[-1:], title))
     return [section]
 
 
@@ -101,11 +102,12 @@ def suite_costs(runs: pd.DataFrame) -> list[SuiteCosts]:
 def _suite_arm(runs: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """Mean score and costs of one arm over the tasks and seeds of its scores (seeds, tasks)."""
     runs = runs[runs["task"].isin(scores.columns) & runs["seed"].isin(scores.index)]
-    name, budget = runs[["row_name", "budget"]].iloc[0]
-    by_seed = scores.mean(axis=1)
+    name, method, budget = runs[["row_name", "method", "budget"]].iloc[0]
+    by_seed = summary(scores.mean(axis=1))
     return {
-        "shown": name, "budget": budget, "metric": f"Mean score over {len(scores.columns)} tasks", "n": len(scores),
-        "score_mean": by_seed.mean(), "score_sd": by_seed.std(ddof=1),
+        "shown": name, "method": method, "budget": budget, "n": len(scores),
+        "metric": f"Mean score over {len(scores.columns)} tasks",
+        "score_mean": by_seed.mean, "score_sd": by_seed.sd, "score_low": by_seed.low, "score_high": by_seed.high,
         **{column: runs[column].mean() for column in ("params_final", "peak_memory_mib", "adapter_bytes")},
         "step_seconds_median": runs.groupby("task")["step_seconds"].median().mean(),
     }  # fmt: skip

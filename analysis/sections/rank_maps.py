@@ -19,7 +19,8 @@ from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.rounds import load_rounds, patterns
 from analysis.reading.stored import Stored
-from analysis.sections.arms import cell_label, cell_stem
+from analysis.sections.arms import by_method, cell_label, cell_stem
+from analysis.sections.charts import look_of, looks_of, rank_map_chart
 from analysis.sections.matrix_types import layer_map, layers_and_types, type_order
 
 if TYPE_CHECKING:
@@ -31,23 +32,42 @@ MOST_SEEDS = 3  # with more, trajectories show their mean
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
     """A heat map of final ranks per task and budget, and the course of the ranks of every arm that moved any."""
-    if folder is None:
-        return []
     section = Section("Ranks")
     ranked = stored.runs[[bool(ranks) for ranks in stored.runs["ranks_final"]]]
     for _, cell in ranked.groupby(CELL, sort=False):
-        label, stem, citation = cell_label(cell), cell_stem(cell), cell["citation"].iloc[0]
-        arms = {name: arm.sort_values("seed") for name, arm in cell.groupby("shown")}
-        maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
-        title = f"Final ranks: {label}" + _mean_over(map(len, arms.values()))
-        drawn = draw_rank_maps(maps, _centre(cell), folder / f"ranks_{file_name(stem)}", title, citation)
-        section.figures[drawn[-1]] = title
-        for name, arm in arms.items():
-            if courses := courses_of(arm):
-                path = folder / f"trajectories_{file_name([*stem, _arm_stem(name, arm)])}"
-                title = f"Ranks of {name}: {label}"
-                section.figures[draw_trajectories(courses, path, title, citation)[-1]] = title
+        arms = {name: arm.sort_values("seed") for name, arm in by_method(cell)}
+        files = _draw(arms, cell, folder) if folder is not None else {}
+        looks = looks_of(stored)
+        panels = [(name, look_of(looks, arm), rank_map(arm), _whole_courses(arm)) for name, arm in arms.items()]
+        section.charts.append(rank_map_chart(panels, _centre(cell), f"Ranks: {cell_label(cell)}", files))
     return [section]
+
+
+def _whole_courses(runs: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The course of every seed; the final ranks alone of a run without stored rounds."""
+    courses = {}
+    for run in runs.to_dict("records"):
+        course = trajectory(run)
+        if not len(course):
+            places = layers_and_types(run["places"])
+            ranks = {places[matrix][::-1]: rank for matrix, rank in run["ranks_final"].items()}
+            course = pd.DataFrame.from_dict({run["steps"]: ranks}, orient="index")
+        courses[int(run["seed"])] = course
+    return courses
+
+
+def _draw(arms: Mapping[str, pd.DataFrame], cell: pd.DataFrame, folder: Path) -> dict[Path, str]:
+    """The pictures of a cell: its final ranks, and the course of every arm that moved any; with their titles."""
+    label, stem, citation = cell_label(cell), cell_stem(cell), cell["citation"].iloc[0]
+    maps = _joined({name: rank_map(arm) for name, arm in arms.items()})
+    title = f"Final ranks: {label}" + _mean_over(map(len, arms.values()))
+    files = {draw_rank_maps(maps, _centre(cell), folder / f"ranks_{file_name(stem)}", title, citation)[-1]: title}
+    for name, arm in arms.items():
+        if courses := courses_of(arm):
+            path = folder / f"trajectories_{file_name([*stem, _arm_stem(name, arm)])}"
+            title = f"Ranks of {name}: {label}"
+            files[draw_trajectories(courses, path, title, citation)[-1]] = title
+    return files
 
 
 def rank_map(runs: pd.DataFrame) -> pd.DataFrame:

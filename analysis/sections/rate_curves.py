@@ -19,6 +19,7 @@ from analysis.output.table import Table
 from analysis.reading.arms import CELL
 from analysis.reading.stored import Stored
 from analysis.sections.arms import cell_label, cell_stem
+from analysis.sections.charts import looks_of, rates_chart
 from analysis.sections.rate_figures import draw_rates
 from analysis.sections.rate_frames import ArmCurve, rate_curves
 
@@ -31,12 +32,13 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     if not cells:
         return []
     section = Section("Learning rates", {"rates": rates_table(cells)})
-    if folder is not None:
-        for cell, arms in cells:
-            title = f"Score against learning rate: {cell_label(cell)}"
+    for cell, arms in cells:
+        title, files = f"Score against learning rate: {cell_label(cell)}", {}
+        metric, data = str(cell["metric"].iloc[0]), str(cell["citation"].iloc[0])
+        if folder is not None:
             path = folder / f"rates_{file_name(cell_stem(cell))}"
-            metric, data = str(cell["metric"].iloc[0]), str(cell["citation"].iloc[0])
-            section.figures[draw_rates(arms, metric, path, title, data)[-1]] = title
+            files = {draw_rates(arms, metric, path, title, data)[-1]: title}
+        section.charts.append(rates_chart(arms, looks_of(stored), metric, title, files))
     return [section]
 
 

@@ -22,6 +22,7 @@ class ArmCurve(NamedTuple):
 
     Attributes:
         name: within its cell, without the rate.
+        method: of the arm.
         scores: index seeds, columns rates in rising order; no gaps.
         unstable: share of unstable runs at every rate; NaN where no losses were logged.
         dropped: rates that lack seeds the others have, for instance because their runs failed.
@@ -30,6 +31,7 @@ class ArmCurve(NamedTuple):
     """
 
     name: str
+    method: str
     scores: pd.DataFrame
     unstable: dict[float, float]
     dropped: list[float]
@@ -76,7 +78,8 @@ def _arm(arm: pd.DataFrame) -> ArmCurve | None:
     constant = float(arm["majority"].iloc[0])
     curve = rate_curve([float(rate) for rate in whole.columns], whole.to_numpy(float), constant)
     dropped = [float(rate) for rate in scores.columns if rate not in whole]
-    return ArmCurve(str(arm["shown"].iloc[0]), whole, unstable, dropped, constant, curve)
+    name, method = map(str, arm[["shown", "method"]].iloc[0])
+    return ArmCurve(name, method, whole, unstable, dropped, constant, curve)
 
 
 def _unstable(runs: pd.DataFrame) -> float:

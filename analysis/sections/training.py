@@ -14,7 +14,8 @@ from analysis.output.table import Table
 from analysis.reading.arms import CELL
 from analysis.reading.curves import Curve, guessing, load_curve, stability_of
 from analysis.reading.stored import Stored
-from analysis.sections.arms import cell_label, cell_stem, method_order
+from analysis.sections.arms import by_method, cell_label, cell_stem, method_order
+from analysis.sections.charts import curves_chart, look_of, looks_of
 from analysis.sections.comparison import arm_names
 from analysis.sections.training_figures import MOST_ARMS, draw_curves
 from experiments.store.finished import DID_NOT_LEARN
@@ -29,9 +30,8 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     if not len(runs):
         return []
     section = Section("Training", {"training": training_table(runs, curves)})
-    if folder is not None:
-        for _, cell in runs.groupby(CELL, sort=False):
-            _draw(cell, curves, arm_names(stored), folder, section)
+    for _, cell in runs.groupby(CELL, sort=False):
+        _draw(cell, curves, stored, folder, section)
     return [section]
 
 
@@ -76,10 +76,13 @@ def training_table(runs: pd.DataFrame, curves: dict[str, Curve]) -> Table:
     return Table("How the runs trained.", columns, rows, notes, pd.DataFrame(records))
 
 
-def _draw(cell: pd.DataFrame, curves: dict[str, Curve], names: list[str], folder: Path, section: Section) -> None:
+def _draw(cell: pd.DataFrame, curves: dict[str, Curve], stored: Stored, folder: Path | None, section: Section) -> None:
     """Adds the learning curves of a cell to the section, or the reason why there are none."""
-    label = cell_label(cell)
-    arms = {name: [curves[run] for run in arm["id"]] for name, arm in cell.groupby("shown", sort=False)}
+    label, looks = cell_label(cell), looks_of(stored)
+    arms = {
+        name: (look_of(looks, arm), {int(seed): curves[run] for seed, run in zip(arm["seed"], arm["id"], strict=True)})
+        for name, arm in by_method(cell.sort_values("seed"))
+    }
     if len(arms) > MOST_ARMS:
         section.lines.append(
             f"No learning curves of {label}: {len(arms)} arms are more than the {MOST_ARMS} that one figure can show; "
@@ -87,8 +90,12 @@ def _draw(cell: pd.DataFrame, curves: dict[str, Curve], names: list[str], folder
         )
         return
     title = f"Learning curves: {label}"
-    path = folder / f"training_{file_name(cell_stem(cell))}"
     losses = [loss for run in cell.to_dict("records") if not math.isnan(loss := guessing(run))]
     line = sum(losses) / len(losses) if losses else math.nan
     metric, data = str(cell["metric"].iloc[0]), str(cell["citation"].iloc[0])
-    section.figures[draw_curves(arms, names, line, metric, path, title, data)[-1]] = title
+    files = {}
+    if folder is not None:
+        path = folder / f"training_{file_name(cell_stem(cell))}"
+        of_arms = {name: list(runs.values()) for name, (_, runs) in arms.items()}
+        files = {draw_curves(of_arms, arm_names(stored), line, metric, path, title, data)[-1]: title}
+    section.charts.append(curves_chart(arms, line, metric, title, files))

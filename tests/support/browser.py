@@ -74,12 +74,24 @@ class Browser:
         assert "exceptionDetails" not in given, given
         return given["result"].get("value")
 
-    def emulate(self, width: int, height: int, scheme: str = "light") -> None:
-        """Shows the page as a window of this size has it, in a light or dark colour scheme."""
+    def press(self, key: str) -> None:
+        """Presses a named key, such as "Home", on what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            code = {"Home": 36, "End": 35}[key]
+            event = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
+            self._ask("Input.dispatchKeyEvent", event, session=True)
+
+    def point(self, x: float, y: float) -> None:
+        """Moves the pointer to a place of the window."""
+        for shift in (-3, 0):
+            self._ask("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + shift, "y": y}, session=True)
+
+    def emulate(self, width: int, height: int, scheme: str = "light", media: str = "") -> None:
+        """Shows the page as a window of this size has it, in a light or dark colour scheme, or as `media` has it."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._ask("Emulation.setDeviceMetricsOverride", size, session=True)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self._ask("Emulation.setEmulatedMedia", {"features": features}, session=True)
+        self._ask("Emulation.setEmulatedMedia", {"features": features, "media": media}, session=True)
 
     def screenshot(self) -> bytes:
         """What the window shows, as PNG."""

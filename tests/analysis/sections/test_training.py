@@ -69,7 +69,7 @@ def test_too_many_arms_for_one_figure_are_named(tmp_path: Path) -> None:
     for k in range(13):
         logged(tmp_path / "runs", "lora", 0, 80, STEADY, identity__trainer={"lr": 1e-3 * (k + 1), "max_steps": 100})
     (section,) = training.sections(read_stores([tmp_path / "runs"]), tmp_path)
-    assert "13 arms are more than the 12" in section.lines[0] and not section.figures
+    assert "13 arms are more than the 12" in section.lines[0] and not section.charts
 
 
 def curve(root: Path, scores: dict[float, tuple[float, ...]], losses: dict[float, list[float]] | None = None) -> None:
@@ -112,5 +112,6 @@ def test_arms_at_one_or_two_rates_have_no_curve(store: Path) -> None:
 def test_a_curve_is_drawn_for_every_cell(tmp_path: Path) -> None:
     curve(tmp_path / "runs", {1e-3: (78.0, 79.0), 3e-3: (80.0, 81.0), 9e-3: (60.0, 55.0)})
     (section,) = rate_curves.sections(read_stores([tmp_path / "runs"]), tmp_path)
-    (figure,) = section.figures
+    (chart,) = section.charts
+    (figure,) = chart.files
     assert figure.exists() and figure.name == "rates_vader_movies-minilm-r4-clean.svg"
