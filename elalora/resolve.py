@@ -72,11 +72,11 @@ def added(default: Any) -> Any:
 def added_defaults(schema: Any) -> dict[str, Any]:
     """The fields of `added` of a dataclass and their defaults, a dataclass among them as a dictionary."""
     later = [f for f in fields(schema) if f.metadata.get("added")]
-    defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in later}
-    return {
-        name: value if isinstance(value, type) or not is_dataclass(value) else asdict(value)
-        for name, value in defaults.items()
+    defaults: dict[str, Any] = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in later
     }
+    dataclasses = [name for name, value in defaults.items() if is_dataclass(value)]
+    return defaults | {name: asdict(defaults[name]) for name in dataclasses}
 
 
 def identifying(config: Any) -> dict[str, Any]:
