@@ -76,5 +76,7 @@ def _obstacles(row: Published, arm: pd.DataFrame) -> Iterable[str]:
         yield "protocol not stated"
     elif row.protocol != arm["protocol"].iloc[0]:
         yield f"protocol {row.protocol} there"
+    if row.obstacle:
+        yield row.obstacle
     if not arm["verified"].all():
         yield "our data is not the official one"

@@ -82,4 +82,14 @@ VTAB = Layout(
     ),
     group_means=True,
 )
-LAYOUTS = (GLUE, SUMMARIZATION, VTAB)
+METAMATH = Layout("metamath", "After MetaMathQA", (_one("GSM8K", "gsm8k"), _one("MATH", "math")), average=False)
+COMMONSENSE = {
+    "boolq": "BoolQ", "piqa": "PIQA", "social_i_qa": "SIQA", "hellaswag": "HellaSwag", "winogrande": "WinoGrande",
+    "ARC-Easy": "ARC-e", "ARC-Challenge": "ARC-c", "openbookqa": "OBQA",
+}  # fmt: skip
+COMMONSENSE_170K = Layout(
+    "commonsense_170k",
+    "Commonsense",
+    tuple(_one(title, "commonsense_170k", f"accuracy_{name}") for name, title in COMMONSENSE.items()),
+)
+LAYOUTS = (GLUE, SUMMARIZATION, VTAB, METAMATH, COMMONSENSE_170K)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.sections.paper_layouts import COMMONSENSE
 from experiments.runtime.places import CHECKOUT
 
 FOLDER = CHECKOUT / "analysis" / "published"
@@ -27,6 +28,7 @@ README_ROWS = {
     "RTE": ("rte", "accuracy"), "STS-B Pearson": ("stsb", "pearson"), "STS-B Spearman": ("stsb", "spearman"),
 }  # fmt: skip
 LOG_TASKS = {"mnli-m": "mnli", "mnli-mm": "mnli_mm", "sst2": "sst2"}
+DECODING_OPEN = "decoding not set there, so probably sampled, and other batches"
 NOT_FOUND = "not found: ElaLoRA's tables could not be read in any source"
 
 
@@ -45,6 +47,7 @@ class Published:
         values: points by (task, metric); empty if none were found.
         average: as printed.
         remark: a note on this row.
+        obstacle: why no difference is taken to it even where all of these match.
     """
 
     source: str
@@ -58,14 +61,19 @@ class Published:
     values: dict[tuple[str, str], float] = field(default_factory=dict)
     average: float | None = None
     remark: str = ""
+    obstacle: str = ""
 
 
 def published_file(name: str) -> tuple[str, pd.DataFrame]:
-    """A file of analysis/published: the source in its first line, and its rows as text, "" if empty."""
+    """A file of analysis/published and its source; its rows are text, "" if empty.
+
+    The source is the file's first line, a comment, or else that of its first row.
+    """
     path = FOLDER / f"{name}.csv"
     with path.open(encoding="utf-8") as file:
-        source = file.readline().lstrip("# ").strip()
-    return source, pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+        first = file.readline()
+    frame = pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+    return first.lstrip("# ").strip() if first.startswith("#") else str(frame["source"].iloc[0]), frame
 
 
 @cache
@@ -81,6 +89,8 @@ def published() -> tuple[Published, ...]:
         *_dora_dynamic(),
         *_dylora(),
         *_elalora(),
+        *_peft_comparison(),
+        *_commonsense(),
     )
 
 
@@ -202,6 +212,43 @@ def _dylora() -> list[Published]:
             "dylora", "", row["params"], values=values, average=float(row["avg"]),
             remark="second-hand; its average counts 6 tasks and Pearson",
         )
+    ]  # fmt: skip
+
+
+def _peft_comparison() -> list[Published]:
+    """PEFT's method comparison: one run each, read at the end on GSM8K's test set, as `paper_last` does."""
+    ours = {"lora/rank32": ("lora", "r32"), "lora/rank64": ("lora", "r64"), "adalora/rank32": ("adalora", "r32")}
+    rows = []
+    for row in published_file("peft_metamathqa")[1].to_dict("records"):
+        label = row["experiment"].replace("llama-3.2-3B-", "")
+        method, budget = ours.get(label, ("full", "none") if row["peft_type"] == "FULL" else ("", ""))
+        rows.append(
+            Published(
+                "PEFT's method comparison (huggingface/peft, Apache-2.0)", "metamath", "llama3_2_3b", label, method,
+                budget,
+                f"{int(row['trainable_params']):,}", "paper_last",
+                {("gsm8k", "accuracy"): 100 * float(row["test_accuracy"])}, obstacle=DECODING_OPEN,
+                remark="reported, not ours: one run each, 20,000 rows in file order, loss on the prompt too, decoding "
+                "not set, most on query and value only",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _commonsense() -> list[Published]:
+    """The rows on Llama-3 8B, from the README of DoRA; other models have no name here."""
+    frame = published_file("commonsense_readmes")[1]
+    return [
+        Published(
+            "README of NVlabs/DoRA, commonsense_reasoning", "commonsense_170k", "llama3_1_8b",
+            f"{row['method']} r{row['rank']} on Llama-3-8B", "", "", "",
+            values={
+                ("commonsense_170k", f"accuracy_{name}"): float(row[title]) for name, title in COMMONSENSE.items()
+            },
+            average=float(row["Average"]),
+            remark="Llama-3 and not 3.1; beam search, and a rate of its own for each method",
+        )
+        for row in frame[frame["model"] == "LLaMA3-8B"].to_dict("records")
     ]  # fmt: skip
 
 

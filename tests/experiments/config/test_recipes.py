@@ -24,7 +24,7 @@ VTAB = ("cifar100", "svhn", "eurosat", "resisc45", "retinopathy", "clevr_distanc
 # official sizes of train, for the number of steps
 SIZES = {
     "mnli": 392_702, "sst2": 67_349, "cola": 8_551, "qnli": 104_743, "rte": 2_490, "mrpc": 3_668, "qqp": 363_846,
-    "stsb": 5_749, "xsum": 204_045, "cnn_dailymail": 287_113, **dict.fromkeys(VTAB, 800),
+    "stsb": 5_749, "xsum": 204_045, "cnn_dailymail": 287_113, "commonsense_170k": 170_000, **dict.fromkeys(VTAB, 800),
 }  # fmt: skip
 HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "deberta_v3_base", "elalora"): {"mnli", "sst2", "cola", "qnli", "rte", "mrpc"},
@@ -40,6 +40,11 @@ HAVE = {  # (recipe, model, method) -> tasks; every other pair has none
     ("published", "deberta_v3_base", "increlora"): set(GLUE),
     ("published", "bart_large", "increlora"): {"xsum"},
     ("published", "roberta_base", "dylora"): set(GLUE),
+    ("published", "llama3_2_3b", "lora"): {"gsm8k"},
+    ("published", "llama3_2_3b", "adalora"): {"gsm8k"},
+    ("published", "qwen3_0_6b", "lora"): {"gsm8k", "math"},
+    ("published", "llama3_1_8b", "lora"): {"commonsense_170k"},
+    ("published", "llama3_1_8b", "flexlora"): {"commonsense_170k"},
     ("published_script", "deberta_v3_base", "adalora"): set(GLUE),
     ("published_script", "bart_large", "adalora"): {"xsum"},
 }
@@ -53,7 +58,7 @@ def composed(recipe, model, task, method, *more):
 
 
 def steps(cfg):
-    return math.ceil(SIZES[cfg.task.name] / cfg.trainer.batch_size) * cfg.trainer.epochs
+    return math.ceil((cfg.data.train_items or SIZES[cfg.task.name]) / cfg.trainer.batch_size) * cfg.trainer.epochs
 
 
 def test_these_pairs_have_a_source_and_no_others():
@@ -86,7 +91,7 @@ def test_a_published_recipe_composes_is_named_by_its_source_and_fits_its_run(rec
     source = OmegaConf.load(path).recipe.source
     plan = make_plan(cfg)
     assert plan.recipe == f"{recipe} ({source})"
-    assert cfg.trainer.max_steps is None and cfg.data.train_items is None
+    assert cfg.trainer.max_steps is None and (cfg.data.train_items is None or cfg.task.kind == "causal")
     total = steps(cfg)
     assert steps_of(cfg.trainer.warmup, total, "trainer.warmup") < total
     if method in ("elalora", "adalora"):
@@ -192,3 +197,19 @@ def test_a_method_of_ones_own_has_the_family_of_lora():
 def test_a_recipe_takes_random_batches_and_no_recipe_batches_by_length(recipe):
     assert config(f"recipe={recipe}", "method=adalora", "task=rte").trainer.batches == "random"
     assert config("method=adalora", "task=rte").trainer.batches == "length"
+
+
+def test_the_recipes_of_pefts_comparison_have_the_settings_of_its_results(shared):
+    """Steps, batch, rate, decay, targets and commit, from the results themselves."""
+    import pandas as pd
+
+    results = pd.read_csv(shared / "reference" / "published" / "peft_metamathqa.csv").set_index("experiment")
+    for method, name in (("lora", "lora/llama-3.2-3B-rank32"), ("adalora", "adalora/llama-3.2-3B-rank32")):
+        cfg, row = composed("published", "llama3_2_3b", "gsm8k", method), results.loc[name]
+        assert (steps(cfg), cfg.trainer.batch_size, cfg.trainer.lr) == (row.max_steps, row.batch_size, row.lr)
+        assert f'"weight_decay": {cfg.trainer.weight_decay}' in row.optimizer_kwargs
+        assert (cfg.trainer.schedule, cfg.model.dtype) == (row["lr_scheduler"], row["dtype"])
+        assert "+".join(cfg.model.targets) == row.targets and cfg.method.alpha == row.alpha
+        assert (cfg.model.path, cfg.model.revision) == (row.model_id, row.model_sha)
+        assert (cfg.task.hub_revision, cfg.task.test_hub_revision) == (row.metamath_sha, row.gsm8k_sha)
+    assert cfg.method.init_rank == 64
