@@ -101,12 +101,13 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         ranks_read,
         rate_curves,
         reviewer,
+        run_list,
         training,
     )  # fmt: skip
 
     subjects = [
         confirmatory, comparison, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
-        rank_maps, ranks_read, planted, rank_study, attribution, endings,
+        rank_maps, ranks_read, planted, rank_study, attribution, endings, run_list,
     ]  # fmt: skip
     return [section for subject in subjects for section in _guarded(subject, stored, folder)]
 

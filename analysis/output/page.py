@@ -16,10 +16,11 @@ from pathlib import Path
 
 from analysis.output.section import Section
 from analysis.output.table import Table
-from analysis.output.writers import LEFT
+from analysis.output.writers import LEADERS, LEFT
 
 HERE = Path(__file__).parent
 MARKS = "‡†§"  # in a cell and at the start of the notes that explain it
+MOST_PLACES = 6  # named in front of one note
 HEADLINE = 220  # characters at most of the part of a sentence that is set in bold
 SETTING = " Setting: "  # where the details of a sentence begin, which the page folds
 LIBRARY = ("vendor/d3.min.js", "vendor/plot.umd.min.js")  # as published (NOTICE)
@@ -46,6 +47,7 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
         "flat": lambda text: " ".join(text.split()),
         "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")),
         "marks": _marks,
+        "gathered": gathered,
         "split_at": _split_at,
         "verdict": _verdict,
         "base64": lambda path: _base64(path.read_bytes()),
@@ -57,7 +59,7 @@ def page(title: str, facts: Sequence[str], sections: Sequence[Section], warnings
     digests = " ".join(f"'sha256-{_base64(hashlib.sha256(script.encode()).digest())}'" for script in scripts)
     return environment.get_template("page.html").render(
         title=title, facts=facts, sections=sections, warnings=warnings, choices=_choices(sections), left=LEFT,
-        style=style, scripts=scripts,
+        leaders=LEADERS, style=style, scripts=scripts,
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digests}; "
         "base-uri 'none'; form-action 'none'",
     )  # fmt: skip
@@ -75,6 +77,20 @@ def _marks(table: Table) -> dict[str, Mark]:
     """The signs that notes of this table explain."""
     of = {sign: [note for note in table.notes if note.startswith(sign)] for sign in MARKS}
     return {sign: Mark(number, notes) for number, (sign, notes) in enumerate(of.items()) if notes}
+
+
+def gathered(notes: Sequence[str]) -> list[str]:
+    """The notes, with one for all places of which the same is true: "cola, r2; rte, r2: one seed is missing"."""
+    places: dict[str, list[str]] = {}
+    for note in notes:
+        place, colon, text = note.partition(": ")
+        places.setdefault(text if colon else note, []).append(place if colon else "")
+    lines = []
+    for text, at in places.items():
+        more = f" and {len(at) - MOST_PLACES} more" if len(at) > MOST_PLACES else ""
+        where = "; ".join(dict.fromkeys(at[:MOST_PLACES])) + more
+        lines.append(f"{where}: {text}" if where else text)
+    return lines
 
 
 def _split_at(text: str, marks: Collection[str]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class Table:
         rows: text cells, one list per row.
         notes: what a reader must know to read it, one line each.
         frame: the same rows as numbers, with everything that does not fit on a page.
+        leaders: cells that hold the highest or second highest mean of their place, by row and column: 1 or 2.
     """
 
     caption: str
@@ -28,6 +29,23 @@ class Table:
     rows: list[list[str]]
     notes: list[str]
     frame: pd.DataFrame
+    leaders: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+def leaders(places: Sequence[Hashable], means: Sequence[float], column: int) -> dict[tuple[int, int], int]:
+    """The highest mean of every place with two arms or more, and the second of those with three.
+
+    Args:
+        places: of each row; None for a row that takes no part.
+        means: of each row; equal ones, as the table shows them, share their rank.
+        column: in which they stand.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for place in dict.fromkeys(place for place in places if place is not None):
+        shown = {i: round(means[i], 2) for i, at in enumerate(places) if at == place and not math.isnan(means[i])}
+        levels = sorted(set(shown.values()), reverse=True)[: min(2, len(shown) - 1)]
+        found |= {(i, column): levels.index(mean) + 1 for i, mean in shown.items() if mean in levels}
+    return found
 
 
 def signed(value: float) -> str:

@@ -18,8 +18,9 @@ FORMULA = re.compile(r"(?![-+][\d.e+ -]*\Z)\s*[-=+@\uff1d\uff0b\uff0d\uff20]")  
 
 LEFT = (
     "Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags", "Arm", "Source", "Difference",
-    "Change",
+    "Change", "State", "Run", "Next",
 )  # fmt: skip
+LEADERS = "Bold: the highest mean of its place; underlined: the second. Neither is a test."
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -50,10 +51,13 @@ def to_latex(table: Table) -> str:
     form = "".join("l" if name in LEFT else "r" for name in table.columns)
 
     def line(cells: list[str]) -> str:
-        return " & ".join(latex(cell) for cell in cells) + r" \\"
+        return " & ".join(cells) + r" \\"
 
-    rows = "".join(line(row) + "\n" for row in table.rows)
-    notes = "\n".join(latex(note) + r"\par" for note in table.notes)
+    rows = "".join(
+        line([_value(cell, table.leaders.get((i, j), 0)) for j, cell in enumerate(row)]) + "\n"
+        for i, row in enumerate(table.rows)
+    )
+    notes = "\n".join(latex(note) + r"\par" for note in [*table.notes, *([LEADERS] if table.leaders else [])])
     return rf"""% needs \usepackage{{booktabs,graphicx}}
 \begin{{table}}[t]
 \centering
@@ -61,13 +65,24 @@ def to_latex(table: Table) -> str:
 \resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
 \begin{{tabular}}{{{form}}}
 \toprule
-{line(table.columns)}
+{line([latex(column) for column in table.columns])}
 \midrule
 {rows}\bottomrule
 \end{{tabular}}}}
 \par\smallskip\raggedright\footnotesize {notes}
 \end{{table}}
 """
+
+
+def _value(cell: str, leader: int) -> str:
+    """A cell in the papers' layout: the standard deviation as an index, the best mean bold, the second underlined."""
+    mean = re.fullmatch(r"([+−\d.,]+)( ± ([\d.]+))?(.*)", cell, re.DOTALL)
+    if mean is None or not (leader or mean[2]):
+        return latex(cell)
+    number, spread = latex(mean[1]), rf"$_{{\pm {mean[3]}}}$" if mean[2] else ""
+    styles = {1: rf"\textbf{{{number}}}", 2: rf"\underline{{{number}}}"}
+    rest = latex(mean[4])
+    return styles.get(leader, number) + spread + (" " if mean[4].startswith(" ") else "") + rest
 
 
 def latex(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.output.section import Section
-from analysis.output.table import Table, mean_sd, signed, signed_range
+from analysis.output.table import Table, leaders, mean_sd, signed, signed_range
 from analysis.reading.arms import CELL, NAMES
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.stored import Stored
@@ -101,7 +101,12 @@ def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", l
     whole = [column for column in ("n", "diff_n", "collapsed") if column in frame]
     frame = frame.astype(dict.fromkeys(whole, "Int64"))
     columns, rows = _shown(frame, baseline, spread)
-    return Table(_caption(runs), columns, rows, _notes(runs, baseline, spread, level, notes), frame)
+    records = frame.to_dict("records")
+    places = [
+        None if r["method"] in REFERENCES or r["off_budget"] is True else tuple(r[k] for k in CELL) for r in records
+    ]
+    ahead = leaders(places, list(frame["score_mean"]), columns.index("n") + 1)
+    return Table(_caption(runs), columns, rows, _notes(runs, baseline, spread, level, notes), frame, ahead)
 
 
 def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> list[dict[str, Any]]:
@@ -122,13 +127,15 @@ def _cell(cell: pd.DataFrame, baseline: str, level: float, notes: list[str]) -> 
     if apart := timed_apart(cell):
         notes.append(f"{label}: step and training times are withheld, the arms were timed in different sessions.")
     records = []
+    without: dict[str, list[str]] = {}
     for arm in arms:
         off = bool(arm["off_budget"].any())
         record = _arm(arm, level) | {"params_mismatch": mismatch and not off, "off_budget": off}
         record |= dict.fromkeys([f"{time}_median" for time in TIMES], math.nan) if apart else {}
         if arm["method"].iloc[0] != baseline and not off:
-            record |= _difference(arm, baselines, level, label, notes)
+            record |= _difference(arm, baselines, level, without)
         records.append(record)
+    notes += [f"{label}: {sentence.format(', '.join(names))}" for sentence, names in without.items()]
     return records
 
 
@@ -149,20 +156,24 @@ def _arm(arm: pd.DataFrame, level: float) -> dict[str, Any]:
 
 
 def _difference(
-    arm: pd.DataFrame, baselines: list[pd.DataFrame], level: float, label: str, notes: list[str]
+    arm: pd.DataFrame, baselines: list[pd.DataFrame], level: float, without: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """Paired differences in score to the baseline arm over the seeds that both have."""
+    """Paired differences in score to the baseline arm over the seeds that both have; what has none goes to `without`.
+
+    There a sentence with a place for names has the names of all arms that it is true of.
+    """
     name = arm["shown"].iloc[0]
     matches = matching_baselines(arm, baselines)
     if len(matches) != 1:
         if baselines:
             reason = "several baseline arms fit" if matches else "no baseline arm has the same data and settings"
-            notes.append(f"{label}: no difference for {name}, {reason}.")
+            without.setdefault(f"no difference for {{}}, {reason}.", []).append(name)
         return {}
     base = dict(zip(matches[0]["seed"], matches[0]["score"], strict=True))
     gaps = [score - base[seed] for seed, score in zip(arm["seed"], arm["score"], strict=True) if seed in base]
     if alone := len(arm) + len(base) - 2 * len(gaps):
-        notes.append(f"{label}: {alone} seeds of {name} or its baseline have no counterpart and enter no difference.")
+        sentence = f"{alone} seeds of {{}} or its baseline have no counterpart and enter no difference."
+        without.setdefault(sentence, []).append(name)
     if not gaps:
         return {"diff_n": 0}
     s = summary(gaps, level)

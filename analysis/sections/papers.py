@@ -7,6 +7,8 @@ makes them.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pandas as pd
 
 from analysis.output.figure import file_name
 from analysis.output.section import Section
-from analysis.output.table import Table, mean_sd
+from analysis.output.table import Table, leaders, mean_sd
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.stored import Stored
 from analysis.sections.arms import RECONSTRUCTED, cell_notes, named_across_tasks, protocol_notes
@@ -25,6 +27,7 @@ from analysis.sections.paper_layouts import LAYOUTS, Column, Layout
 from analysis.sections.published_numbers import Published, published
 from analysis.stats.seeds import summary
 
+OFF_BUDGET = " (off budget)"
 UNVERIFIED = "§"  # marks numbers on stand-in data
 FIRST_COLUMNS = ["Method", "Recipe", "Budget", "Parameters", "Protocol", "n"]
 
@@ -72,7 +75,25 @@ def _paper_table(runs: pd.DataFrame, layout: Layout, model: str) -> Table:
         titles.remove("Recipe")
     frame = pd.DataFrame(records).assign(model=model, suite=layout.suite)
     text = [[row.get(title, "") for title in titles] for row in rows]
-    return Table(caption, titles, text, _notes(runs, layout, printed, columns) + notes, frame)
+    return Table(
+        caption,
+        titles,
+        text,
+        _notes(runs, layout, printed, columns) + notes,
+        frame,
+        _leaders(titles, rows[: len(rows) - len(printed)]),
+    )
+
+
+def _leaders(titles: Sequence[str], ours: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], int]:
+    """The highest two of our means in every column of one number, among rows of one protocol and budget."""
+    places = [None if OFF_BUDGET in row["Method"] else (row["Protocol"], row["Budget"]) for row in ours]
+    found: dict[tuple[int, int], int] = {}
+    for column, title in enumerate(titles):
+        if title not in FIRST_COLUMNS:
+            cells = [re.match(r"[\d.]+(?=[^/]*$)", row.get(title, "")) for row in ours]
+            found |= leaders(places, [float(cell[0]) if cell else math.nan for cell in cells], column)
+    return found
 
 
 def _our_row(arm: pd.DataFrame, layout: Layout, cells: Mapping[str, PaperCell]) -> dict[str, str]:
@@ -83,7 +104,7 @@ def _our_row(arm: pd.DataFrame, layout: Layout, cells: Mapping[str, PaperCell]) 
         "Method": first["shown"]
         + ("" if arm["verified"].all() else UNVERIFIED)
         + (f" ({collapsed} collapsed)" if collapsed else "")
-        + (" (off budget)" if arm["off_budget"].any() else ""),
+        + (OFF_BUDGET if arm["off_budget"].any() else ""),
         "Recipe": str(first["recipe"]),
         "Budget": "" if first["budget"] == NO_BUDGET else str(first["budget"]),
         "Parameters": f"{arm['params_final'].mean():,.0f}",

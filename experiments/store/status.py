@@ -85,7 +85,7 @@ def read_store(root: Path, stale: float = STALE_SECONDS) -> list[RunStatus]:
     started = {path.parent for name in ("status.json", "result.json") for path in runs.glob(f"*/*/{name}")}
     store = str(root) if runs == root else None
     queued = queued_folders(root)
-    runs_now = [_read(folder, store, now, stale) for folder in sorted(started | set(queued))]
+    runs_now = [read_run(folder, store, now, stale) for folder in sorted(started | set(queued))]
     return [_as_queued(run, queued.get(Path(run.path))) for run in runs_now]
 
 
@@ -96,7 +96,8 @@ def _as_queued(run: RunStatus, job: str | None) -> RunStatus:
     return replace(run, state="queued", job=job, failure=None, error=None)
 
 
-def _read(folder: Path, store: str | None, now: float, stale: float) -> RunStatus:
+def read_run(folder: Path, store: str | None, now: float, stale: float = STALE_SECONDS) -> RunStatus:
+    """One run, as `read_store` reads it at the time `now`."""
     status = RunFolder(folder).status()
     heartbeat = _number(status.get("heartbeat"))
     age = None if heartbeat is None else now - heartbeat

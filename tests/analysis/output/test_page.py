@@ -16,7 +16,10 @@ import pytest
 from browser import Browser, installed
 from PIL import Image
 
+from analysis.output.page import gathered
+from analysis.reading.stored import read_stores
 from analysis.report import report
+from analysis.sections.run_list import run_list
 from experiments.standins.stored_runs import moved_run, result, write_run
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>"\'&'
@@ -214,3 +217,30 @@ def test_in_a_browser_the_rows_shown_become_a_csv_file_without_formulas(browser:
     rows = text.lstrip("\ufeff").splitlines()
     assert rows[0].startswith("Method,n,Accuracy") and len(rows) == 4 - 1
     assert not [cell for row in rows for cell in row.split(",") if re.match(r"[=+@]", cell)]
+
+
+def test_notes_that_say_the_same_of_several_places_are_one() -> None:
+    notes = [
+        "cola, r2: one seed is missing.",
+        "Scores are points.",
+        "rte, r2: one seed is missing.",
+        "Scores are points.",
+    ]
+    assert gathered(notes) == ["cola, r2; rte, r2: one seed is missing.", "Scores are points."]
+
+
+def test_every_run_has_a_row_and_one_that_stopped_has_the_command_that_continues_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", result("lora", 0, 80.0))
+    stopped = write_run(tmp_path / "runs", result("lora", 1, 80.0))
+    (stopped / "result.json").unlink()
+    (stopped / "status.json").write_text(
+        '{"state": "preempted", "error": "SIGINT after step 47", "failure": "preempted"}'
+    )
+    (stopped / "config.yaml").write_text("overrides:\n- method=lora\n- seed=1\n- data.root=/etc\n")
+    stored = read_stores([tmp_path / "runs"])
+    rows = run_list(stored.runs, stored.unfinished).rows
+    assert [row[4:8] for row in rows] == [
+        ["lora-r4", "1", "", "preempted: SIGINT after step 47"],
+        ["LoRA", "0", "80.00", "done"],
+    ]
+    assert rows[0][-1] == f"python run.py method=lora store.root={tmp_path}/runs seed=1" and rows[1][-1] == ""

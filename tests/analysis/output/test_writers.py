@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.output.figure import file_name
+from analysis.output.table import Table, leaders
 from analysis.output.writers import latex, print_table, to_csv, to_latex, to_markdown
 from analysis.reading.runs import load_runs
 from analysis.sections.comparison import comparison
@@ -76,3 +77,17 @@ def test_the_terminal_shows_names_as_they_are(store: Path) -> None:
 def test_file_names_hold_nothing_but_harmless_characters() -> None:
     assert file_name(["../../etc", "a b/c", "", "r4"]) == "etc-a_b_c-r4"
     assert "/" not in file_name(["日本", "/"]) and file_name(["日本"]) == "x"
+
+
+def test_latex_sets_the_best_mean_bold_the_second_underlined_and_the_deviation_as_an_index() -> None:
+    cells = ["81.00 ± 2.00", "82.50 ± 1.00‡", "−1.25", "80.00"]
+    ahead = leaders(["r4", "r4", None, "r4"], [81.0, 82.5, 99.0, 80.0], 0)
+    table = Table("A caption.", ["Score"], [[cell] for cell in cells], [], pd.DataFrame(), ahead)
+    text = to_latex(table)
+    assert r"\underline{81.00}$_{\pm 2.00}$ \\" in text and r"\textbf{82.50}$_{\pm 1.00}$$\ddagger$ \\" in text
+    assert r"$-$1.25 \\" in text and "\n80.00" in text and "Neither is a test" in text
+
+
+def test_equal_means_are_equally_bold_and_one_arm_leads_nothing() -> None:
+    assert leaders(["a", "a", "a"], [80.001, 80.0, 79.0], 3) == {(0, 3): 1, (1, 3): 1, (2, 3): 2}
+    assert leaders(["a", "b"], [80.0, 81.0], 3) == {} and leaders(["a", "a"], [80.0, 81.0], 3) == {(1, 3): 1}
