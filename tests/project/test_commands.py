@@ -34,6 +34,7 @@ EXECUTED = {
     "python -m analysis": "test_report.py",
     "python -m analysis.notebooks": "test_notebooks.py",
     "python -m analysis.error_rates": "test_error_rates.py",
+    "python -m analysis.lm_eval": "test_lm_eval.py",
     "python -m experiments check": "test_check.py",
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
