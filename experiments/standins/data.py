@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.data.commonsense import SETS as COMMONSENSE
 from experiments.data.digits import png
 from experiments.data.glue import SPLITS as GLUE
 from experiments.data.vtab import SPLITS as IMAGE_SPLITS
@@ -34,11 +36,13 @@ PAIRS = {
     "qnli": ("question", "sentence"),
     "qqp": ("question1", "question2"),
 }
+QUESTIONS = 12  # of each mathematical test set
+CHOICES = (("true", "false"), ("solution1", "solution2"), ("answer1", "answer2"), ("ending1", "ending4"))
 SIDE = 32  # pixels
 
 
 def make_data(folder: Path, seed: int = 0) -> Path:
-    """Writes glue/, summarization/ and vtab-1k/ into the folder, for `data.root=FOLDER task.verify=false`."""
+    """Writes data sets in their official layouts into the folder, for `data.root=FOLDER task.verify=false`."""
     for task in GLUE:
         if not task.endswith("_mm"):  # mnli holds the mismatched split too
             _glue(folder / "glue" / task, task, seed)
@@ -46,6 +50,8 @@ def make_data(folder: Path, seed: int = 0) -> Path:
         _summaries(folder / "summarization" / name, name, seed)
     for name in IMAGE_SETS:
         _images(folder / "vtab-1k" / name, name, seed)
+    _mathematics(folder / "math", seed)
+    _commonsense(folder / "commonsense", seed)
     return folder
 
 
@@ -116,6 +122,38 @@ def _summaries(folder: Path, name: str, seed: int) -> None:
             several = [[a] if split == "train" else [a, b] for a, b in zip(first, second, strict=True)]
             columns |= {"title": [f"on the {animal}" for _, animal, _ in facts], "references": several}
         _write(folder / f"{split}.parquet", columns)
+
+
+def _mathematics(folder: Path, seed: int) -> None:
+    """Sums as MetaMathQA, GSM8K and MATH write problems and solutions."""
+    rng = _rng(seed, "math")
+    sums = [tuple(map(int, pair)) for pair in rng.integers(0, 10, size=(TEXT_ROWS["train"] + 2 * QUESTIONS, 2))]
+    train, gsm8k, math = sums[: -2 * QUESTIONS], sums[-2 * QUESTIONS : -QUESTIONS], sums[-QUESTIONS:]
+    solved = [{"query": f"{a} + {b}?", "response": f"{a + b}\nThe answer is: {a + b}"} for a, b in train]
+    _write_json(folder / "MetaMathQA-395K.json", solved)
+    _write_json(folder / "gsm8k_test.jsonl", [{"question": f"{a} + {b}?", "answer": f"#### {a + b}"} for a, b in gsm8k])
+    _write_json(
+        folder / "math_test.jsonl", [{"problem": f"{a} + {b}?", "solution": f"$\\boxed{{{a + b}}}$"} for a, b in math]
+    )
+
+
+def _commonsense(folder: Path, seed: int) -> None:
+    """Rows of LLM-Adapters' layout, each of which names its answer."""
+
+    def rows(place: int, count: int) -> list[dict[str, str]]:
+        chosen = _rng(seed, "commonsense", str(place)).choice(CHOICES[place % len(CHOICES)], size=count).tolist()
+        return [{"instruction": f"say {word}", "input": "", "output": "", "answer": word} for word in chosen]
+
+    for name in ("commonsense_15k", "commonsense_170k"):
+        _write_json(folder / f"{name}.json", [row for place in range(8) for row in rows(place, 30)])
+    for place, name in enumerate(COMMONSENSE):
+        _write_json(folder / name / "test.json", rows(place, 4))
+
+
+def _write_json(file: Path, rows: list[dict[str, str]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = file.suffix == ".jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows), encoding="utf-8")
 
 
 def _images(folder: Path, name: str, seed: int) -> None:

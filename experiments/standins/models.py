@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 FAMILIES = ("bert", "roberta", "deberta-v2", "bart", "vit")
+DECODER = "llama"
 LAYERS, WIDTH, HEADS, INNER, POSITIONS = 2, 32, 2, 64, 514
 SPECIAL = {
     "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -35,7 +36,28 @@ def make_models(folder: str | Path, seed: int = 0) -> Path:
             cls(config).save_pretrained(checkpoint)
             if name == "vit":
                 _save_image_processor(checkpoint)
+        torch.manual_seed(seed)
+        _save_decoder(folder / DECODER)
     return folder
+
+
+def _save_decoder(folder: Path) -> None:
+    """A Llama whose tokens are single bytes, so that a prompt ends between two tokens wherever it ends."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    begin, end = "<s>", "</s>"
+    pieces = [begin, end, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(pieces), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * POSITIONS, bos_token_id=0,
+        eos_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def _architecture(tf: Any, name: str, size: int | None) -> tuple[Any, Any]:
