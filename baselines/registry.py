@@ -20,6 +20,9 @@ METHODS = {
     "rac_lora": f"{__package__}.rac_lora:RACLoRA",
     "chain_lora": f"{__package__}.rac_lora:ChainOfLoRA",
     "xgblora": f"{__package__}.xgblora:XGBLoRA",
+    "sd_lora": f"{__package__}.sd_lora:SDLoRA",
+    "o_lora": f"{__package__}.increment_pieces:OLoRA",
+    "task_lora": f"{__package__}.increment_pieces:TaskLoRA",
     "adalora": f"{__package__}.adalora:AdaLoRA",
     "sora": f"{__package__}.sora:SoRA",
     "prilora": f"{__package__}.prilora:PRILoRA",
@@ -36,6 +39,7 @@ METHODS = {
     "peft": f"{__package__}.peft_tuner:PeftTuner",
     "full": f"{__package__}.reference_points:FullFineTuning",
     "head": f"{__package__}.reference_points:HeadOnly",
+    "class_means": f"{__package__}.class_means:ClassMeans",
     "bitfit": f"{__package__}.reference_points:BitFit",
 }
 

@@ -89,7 +89,11 @@ class ChainLinear(LowRankLinear):
     def _joined(self) -> tuple[Tensor, Tensor]:
         """Rows (n, d_in) and columns (n, d_out) of all pieces, as one product above min(d_in, d_out)."""
         a, b = super().lora_factors()
-        a, b = torch.cat([self.frozen_A[: self.merged], a]), torch.cat([self.frozen_B[: self.merged], b.T])
+        frozen_a, frozen_b = self.frozen_A[: self.merged], self.frozen_B[: self.merged]
+        return self.compressed(torch.cat([frozen_a, a]), torch.cat([frozen_b, b.T]))
+
+    def compressed(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (n, d_in) and (n, d_out) as at most min(d_in, d_out) with the same product."""
         if len(a) <= self.limit:
             return a, b
         dense, eye = b.T @ a, torch.eye(self.limit, dtype=a.dtype, device=a.device)
@@ -152,9 +156,11 @@ class ChainMethod(LowRankMethod):
         members: for every piece, the numbers of its matrices in the model's order; drawn by `attach`.
         piece: number of the piece that trains.
         largest: rank sum and parameters of the largest piece so far; added: of all pieces so far.
+        layer: class of the adapted layers.
     """
 
     saved: ClassVar[Sequence[str]] = ("members", "piece", "largest", "added")
+    layer: ClassVar[type[ChainLinear]] = ChainLinear
     adapters: dict[str, ChainLinear]  # type: ignore[assignment]
     members: list[list[int]]
 
@@ -210,7 +216,7 @@ class ChainMethod(LowRankMethod):
     def _adapter(self, linear: nn.Linear, rank: int) -> ChainLinear:
         limit = min(linear.in_features, linear.out_features)
         slots = Directions(min(limit, self.capacity(rank)), rank)
-        return ChainLinear(linear, slots, self.scale(self.piece_rank()), getattr(self.config, "dropout", 0.0))
+        return self.layer(linear, slots, self.scale(self.piece_rank()), getattr(self.config, "dropout", 0.0))
 
     def after_attach(self) -> None:
         for adapter in self.adapters.values():
@@ -238,8 +244,10 @@ class ChainMethod(LowRankMethod):
     # -- training --------------------------------------------------------------------------------------
 
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
-        if step + 1 not in self.due:
-            return None
+        return self.advance(step) if step + 1 in self.due else None
+
+    def advance(self, step: int) -> Round:
+        """Begins the next piece after a step."""
         before = self.ranks()
         self.next_piece()
         ranks = self.ranks()

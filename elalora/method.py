@@ -16,6 +16,7 @@ A loop calls, in this order:
         optimizer.step(); schedule.at(step + 1)
         method.after_step(step, optimizer, schedule)
         zero the gradients
+        method.begin_increment(number, step, optimizer, batches)    if the next classes or domains arrive
     method.finish()
 
 A loop needs nothing else of a method and never asks for its name. `Method` is this interface, with the defaults of a
@@ -139,6 +140,7 @@ class Method:
     Attributes:
         phases: the planned rounds, for methods that plan them; set by `check_length` and `attach`.
         pattern: ranks of another run by matrix; set before `attach` if `ranks_from` names that run.
+        increments: parts of the task that arrive one after another; set before `attach` if there are several.
         rounds_seen: the rounds so far.
         whole: names of the modules that are trained whole (`keep` of `attach`).
         start_scores: what the rank of every matrix at the start follows from, one number each; empty where `prepare`
@@ -154,6 +156,7 @@ class Method:
     Config: ClassVar[type]
     phases: ThreePhases | None = None
     pattern: Mapping[str, int] | None = None
+    increments: int = 1
 
     def __init__(self, config: Any, budget: Budget | None = None) -> None:
         check_finite(config)
@@ -308,6 +311,25 @@ class Method:
         Returns:
             What changed, if ranks changed.
         """
+        return None
+
+    def begin_increment(
+        self, number: int, step: int, optimizer: RowwiseAdamW, batches: Iterable[dict[str, Tensor]]
+    ) -> Round | None:
+        """Called when the next part of a sequence of classes or domains begins; training on the one before is over.
+
+        By default the adapter trains on, with fresh moments.
+
+        Args:
+            number: of the increment, from 1 on; the first begins with `attach`.
+            step: the one that ended the increment before.
+            optimizer: whose moments are dropped.
+            batches: as for `prepare`, of this increment.
+
+        Returns:
+            What changed, if ranks changed.
+        """
+        optimizer.forget()
         return None
 
     def finish(self) -> None:

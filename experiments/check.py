@@ -23,7 +23,7 @@ from experiments.config.mistakes import MISTAKES, mistakes
 from experiments.config.words import key_of
 from experiments.data.content import TaskData
 from experiments.runs.plan import Plan, plan_of
-from experiments.runs.prepare import attach, data_of, load, processor_of, rows_of
+from experiments.runs.prepare import attach, data_of, load, processor_of, rows_of, sequence_of
 from experiments.runtime.text import counted
 from experiments.studies.expansion import Cell, cells_of
 
@@ -110,7 +110,7 @@ def _facts(plan: Plan) -> tuple[Any, ...]:
         if part is not None:
             some = part.select(range(min(TRIED, len(part))))
             make_items(some, processor_of(plan), data.config, plan.config.data.cache)
-    _, method = attach(plan, loaded.network, loaded.head, len(rows.train))
+    _, method = attach(plan, loaded.network, loaded.head, len(rows.train), sequence_of(plan))
     counts = " / ".join("-" if part is None else f"{len(part):,}" for part in (rows.train, rows.select, rows.report))
     commit, matrices = loaded.read.get("commit", "-")[:8], len(method.ranks()) or "-"
     return commit, _weights(loaded.read), matrices, counts, _compared(data)

@@ -14,7 +14,7 @@ from experiments.runtime.pipes import as_command
 from experiments.runtime.places import CHECKOUT
 
 PICTURE = "docs/img/family.svg"
-NO_RANKS = ("peft", "full", "head", "bitfit")  # PEFT's tuners are many; the others have no ranks
+NO_RANKS = ("peft", "full", "head", "bitfit", "class_means")  # PEFT's tuners are many; the others have no ranks
 # by row: methods, each with what decides where its ranks are
 FAMILY: dict[str, dict[str, str]] = {
     "fixed for the whole run": {
@@ -34,12 +34,16 @@ FAMILY: dict[str, dict[str, str]] = {
     "added one after another": {
         "rac_lora": "random sketches", "chain_lora": "merged LoRAs", "xgblora": "random layers",
     },
+    "one for each part of a sequence": {
+        "sd_lora": "magnitudes train on", "o_lora": "orthogonal", "task_lora": "merged when read",
+    },
 }  # fmt: skip
 NAMES = {
     "lora": "LoRA", "svd_lora": "SVD-LoRA", "prilora": "PRILoRA", "beamlora": "BeamLoRA", "dylora": "DyLoRA",
     "gelora": "GeLoRA", "gora": "GoRA", "eva": "EVA", "elalora": "ElaLoRA", "flexlora": "FlexLoRA", "alora": "ALoRA",
     "l1ra": "L1RA", "adalora": "AdaLoRA", "dora_dynamic": "dynamic DoRA", "sora": "SoRA", "increlora": "IncreLoRA",
     "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA", "xgblora": "XGBLoRA",
+    "sd_lora": "SD-LoRA", "o_lora": "O-LoRA", "task_lora": "LoRA per task",
 }  # fmt: skip
 COURSES = {  # points of the rank sum: share of the run, multiple of the budget
     "constant": ((0, 1), (1, 1)),

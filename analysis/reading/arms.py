@@ -19,12 +19,14 @@ MOST_NAMED = 4  # settings behind a name, where they are enough
 NAMES = {
     "elalora": "ElaLoRA", "lora": "LoRA", "svd_lora": "SVD-LoRA", "adalora": "AdaLoRA", "sora": "SoRA",
     "rac_lora": "RAC-LoRA", "chain_lora": "Chain of LoRA", "xgblora": "XGBLoRA",
+    "sd_lora": "SD-LoRA", "o_lora": "O-LoRA", "task_lora": "LoRA per task, merged",
     "prilora": "PRILoRA", "beamlora": "BeamLoRA", "flexlora": "FlexLoRA",
     "dora_dynamic": "Dynamic-rank DoRA", "l1ra": "L1RA", "increlora": "IncreLoRA", "alora": "ALoRA",
     "dylora": "DyLoRA",
     "peft": "PEFT LoRA",
     "gelora": "GeLoRA", "gora": "GoRA", "eva": "EVA",
     "full": "Full fine-tuning", "head": "Head only", "bitfit": "BitFit",
+    "class_means": "Class means",
 }  # fmt: skip
 Row = dict[str, Any]  # of the frame of `load_runs`
 IN_LABEL = ("variant", "ranks_from", "pattern", "shuffle")  # knobs that a method's label already contains

@@ -11,9 +11,11 @@ FAMILIES = {
     **dict.fromkeys(("lora", "prilora", "beamlora", "sora", "peft"), "lora"),
     **dict.fromkeys(("dora_dynamic", "l1ra", "alora", "dylora"), "lora"),
     **dict.fromkeys(("rac_lora", "chain_lora", "xgblora"), "lora"),
+    **dict.fromkeys(("sd_lora", "o_lora", "task_lora"), "lora"),
     **dict.fromkeys(("elalora", "svd_lora", "adalora", "flexlora", "increlora"), "svd"),
     **dict.fromkeys(("gelora", "gora", "eva"), "lora"),
     "head": "head",
+    "class_means": "head",
     "bitfit": "head",
     "full": "full",
 }

@@ -9,11 +9,13 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
 from elalora.errors import UserError
 from elalora.resolve import added
+from experiments.config.increments import check_increments
 from experiments.config.templates import columns_of
 
 ROUGES = (
@@ -50,6 +52,8 @@ Answer = StrEnum("Answer", "options generate tokens")
 LossOn = StrEnum("LossOn", "completion all")
 Truncation = StrEnum("Truncation", "left drop")
 OptionScore = StrEnum("OptionScore", "sum token character")
+ClassOrder = StrEnum("ClassOrder", "seed label")
+IncrementLoss = StrEnum("IncrementLoss", "current seen")
 
 
 # input columns: in words, and their largest number
@@ -136,6 +140,13 @@ class TaskConfig:
             `trainer.max_steps` and `trainer.batch_size`. quick_rates: family of methods (`recipe.families`) -> its
             learning rate; others take `recipe.centres`.
         teacher: labels the texts in place of the task's own labels, if it has a pattern.
+        domains: subsets whose rows the task joins, each a domain; its increments are then domains instead of classes.
+        increments: how the classes (or domains) arrive one after another: a number of equal parts, the sizes of the
+            parts ([2,2,1]), or the parts themselves ([[5,6],[7,8],[9]]); null trains on all at once.
+        class_order: the order in which equal parts and sizes take the classes: "seed" draws it from the run's seed,
+            "label" goes by their numbers.
+        increment_loss: the classes over which the loss of an increment is a softmax: "current" or all that were "seen".
+            Null takes "current", and "seen" where an increment has one class, over which a loss says nothing.
     """
 
     name: str = MISSING
@@ -188,6 +199,10 @@ class TaskConfig:
     quick_batch: int = 32
     quick_rates: dict[str, float] = field(default_factory=dict)
     teacher: TeacherConfig = added(TeacherConfig)
+    domains: list[str] | None = added(None)
+    increments: Any = added(None)
+    class_order: ClassOrder = added(ClassOrder.seed)
+    increment_loss: IncrementLoss | None = added(None)
 
 
 def check_task(task: TaskConfig) -> None:
@@ -230,6 +245,8 @@ def check_task(task: TaskConfig) -> None:
         raise UserError(f"task.drop_unlabelled=true is for own files (task=own), not for task={task.name}")
     if task.teacher != TeacherConfig():
         _check_teacher(task, task.teacher)
+    if task.increments is not None:
+        check_increments(task)
 
 
 def _check_teacher(task: TaskConfig, teacher: TeacherConfig) -> None:

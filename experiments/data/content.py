@@ -89,6 +89,8 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
     types["label"] = Value(label_types.get(task.kind, "int64"))
     if task.kind == "summarization":
         types["references"] = List(Value("string"))
+    if task.domains:
+        types["domain"] = Value("int64")
     schema, count = Features(types).arrow_schema, len(columns["idx"])
     if task.kind == "regression":
         columns = {**columns, "label": list(map(float, columns["label"]))}  # Arrow refuses long whole numbers
@@ -114,6 +116,7 @@ def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
     digest = hashlib.sha256()
     names = inputs(task)
     columns = ["idx", "label", *names, *(["references"] if task.kind == "summarization" else [])]
+    columns += ["domain"] if task.domains else []
     for name in sorted(splits):
         digest.update(f"{name}\n{len(splits[name])}\n{len(names)}\n".encode())
         for rows in splits[name].iter(batch_size=ROWS_PER_BATCH):

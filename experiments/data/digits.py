@@ -1,4 +1,4 @@
-"""The digits 5 to 9 of scikit-learn's set as an image task; the model was pretrained on 0 to 4."""
+"""The digits of scikit-learn's set as an image task, 5 to 9 or all; the model was pretrained on 0 to 4."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from elalora.errors import UserError
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.content import make_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+CLASSES = {"digits": range(5, 10), "all": range(10)}
 TRAIN_SHARE, VALIDATION_SHARE = 0.2, 0.2  # the rest is test
 
 
 def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
-    """Train, validation and test, drawn by a hash of the row numbers."""
-    images, labels = digits(range(5, 10))
+    """Train, validation and test, drawn by a hash of the row numbers.
+
+    Raises:
+        UserError: unknown subset.
+    """
+    if task.subset not in CLASSES:
+        raise UserError(f"task.subset={task.subset} is not a part of the digits; type one of {', '.join(CLASSES)}")
+    classes = CLASSES[task.subset]
+    images, labels = digits(classes)
     order = sorted(range(len(labels)), key=lambda i: hashlib.sha256(f"elalora-digits/{i}".encode()).digest())
     first, second = int(TRAIN_SHARE * len(order)), int((TRAIN_SHARE + VALIDATION_SHARE) * len(order))
     parts = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
@@ -28,7 +37,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         rows.sort()
         columns = {"idx": rows, "image": [png(images[i]) for i in rows], "label": labels[rows].tolist()}
         splits[name] = make_split(task, columns)
-    return splits, "scikit-learn's digits, 5 to 9"
+    return splits, f"scikit-learn's digits, {classes.start} to {classes[-1]}"
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from elalora.errors import first_line
 from experiments.data.batches import train_batches
+from experiments.data.increments import data_seed
 from experiments.runs.plan import Plan
 from experiments.runtime.distributed import print_once
 from experiments.runtime.flops import CPU_ATTENTION, counting
-from experiments.runtime.seeds import stream
 from experiments.training.evaluation import to_device
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cost_of(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any]
         "peak_memory_mib": _peak_memory(),
         "adapter_bytes": _size(plan.folder.path / "adapter"),
         "optimizer_bytes": optimizer_bytes(state.optimizer),
-        "train_tokens": _tokens(plan, prepared, state),
+        "train_tokens": _tokens(plan, prepared),
         "step_flops": _step_flops_or_none(plan, prepared),
     }
 
@@ -70,12 +70,15 @@ def tokens_trained(lengths: np.ndarray, batch_size: int, seed: int, steps: int, 
     return epochs * int(lengths.sum()) + sum(int(lengths[batch].sum()) for batch in last)
 
 
-def _tokens(plan: Plan, prepared: Prepared, state: TrainState) -> int | None:
-    config, items = plan.config, prepared.splits.train.data
+def _tokens(plan: Plan, prepared: Prepared) -> int | None:
+    config, lengths = plan.config, np.asarray(prepared.splits.train.data.lengths)
     if config.task.kind == "image":
         return None
-    seed, by_length = stream(config.seed, "data"), config.trainer.batches == "length"
-    return tokens_trained(np.asarray(items.lengths), config.trainer.batch_size, seed, state.total, by_length)
+    size, by_length = config.trainer.batch_size, config.trainer.batches == "length"
+    return sum(
+        tokens_trained(lengths[part.items], size, data_seed(config.seed, number), part.end - part.start, by_length)
+        for number, part in enumerate(prepared.sequence.parts)
+    )
 
 
 def _step_flops_or_none(plan: Plan, prepared: Prepared) -> int | None:
@@ -94,8 +97,8 @@ def step_flops(plan: Plan, prepared: Prepared) -> int:
     The batch is the same for all arms of a seed. Neither parameters nor random states change.
     """
     config, items, accelerator = plan.config.trainer, prepared.splits.train.data, prepared.accelerator
-    seed, by_length = stream(plan.config.seed, "data"), config.batches == "length"
-    first = train_batches(np.asarray(items.lengths), config.batch_size, seed, 0, by_length)[0]
+    lengths, by_length = np.asarray(items.lengths), config.batches == "length"
+    first = prepared.sequence.batches(lengths, config.batch_size, plan.config.seed, 0, 0, by_length)[0]
     size = config.micro_batch or math.ceil(len(first) / accelerator.num_processes)
     model = prepared.model.eval()
     with counting(CPU_ATTENTION) as counter:

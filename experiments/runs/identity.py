@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,7 @@ from elalora.resolve import RunSize, added_defaults, identifying
 from elalora.resolve import canonical as canonical_settings
 from elalora.schedules import steps_of
 from elalora.targets import ARCHITECTURES, NAMES, patterns_of
+from experiments.config.increments import group_count, is_listed, loss_over, parts_of
 from experiments.config.schema import ModelConfig, TrainerConfig
 from experiments.config.task import DataConfig, TaskConfig
 from experiments.data.protocols import draws_held_out, selects
@@ -88,7 +89,9 @@ def canonical(identity: Mapping[str, Any], path: str | None = None, at_most: boo
     config = check_method(cls, {key: value for key, value in out["method"].items() if key != "name"})
     kind = out["task"].get("kind")
     answer = out["task"]["answer"] if kind == "causal" else None
-    items = None if at_most or kind in MAY_DROP else out["data"]["train_items"]
+    out["task"] = _increments(out["task"])
+    in_parts = out["task"].get("increments") is not None  # whose lengths only the data can tell
+    items = None if at_most or kind in MAY_DROP or in_parts else out["data"]["train_items"]
     size = size_of(out, getattr(config, "ranks_from", None) is None, items)
     config = canonical_settings(config, size)
     out["method"] = {"name": _name(cls, out["method"]["name"]), **_numbers(identifying(config))}
@@ -190,7 +193,7 @@ def _trainer(identity: Mapping[str, Any], size: RunSize, method: Method) -> dict
     if size.steps is not None:
         unread.add("epochs")
         trainer["max_steps"] = size.steps
-        if size.steps <= LONG:
+        if size.steps <= LONG and identity["task"].get("increments") is None:
             trainer["warmup"] = _warmup(trainer["warmup"], size.steps, method)
     if not selects(identity["protocol"]["name"], identity["task"]["suite"]):
         unread.add("evaluations")
@@ -200,6 +203,20 @@ def _trainer(identity: Mapping[str, Any], size: RunSize, method: Method) -> dict
     if trainer["max_grad_norm"] == math.inf:
         trainer["max_grad_norm"] = None
     return {key: value for key, value in trainer.items() if key not in unread}
+
+
+def _increments(task: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a task with its increments in one spelling, and without what they do not read."""
+    unread = {key: added_defaults(TaskConfig)[key] for key in ("class_order", "increment_loss")}
+    if task.get("increments") is None:
+        return task | {key: default for key, default in unread.items() if key in task}
+    known = TaskConfig(**task)
+    parts = parts_of(known, list(range(group_count(known))))
+    if known.domains or known.increment_loss == loss_over(replace(known, increment_loss=None), parts):
+        task = task | {"increment_loss": None}
+    if is_listed(known.increments) or known.class_order == "label":
+        return task | {"increments": [list(part) for part in parts], "class_order": unread["class_order"]}
+    return task | {"increments": [len(part) for part in parts]}
 
 
 def _warmup(typed: float, steps: int, method: Method) -> float:

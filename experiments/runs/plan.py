@@ -24,12 +24,14 @@ from elalora.errors import UserError
 from elalora.method import Method
 from elalora.schedules import steps_of
 from experiments.config.compose import compose_run, same_command
+from experiments.config.increments import group_count, parts_of
 from experiments.config.members import Repeat, arm_of
 from experiments.config.suggest import HUB
-from experiments.config.task import check_task
+from experiments.config.task import TaskConfig, check_task
 from experiments.config.words import key_of
 from experiments.data.digests import digests
 from experiments.data.general_text import identity_of
+from experiments.data.increments import equal_steps
 from experiments.models.files import BUILT_IN, EMBEDDED, WEIGHTS
 from experiments.models.files import digests as model_digests
 from experiments.runs.identity import LONG, canonical, check_method
@@ -167,7 +169,10 @@ def make_plan(config: DictConfig) -> Plan:
     _check_trainer(config)
     method = cls(method_config, budget)
     _check_length(config, method)
-    check_task(OmegaConf.to_object(config.task))
+    task = OmegaConf.to_object(config.task)
+    check_task(task)
+    if task.increments is not None:
+        _check_increments(config, task)
     if config.forgetting is not None and config.task.kind != "causal":
         raise UserError(
             f"forgetting={config.forgetting} needs a causal task, not task={config.task.name}; leave it out"
@@ -301,6 +306,18 @@ def _check_length(config: DictConfig, method: Method) -> None:
             f"trainer.warmup={config.trainer.warmup} leaves no step of the {shortest} steps of a stage: lower it, or "
             "train longer (trainer.max_steps)"
         )
+
+
+def _check_increments(config: DictConfig, task: TaskConfig) -> None:
+    """Refuses a run whose increments leave no steps, or that would choose a checkpoint of an early increment."""
+    count, total = len(parts_of(task, list(range(group_count(task))))), config.trainer.max_steps
+    if config.trainer.evaluations:
+        raise UserError(
+            f"trainer.evaluations={config.trainer.evaluations}: a sequence of increments is read when each of them "
+            "ends, and its last reading is reported; type trainer.evaluations=0"
+        )
+    if total is not None:
+        equal_steps(total)([1] * count)
 
 
 def _identity(

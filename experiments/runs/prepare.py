@@ -8,7 +8,7 @@ read for every run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +27,7 @@ from experiments.store.finished import FORGETTING
 from experiments.training.progress import Prepared, Split, Splits
 
 if TYPE_CHECKING:
+    from experiments.data.increments import Increments
     from experiments.data.protocols import Splits as Rows
     from experiments.models.load import Loaded
     from experiments.training.readout import Readout
@@ -58,7 +59,8 @@ def prepare(plan: Plan) -> Prepared:
     loaded = load(plan)
     splits = splits_of(plan)
     network = loaded.network.to(accelerator.device)
-    model, method = attach(plan, network, loaded.head, len(splits.train.data))
+    sequence = sequence_of(plan)
+    model, method = attach(plan, network, loaded.head, len(splits.train.data), sequence)
     refuse_rounded_training(model, method.name)
     if config.trainer.gradient_checkpointing:
         checkpoint_layers(model)
@@ -69,7 +71,10 @@ def prepare(plan: Plan) -> Prepared:
         read = read | {"decoding": model.generation_config.to_diff_dict()}
     readout = make_readout(task, processor_of(plan), model)
     zero_shot = readout.zero_shot and config.init_from is None
-    return Prepared(accelerator, data_of(plan), splits, readout, model, method, read, zero_shot, _general(plan, model))
+    general = _general(plan, model)
+    return Prepared(
+        accelerator, data_of(plan), splits, readout, model, method, read, zero_shot, general, sequence
+    )  # fmt: skip
 
 
 def _general(plan: Plan, model: Any) -> tuple[Split, Readout] | None:
@@ -121,8 +126,10 @@ def load(plan: Plan) -> Loaded:
     return loaded
 
 
-def attach(plan: Plan, network: Any, head: list[str], items: int) -> tuple[Any, Method]:
-    """The model with its method, for a run over this many training items.
+def attach(
+    plan: Plan, network: Any, head: list[str], items: int, sequence: Increments | None = None
+) -> tuple[Any, Method]:
+    """The model with its method, for a run over this many training items, or over a sequence of increments.
 
     Raises:
         UserError: the targets match other matrices than expected, or a source run does not fit.
@@ -132,6 +139,8 @@ def attach(plan: Plan, network: Any, head: list[str], items: int) -> tuple[Any, 
     method = plan.method(plan.method_config, plan.budget)
     _set_pattern(plan, method)
     total = run_length(plan.config.trainer, items)
+    if sequence is not None:
+        total, method.increments = sequence.parts[-1].end, len(sequence.parts)
     targets = list(plan.config.model.targets)
     expected = plan.config.model.matrices or matrices_in(network, targets)
     seed = stream(plan.config.seed, "adapter")
@@ -257,6 +266,27 @@ def rows_of(plan: Plan) -> Rows:
         data_of(plan), OmegaConf.to_object(config.protocol), train_items=config.data.train_items,
         seed=stream(config.seed, "subset"), eval_items=config.data.eval_items,
     )  # fmt: skip
+
+
+def sequence_of(plan: Plan) -> Increments | None:
+    """The run's increments; None for a task whose classes are all there from the start.
+
+    Raises:
+        UserError: an increment has no items, or no step.
+    """
+    from experiments.data.increments import equal_steps, increments_of
+
+    config, task = plan.config, OmegaConf.to_object(plan.config.task)
+    if task.increments is None:
+        return None
+    rows = rows_of(plan)
+    column = "domain" if task.domains else "label"
+
+    def by_epochs(items: Sequence[int]) -> list[int]:
+        return [run_length(config.trainer, count) for count in items]
+
+    lengths = by_epochs if config.trainer.max_steps is None else equal_steps(config.trainer.max_steps)
+    return increments_of(task, rows.train[column][:], rows.report[column][:], config.seed, lengths)
 
 
 @cached(_splits_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,15 @@ from elalora.schedules import steps_of
 from experiments.runs.cost import cost_of
 from experiments.runs.plan import Plan, budget_name
 from experiments.runtime.files import replacing
-from experiments.store.finished import DID_NOT_LEARN, FORGETTING, ZERO_SHOT
+from experiments.store.finished import DID_NOT_LEARN, FORGETTING, ZERO_SHOT, increment_split
 from experiments.store.folder import SCHEMA
+from experiments.training.increment_scores import (
+    accuracy_matrix,
+    anytime_accuracy,
+    forgetting,
+    forward_transfer,
+    seen_accuracy,
+)
 from experiments.training.stability import UNSTABLE, stability
 
 if TYPE_CHECKING:
@@ -36,7 +44,9 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
     progress, reading, start = state.progress, state.report, state.start_ranks
     assert data is not None and reading is not None
     config = plan.config
-    guessing, reportable = prepared.readout.guessing(items), prepared.splits.reportable
+    # what guesses best changes with every increment
+    guessing = prepared.readout.guessing(items) if len(prepared.sequence.parts) == 1 else None
+    reportable = prepared.splits.reportable
     return {
         "schema": SCHEMA,
         "id": plan.id,
@@ -76,6 +86,7 @@ def assemble(plan: Plan, prepared: Prepared, state: TrainState) -> dict[str, Any
             **{name: asdict(count) for name, count in method.further_counts().items()},
             **_other_parameters(prepared),
         },
+        **({"increments": _increments(plan, prepared)} if prepared.increments else {}),
         "moves": _moves(method, start),
         "cost": cost_of(plan, prepared, state),
         "data": {
@@ -144,6 +155,29 @@ def _more_data(plan: Plan, items: Any) -> dict[str, Any]:
     if general:
         more[FORGETTING] = {"text": plan.identity[FORGETTING], "before": general[0], "after": general[-1]}
     return more | ({ZERO_SHOT: before} if before else {})
+
+
+def _increments(plan: Plan, prepared: Prepared) -> dict[str, Any]:
+    """The parts of a sequence, its accuracy matrix and the scores of that matrix; null where nothing was read."""
+    sequence, lines = prepared.sequence, plan.folder.lines("metrics.jsonl")
+    ends = [*(part.end - 1 for part in sequence.parts[:-1]), sequence.parts[-1].end]  # steps of the readings
+    read = {(line["step"], line["split"]): line["value"] for line in lines if line["metric"] == "accuracy"}
+    names = [increment_split(number) for number in range(len(ends))]
+    matrix = accuracy_matrix([[read.get((step, name)) for name in names] for step in ends])
+    sizes = [len(sequence.reported(number)) for number in range(len(ends))]
+    before = [read.get((-1, name), math.nan) for name in names]
+    return {
+        "kind": "domains" if sequence.domains else "classes",
+        "groups": [list(part.groups) for part in sequence.parts],
+        "ends": [part.end for part in sequence.parts],
+        "train_items": [len(part.items) for part in sequence.parts],
+        "report_items": sizes,
+        "matrix": [[None if math.isnan(value) else value for value in row] for row in matrix.tolist()],
+        "seen": seen_accuracy(matrix, sizes).tolist(),
+        "anytime_accuracy": anytime_accuracy(matrix, sizes),
+        "forgetting": forgetting(matrix),
+        "forward_transfer": forward_transfer(matrix, before),
+    }
 
 
 def _other_parameters(prepared: Prepared) -> dict[str, int]:

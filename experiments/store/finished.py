@@ -23,6 +23,7 @@ NEGATIVE_METRICS = ("mcc", "pearson", "spearman")  # from -100 to 100 points, th
 MOST = 1e15  # of any count, in any unit
 ABSENT = object()
 ZERO_SHOT, FORGETTING = "zero_shot", "forgetting"  # splits' names in metrics.jsonl: before training; general text
+BEFORE = "before training"  # split's name in metrics.jsonl
 UNBOUNDED_METRICS = ("token_loss", "perplexity")  # in nats, and from 1; not in points
 SLACK = 1e-6  # points by which rounding may lead out of a metric's range
 NAMED = {
@@ -35,6 +36,11 @@ KINDS: dict[str, Any] = {
     "readings.last.report.metrics": dict, "ranks.initial": dict, "ranks.final": dict, "ranks.shapes": dict,
     "counts": dict, "moves": dict, "cost": dict, "data": dict, "files": dict | None,
 }  # fmt: skip  # what other runs and commands read
+
+
+def increment_split(number: int) -> str:
+    """The split's name in metrics.jsonl of the reported items of an increment, counted from 0."""
+    return f"increment {number + 1}"
 
 
 def id_of(identity: dict[str, Any]) -> str:

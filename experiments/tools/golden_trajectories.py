@@ -58,6 +58,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "gora": {},
     "eva": {},
     "gora-official": {"variant": "official"},
+    "sd_lora": {},
+    "sd_lora-official": {"variant": "official"},
+    "o_lora": {},
+    "task_lora": {},
     "full": {},
     "head": {},
     "bitfit": {},
@@ -69,12 +73,14 @@ def trajectory(name: str) -> dict[str, Any]:
     from nets import Net, batch, train
     from torch import nn
 
+    from baselines.increment_pieces import IncrementPieces
     from baselines.registry import method_class
     from elalora import Budget
 
     cls = method_class(name.split("-")[0])
     budget = Budget(3) if cls.capabilities.budget != "none" else None
     method = cls(cls.Config(**METHODS[name]), budget)
+    method.increments = 3 if issubclass(cls, IncrementPieces) else 1
     net = Net()
     method.attach(net, ["up", "down"], STEPS, keep=["head"], seed=0)
     if method.batches_wanted:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +14,10 @@ from elalora.method import Method, MethodFailure
 from experiments.data.batches import eval_batches
 from experiments.runtime.distributed import gather
 from experiments.runtime.signals import Stop
-from experiments.store.finished import ZERO_SHOT
+from experiments.store.finished import BEFORE, ZERO_SHOT, increment_split
 from experiments.training import checkpoint
 from experiments.training.progress import Best, Prepared, Reading, Scores, Split, TrainState
-from experiments.training.readout import Readout, Row
+from experiments.training.readout import Classes, Readout, Row
 from experiments.training.recorder import Recorder
 from experiments.training.resume import Checkpoints
 
@@ -43,23 +45,26 @@ class Evaluator:
     ) -> None:  # fmt: skip
         self.accelerator, self.splits, self.readout = prepared.accelerator, prepared.splits, prepared.readout
         self.zero_shot, self.general = prepared.zero_shot, prepared.general
+        self.increments = prepared.sequence
         self.model, self.state, self.batch_size = model, state, batch_size
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop
 
     def evaluate(
-        self, split: Split, step: int, name: str | None = None, readout: Readout | None = None, size: int | None = None
-    ) -> Reading:
+        self, split: Split, step: int, name: str | None = None, readout: Readout | None = None, size: int | None = None,
+        items: np.ndarray | None = None,
+    ) -> Reading:  # fmt: skip
         """Scores a split with the current weights; every process returns the same rows in the same order.
 
         Args:
             split: what is scored; step: the last one that was done.
             name: under which the scores are recorded; None takes the split's.
             readout: None takes the task's; size: of a batch, None takes twice that of training.
+            items: positions of those that are scored, in increasing order; None for all.
         """
         began = time.perf_counter()
         self.model.eval()
         readout = readout or self.readout
-        shares = gather(list(self._predict(split, step, readout, size or 2 * self.batch_size)))
+        shares = gather(list(self._predict(split, step, readout, size or 2 * self.batch_size, items)))
         rows = sorted((row for share in shares for row in share), key=lambda row: row[0])
         self.model.train()
         self.state.progress.seconds[1] += time.perf_counter() - began
@@ -67,10 +72,11 @@ class Evaluator:
         self.recorder.scores(step, name or split.name, metrics)
         return Reading(Scores(split.name, metrics), collapsed, rows)
 
-    def _predict(self, split: Split, step: int, readout: Readout, size: int) -> Iterator[Row]:
+    def _predict(self, split: Split, step: int, readout: Readout, size: int, items: np.ndarray | None) -> Iterator[Row]:
         """Rows of this process's share; one process alone may be stopped between two batches."""
         data, beaten = split.data, time.monotonic()
-        batches = eval_batches(data.lengths, size)
+        items = np.arange(len(data)) if items is None else items
+        batches = [items[batch].tolist() for batch in eval_batches(np.asarray(data.lengths)[items], size)]
         share = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         with torch.inference_mode():
             for number, indices in enumerate(share):
@@ -90,6 +96,8 @@ class Evaluator:
         if self.state.step > 0:
             return
         self._read_general(-1)
+        if self.increments.domains:
+            self._by_increment(self.evaluate(self.splits.report, -1, BEFORE).rows, len(self.increments.parts) - 1, -1)
         if self.zero_shot:
             scores = self.evaluate(self.splits.report, -1, ZERO_SHOT).scores
             self.recorder.show(
@@ -122,6 +130,27 @@ class Evaluator:
                 self.checkpoints.save_best(state, step + 1)
         state.progress.unread = None
 
+    def read_increment(self, number: int, step: int) -> None:
+        """Scores the reported items of every increment so far, after the step that ended one; of domains, all."""
+        self.state.progress.unread = step
+        report, part = self.splits.report, self.increments.parts[number]
+        readout = cast(Classes, self.readout).among_classes(part.seen)
+        items = self.increments.read_after(number)
+        reading = self.evaluate(report, step, f"{report.name} seen", readout, items=items)
+        self._by_increment(reading.rows, number, step)
+        primary = reading.scores.metrics[self.readout.metrics[0]]
+        self.recorder.show(self.state, step, f"increment {number + 1} {primary:.1f}")
+        self.state.progress.unread = None
+
+    def _by_increment(self, rows: Sequence[Row], number: int, step: int) -> None:
+        """Records the accuracy on the reported items of each increment that was read, after one of them."""
+        by_idx = {row[0]: row for row in rows}
+        idx, last = self.splits.report.data.idx, len(self.increments.parts) if self.increments.domains else number + 1
+        for other in range(last):
+            own = [by_idx[int(idx[position])] for position in self.increments.reported(other)]
+            right = 100 * float(np.mean([row[1] == row[2] for row in own]))
+            self.recorder.scores(step, increment_split(other), {"accuracy": right})
+
     def read_best(self) -> None:
         """Evaluates the reported split once with the best weights, and puts the last ones back."""
         best = self.state.progress.best
@@ -140,6 +169,8 @@ class Evaluator:
         self._read_general(self.state.total)
         select, report = self.splits.select, self.splits.report
         self.state.report = self.evaluate(report, self.state.total)
+        if self.increments.report_groups is not None:
+            self._by_increment(self.state.report.rows, len(self.increments.parts) - 1, self.state.total)
         if select is not None and select.name != report.name:
             self.state.select = self.evaluate(select, self.state.total)
         for rank in self.state.method.reading_ranks:

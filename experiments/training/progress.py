@@ -18,6 +18,7 @@ from elalora.budget import Count
 from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
+from experiments.data.increments import Increments, one_increment
 from experiments.data.items import Items
 from experiments.runtime.files import FileSum
 from experiments.store.finished import LINES
@@ -69,6 +70,7 @@ class Prepared:
         read: digests of the files that the model was read from, for the manifest.
         zero_shot: whether the untrained model is scored first.
         general: text that is scored before and after training, and how.
+        increments: the parts of a task whose classes or domains arrive one after another; None for an ordinary task.
     """
 
     accelerator: Accelerator
@@ -80,6 +82,12 @@ class Prepared:
     read: dict[str, Any] = field(default_factory=dict)
     zero_shot: bool = False
     general: tuple[Split, Readout] | None = None
+    increments: Increments | None = None
+
+    @property
+    def sequence(self) -> Increments:
+        """The increments, one of all items in an ordinary run."""
+        return self.increments or one_increment(len(self.splits.train.data), self.method.total_steps)
 
 
 @dataclass

@@ -6,8 +6,10 @@ The trainer evaluates every kind by the same two calls, `read` for a batch and `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from experiments.config.task import TaskConfig
@@ -71,15 +73,26 @@ class Classes:
     zero_shot: ClassVar[bool] = False
     baseline: ClassVar[str] = "classification"
 
+    among: Tensor | None = None  # the classes that may be predicted; None for all
+
     def __init__(self, task: TaskConfig) -> None:
         self.metrics = list(task.metrics)
+
+    def among_classes(self, classes: Sequence[int] | None) -> Classes:
+        """This readout, which predicts one of these classes; None allows all."""
+        other = copy(self)
+        other.among = None if classes is None else torch.tensor(classes)
+        return other
 
     def read(self, model: nn.Module, items: Items, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
         """label and prediction are class numbers."""
         labels, logits = _logits(model, batch)
+        if self.among is not None:
+            logits = logits[:, self.among]
         top = logits.topk(min(2, logits.shape[1]), dim=1)
         margin = top.values[:, 0] - top.values[:, -1]
-        return rows_of(items, indices, labels.long(), top.indices[:, 0], margin)
+        predicted = top.indices[:, 0] if self.among is None else self.among[top.indices[:, 0]]
+        return rows_of(items, indices, labels.long(), predicted, margin)
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """See `experiments.training.metrics.compute`."""

@@ -10,18 +10,20 @@ DistributedDataParallel's hooks.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 from experiments.config.schema import BatchOrder, TrainerConfig
-from experiments.data.batches import train_batches
 from experiments.data.text_items import IGNORED
 from experiments.runtime.distributed import average_gradients
 from experiments.runtime.seeds import stream
@@ -52,7 +54,8 @@ class Trainer:
         self.config, self.seed, self.method = config, seed, prepared.method
         self.accelerator, self.data = prepared.accelerator, prepared.splits.train.data
         self.recorder, self.checkpoints, self.stop = recorder, checkpoints, stop or Stop()
-        self._epoch: tuple[int, list[list[int]]] | None = None
+        self.increments = prepared.sequence
+        self._epoch: tuple[tuple[int, int], list[list[int]]] | None = None
         self._has_encoder = bool(getattr(getattr(prepared.model, "config", None), "is_encoder_decoder", False))
         model = prepared.model.to(self.accelerator.device)
         self.data_pass: DataPass | None = None
@@ -71,10 +74,12 @@ class Trainer:
         """The state before the first step."""
         method, config, total = self.method, self.config, self.method.total_steps
         if method.batches_wanted:
-            self.data_pass = self._prepare(self.checkpoints.start_ranks(method, metrics))
+            ranks = self.checkpoints.start_ranks(method, metrics) if method.capabilities.ranked else None
+            self.data_pass = self._prepare(ranks)
         optimizer = RowwiseAdamW(method.groups(model, config.lr, config.weight_decay), method.directions())
-        warmup = steps_of(config.warmup, min(method.stages()), "trainer.warmup")
-        schedule = Schedule(optimizer, total, warmup, config.schedule, method.stages())
+        stages = joint_stages(method.stages(), self.increments.stages)
+        warmup = steps_of(config.warmup, min(stages), "trainer.warmup")
+        schedule = Schedule(optimizer, total, warmup, config.schedule, stages)
         progress = Progress(self.checkpoints.run_id, initial=method.count(), peak=method.count())
         progress.seconds[0] += self.data_pass.seconds if self.data_pass else 0.0
         return TrainState(model, method, optimizer, schedule, progress, total, method.ranks())
@@ -82,17 +87,16 @@ class Trainer:
     def _prepare(self, ranks: dict[str, int] | None) -> DataPass:
         """Lets the method read the batches of the first epoch, unless an earlier attempt found these ranks."""
         sizes: list[int] = []
-        epoch = math.ceil(len(self.data) / self.config.batch_size)
-
-        def batches() -> Iterator[dict[str, Tensor]]:
-            for step in range(min(epoch, self.method.total_steps)):  # an item seen twice would be two points
-                items = self._items(step)
-                sizes.append(len(items))
-                yield self._batch(items)
-
         began = time.perf_counter()
-        self.method.prepare(batches(), ranks)
+        self.method.prepare(self._first_epoch(0, sizes), ranks)
         return DataPass(time.perf_counter() - began, len(sizes), sum(sizes))
+
+    def _first_epoch(self, number: int, sizes: list[int] | None = None) -> Iterator[dict[str, Tensor]]:
+        """The batches of the first epoch of an increment that the run will train on; their sizes go to `sizes`."""
+        for items in self._epoch_of(number, 0)[: self.increments.stages[number]]:  # an item seen twice is two points
+            if sizes is not None:
+                sizes.append(len(items))
+            yield self._batch(items)
 
     def resume(self) -> None:
         """Resumes from the newest valid checkpoint, or writes the ranks at the start where there is none."""
@@ -116,7 +120,7 @@ class Trainer:
         self.model.train()
         due = evaluator.steps(self.config.evaluations)
         if state.progress.unread is not None:
-            evaluator.choose(state.progress.unread)
+            self._read(state.progress.unread)
         for step in range(state.step, state.total):
             began = time.perf_counter()
             state.losses.append(self._step(step))
@@ -126,8 +130,8 @@ class Trainer:
             state.progress.seconds[0] += state.step_seconds[-1]
             state.step = step + 1
             self._log(step)
-            if step + 1 in due:
-                evaluator.choose(step)
+            if step + 1 in due or self.increments.ends_before(step + 1):
+                self._read(step)
             if self._must_stop(step):
                 self.checkpoints.preempt(state, self.stop)
             if self.checkpoints.due(state):
@@ -135,6 +139,18 @@ class Trainer:
         state.finishing = True
         evaluator.read_best()
         self.method.finish()
+
+    def _read(self, step: int) -> None:
+        """Reads what is due after a step: the selection split, or an increment that ended, after which the next begins.
+
+        A run that is stopped while it reads resumes here.
+        """
+        if not self.increments.ends_before(step + 1):
+            self.evaluator.choose(step)
+            return
+        number = self.increments.at(step)
+        self.evaluator.read_increment(number, step)
+        self._record(self.method.begin_increment(number + 1, step, self.state.optimizer, self._first_epoch(number + 1)))
 
     def _step(self, step: int) -> Tensor:
         """One optimizer step: forward, backward, clip, method, optimizer, schedule, method."""
@@ -148,14 +164,17 @@ class Trainer:
         self.method.gradients_ready(step)
         optimizer.step()
         schedule.at(step + 1)
-        moved = self.method.after_step(step, optimizer, schedule)
+        self._record(self.method.after_step(step, optimizer, schedule))
         optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _record(self, moved: Round | None) -> None:
+        """Writes a change of ranks, if there was one, and counts it."""
         if moved is not None:
             progress = self.state.progress
             progress.moved += len(moved.grown) or len(moved.pruned)
             progress.peak = max(progress.peak, self.method.count(), key=lambda c: (c.params, c.rank_sum))
             self.recorder.round(moved)
-        return loss
 
     def _backward(self, step: int) -> Tensor:
         """Accumulates the gradient of the global batch's mean loss plus the method's penalty; returns the loss, ()."""
@@ -174,10 +193,19 @@ class Trainer:
             batch = self._batch(chunk)
             # a process without a share runs one item, which the method does not see
             with self.method.watching(*self._masks(batch)) if share else nullcontext():
-                loss = self.model(**batch).loss * weight
+                loss = self._loss(batch, step) * weight
             total += loss.detach()
             self.accelerator.backward(loss if penalty is None else loss + penalty)
         return total
+
+    def _loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """The model's own loss, (), or in a sequence the cross-entropy over the outputs of the step's increment."""
+        outputs = self.increments.parts[self.increments.at(step)].outputs
+        if outputs is None:
+            return self.model(**batch).loss
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        chosen = torch.tensor(outputs, device=batch["labels"].device)
+        return F.cross_entropy(self.model(**inputs).logits[:, chosen], torch.searchsorted(chosen, batch["labels"]))
 
     def _average(self, loss: Tensor) -> Tensor:
         """Averages gradients and loss over the processes, and shares whether one was asked to stop."""
@@ -196,12 +224,17 @@ class Trainer:
 
     def _items(self, step: int) -> list[int]:
         """Item numbers of a step's global batch."""
-        size = self.config.batch_size
-        epoch, position = divmod(step, math.ceil(len(self.data) / size))
-        if self._epoch is None or self._epoch[0] != epoch:
-            seed, by_length = stream(self.seed, "data"), self.config.batches == BatchOrder.length
-            self._epoch = (epoch, train_batches(self.data.lengths, size, seed, epoch, by_length))
-        return self._epoch[1][position]
+        number, epoch, position = self.increments.place(step, self.config.batch_size)
+        return self._epoch_of(number, epoch)[position]
+
+    def _epoch_of(self, number: int, epoch: int) -> list[list[int]]:
+        """The batches of an epoch of an increment."""
+        if self._epoch is None or self._epoch[0] != (number, epoch):
+            size, by_length = self.config.batch_size, self.config.batches == BatchOrder.length
+            lengths = np.asarray(self.data.lengths)
+            batches = self.increments.batches(lengths, size, self.seed, number, epoch, by_length)
+            self._epoch = ((number, epoch), batches)
+        return self._epoch[1]
 
     def _batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return to_device(self.data.batch(indices), self.accelerator.device)
@@ -231,3 +264,9 @@ class Trainer:
         if self._stop_asked is None:
             return self.stop.signal is not None
         return (self.accelerator.device.type == "cpu" or self._logged(step)) and bool(self._stop_asked > 0)
+
+
+def joint_stages(*stages: Sequence[int]) -> tuple[int, ...]:
+    """The stages between all ends of several divisions of one run."""
+    ends = sorted({end for division in stages for end in accumulate(division)})
+    return tuple(b - a for a, b in pairwise([0, *ends]))

@@ -38,17 +38,25 @@ METHODS = {
     "gora": {},
     "eva": {},
     "gora official": {"variant": "official"},
+    "sd_lora": {},
+    "sd_lora official": {"variant": "official"},
+    "sd_lora rr": {"reduce": "rr", "mu": 1, "nu": 2},
+    "sd_lora kd": {"reduce": "kd", "tau": 0.9},
+    "o_lora": {},
+    "task_lora": {},
     "full": {},
     "head": {},
     "bitfit": {},
 }
 RANK = 3
+INCREMENTS = {"sd_lora": 3, "o_lora": 3, "task_lora": 3}  # of methods that are made for sequences; others train on
 
 
 def build(name, seed=0, net=None, steps=STEPS, knobs=None):
     cls = method_class(name.split()[0])
     budget = Budget(RANK) if cls.capabilities.budget != "none" else None
     method = cls(cls.Config(**(METHODS[name] if knobs is None else knobs)), budget)
+    method.increments = INCREMENTS.get(name.split()[0], 1)
     net = net or Net()
     net = method.attach(net, ["up", "down"], steps, keep=["head"], seed=seed)
     if method.batches_wanted:

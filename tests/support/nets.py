@@ -110,6 +110,15 @@ def train(
         schedule.at(step + 1)
         method.after_step(step, optimizer, schedule)
         optimizer.zero_grad()
+        begin_due(method, step, optimizer)
         if each:
             each(step)
     return optimizer, schedule
+
+
+def begin_due(method: Method, step: int, optimizer: RowwiseAdamW) -> None:
+    """Begins the next of the method's increments, which share out the run equally, if one ended with this step."""
+    ends = [round(number * method.total_steps / method.increments) for number in range(1, method.increments)]
+    if step + 1 in ends:
+        x, labels = batch(900)
+        method.begin_increment(ends.index(step + 1) + 1, step, optimizer, [{"x": x, "labels": labels}])
