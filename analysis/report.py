@@ -92,6 +92,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         confirmatory,
         cost,
         endings,
+        increments,
         items,
         overall,
         papers,
@@ -106,7 +107,7 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
     )  # fmt: skip
 
     subjects = [
-        confirmatory, comparison, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
+        confirmatory, comparison, increments, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
         rank_maps, ranks_read, planted, rank_study, attribution, endings, run_list,
     ]  # fmt: skip
     return [section for subject in subjects for section in _guarded(subject, stored, folder)]

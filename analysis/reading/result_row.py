@@ -86,7 +86,8 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         "variant": _string(result["variant"] or ""),
         "label": _string(result["label"]),
         "reconstructed": bool(result["reconstructed"]) and (result["method"], result["variant"]) not in CHECKED_SINCE,
-        "task": _string(result["task"]),
+        "task": task_name(result),
+        "increments": _increments(result.get("increments")),
         "model": _string(result["model"]),
         "budget": _string(result["budget"] or NO_BUDGET),
         "protocol": _string(result["protocol"]),
@@ -142,6 +143,30 @@ def _row(result: dict[str, Any], manifest: dict[str, Any], reading: str) -> dict
         row["rank_sum_final"], row["params_final"] = _whole(read["count"]["rank_sum"]), _whole(read["count"]["params"])
         row["ranks_final"] = _ranks({name: read["ranks"][name] for name in places})
     return row
+
+
+def task_name(result: dict[str, Any]) -> str:
+    """The task as tables name it: runs of a sequence are no runs of the ordinary task."""
+    name, parts = _string(result["task"]), result.get("increments")
+    count = 1 if parts is None else len(parts["groups"])
+    return name if count == 1 else f"{name} in {count} parts"
+
+
+def _increments(value: Any) -> dict[str, Any] | None:
+    """The readings of a sequence of several parts, missing ones as NaN; None for other runs."""
+    if value is None or len(value["groups"]) < 2:
+        return None
+    count = len(value["groups"])
+    matrix = [[_optional(cell) for cell in row] for row in value["matrix"]]
+    if [len(row) for row in matrix] != [count] * count or len(value["seen"]) != count or len(value["ends"]) != count:
+        raise ValueError(f"its increments are {count}, and their readings another number")
+    return {
+        "kind": _string(value["kind"]),
+        "ends": [_whole(end) for end in value["ends"]],
+        "matrix": matrix,
+        "seen": [_number(seen) for seen in value["seen"]],
+        **{name: _optional(value[name]) for name in ("anytime_accuracy", "forgetting", "forward_transfer")},
+    }
 
 
 def _forgetting(losses: Any) -> float:
