@@ -10,8 +10,8 @@ FAMILIES = {  # by what a method does with ranks; page.css has the colours of ea
     "once": ("gelora", "gora", "eva"),
     "moved": ("elalora", "flexlora", "alora", "l1ra"),
     "changed": ("adalora", "dora_dynamic", "sora", "increlora"),
-    "added": ("rac_lora", "chain_lora", "xgblora"),
-    "other": ("full", "head", "bitfit"),
+    "added": ("rac_lora", "chain_lora", "xgblora", "sd_lora", "o_lora", "task_lora"),
+    "other": ("full", "head", "bitfit", "class_means"),
 }
 SHADES = 3  # colours of one family
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
