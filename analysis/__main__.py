@@ -14,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Reads run stores; writes every table (Markdown, CSV, LaTeX), every figure and index.html.",
-        epilog="example: python -m analysis runs ../cluster/runs --task vader_movies --budget r2,r4 --interval",
+        epilog="example: python -m analysis runs ../cluster/runs --task vader_movies --budget r2,r4 --interval; "
+        "python -m analysis commons --help: the page over everybody's runs",
     )
     arguments.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
     arguments.add_argument("--out", default="tables", metavar="FOLDER", help="output folder (default: tables)")
@@ -30,6 +31,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 written, 1 written without a section that failed, 2 a mistake in the command."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["commons"]:
+        from analysis import commons
+
+        return commons.main(words[1:])
     args = parser().parse_args(words)
     from analysis.reading.stored import read_stores
     from analysis.report import write_sections

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from elalora.errors import UserError
-from experiments import check, examples, export, verify
+from experiments import check, examples, export, submit, verify
 from experiments.runs import migration
 from experiments.runtime.pipes import as_command
 from experiments.store import compaction, status
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; each command adds its own options."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (check, status, verify, examples, export, compaction, migration):
+    for command in (check, status, verify, examples, export, compaction, submit, migration):
         command.add_to(commands)
     return parser
 

@@ -85,6 +85,13 @@ def _without_method(settings: dict[str, Any]) -> dict[str, Any]:
     return rest | {"numerics": numerics.get("trainer") if isinstance(numerics, dict) else numerics}
 
 
+def place_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What runs must share to be compared: every setting but the method, its budget and what is tuned."""
+    rest = _without_method(settings)
+    tuned = {key.rpartition(".")[2] for key in TUNED}
+    return rest | {"trainer": {k: v for k, v in rest.get("trainer", {}).items() if k not in tuned}}
+
+
 def listed(differences: dict[str, list[str]]) -> str:
     """trainer.lr: 0.001, 0.01; seed: 1, 2."""
     return "; ".join(f"{key}: {', '.join(values)}" for key, values in differences.items())

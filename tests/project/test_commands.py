@@ -32,6 +32,7 @@ PROGRAMS += ("pre-commit",)
 # where a command is executed to its end: a test file, or .ci/run
 EXECUTED = {
     "python -m analysis": "test_report.py",
+    "python -m analysis commons": "test_commons.py",
     "python -m analysis.notebooks": "test_notebooks.py",
     "python -m analysis.error_rates": "test_error_rates.py",
     "python -m analysis.lm_eval": "test_lm_eval.py",
@@ -40,6 +41,7 @@ EXECUTED = {
     "python -m experiments examples": "test_examples.py",
     "python -m experiments export": "test_export_command.py",
     "python -m experiments compact": "test_compact.py",
+    "python -m experiments submit": "test_submit.py",
     "python -m experiments verify": "test_finished.py",
     "python -m experiments migrate": "test_migration.py",
     "python -m experiments.contribution": "test_contribution.py",
