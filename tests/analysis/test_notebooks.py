@@ -48,6 +48,20 @@ def test_a_notebook_of_tables_runs(name: str, words: str, root: Path, tmp_path: 
     assert words in page(name, root, tmp_path)
 
 
+@pytest.mark.slow
+def test_the_notebook_that_teaches_says_what_it_shows(root: Path, tmp_path: Path):
+    """Pairs vary less than runs; a null keeps its level; seeds_needed reaches 80 %; seeds agree where made to."""
+    text = page("how_to_read", root, tmp_path)
+
+    def number(pattern: str) -> float:
+        return float(re.search(pattern, text)[1])
+
+    assert number(r"Spread of the differences: ([\d.]+) points") < number(r"without pairing ([\d.]+)\.")
+    assert 3.0 < number(r"Of equal methods, ([\d.]+) %") < 6.5  # exact p: at most 5, up to four standard errors
+    assert number(r"(\d+) seeds for 80 % power") in range(13, 18)  # effect / sd = 0.8
+    assert number(r"Agreement of seeds ([\d.-]+);") > number(r"200 shuffles, the largest: ([\d.-]+)")
+
+
 @pytest.fixture
 def few(root: Path, tmp_path: Path) -> Path:
     """Two seeds of the scored arm, the fixed one and the transplant: every table of the rank study, few figures."""
