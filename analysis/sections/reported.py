@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.output.table import Table
-from experiments.runtime.places import CHECKOUT
+from analysis.sections.published_numbers import FOLDER
 
-FOLDER = CHECKOUT / "analysis" / "reported"
 REPORTED = "Reported, not ours: no run of this project stands behind it, and nothing here is compared with it."
 PEFT = "PEFT's method comparison, GSM8K after MetaMathQA (huggingface/peft, method_comparison/MetaMathQA/results)"
 RATES = "Learning Rate Matters, arXiv 2602.04998 (its code, run-lora/README.md)"
