@@ -8,6 +8,8 @@ import sys
 from elalora.errors import UserError
 from experiments.runtime.pipes import as_command
 
+PORT = 8765  # of --serve
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -26,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--interval", action="store_true", help="show t intervals instead of standard deviations")
     arguments.add_argument("--reading", choices=("last", "best"), default="last", help="checkpoint (default: last)")
     arguments.add_argument("--no-figures", action="store_true", help="skip the figures, which take most of the time")
+    arguments.add_argument(
+        "--serve", action="store_true", help="show the page on this machine and keep it current; draws no figures"
+    )
+    arguments.add_argument("--port", type=int, metavar="N", help=f"of --serve (default: {PORT}; 0 takes a free one)")
     return arguments
 
 
@@ -37,13 +43,24 @@ def main(words: list[str] | None = None) -> int:
 
         return commons.main(words[1:])
     args = parser().parse_args(words)
-    from analysis.reading.stored import read_stores
+    from analysis.reading.stored import Stored, read_stores
     from analysis.report import write_sections
+    from analysis.serve import serve
 
     filters = {name: _list(getattr(args, name)) for name in ("method", "task", "budget", "protocol")}
     spread = "interval" if args.interval else "sd"
+
+    def read() -> Stored:
+        return read_stores(args.stores, filters, args.study, args.reading, args.baseline, spread)
+
     try:
-        stored = read_stores(args.stores, filters, args.study, args.reading, args.baseline, spread)
+        if args.serve:
+            port = PORT if args.port is None else args.port
+            serve(args.stores, port, lambda: write_sections(read(), args.out, False, quiet=True))
+            return 0
+        if args.port is not None:
+            raise UserError("--port does nothing without --serve; type both, or leave it out")
+        stored = read()
         write_sections(stored, args.out, not args.no_figures)
     except UserError as error:
         print(f"analysis: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from analysis.reading.stored import Stored
 from analysis.sections.charts import forest_chart, looks_of
 
 MOST_LINES = 3
-MOST_ROWS = 40
+MOST_ROWS = 18
 UNTESTED = "No test was declared for these runs, so nothing is claimed."
 
 
@@ -44,8 +44,10 @@ def difference_chart(stored: Stored, frame: pd.DataFrame) -> Chart | None:
             | {"mean": _mean(row), "n": row["diff_n"], "low": row["diff_low"], "high": row["diff_high"]}
             | {"seeds": [float(gap) for gap in row["diffs"].split()]}
         )
-    base = NAMES.get(stored.baseline, stored.baseline)
-    return forest_chart(rows, base, None, f"Differences to {base}, by seed and in the mean", {})
+    base, whole = NAMES.get(stored.baseline, stored.baseline), len(_differences(frame))
+    caption = f"Differences to {base}, by seed and in the mean"
+    caption += f", the first {MOST_ROWS} of {whole}" if whole > MOST_ROWS else ""
+    return forest_chart(rows, base, None, caption, {})
 
 
 def _differences(frame: pd.DataFrame) -> list[dict[str, Any]]:
