@@ -29,6 +29,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
     """
     # Imported here because `datasets` takes a second, and a skipped run does not need it.
     from experiments.data import (
+        class_folders,
         commonsense,
         digits,
         glue,
@@ -44,6 +45,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
 
     check_task(task)
     loaders = {
+        "class_folders": class_folders.load,
         "commonsense": commonsense.load,
         "digits": digits.load,
         "files": own.load,

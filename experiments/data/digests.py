@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.data import commonsense, glue, instructions, math_words, own, summarization, vtab
+from experiments.data import class_folders, commonsense, glue, instructions, math_words, own, summarization, vtab
 from experiments.data.image_files import SUFFIXES
 from experiments.runtime.digests import sha256_of, stamp_of, unchanged
 
@@ -26,6 +26,7 @@ LOCAL = {
     "math": math_words.files,
     "commonsense": commonsense.files,
     "instructions": instructions.files,
+    "class_folders": class_folders.files,
 }
 # settings -> stamps of the tables, lists and folders when they were read, and the digest of each split
 _planned: dict[str, tuple[dict[Path, tuple[int, ...]], dict[str, str]]] = {}

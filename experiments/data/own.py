@@ -22,6 +22,7 @@ from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split, reference_list
 from experiments.data.image_files import class_folders, inside, read_images
 from experiments.data.labels import number_classes, refuse_untrained, whole
+from experiments.data.protocols import with_validation
 from experiments.data.shards import located, numbered, remark_on_one, tables_of
 from experiments.data.tables import Columns, joined, read_table, table_suffix
 from experiments.runtime.digests import sha256_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-VALIDATION_SHARE = 0.1
 MOST_ROWS = 10  # row numbers that a message lists
 RESERVED = {"summarization": ("idx", "label", "references"), "image": ()}  # names that input columns cannot have
 SPELT_LIST = re.compile(r"\[(['\"]).*\1\]", re.DOTALL)
@@ -64,7 +64,7 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
         refuse_untrained(task, raw, named)
     splits = {name: make_split(task, raw.pop(name)) for name in named}
     if "validation" not in splits:
-        splits = _with_validation(task, splits)
+        splits = with_validation(task, splits)
     return splits, "own files"
 
 
@@ -240,19 +240,3 @@ def _refuse_blank(task: TaskConfig, label: str, columns: Columns) -> None:
     for row, texts in enumerate(zip(*(columns[name] for name in task.text), strict=True), start=1):
         if not any(text.strip() for text in texts):
             raise UserError(f"{label}: row {row} has no text in {', '.join(task.text)}")
-
-
-def _with_validation(task: TaskConfig, splits: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Moves a tenth of train to validation, stratified by class and independent of the run's seed."""
-    from experiments.data.protocols import draw_rows
-
-    train = splits["train"]
-    size = round(VALIDATION_SHARE * len(train))
-    if not 0 < size < len(train):
-        raise UserError(
-            f"task {task.name}: {len(train)} training rows are too few to draw a validation split from; "
-            "set task.files.validation=PATH"
-        )
-    chosen = draw_rows(train, task, size, "validation")
-    rest = sorted(set(range(len(train))) - set(chosen))
-    return {"train": train.select(rest), "validation": train.select(chosen), "test": splits["test"]}

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 0.1
 HELD_OUT_MOST = 1000
+VALIDATION_SHARE = 0.1  # of a train split beside which data have no validation
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def selects(protocol: str, suite: str) -> bool:
 
 def draws_held_out(protocol: str, task: Mapping[str, Any]) -> bool:
     """Whether a part of train is held out, drawn by `protocol.split_seed`: where no split is named test."""
-    with_test = ("summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "instructions")
+    with_test = (
+        "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "instructions", "class_folders"
+    )  # fmt: skip
     return protocol in ("clean", "tune") and task["source"] not in with_test and "test" not in task["files"]
 
 
@@ -149,6 +152,24 @@ def _joined(first: Dataset, second: Dataset) -> Dataset:
     from datasets import concatenate_datasets
 
     return concatenate_datasets([first, second])
+
+
+def with_validation(task: TaskConfig, splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Moves a tenth of train to validation, stratified by class and independent of the run's seed.
+
+    Raises:
+        UserError: train has too few rows.
+    """
+    train = splits["train"]
+    size = round(VALIDATION_SHARE * len(train))
+    if not 0 < size < len(train):
+        raise UserError(
+            f"task {task.name}: {len(train)} training rows are too few to draw a validation split from; "
+            "set task.files.validation=PATH"
+        )
+    chosen = draw_rows(train, task, size, "validation")
+    rest = sorted(set(range(len(train))) - set(chosen))
+    return {"train": train.select(rest), "validation": train.select(chosen), "test": splits["test"]}
 
 
 def draw_rows(rows: Dataset, task: TaskConfig, size: int, salt: str) -> list[int]:
