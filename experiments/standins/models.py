@@ -53,7 +53,7 @@ def _save_decoder(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=begin, eos_token=end).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(pieces), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        vocab_size=len(pieces), hidden_size=2 * WIDTH, intermediate_size=2 * INNER, num_hidden_layers=LAYERS,
         num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=2 * POSITIONS, bos_token_id=0,
         eos_token_id=1, tie_word_embeddings=True,
     )  # fmt: skip

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from parallel_runs import configs, in_float64
 from safetensors.torch import load_file
 from tiny_causal import causal_task, reviews, save_tiny_causal, tiny_llama, tiny_tokenizer
@@ -21,12 +23,14 @@ from analysis.sections.comparison import comparison
 from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget
 from elalora.errors import UserError
+from elalora.export import export_peft
 from elalora.hf import adapt
 from experiments.data.batches import train_batches
 from experiments.data.items import make_items
 from experiments.data.text_items import IGNORED
 from experiments.examples import describe, examples
-from experiments.runs.plan import make_plan
+from experiments.runs.plan import Plan, make_plan
+from experiments.runs.prepare import load, processor_of, splits_of
 from experiments.runs.run import run
 from experiments.runtime.places import CHECKOUT
 from experiments.runtime.seeds import stream
@@ -289,3 +293,90 @@ def test_two_processes_train_and_read_what_one_does(tmp_path, loss, doubled):
     assert all(first[part] == again[part] for first, again in rounds for part in ("step", "ranks", "pruned", "grown"))
     frames = [pd.read_parquet(path / "predictions.parquet") for path in (one.folder.path, two)]
     pd.testing.assert_frame_equal(*frames, rtol=1e-8)
+
+
+# -- the library route, on the batches of a run -----------------------------------------------------------
+
+STEPS, SIZE = 14, 8
+SAME = ("data.train_items=40", f"trainer.max_steps={STEPS}", "trainer.warmup=2", "trainer.weight_decay=0.01")
+
+
+def batches(plan: Plan) -> list[list[int]]:
+    """The items of each step of the run; no epoch has a short batch, which the other trainers cannot be given."""
+    lengths, seed = splits_of(plan).train.data.lengths, stream(plan.config.seed, "data")
+    epochs = range(STEPS * SIZE // len(lengths) + 1)
+    return [batch for epoch in epochs for batch in train_batches(lengths, SIZE, seed, epoch, False)][:STEPS]
+
+
+def arguments(folder: Path) -> dict[str, Any]:
+    """What TrainingArguments and SFTConfig share, as the run has it."""
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": SIZE, "max_steps": STEPS, "learning_rate": 5e-3,
+        "weight_decay": 0.01, "warmup_steps": 2, "lr_scheduler_type": "linear", "max_grad_norm": 1.0, "report_to": [],
+        "save_strategy": "no", "logging_steps": 1, "use_cpu": True, "disable_tqdm": True,
+        "train_sampling_strategy": "sequential", "dataloader_pin_memory": False,
+    }  # fmt: skip
+
+
+def compare(trainer: Any, plan: Plan, folder: Path, tolerance: float) -> None:
+    """Trains with the run's own method and seeds, and compares losses, rounds, ranks and factors with the run's.
+
+    The Trainer reports the loss with the method's penalty, which a run's metrics leave out.
+    """
+    method = plan.method(plan.method_config, plan.budget)
+    adapt(trainer, method, "all", seed=stream(plan.config.seed, "adapter"))
+    trainer.train()
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if plan.config.method.orth_weight == 0:
+        assert found == pytest.approx(losses(plan.folder.path), rel=tolerance)
+    result, lines = plan.folder.result(), plan.folder.lines("ranks.jsonl")
+    assert method.ranks() == result["ranks"]["final"] and result["moves"]["gross_share"] > 0
+    assert [line["grown"] for line in lines if line["grown"]] == [list(r.grown) for r in method.rounds_seen if r.grown]
+    export_peft(method, trainer.model, folder, task_type="CAUSAL_LM")
+    ours, theirs = (load_file(place / "adapter_model.safetensors") for place in (plan.folder.path / "adapter", folder))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name].double(), tensor.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("loss", "penalty"), [("completion", 0.0), ("all", 0.1)])
+def test_the_stock_trainer_gives_the_numbers_of_a_run_on_the_same_batches(model, tmp_path, loss, penalty, doubled):
+    from transformers import Trainer, TrainingArguments
+
+    plan = planned(model, tmp_path / "runs", *SAME, f"task.loss={loss}", f"method.orth_weight={penalty}")
+    run(plan)
+    items, order = splits_of(plan).train.data, [i for batch in batches(plan) for i in batch]
+
+    class Steps(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, place: int) -> dict[str, int]:
+            return {"item": order[place]}
+
+    args = TrainingArguments(**arguments(tmp_path / "out"), remove_unused_columns=False)
+    trainer = Trainer(
+        model=load(plan).network,
+        args=args,
+        train_dataset=Steps(),
+        data_collator=lambda rows: items.batch([r["item"] for r in rows]),
+    )
+    compare(trainer, plan, tmp_path / "adapter", 1e-5)  # the model's own loss is in float32
+
+
+@pytest.mark.slow
+def test_trls_sft_trainer_gives_the_numbers_of_a_run_on_the_same_batches(model, tmp_path):
+    """Pre-tokenised rows with the completion's mask, in the run's order."""
+    trl = pytest.importorskip("trl", reason="needs trl (pip install trl), which is not in the lock")
+    plan = planned(model, tmp_path / "runs", *SAME, "method.orth_weight=0")
+    run(plan)
+    items, order = splits_of(plan).train.data, [i for batch in batches(plan) for i in batch]
+    rows = []
+    for i in order:
+        ids = items.batch([i])["input_ids"][0, : items.lengths[i]].tolist()  # without padding
+        rows.append({"input_ids": ids, "completion_mask": [int(place >= items.starts[i]) for place in range(len(ids))]})
+    args = trl.SFTConfig(**arguments(tmp_path / "out"), max_length=None, completion_only_loss=True, packing=False,
+                         gradient_checkpointing=False, bf16=False)  # fmt: skip
+    data, tokenizer = Dataset.from_list(rows), processor_of(plan)
+    trainer = trl.SFTTrainer(load(plan).network, args=args, train_dataset=data, processing_class=tokenizer)
+    compare(trainer, plan, tmp_path / "adapter", 1e-4)
