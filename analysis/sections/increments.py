@@ -17,7 +17,7 @@ from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
-from analysis.sections.arms import method_order
+from analysis.sections.arms import RECONSTRUCTED, method_order
 from analysis.sections.comparison import arm_names
 from analysis.sections.increment_figures import draw_accuracy, draw_matrices, draw_ranks
 from analysis.sections.matrix_types import type_order, types_of
@@ -96,6 +96,8 @@ def increments_table(cell: pd.DataFrame, joint: pd.DataFrame, title: str) -> Tab
         "since the best earlier reading of a part. Forward transfer: what earlier parts add before a part is trained.",
         "Arms of one budget train the same rank in each part; those with a piece for each part end with their sum.",
     ]
+    if cell["reconstructed"].any():
+        notes.append(RECONSTRUCTED)
     if published_rows(cell):
         notes.append("Published rows are copied from SD-LoRA, arXiv 2501.13198, Tables 2 and 3, not measured here.")
     return Table(

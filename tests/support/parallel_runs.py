@@ -15,6 +15,7 @@ WORDS = [
     "trainer.log_every=3", "trainer.micro_batch=3", "store.checkpoint_every=4",
 ]  # fmt: skip
 MOVES = "method.t_initial=2 method.t_final=4 method.interval=3"
+PARTS = "task.increments=2 trainer.evaluations=0"  # the two classes, one after the other
 METHODS = {
     "lora": "",
     "svd_lora": "",
@@ -23,6 +24,11 @@ METHODS = {
     "xgblora": "",
     "elalora": MOVES,
     "elalora_official": f"{MOVES} method.variant=official",
+    "sd_lora": PARTS,
+    "sd_lora_official": f"{PARTS} method.variant=official",
+    "o_lora": PARTS,
+    "task_lora": PARTS,
+    "class_means": PARTS,
     "adalora": "method.t_initial=2 method.t_final=4 method.interval=2",
     "sora": "",
     "prilora": "method.every=5",
