@@ -38,7 +38,7 @@ const KINDS = {
     },
     draw(data, state, box, width) {
       const all = steps(data), step = all[state.at], most = reach(data);
-      const narrow = Math.min(width, 430);
+      const narrow = Math.min(width, data.arms.filter((arm) => one(arm) == null).length === 1 ? 580 : 430);
       const still = data.arms.filter((arm) => one(arm) != null);
       for (const arm of data.arms.filter((arm) => one(arm) == null)) {
         const [of, course] = courseOf(arm, state), ranks = course[Math.max(0, arm.steps.findLastIndex((s) => s <= step))];
@@ -256,6 +256,7 @@ const open = (figure) => {
   const again = () => {
     box.replaceChildren();
     kind.draw(data, state, box, Math.max(280, figure.clientWidth));
+    if (data.whole === false) box.append(node("p", { class: "hint" }, "Single seeds are left out: they are too many for one page."));
     list();
   };
   figure.querySelector(".controls").append(...kind.controls(data, state, again));

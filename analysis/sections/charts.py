@@ -44,8 +44,9 @@ def rank_map_chart(
         caption, files: of the chart.
     """
     values = sum(course.size for *_, courses in arms for course in courses.values())
-    panels = [_rank_panel(*arm, with_seeds=values <= MOST_VALUES) for arm in arms]
-    return Chart("rank_map", caption, {"centre": centre, "arms": panels}, files)
+    whole = values <= MOST_VALUES
+    panels = [_rank_panel(*arm, with_seeds=whole) for arm in arms]
+    return Chart("rank_map", caption, {"centre": centre, "arms": panels, "whole": whole}, files)
 
 
 def _rank_panel(
@@ -98,7 +99,9 @@ def curves_chart(
         if series:
             rule = {"value": guessing, "label": "guessing"} if part == "loss" and not math.isnan(guessing) else None
             panels.append({"y": axis, "rule": rule, "series": series})
-    return Chart("lines", caption, {"x": "step", "band": "lowest to highest seed", "panels": panels}, files)
+    return Chart(
+        "lines", caption, {"x": "step", "band": "lowest to highest seed", "panels": panels, "whole": with_seeds}, files
+    )
 
 
 def _series(name: str, look: Look, runs: Mapping[int, Points], with_seeds: bool) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.folders import Unfinished
 from analysis.reading.stored import Stored
+from analysis.sections.arms import method_order
 from experiments.store.name import RunName, short_id
 from experiments.store.status import read_run, retry
 
-COLUMNS = ["Task", "Protocol", "Model", "Budget", "Method", "Seed", "Score", "State", "Run", "Next"]
+COLUMNS = ["Method", "Seed", "Score", "State", "Task", "Protocol", "Model", "Budget", "Run", "Next"]
+ALWAYS = ("Method", "Seed", "Score", "State", "Run")  # the others only where runs differ in them
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
@@ -31,15 +33,17 @@ def run_list(runs: pd.DataFrame, unfinished: list[Unfinished]) -> Table:
         unfinished: the others.
     """
     records: list[dict[str, Any]] = [_open(run) for run in unfinished]
-    for run in runs.to_dict("records"):
+    order = [(method_order(method), shown) for method, shown in zip(runs["method"], runs["shown"], strict=True)]
+    for run in runs.assign(order=order).sort_values(["task", "budget", "order", "seed"]).to_dict("records"):
         state = "collapsed" if run["collapsed"] else "done"
         key = {name: run[name] for name in ("task", "protocol", "model", "budget")}
         record = {"method": run["shown"], "seed": str(run["seed"]), "score": run["score"], "state": state}
         records.append(key | record | {"run": short_id(run["id"]), "next": ""})
-    names = [name.lower() for name in COLUMNS]
-    rows = [[f"{r['score']:.2f}" if n == "score" and n in r else str(r.get(n, "")) for n in names] for r in records]
+    texts = [{**r, "score": f"{r['score']:.2f}" if "score" in r else ""} for r in records]
+    shown = [c for c in COLUMNS if c in ALWAYS or len({r.get(c.lower(), "") for r in texts} - {""}) > (c != "Next")]
+    rows = [[str(r.get(column.lower(), "")) for column in shown] for r in texts]
     notes = ["Scores are points on the reported split. Next continues a run from its checkpoint, if it has one."]
-    return Table("Every run.", COLUMNS, rows, notes, pd.DataFrame(records))
+    return Table("Every run.", shown, rows, notes, pd.DataFrame(records))
 
 
 def _open(run: Unfinished) -> dict[str, Any]:

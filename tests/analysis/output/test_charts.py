@@ -7,9 +7,11 @@ import json
 import math
 import re
 import time
+from pathlib import Path
 
 import pytest
 from browser import Browser, installed
+from large_store import build
 
 from analysis.docs_pages.family import FAMILY
 from analysis.output.chart import Chart
@@ -139,3 +141,16 @@ def test_print_shows_every_chart_in_light_colours_without_controls(browser: Brow
     assert max(int(part) for part in re.findall(r"\d+", ink)) < 60
     browser.emulate(1400, 900, "light")
     assert browser.complaints() == []
+
+
+@pytest.mark.slow
+def test_a_chart_of_many_runs_leaves_single_seeds_out_and_the_page_stays_small(tmp_path: Path) -> None:
+    runs = build(tmp_path / "runs", range(16))
+    page = report([tmp_path / "runs"], tmp_path / "out", quiet=True, with_figures=False)[0]
+    assert runs == 1280 and page.stat().st_size < 1_700_000
+    charts = [
+        json.loads(data) for data in re.findall(r'<script type="application/json">(.*?)</script>', page.read_text())
+    ]
+    maps = [chart for chart in charts if "arms" in chart]
+    assert not any(chart["whole"] for chart in maps)
+    assert {seed for chart in maps for arm in chart["arms"] for seed in arm["courses"]} == {"mean of 16 seeds"}
