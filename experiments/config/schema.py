@@ -28,7 +28,7 @@ Quantization = StrEnum("Quantization", "nf4 int8")
 LearningRateShape = StrEnum("LearningRateShape", "linear cosine constant")
 BatchOrder = StrEnum("BatchOrder", "length random")
 Launcher = StrEnum("Launcher", "basic local slurm")
-TrackerName = StrEnum("TrackerName", "none wandb")
+TrackerName = StrEnum("TrackerName", "none wandb tensorboard trackio mlflow")
 TrackingMode = StrEnum("TrackingMode", "offline online")
 
 
@@ -149,9 +149,9 @@ class TrackingConfig:
     """A mirror of the run store; not part of a run's identity.
 
     Attributes:
-        name: none or wandb.
-        project: W&B project.
-        mode: offline keeps the mirror in the run's folder (upload it with `wandb sync`); online sends it at once.
+        name: none, wandb, tensorboard, trackio or mlflow.
+        project: of W&B or Trackio, and MLflow's experiment.
+        mode: of W&B; offline keeps the mirror in the run's folder (upload it with `wandb sync`), online sends it.
     """
 
     name: TrackerName = TrackerName.none

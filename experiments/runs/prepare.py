@@ -25,6 +25,7 @@ from experiments.runtime.distributed import on_cpu, refuse_sharding
 from experiments.runtime.seeds import stream
 from experiments.store.finished import FORGETTING
 from experiments.training.progress import Prepared, Split, Splits
+from experiments.training.tracking import check_installed
 
 if TYPE_CHECKING:
     from experiments.data.increments import Increments
@@ -52,6 +53,7 @@ def prepare(plan: Plan) -> Prepared:
 
     refuse_sharding()
     config = plan.config
+    check_installed(config.tracking)
     use_cpu(config.threads)
     AcceleratorState._reset_state(True)  # the state is a singleton, and precision may differ between runs
     accelerator = Accelerator(mixed_precision="bf16" if config.trainer.precision == "bf16" else "no", cpu=on_cpu())

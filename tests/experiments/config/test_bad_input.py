@@ -21,7 +21,7 @@ OVERRIDES = [
     ["trainerr.lr=1"], ["trainer.learning_rate=1"], ["~trainer.nothing"], ["seed='"],
 ]  # fmt: skip
 CONFIGS = [
-    ["method=elolora"], ["task=colla"], ["protocol=dirty"], ["trainer=slow"], ["model=gpt9"], ["tracking=mlflow"],
+    ["method=elolora"], ["task=colla"], ["protocol=dirty"], ["trainer=slow"], ["model=gpt9"], ["tracking=aim"],
     ["trainer.batch_size=0"], ["trainer.batch_size=many"], ["trainer.max_steps=0"], ["trainer.lr=-1"],
     ["trainer.lr=nan"], ["trainer.precision=fp16"], ["trainer.schedule=zigzag"], ["trainer.micro_batch=0"],
     ["trainer.weight_decay=-1"], ["trainer.max_grad_norm=0"], ["trainer.warmup=30"], ["trainer.log_every=0"],

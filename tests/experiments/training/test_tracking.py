@@ -1,4 +1,4 @@
-"""The W&B mirror, offline: what it holds, that it repeats nothing, and that it costs the run nothing."""
+"""Mirrors, of W&B offline: what it holds, that it repeats nothing, and that it costs the run nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from elalora.errors import UserError
 from experiments.config.schema import TrackerName, TrackingConfig, TrackingMode
 from experiments.runtime.places import CHECKOUT
-from experiments.training.tracking import Tracker, WandbTracker, make_tracker
+from experiments.training.tracking import Tracker, WandbTracker, check_installed, make_tracker
 
 ROOT = CHECKOUT
 RUN_ID = "0123456789abcdef" * 4
@@ -276,3 +278,67 @@ def test_online_without_a_network_stays_offline_within_seconds(tmp_path: Path, m
     train(tmp_path, tracker, range(20))
     tracker.finish(RESULT)
     assert list(history(tmp_path)) == [9, 19]
+
+
+class Kept:
+    """Stands in for a tracker of Accelerate and keeps what it is given."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments, self.logged, self.ended = arguments, [], False
+        self.configuration: dict[str, Any] = {}
+
+    def start(self) -> None: ...
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.configuration = values
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged += [(step, name, value) for name, value in values.items()]
+
+    def finish(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("kind", [TrackerName.tensorboard, TrackerName.trackio, TrackerName.mlflow])
+def test_another_tracker_gets_the_numbers_of_earlier_attempts_and_of_this_one(
+    kind: TrackerName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, kind.value, Kept)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9, "split": "train", "metric": "loss", "value": 0.5}\n')
+    (tmp_path / "ranks.jsonl").write_text(json.dumps(START) + "\n")
+    tracker = make_tracker(TrackingConfig(name=kind))
+    tracker.start(tmp_path, RUN_ID, "movies/elalora-r4-s0", {"trainer": {"lr": 1e-3}}, "movies")
+    kept = tracker._run
+    tracker.metrics(19, "train", {"loss": 0.25})
+    tracker.round(ROUND)
+    tracker.finish(RESULT | {"steps": 20})
+    assert (9, "train/loss", 0.5) in kept.logged and (19, "train/loss", 0.25) in kept.logged
+    assert (0, "ranks/sum", 16) in kept.logged and (19, "ranks/grown", 3) in kept.logged
+    assert (19, "rank/encoder.layer.1.dense", 7) in kept.logged and (20, "summary/score", 84.5) in kept.logged
+    assert kept.ended and [step for step, *_ in kept.logged] == sorted(step for step, *_ in kept.logged)
+    assert (RUN_ID in kept.configuration.values()) == (kind is not TrackerName.tensorboard)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("experiments.training.tracking.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="tracking=trackio needs a package; type pip install trackio"):
+        check_installed(TrackingConfig(name=TrackerName.trackio))
+    check_installed(TrackingConfig())
+
+
+def test_tensorboard_reads_its_files_in_the_run_s_folder_and_a_resumed_run_has_one_history(tmp_path: Path):
+    pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (9, 19):  # two attempts
+        tracker = make_tracker(TrackingConfig(name=TrackerName.tensorboard))
+        tracker.start(tmp_path, RUN_ID, "movies/elalora-r4-s0", {}, "movies")
+        tracker.metrics(step, "train", {"loss": step / 10})
+        line = {"step": step, "split": "train", "metric": "loss", "value": step / 10}
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    tracker.finish(RESULT | {"steps": 20})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("train/loss")] == [(9, 0.9), (19, 1.9)]
+    assert events.Scalars("summary/score")[0].value == 84.5
