@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from experiments.store.foreign import DAMAGE, read_text
 from experiments.training.stability import Stability, stability
 
 Points = list[tuple[int, float]]
+NO_CURVE = re.compile(r"train$|increment \d+$")  # splits: of training, and of a single part of a sequence
 
 
 class Curve(NamedTuple):
@@ -45,7 +47,7 @@ def load_curve(run: Mapping[str, Any]) -> Curve:
             point = (int(entry["step"]), float(entry["value"]))
             if (entry["split"], entry["metric"]) == ("train", "loss"):
                 loss.append(point)
-            elif entry["split"] != "train" and entry["metric"] == run["metric"]:
+            elif entry["metric"] == run["metric"] and not NO_CURVE.match(entry["split"]):
                 scores.setdefault(entry["split"], []).append(point)
     except FileNotFoundError:
         return Curve([], [])

@@ -67,7 +67,8 @@ class Runs:
 
     def constant(self) -> dict[str, float]:
         """The score of the constant answer on each task; 0 where none is stored."""
-        found = {task: [run["majority"] for run in self.present.values() if run["task"] == task] for task in self.tasks}
+        of_tasks = {task: [run for (_, at, _), run in self.present.items() if at == task] for task in self.tasks}
+        found = {task: [run["majority"] for run in runs] for task, runs in of_tasks.items()}
         return {task: values[0] if values and not math.isnan(values[0]) else 0.0 for task, values in found.items()}
 
     @property

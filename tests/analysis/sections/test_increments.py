@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.reading.curves import load_curve
 from analysis.reading.stored import read_stores
+from analysis.sections.evidence import Runs
 from analysis.sections.increments import sections
 from experiments.standins.stored_runs import modules, result, write_run
 
@@ -67,8 +70,15 @@ def test_a_result_with_damaged_readings_is_left_out_and_named(damage: dict, tmp_
     assert len(stored.runs) == 1 and len(stored.left_out) == 1
 
 
-@pytest.mark.parametrize("name", ["imagenet_r", "vader_movies"])
-def test_published_numbers_stand_beside_their_benchmark_only(name: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("imagenet_r", ["SD-LoRA, published", "", "5", "79.15", "83.01"]),
+        ("cifar100_full", ["SD-LoRA, second-hand", "", "5", "88.01", "92.54"]),
+        ("vader_movies", None),
+    ],
+)
+def test_published_numbers_stand_beside_their_benchmark_only(name: str, row: list[str] | None, tmp_path: Path):
     for seed in range(2):
         sequence = parts(count=3)
         sequence |= {"groups": [[t] for t in range(5)], "ends": [20, 40, 60, 80, 100], "seen": [90.0] * 5}
@@ -77,11 +87,9 @@ def test_published_numbers_stand_beside_their_benchmark_only(name: str, tmp_path
         write_run(tmp_path, result("sd_lora", seed, 80.0, increments=sequence, identity__task=identity))
     (section,) = sections(read_stores([tmp_path]), None)
     (table,) = section.tables.values()
-    rows = [row for row in table.rows if "published" in row[0]]
-    assert bool(rows) == (name == "imagenet_r")
-    if rows:
-        assert ["SD-LoRA, published", "", "5", "79.15", "83.01"] in [row[:5] for row in rows]
-        assert any("2501.13198" in note for note in table.notes)
+    rows = [cells[:5] for cells in table.rows if cells[1:3] == ["", "5"]]
+    assert bool(rows) == (row is not None) == any("2501.13198" in note for note in table.notes)
+    assert row is None or row in rows
 
 
 def test_figures_are_drawn_for_accuracy_matrix_and_ranks_that_change(tmp_path: Path):
@@ -95,3 +103,22 @@ def test_figures_are_drawn_for_accuracy_matrix_and_ranks_that_change(tmp_path: P
     write_run(tmp_path / "b", result("lora", 0, 80.0, increments=parts()))
     (section,) = sections(read_stores([tmp_path / "b"]), tmp_path)
     assert len(section.figures) == 2
+
+
+def test_a_study_names_its_tasks_without_parts_and_still_finds_their_constant_answer():
+    run = {"task": "imagenet_r in 10 parts", "majority": 3.0, "score": 50.0}
+    present = {("sd_lora", "imagenet_r", 0): run, ("lora", "imagenet_r", 0): run}
+    one = Runs("sd_lora", "lora", "r10", ["imagenet_r"], [0], present, {}, [])
+    assert one.constant() == {"imagenet_r": 3.0}
+
+
+def test_the_learning_curve_of_a_sequence_is_that_of_all_parts_seen(tmp_path: Path):
+    folder = write_run(tmp_path, result("lora", 0, 80.0, increments=parts()))
+    lines = [
+        {"step": step, "split": split, "metric": "accuracy", "value": value}
+        for step, value in ((39, 90.0), (79, 70.0))
+        for split, value in (("increment 1", 10.0), ("test seen", value))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = read_stores([tmp_path]).runs.to_dict("records")
+    assert load_curve(run).scores == [(39, 90.0), (79, 70.0)]
