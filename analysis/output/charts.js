@@ -256,7 +256,7 @@ const open = (figure) => {
   const again = () => {
     box.replaceChildren();
     kind.draw(data, state, box, Math.max(280, figure.clientWidth));
-    if (data.whole === false) box.append(node("p", { class: "hint" }, "Single seeds are left out: they are too many for one page."));
+    if (data.whole === false) box.append(node("p", { class: "hint" }, "Single seeds are not shown: they are too many for one page."));
     list();
   };
   figure.querySelector(".controls").append(...kind.controls(data, state, again));

@@ -33,7 +33,7 @@ def pair(tmp_path: Path) -> Path:
 def test_the_report_writes_what_it_names(pair: Path, tmp_path: Path) -> None:
     files = report([pair], tmp_path / "out", quiet=True)
     where = "vader_movies-minilm-r4-clean"
-    tables = ["comparison", "cost", "reviewer", f"shares_{where}"]
+    tables = ["comparison", "cost", "reviewer", f"shares_{where}", "runs"]
     drawn = ["pareto_vader_movies-minilm-clean", f"ranks_{where}", f"trajectories_{where}-elalora-paper"]
     drawn += [f"rounds_{where}-ElaLoRA_paper", f"moves_{where}-ElaLoRA_paper"]
     assert [file.name for file in files] == [

@@ -135,7 +135,9 @@ def test_an_arm_is_hidden_by_its_key(browser: Browser) -> None:
 
 def test_print_shows_every_chart_in_light_colours_without_controls(browser: Browser) -> None:
     browser.emulate(1000, 900, "dark", media="print")
-    assert browser.run("getComputedStyle(document.querySelector('.controls')).display") == "none"
+    assert browser.run("getComputedStyle(document.querySelector('.controls label')).display") == "none"
+    assert browser.run("getComputedStyle(document.querySelector('.controls .key')).display") != "none"  # the legend
+    assert browser.run("document.scrollingElement.scrollWidth") <= 1000
     assert browser.run("drawings.every((f) => f.querySelector('.drawing svg').getBoundingClientRect().height > 60)")
     ink = browser.run("getComputedStyle(document.documentElement).color")
     assert max(int(part) for part in re.findall(r"\d+", ink)) < 60

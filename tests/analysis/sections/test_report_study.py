@@ -124,6 +124,7 @@ def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Pa
             score = 80.0 + cell.seed / 10 - abs(float(cell.plan.config.trainer.lr) - 3e-3)
             whole = result(cell.arm, cell.seed, score, task=cell.task, recipe="matched")
             whole |= {"id": cell.plan.id, "identity": cell.plan.identity, "protocol": cell.plan.config.protocol.name}
+            whole["variant"] = cell.plan.identity["method"].get("variant")
             cell.plan.folder.path.mkdir(parents=True)
             (cell.plan.folder.path / "result.json").write_text(json.dumps(whole))
     found = load_study("offline_main", [root])
