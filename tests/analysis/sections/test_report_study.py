@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import reduce
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from analysis.report import report
 from elalora.errors import UserError
 from experiments.config import compose
 from experiments.standins.stored_runs import result, write_run
+from experiments.store.finished import NAMED
 from experiments.studies import expansion as study
 
 ARMS = ("lora", "elalora")
@@ -124,7 +126,9 @@ def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Pa
             score = 80.0 + cell.seed / 10 - abs(float(cell.plan.config.trainer.lr) - 3e-3)
             whole = result(cell.arm, cell.seed, score, task=cell.task, recipe="matched")
             whole |= {"id": cell.plan.id, "identity": cell.plan.identity, "protocol": cell.plan.config.protocol.name}
-            whole["variant"] = cell.plan.identity["method"].get("variant")
+            for name, place in NAMED.items():
+                *path, last = place.split(".")
+                whole[name] = reduce(lambda tree, key: tree.get(key, {}), path, cell.plan.identity).get(last)
             cell.plan.folder.path.mkdir(parents=True)
             (cell.plan.folder.path / "result.json").write_text(json.dumps(whole))
     found = load_study("offline_main", [root])
