@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from elalora.attach import place
 from elalora.errors import UserError
 from elalora.layouts import FILE, read_file, read_rule, spread, weights_of
 from elalora.low_rank import LowRankMethod
+from elalora.names import place
 
 SHOWN = 40  # characters of a rule in a label; a longer one is shown by its digest
 

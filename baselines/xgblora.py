@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from elalora.adapters import LowRankLinear
-from elalora.attach import layer_of
 from elalora.chain import MATCHED, ChainMethod
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import check_rank, draw_kaiming
 from elalora.method import Capabilities
+from elalora.names import layer_of
 from elalora.resolve import RunSize, unread
 
 

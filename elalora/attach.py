@@ -1,8 +1,6 @@
 """Finds the linear layers to adapt and replaces them by adapters.
 
-A pattern is a dotted name matched from the end of a module's name, component by component, with shell
-wildcards inside a component: `query` matches every module called query, and `layer.*.output.dense` matches
-`bert.encoder.layer.0.output.dense` but not `bert.encoder.layer.0.attention.output.dense`.
+Layers are chosen by patterns of their names (`elalora.names`).
 
 GPT-2 has Conv1D layers, which are linear layers with a transposed weight. They are adapted as linear layers, and
 `detach` and `merge` restore Conv1D layers.
@@ -12,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -20,18 +17,11 @@ from torch import nn
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError
 from elalora.merging import Rounding, RoundingSum, check_mergeable, float_type, folded, is_quantised, restore_layout
+from elalora.names import matches
 from elalora.targets import NAMES
 
 # attributes of a transformers model that `elalora.export.save_as_adapter` and `elalora.hf` set on the instance
 MARKS = ("save_pretrained", "_hf_peft_config_loaded")
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether the last components of a dotted module name match the pattern's components."""
-    have, want = name.split("."), pattern.split(".")
-    if len(want) > len(have):
-        return False
-    return all(fnmatchcase(h, w) for h, w in zip(have[-len(want) :], want, strict=True))
 
 
 def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[str] = ()) -> dict[str, nn.Linear]:
@@ -39,7 +29,7 @@ def find_linears(model: nn.Module, patterns: Sequence[str], outside: Iterable[st
 
     Args:
         model: any PyTorch model.
-        patterns: see the module's docstring.
+        patterns: see `elalora.names`.
         outside: names of submodules that are trained whole (the task head) and never adapted.
 
     Raises:
@@ -286,25 +276,3 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Sets the submodule of a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-
-def layer_of(name: str) -> str:
-    """The layer that a matrix belongs to: its module's name up to the first number, or all of a name without one."""
-    parts = name.split(".")
-    end = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), len(parts))
-    return ".".join(parts[:end])
-
-
-def place(name: str) -> tuple[int, str]:
-    """(layer, matrix type) of a module name, for maps of ranks; the first number in the name is the layer.
-
-    `bert.encoder.layer.3.attention.self.query` is (3, "attention.self.query"). In an encoder-decoder model the type
-    starts with the side: `model.decoder.layers.0.fc1` is (0, "decoder fc1").
-    """
-    parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
-    if not numbers:
-        return 0, name
-    at = numbers[0]
-    side = next((p + " " for p in ("decoder", "encoder") if p in parts[:at] and parts[at - 1] == "layers"), "")
-    return int(parts[at]), side + ".".join(parts[at + 1 :])

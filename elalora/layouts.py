@@ -3,7 +3,7 @@
 A rule is a list of terms separated by blanks. Every matrix starts with weight 1, and each term multiplies the weights
 of the matrices that it names:
 
-    query:2, output.dense:0.5   matrices with this name (patterns of `elalora.attach`)
+    query:2, output.dense:0.5   matrices with this name (patterns of `elalora.names`)
     attention:W, ffn:W          linear layers of the attention, and all others
     layer3:W, layer0-2:W        layers by number
     top:W, bottom:W             a ramp over depth, from 1 to W at the last layer, or at the first
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from elalora.attach import matches, place
 from elalora.errors import UserError
+from elalora.names import matches, place
 from elalora.targets import ARCHITECTURES
 
 FORM = "type terms such as 'ffn:3', 'query:2 top:4', 'value:1 rest:0', 'layer0-2:3' or 'inverted'"

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from analysis.reading.result_row import reason
 from analysis.reading.rounds import RUN_AGAIN, load_predictions
 from elalora.errors import UserError
 from elalora.schedules import steps_of
+from experiments.runtime.digests import stamp_of
 from experiments.store.foreign import DAMAGE, read_text
 from experiments.training.stability import Stability, stability
 
@@ -39,6 +41,12 @@ def load_curve(run: Mapping[str, Any]) -> Curve:
         UserError: a line is damaged.
     """
     path = Path(run["folder"]) / "metrics.jsonl"
+    return _curve(path, run["metric"], stamp_of(path))
+
+
+@cache
+def _curve(path: Path, metric: str, stamp: tuple[int, ...]) -> Curve:
+    """Read once for all tables, while the file's stamp stays the same."""
     loss: Points = []
     scores: dict[str, Points] = {}
     try:
@@ -47,7 +55,7 @@ def load_curve(run: Mapping[str, Any]) -> Curve:
             point = (int(entry["step"]), float(entry["value"]))
             if (entry["split"], entry["metric"]) == ("train", "loss"):
                 loss.append(point)
-            elif entry["metric"] == run["metric"] and not NO_CURVE.match(entry["split"]):
+            elif entry["metric"] == metric and not NO_CURVE.match(entry["split"]):
                 scores.setdefault(entry["split"], []).append(point)
     except FileNotFoundError:
         return Curve([], [])
@@ -66,8 +74,13 @@ def guessing(run: Mapping[str, Any]) -> float:
         return float(run["guessing"])
     if run["settings"].get("task", {}).get("kind", "classification") != "classification":
         return math.nan
+    return _guessing(run["folder"], stamp_of(Path(run["folder"], "predictions.parquet")))
+
+
+@cache
+def _guessing(folder: str, stamp: tuple[int, ...]) -> float:
     try:
-        shares = load_predictions(run["folder"])["label"].value_counts(normalize=True)
+        shares = load_predictions(folder)["label"].value_counts(normalize=True)
     except UserError:
         return math.nan
     return float(sum(-share * math.log(share) for share in shares))

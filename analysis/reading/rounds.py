@@ -64,7 +64,7 @@ def load_predictions(run_dir: str | Path) -> pd.DataFrame:
 
     path = Path(run_dir) / "predictions.parquet"
     try:
-        return read_table(path, ["idx", "label", "prediction", "score"]).to_pandas().sort_values("idx")
+        return read_table(path, ["idx", "label", "prediction", "score"]).to_pandas(use_threads=False).sort_values("idx")
     except (*DAMAGE, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); {RUN_AGAIN}") from error
 

@@ -51,10 +51,14 @@ def spearman(ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None = 
 
 
 def _correlation(x: Array, y: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
-    a, b = _centred(x, groups), _centred(y, groups)
-    length = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    return _product(_centred(x, groups), _centred(y, groups))
+
+
+def _product(a: Array, b: Array, counts: Array | float = 1.0) -> Array:
+    """The correlation of centred ranks over the last axis, with each matrix counted this often."""
+    length = np.sqrt((counts * a**2).sum(axis=-1) * (counts * b**2).sum(axis=-1))
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(axis=-1) / np.where(length > 0, length, np.nan)
+        return (counts * a * b).sum(axis=-1) / np.where(length > 0, length, np.nan)
 
 
 def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
@@ -64,6 +68,19 @@ def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
     out = np.empty_like(x)
     for members in groups:
         out[..., members] = stats.rankdata(x[..., members], axis=-1) - (len(members) + 1) / 2
+    return out
+
+
+def _ranks_in(counts: Array, x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
+    """As `_centred`, of resamples that hold each matrix so many times: (seeds, draws, matrices).
+
+    A mid-rank is the number of smaller values, half the number of equal ones (itself among them) and a half. All
+    steps are exact in float64.
+    """
+    out = np.empty((len(x), *counts.shape))
+    for members in groups:
+        one, other = x[:, members, None], x[:, None, members]
+        out[..., members] = counts[:, members] @ ((one < other) + (one == other) / 2) - len(members) / 2
     return out
 
 
@@ -84,22 +101,26 @@ def relation(
     rho = _mean(spearman(x, y, strata))
     if math.isnan(rho):
         return Relation(math.nan, math.nan, math.nan, math.nan)
-    drawn, extreme = [], 0
+    counts = np.zeros((resamples, x.shape[1]))  # how often each matrix is drawn
+    orders = np.empty((resamples, x.shape[1]), dtype=np.int64)
+    for draw in range(resamples):
+        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
+        counts[draw] = np.bincount(taken, minlength=x.shape[1])
+        for members in groups:
+            orders[draw, members] = rng.permutation(members)
+    drawn = _means(_product(_ranks_in(counts, x, groups), _ranks_in(counts, y, groups), counts))
     a, b = _centred(x, groups), _centred(y, groups)
     length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    ends = np.cumsum([len(members) for members in groups])  # of the groups, joined one after the other
-    places = [np.arange(end - len(members), end) for end, members in zip(ends, groups, strict=True)]
-    for _ in range(resamples):
-        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
-        drawn.append(_mean(_correlation(x[:, taken], y[:, taken], places)))
-        order = np.arange(x.shape[1])
-        for members in groups:
-            order[members] = rng.permutation(members)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shuffled = _mean((a[:, order] * b).sum(axis=1) / np.where(length > 0, length, np.nan))
-        extreme += abs(shuffled) >= abs(rho) - 1e-12
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shuffled = (a[:, orders] * b[:, None]).sum(axis=-1) / np.where(length > 0, length, np.nan)[:, None]
+    extreme = int((abs(_means(shuffled)) >= abs(rho) - 1e-12).sum())
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
+
+
+def _means(correlations: Array) -> Array:
+    """The mean over seeds of every draw, from (seeds, draws)."""
+    return np.array([_mean(draw) for draw in correlations.T])
 
 
 def _mean(values: Array) -> float:

@@ -8,8 +8,8 @@ import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from elalora.attach import place
 from elalora.method import Method, gross_share, net_share
+from elalora.names import place
 from elalora.schedules import steps_of
 from experiments.runs.cost import cost_of
 from experiments.runs.plan import Plan, budget_name

@@ -128,7 +128,8 @@ def read_table(path: Path, columns: list[str]) -> pyarrow.Table:
     from pyarrow import parquet
 
     with open_regular(path) as file:
-        limit = allowed(os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        limit, threads = allowed(size), size > MIB  # threads cost more time than they save on the files of a run
         footer = parquet.ParquetFile(file, pre_buffer=False)
         groups = [footer.metadata.row_group(number) for number in range(footer.metadata.num_row_groups)]
         _check_growth(path, limit, sum(group.total_byte_size for group in groups))
@@ -141,9 +142,10 @@ def read_table(path: Path, columns: list[str]) -> pyarrow.Table:
         _check_growth(path, limit, sum(max(8 * c.num_values, c.total_uncompressed_size) for c in chunks))
         if sum(c.num_values * c.total_uncompressed_size for c in chunks if c.path_in_schema in texts) > limit:
             file.seek(0)
-            short = parquet.ParquetFile(file, read_dictionary=sorted(texts), pre_buffer=False).read(columns)
+            short = parquet.ParquetFile(file, read_dictionary=sorted(texts), pre_buffer=False)
+            short = short.read(columns, use_threads=threads)
             _check_growth(path, limit, sum(_expanded(column) for column in short.columns))
-        return footer.read(columns, use_pandas_metadata=False)
+        return footer.read(columns, use_threads=threads, use_pandas_metadata=False)
 
 
 def _check_growth(path: Path, limit: int, size: int) -> None:

@@ -125,3 +125,10 @@ def test_starting_up_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
     assert done.stdout.strip() == "set()"
+
+
+def test_reading_stores_and_importing_every_section_load_no_torch():
+    names = [path.stem for path in (CHECKOUT / "analysis" / "sections").glob("*.py") if path.stem != "__init__"]
+    code = f"import sys, analysis.report; from analysis.sections import {', '.join(names)}; "
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT)

@@ -15,7 +15,7 @@ from torch import nn
 from baselines.lora import LoRA, LoRAConfig
 from baselines.xgblora import XGBLoRA, XGBLoRAConfig
 from elalora import Budget, UserError
-from elalora.attach import layer_of
+from elalora.names import layer_of
 
 STEPS = 60
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, UserError
-from elalora.attach import detach, find_linears, matches, merge, place
+from elalora.attach import detach, find_linears, merge
 from elalora.budget import Count
+from elalora.names import matches, place
 
 
 def lora(net, rank=3, targets=("up", "down"), **knobs):

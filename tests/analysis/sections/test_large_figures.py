@@ -13,7 +13,7 @@ from analysis.output.figure import WIDEST
 from analysis.sections import rank_maps as figures
 from analysis.sections import rank_study_figures as rank_figures
 from analysis.sections.matrix_types import layer_map, layers_and_types
-from elalora.attach import place
+from elalora.names import place
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 ENCODER = [f"self_attn.{part}" for part in ATTENTION] + ["fc1", "fc2"]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from analysis.reading import curves
 from analysis.reading.stored import read_stores
 from analysis.report import report
 from analysis.sections import rate_curves, training
 from experiments.standins.stored_runs import result, write_run
+from experiments.store.foreign import read_text
 
 STEADY = [0.68, 0.60, 0.50, 0.40, 0.35, 0.30, 0.28, 0.25, 0.22, 0.20]
 WILD = [0.68, 0.95, 1.20, 0.90, 0.60, 0.50, 0.40, 0.35, 0.30, 0.28]
@@ -34,6 +36,18 @@ def store(tmp_path: Path) -> Path:
         logged(tmp_path / "runs", "lora", seed, 80 + seed, STEADY, scores=((49, 70.0), (99, 80.0)))
         logged(tmp_path / "runs", "svd_lora", seed, 79 + seed, WILD if seed else STEADY)
     return tmp_path / "runs"
+
+
+def test_all_sections_together_read_the_losses_of_a_run_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(curves, "read_text", lambda path: opened.append(path) or read_text(path))
+    stored = read_stores([store])
+    for _ in range(2):
+        training.sections(stored, None)
+        rate_curves.sections(stored, None)
+    assert len(opened) == len(set(opened)) == 4
+    logged(store, "lora", 0, 80, WILD)
+    assert curves.load_curve(stored.runs.iloc[0]).loss[1] == (19, WILD[1])  # a file that changed is read again
 
 
 def test_the_table_counts_unstable_runs_and_the_steps_above_guessing(store: Path) -> None:

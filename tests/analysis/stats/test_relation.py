@@ -59,3 +59,32 @@ def test_unrelated_ranks_are_found_related_as_often_as_the_level_says():
 def test_equal_ranks_have_no_relation():
     found = relation(np.full((2, 6), 4.0), tied(2, 6), np.random.default_rng(0), resamples=9)
     assert all(map(math.isnan, found))
+
+
+@pytest.mark.parametrize("strata", [None, [place % 3 for place in range(20)]])
+def test_interval_and_p_are_those_of_ranks_by_scipy_in_every_draw(strata):
+    draw = np.random.default_rng(3)
+    ranks, rises = draw.integers(0, 5, (9, 20)).astype(float), np.round(draw.normal(size=(9, 20)), 1)
+    found = relation(ranks, rises, np.random.default_rng(7), strata, resamples=99)
+    kinds = np.array([0] * 20 if strata is None else strata)
+    groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+    rng, means, extreme = np.random.default_rng(7), [], 0
+
+    def mean(x, y, kinds):
+        values = []
+        for a, b in zip(x, y, strict=True):
+            parts = [(stats.rankdata(a[kinds == k]), stats.rankdata(b[kinds == k])) for k in np.unique(kinds)]
+            u, v = (np.concatenate([part[side] - part[side].mean() for part in parts]) for side in (0, 1))
+            values.append(u @ v / math.sqrt((u @ u) * (v @ v)))
+        return np.mean(values)
+
+    for _ in range(99):
+        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
+        means.append(mean(ranks[:, taken], rises[:, taken], kinds[taken]))
+        order = np.arange(20)
+        for members in groups:
+            order[members] = rng.permutation(members)
+        extreme += abs(mean(ranks[:, order], rises, kinds)) >= abs(found.rho) - 1e-12
+    assert found.rho == pytest.approx(mean(ranks, rises, kinds), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
+    assert found.p == (1 + extreme) / 100

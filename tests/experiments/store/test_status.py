@@ -16,8 +16,9 @@ from elalora.errors import UserError
 from experiments.__main__ import main
 from experiments.runs.plan import make_plan
 from experiments.store.folder import RunFolder
+from experiments.store.foreign import parse_yaml
 from experiments.store.lock import Busy
-from experiments.store.status import arms, overview, read_store, retry
+from experiments.store.status import _overrides, arms, overview, read_store, retry
 
 
 def fake(root, number, state="running", seed=None, words=(), age=0.0, name="elalora-r4", **more):
@@ -155,6 +156,18 @@ def test_an_overview_of_many_runs_opens_four_files_a_run_at_most(tmp_path, monke
 
 
 SHORT = ("trainer.max_steps=null", "trainer.epochs=1")  # how many steps that is, only the data knows
+
+
+def test_plain_words_of_a_command_are_read_without_a_yaml_parser_and_are_what_it_reads(tmp_path, monkeypatch):
+    plain = ["method=lora", "trainer.lr=5e-4", "store.root=../my-runs/a.b", "seed=07", "init_from=", "task.x=1:30"]
+    others = ["'a'=b", "+study=x", "task.labels=[a,b]", "a=b # c", "a=b: c", "a=&x", "=", "é=1"]
+    parsed = []
+    monkeypatch.setattr("experiments.store.status.parse_yaml", lambda text: parsed.append(text) or parse_yaml(text))
+    for number, words in enumerate([plain[:-1], plain, *([word] for word in others)]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create({"seed": 1, "overrides": words, "study": None})))
+        assert _overrides(path) == words
+    assert len(parsed) == 1 + len(others)
 
 
 @pytest.mark.slow
