@@ -46,7 +46,10 @@ def commons(root: Path, out: Path) -> tuple[list[Path], list[str]]:
     if not good:
         raise UserError(f"no contribution in {root} is without a problem: {lines[0]}")
     stored = read_stores(good)
-    facts = [f"{counted(len(good), 'contribution')}: {', '.join(folder.name for folder in good)}.", *stored.facts]
+    facts = [
+        f"{counted(len(good), 'contribution')}: {', '.join(folder.name for folder in good)}.",
+        f"{counted(len(stored.runs), 'finished run')} and {counted(len(stored.tuning), 'tuning run')}.",
+    ]
     sections = [
         Section("Methods by budget", {"commons": grid(stored)}),
         Section("Every arm", {"comparison": comparison.compared(stored)}),
