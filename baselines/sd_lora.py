@@ -53,6 +53,7 @@ class SDLoRAConfig:
         reduce: "none", "rr" (lower ranks for later tasks) or "kd" (directions that old ones explain are dropped).
         mu, nu: with "rr", the tasks from which the rank is 0.8 and 0.6 of the budget's, counted from 0.
         tau: with "kd", the residual below which a direction is dropped.
+        rescale: whether the magnitudes of earlier directions train on; false is a row of the paper's Table 4.
         start: magnitude of a new direction.
         normalise: whether the direction that trains is divided by its norm.
         sgd: SGD with momentum 0.9 instead of AdamW.
@@ -64,6 +65,7 @@ class SDLoRAConfig:
     mu: int = 4
     nu: int = 8
     tau: float = 9e-4
+    rescale: bool = True
     start: float | None = None
     normalise: bool | None = None
     sgd: bool | None = None
@@ -92,6 +94,7 @@ class SDLinear(ChainLinear):
         magnitudes: a, one number for each task; all layers share them.
         sizes: rows of each frozen direction.
         normalise: whether the direction that trains is divided by its norm.
+        rescale: whether the magnitudes of the frozen directions train.
     """
 
     fused: ClassVar[bool] = False
@@ -100,7 +103,7 @@ class SDLinear(ChainLinear):
     def __init__(self, base: nn.Linear, directions: Directions, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, directions, scale, dropout)
         self.sizes: list[int] = []
-        self.normalise = True
+        self.normalise = self.rescale = True
 
     def make_room(self, rows: int) -> None:
         """Makes room for this many frozen rows, also above min(d_in, d_out): each keeps its own magnitude."""
@@ -118,7 +121,9 @@ class SDLinear(ChainLinear):
 
     def row_magnitudes(self) -> Tensor:
         """The magnitude of every frozen row, (merged,)."""
-        return self.magnitudes[: len(self.sizes)].repeat_interleave(torch.tensor(self.sizes, device=self.A.device))
+        old = self.magnitudes[: len(self.sizes)]
+        old = old if self.rescale else old.detach()
+        return old.repeat_interleave(torch.tensor(self.sizes, device=self.A.device))
 
     def norm(self) -> Tensor:
         """|A|_F |B|_F of the direction that trains, or 1 while it is 0."""
@@ -185,7 +190,7 @@ class SDLoRA(IncrementPieces):
         self.sizes: list[int] = []
         for adapter in self.adapters.values():
             adapter.magnitudes = self.magnitudes
-            adapter.normalise = bool(self.config.normalise)
+            adapter.normalise, adapter.rescale = bool(self.config.normalise), self.config.rescale
         super().after_attach()
 
     def rank_of(self, task: int) -> int:

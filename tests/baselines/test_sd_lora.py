@@ -163,6 +163,14 @@ def test_L_D1_drops_the_magnitudes_and_the_paper_keeps_them():
             assert torch.equal(before[:task], after[:task]) != dropped
 
 
+def test_without_rescaling_the_magnitudes_of_earlier_directions_keep_every_bit():
+    net, method = sd(rescale=False)
+    seen = []
+    train(net, method, STEPS, lr=1e-2, each=lambda step: seen.append(method.magnitudes.detach().clone()))
+    assert torch.equal(seen[15][:1], seen[-1][:1]) and torch.equal(seen[30][:2], seen[-1][:2])
+    assert not torch.equal(seen[0][:1], seen[14][:1]) and not torch.equal(seen[31][2:], seen[-1][2:])
+
+
 def test_sgd_steps_are_those_of_torch_with_momentum():
     net, method = sd(increments=1, sgd=True)
     twin, other = sd(increments=1)
