@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.increment_pieces import IncrementPieces
 from elalora.adapters import LowRankLinear
 from elalora.chain import ChainLinear
 from elalora.directions import Directions
@@ -39,6 +38,8 @@ from elalora.method import Round
 from elalora.optim import RowwiseAdamW
 from elalora.resolve import RunSize, unread
 from elalora.schedules import Schedule
+
+from .increment_pieces import IncrementPieces
 
 MOMENTUM = 0.9
 LATER_RANKS = (1.0, 0.8, 0.6)  # 10, 8 and 6 of the paper

@@ -199,6 +199,12 @@ def test_the_stock_trainer_trains_methods_of_the_installed_wheel(installed: Path
     assert all((tmp_path / name / "adapter_model.safetensors").is_file() for name in ("elalora", "adalora"))
 
 
+def test_a_method_names_its_neighbours_so_that_the_wheel_s_name_holds():
+    """`baselines` is `elalora.baselines` in a wheel: from .module import, never from baselines.module import."""
+    for path in sources("baselines"):
+        assert "baselines" not in imports(path, everywhere=True), f"{path.name}: type from .module import"
+
+
 def test_a_checkout_has_the_methods_under_the_wheel_s_name_too():
     from elalora.baselines.registry import METHODS
     from elalora.baselines.sora import SoRA
