@@ -18,7 +18,7 @@ FORMULA = re.compile(r"(?![-+][\d.e+ -]*\Z)\s*[-=+@\uff1d\uff0b\uff0d\uff20]")  
 
 LEFT = (
     "Task", "Protocol", "Model", "Recipe", "Budget", "Metric", "Method", "Flags", "Arm", "Source", "Difference",
-    "Change", "State", "Run", "Next", "Place",
+    "Change", "State", "Run", "Command", "Place",
 )  # fmt: skip
 LEADERS = "Bold: the highest mean of its place; underlined: the second. Neither is a test."
 LATEX = {

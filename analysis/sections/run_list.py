@@ -16,7 +16,7 @@ from analysis.sections.arms import method_order
 from experiments.store.name import RunName, short_id
 from experiments.store.status import read_run, retry
 
-COLUMNS = ["Method", "Seed", "Score", "State", "Task", "Protocol", "Model", "Budget", "Run", "Next"]
+COLUMNS = ["Method", "Seed", "Score", "State", "Task", "Protocol", "Model", "Budget", "Run", "Command"]
 ALWAYS = ("Method", "Seed", "Score", "State", "Run")  # the others only where runs differ in them
 
 
@@ -38,11 +38,11 @@ def run_list(runs: pd.DataFrame, unfinished: list[Unfinished]) -> Table:
         state = "collapsed" if run["collapsed"] else "done"
         key = {name: run[name] for name in ("task", "protocol", "model", "budget")}
         record = {"method": run["shown"], "seed": str(run["seed"]), "score": run["score"], "state": state}
-        records.append(key | record | {"run": short_id(run["id"]), "next": ""})
+        records.append(key | record | {"run": short_id(run["id"]), "command": ""})
     texts = [{**r, "score": f"{r['score']:.2f}" if "score" in r else ""} for r in records]
-    shown = [c for c in COLUMNS if c in ALWAYS or len({r.get(c.lower(), "") for r in texts} - {""}) > (c != "Next")]
+    shown = [c for c in COLUMNS if c in ALWAYS or len({r.get(c.lower(), "") for r in texts} - {""}) > (c != "Command")]
     rows = [[str(r.get(column.lower(), "")) for column in shown] for r in texts]
-    notes = ["Scores are points on the reported split. Next continues a run from its checkpoint, if it has one."]
+    notes = ["Scores are points on the reported split. The command continues a run from its checkpoint, if it has one."]
     return Table("Every run.", shown, rows, notes, pd.DataFrame(records))
 
 
@@ -50,7 +50,7 @@ def _open(run: Unfinished) -> dict[str, Any]:
     name, path = RunName.parse(run.folder), Path(run.folder)
     known = {"method": name.arm, "seed": str(name.seed), "run": name.id} if name else {"method": path.name}
     state = f"{run.state}: {run.error[:120]}" if run.error else run.state
-    return {"task": path.parent.name, **known, "state": state, "next": _command(path)}
+    return {"task": path.parent.name, **known, "state": state, "command": _command(path)}
 
 
 def _command(folder: Path) -> str:

@@ -239,7 +239,7 @@ def test_every_run_has_a_row_and_one_that_stopped_has_the_command_that_continues
     (stopped / "config.yaml").write_text("overrides:\n- method=lora\n- seed=1\n- data.root=/etc\n")
     stored = read_stores([tmp_path / "runs"])
     table = run_list(stored.runs, stored.unfinished)
-    assert table.columns == ["Method", "Seed", "Score", "State", "Run", "Next"]
+    assert table.columns == ["Method", "Seed", "Score", "State", "Run", "Command"]
     assert [row[:4] for row in table.rows] == [
         ["lora-r4", "1", "", "preempted: SIGINT after step 47"], ["LoRA", "0", "80.00", "done"]
     ]  # fmt: skip
