@@ -107,7 +107,7 @@ ADVICE = {
     ("task.labels=no,yes",): "for a list type 'task.labels=[no,yes]'",
     ("task.labels=[true,false]",): """is read as true or false; for a text type 'task.labels=["true","false"]'""",
     ("model.revision=1234e567",): """is read as a number; for a text type 'model.revision="1234e567"'""",
-    ("data=folder",): "data is a group of settings; type one of data.cache, data.root",
+    ("data=folder",): "data is a group of settings; type one of data.cache, data.eval_items, data.root",
     ("launcher=slurm",): "type hydra/launcher=slurm",
     ("hydra.launcher=slurm",): "type hydra/launcher=NAME",
     ("launcher.partition=gpu",): "does nothing; type hydra/launcher=slurm",
