@@ -82,7 +82,8 @@ def increments_table(cell: pd.DataFrame, joint: pd.DataFrame, title: str) -> Tab
         for measure, values in measured(arm).items():
             known = not np.isnan(values).any()
             found = summary(values) if known else None
-            texts.append("" if found is None else mean_sd(found.mean, found.sd) + interval(found.low, found.high))
+            text = "" if found is None else mean_sd(found.mean, found.sd) + interval(found.low, found.high)
+            texts.append(text.replace("-", "−"))
             record |= {measure: found.mean if found else math.nan, f"{measure}_sd": found.sd if found else math.nan}
             record |= {f"{measure}_low": found.low if found else math.nan}
             record |= {f"{measure}_high": found.high if found else math.nan}
@@ -113,7 +114,7 @@ def increments_table(cell: pd.DataFrame, joint: pd.DataFrame, title: str) -> Tab
 
 def interval(low: float, high: float) -> str:
     """ " [81.20, 83.10]" behind a mean, or nothing where there is none."""
-    return "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]".replace("-", "−")
+    return "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
 
 
 def published_rows(cell: pd.DataFrame) -> list[list[str]]:
