@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from baselines.registry import METHODS, method_class
 from experiments.bench import arms
 from experiments.bench.counting import counted_flops, peak_bytes
 from experiments.bench.report import TARGETS, save, table
@@ -19,6 +20,9 @@ from experiments.bench.shapes import SHAPES, build, make_batch
 from experiments.bench.timing import interleaved, ratio
 from experiments.runtime.memory import use_cpu
 from experiments.runtime.pipes import as_command
+
+RANKED = [name for name in METHODS if method_class(name).capabilities.budget != "none"]
+METHOD_PAIRS = [(name, "lora", 1.10) for name in RANKED if name != "lora"]
 
 
 def main() -> None:
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=100, help="timed blocks of every arm (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=1, help="steps per block; 20 include a round of ElaLoRA")
     parser.add_argument("--arms", metavar="A,B", help="measure these arms only")
+    parser.add_argument("--methods", action="store_true", help="every method that has ranks, beside LoRA")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--threads", type=int, help="CPU threads")
@@ -48,13 +53,13 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     """Times the steps of all arms at one shape and counts their operations and bytes.
 
     Returns:
-        milliseconds, flops and bytes by arm, and the ratios of `TARGETS`.
+        milliseconds, flops and bytes by arm, and the ratios of `TARGETS`, or of every method to LoRA.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = SHAPES[options.shape]
     batch = make_batch(shape, options.batch or shape.batch, options.length or shape.length, device)
     setting = arms.Setting(shape, build(shape.name).to(device), batch, options.rank, options.bf16, options.compile)
-    makers = _makers(setting)
+    makers, pairs = (_every_method(setting), METHOD_PAIRS) if options.methods else (_makers(setting), TARGETS)
     chosen = options.arms.split(",") if options.arms else list(makers)
     made = {name: makers[name]() for name in chosen}
     steps: dict[str, Callable[[], Any]] = {name: arm.step for name, arm in made.items()}
@@ -67,7 +72,7 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     ratios = [
         {"what": f"{a} / {b}", "target": target, **ratio(seconds[a], seconds[b])._asdict()}
         | ({"flops": flops[a] / flops[b]} if a in flops and b in flops else {})
-        for a, b, target in TARGETS
+        for a, b, target in pairs
         if a in seconds and b in seconds
     ]
     return {
@@ -98,6 +103,11 @@ def _makers(setting: arms.Setting) -> dict[str, Callable[[], arms.Arm]]:
         "full fine-tuning": partial(arms.full, setting),
         "frozen backbone": partial(arms.frozen_backbone, setting),
     }
+
+
+def _every_method(setting: arms.Setting) -> dict[str, Callable[[], arms.Arm]]:
+    """Every method that has ranks, at its defaults and between two of its rounds."""
+    return {name: partial(arms.ours, setting, name) for name in RANKED}
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ def ours(setting: Setting, name: str, rank: int | None = None, final: bool = Fal
     method = cls(cls.Config(**knobs), Budget(rank or setting.rank) if cls.capabilities.budget != "none" else None)
     model = twin(setting.model, setting.shape)
     model = method.attach(model, setting.shape.targets, TOTAL, keep=setting.shape.head)
+    if method.batches_wanted:
+        method.prepare(itertools.repeat(setting.batch, method.batches_wanted))
+        model.train()
     phases: Any = getattr(method, "phases", None)
     begin = phases.end - 2 if final else TOTAL // 10 + 1  # the middle phase has begun
     optimizer = RowwiseAdamW(method.groups(model, 1e-4, 0.0), method.directions())

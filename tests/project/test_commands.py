@@ -50,6 +50,7 @@ EXECUTED = {
     "python -m experiments.bench.startup": "test_bench.py",
     "python -m experiments.bench.sweep": "test_sweep.py",
     "python -m experiments.bench.tables": "test_bench.py",
+    "python -m experiments.bench.waiting": "test_waiting.py",
     "python -m experiments.tools.kill_harness": "test_kill.py",
     "python -m experiments.tools.golden_trajectories": "test_golden.py",
     "make setup": ".ci/run",

@@ -13,13 +13,20 @@ from experiments.bench.report import MEMORY_TARGET, TARGETS, ratio_lines, step_l
 from experiments.bench.startup import start_lines
 from experiments.bench.tables import stage_lines
 from experiments.bench.timing import Ratio, verdict
+from experiments.bench.waiting import waiting_lines
 from experiments.runtime.places import CHECKOUT
 
 PAGE = (CHECKOUT / "docs/performance.md").read_text(encoding="utf-8")
 FILES = sorted((CHECKOUT / "docs/performance").glob("*.json"))
 MEASURED: dict[str, dict[str, Any]] = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in FILES}
 TABLES = re.findall(r"<!-- from ([\w., -]+): (\w+) -->\n(.*?)\n<!-- end -->", PAGE, re.S)
-PRINTED = {"ratios": ratio_lines, "steps": step_lines, "start": start_lines, "stages": stage_lines}
+PRINTED = {
+    "ratios": ratio_lines,
+    "steps": step_lines,
+    "start": start_lines,
+    "stages": stage_lines,
+    "waiting": waiting_lines,
+}
 
 
 @pytest.mark.parametrize(("names", "part", "text"), TABLES, ids=lambda value: value if len(value) < 80 else "")

@@ -12,6 +12,7 @@ from baselines.registry import method_class
 from elalora.budget import Budget
 from elalora.ela import ElaLoRAConfig
 from experiments.bench import arms
+from experiments.bench.__main__ import RANKED
 from experiments.bench.counting import counted_flops, peak_bytes
 from experiments.bench.epoch import end_to_end
 from experiments.bench.report import table
@@ -67,6 +68,15 @@ def test_a_step_of_ours_trains_adapters_and_head_only(setting, name):
     arm.step()
     moved = {n for n, p in arm.model.named_parameters() if not torch.equal(p, before[n])}
     assert moved and all(dict(arm.model.named_parameters())[n].requires_grad for n in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANKED)
+def test_every_method_that_has_ranks_takes_a_step_of_the_benchmark(setting, name):
+    if name == "gelora":  # its estimate needs ten distinct items
+        setting.batch = make_batch(setting.shape, 12, 6, "cpu")
+        setting.batch["input_ids"] %= 50
+    test_a_step_of_ours_trains_adapters_and_head_only(setting, name)
 
 
 @pytest.mark.parametrize("adalora", [False, True])
