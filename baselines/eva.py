@@ -13,6 +13,7 @@ peft is imported only when the method is used.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor
 
 from elalora.adapters import LowRankLinear
-from elalora.budget import Budget
 from elalora.errors import UserError, check_numbers
 from elalora.measured import IGNORED, MeasuredRanks, token_mask
 
@@ -64,35 +64,55 @@ class EVA(MeasuredRanks):
     rank_advice: ClassVar[str] = "lower the budget or method.rho"
     config: EVAConfig
 
-    def __init__(self, config: EVAConfig, budget: Budget | None = None) -> None:
-        super().__init__(config, budget)
-        if budget is not None and budget.params is not None:
-            raise UserError(
-                f"budget.params={budget.params}: PEFT shares out ranks, whatever they cost in parameters: type "
-                "budget=r4 for method=eva"
-            )
-
     def scale(self, rank: int) -> float:
         return self.config.alpha / self.mean_rank
 
     def measure(self, batches: Iterable[dict[str, Tensor]]) -> Mapping[str, int]:
+        inputs = list(islice(batches, self.config.batches))
+        assert self.budget is not None
+        if self.budget.params is None:
+            total = self.mean_rank * len(self.adapters)
+        else:
+            total = self._affordable(self.budget.params, inputs)
+        self.components = self._found(inputs, total)
+        return {name: len(self.components[name]) for name in self.adapters}
+
+    def _affordable(self, params: int, inputs: list[dict[str, Tensor]]) -> int:
+        """A rank sum whose layout costs at most `params`, while one rank more would cost more.
+
+        Every sum that is tried reads the inputs again. The price need not grow with every rank.
+        """
+        costs = {name: adapter.cost for name, adapter in self.adapters.items()}
+
+        def price(total: int) -> int:
+            return sum(len(rows) * costs[name] for name, rows in self._found(inputs, total).items())
+
+        least = max(len(costs), params // max(costs.values()))
+        total = least + bisect.bisect_right(range(least, params // min(costs.values()) + 1), params, key=price) - 1
+        while price(total) > params:
+            total -= 1
+        return total
+
+    def _found(self, inputs: list[dict[str, Tensor]], total: int) -> dict[str, Tensor]:
+        """PEFT's components (r, d_in) of every matrix, with `total` ranks among all of them."""
         import peft
 
-        c, inputs = self.config, list(islice(batches, self.config.batches))
-        needed = round(self.mean_rank * c.rho)
+        c, (rank, more) = self.config, divmod(total, len(self.adapters))
+        needed = round((rank + (more > 0)) * c.rho)
         if max(_tokens(batch) for batch in inputs) < needed:
             raise UserError(
                 f"EVA needs a batch of at least rho N = {needed} tokens, the largest of {len(inputs)} has "
                 f"{max(_tokens(batch) for batch in inputs)}: raise trainer.batch_size or lower method.rho"
             )
         settings = peft.LoraConfig(
-            r=self.mean_rank,
+            r=rank,
+            rank_pattern={re.escape(name): rank + 1 for name in list(self.adapters)[:more]},  # PEFT sums these up
             target_modules="|".join(re.escape(name) for name in self.adapters),
             init_lora_weights="eva",
             eva_config=peft.EvaConfig(rho=c.rho, tau=c.tau, whiten=c.whiten),
         )
         with redirect_stdout(StringIO()):  # it prints a line for every call with few rows
-            self.components = peft.get_eva_state_dict(
+            return peft.get_eva_state_dict(
                 self.model,
                 inputs,
                 settings,
@@ -101,7 +121,6 @@ class EVA(MeasuredRanks):
                 gather_distributed_inputs=False,  # every process has the same batches
                 show_progress_bar=False,
             )
-        return {name: len(self.components[name]) for name in self.adapters}
 
     @torch.no_grad()
     def start(self, name: str, adapter: LowRankLinear) -> None:
