@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
+from importlib import import_module
 
 from elalora.errors import UserError
-from experiments import check, examples, export, submit, verify
-from experiments.runs import migration
 from experiments.runtime.pipes import as_command
-from experiments.store import compaction, status
+
+COMMANDS = {
+    "check": "experiments.check",
+    "status": "experiments.store.status",
+    "verify": "experiments.verify",
+    "examples": "experiments.examples",
+    "export": "experiments.export",
+    "compact": "experiments.store.compaction",
+    "submit": "experiments.submit",
+    "migrate": "experiments.runs.migration",
+}  # by name, the module that adds its options; some import torch, which takes seconds
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; each command adds its own options."""
+def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line with these commands; each adds its own options."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (check, status, verify, examples, export, compaction, submit, migration):
-        command.add_to(commands)
+    for name in names:
+        import_module(COMMANDS[name]).add_to(commands)
     return parser
 
 
 def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 if a run has a problem, 2 for a user's mistake."""
-    args = parser().parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    args = parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS).parse_args(words)
     try:
         return args.command(args)
     except UserError as error:
