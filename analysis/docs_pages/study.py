@@ -1,7 +1,7 @@
-"""docs/study.md, from a template and the stored runs: `python -m analysis.docs_pages.study`.
+"""docs/study.md and its further tables, from templates and the stored runs: `python -m analysis.docs_pages.study`.
 
-The template holds the prose and no number. Tables, figures and the sentences of the tests are filled in where the
-template names them, so the page cannot disagree with the runs; a test makes it again and compares.
+A template holds the prose and no number. Tables, figures and the sentences of the tests are filled in where the
+template names them, so no page can disagree with the runs; a test makes them again and compares.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from experiments.runtime.pipes import as_command
 from experiments.runtime.places import CHECKOUT
 from experiments.studies.rules import TUNING_PART
 
-STORE, TEMPLATE, PAGE = "analysis/measured", "analysis/docs_pages/study.template.md", "docs/study.md"
+STORE, PAGE, TABLES = "analysis/measured", "docs/study.md", "docs/study/tables.md"
+TEMPLATES = {  # of each page
+    PAGE: "analysis/docs_pages/study.template.md",
+    TABLES: "analysis/docs_pages/study_tables.template.md",
+}
 IMAGES = "img/study"  # beside the page
 STUDIES = {"offline_main": "elalora", "attribution": ""}  # and the method to compare against, "" for the default
 FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
@@ -134,25 +138,38 @@ def _runs(stored: Stored) -> str:
     return "\n".join(lines)
 
 
-def write_page(stores: Sequence[str | Path], root: Path = CHECKOUT) -> Path:
-    """Writes the page and its figures; the page's path."""
-    page = root / PAGE
+def write_pages(stores: Sequence[str | Path], root: Path = CHECKOUT) -> list[Path]:
+    """Writes the pages and their figures.
+
+    Args:
+        stores: run stores.
+        root: the checkout.
+
+    Returns:
+        Paths of the pages.
+    """
     with tempfile.TemporaryDirectory() as folder:
         material = Material(stores, Path(folder))
-        text = fill((root / TEMPLATE).read_text(encoding="utf-8"), material, page.parent / IMAGES)
+        images = (root / PAGE).parent / IMAGES
+        texts = {
+            root / page: fill((root / template).read_text(encoding="utf-8"), material, images)
+            for page, template in TEMPLATES.items()
+        }
+    for page, text in texts.items():
+        page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
-    return page
+    return list(texts)
 
 
 def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 a mistake in the command."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.docs_pages.study",
-        description="Writes docs/study.md from stored runs.",
+        description="Writes docs/study.md and docs/study/tables.md from stored runs.",
     )
     parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:
-        print(write_page(parser.parse_args(words).stores))
+        print(*write_pages(parser.parse_args(words).stores), sep="\n")
     except UserError as error:
         print(f"study_page: {error}", file=sys.stderr)
         return 2

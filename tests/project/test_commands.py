@@ -65,7 +65,7 @@ NOT_EXECUTED = {
     "make test-full": "the long tests themselves",
     "make smoke": "the full test tests/experiments/standins/test_smoke.py itself",
     "python -m experiments.reproduce_check": "trains for minutes even on stand-ins; composed below",
-    "python -m analysis.docs_pages.study": "writes docs/study.md; its test makes it again",
+    "python -m analysis.docs_pages.study": "writes docs/study.md and docs/study/; their test makes them again",
     "python -m analysis.docs_pages.family": "writes docs/img/family.svg; test_family.py draws it again",
     "python -m analysis.docs_pages.wings": "writes docs/img/wings.svg; test_wings.py draws it again",
     "make reproduce-check": "python -m experiments.reproduce_check under another name",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import parser
-from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TEMPLATE, Material, fill, main
+from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TABLES, TEMPLATES, Material, fill, main
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 
@@ -20,9 +20,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 
 
 @pytest.mark.slow
-def test_the_page_is_what_the_runs_make_of_the_template(material: Material) -> None:
-    made = fill((CHECKOUT / TEMPLATE).read_text(encoding="utf-8"), material)
-    assert made == (CHECKOUT / PAGE).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
+@pytest.mark.parametrize("page", TEMPLATES)
+def test_the_page_is_what_the_runs_make_of_the_template(page: str, material: Material) -> None:
+    made = fill((CHECKOUT / TEMPLATES[page]).read_text(encoding="utf-8"), material)
+    assert made == (CHECKOUT / page).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
 
 
 def test_every_figure_of_the_page_is_there(material: Material) -> None:
@@ -43,7 +44,7 @@ def test_the_effect_that_the_readme_names_is_the_page_s() -> None:
 
 
 def test_the_learning_rates_on_the_page_of_studies_are_those_of_the_study() -> None:
-    page = (CHECKOUT / PAGE).read_text(encoding="utf-8")
+    page = (CHECKOUT / TABLES).read_text(encoding="utf-8")
     header = re.search(r"^\| Task \| Arm \|(.+)\|$", page, re.M)
     assert header
     rates = [float(rate) for rate in header[1].split("|")]
@@ -85,13 +86,15 @@ def test_the_page_says_what_its_losses_and_rates_allow() -> None:
     page = " ".join((CHECKOUT / PAGE).read_text(encoding="utf-8").split())
     for claim in ("form and stability", "inside the noise of two tuning seeds", "This part is exploratory"):
         assert claim in page
-    row = re.search(r"\| vader\\_movies \| ElaLoRA \(paper\) \| 0.009 \| 0.693 \|.*?16 of 27 \|", page)
+    tables = (CHECKOUT / TABLES).read_text(encoding="utf-8")
+    row = re.search(r"\| vader\\_movies \| ElaLoRA \(paper\) \| 0.009 \| 0.693 \|.*?16 of 27 \|", tables)
     assert row, "the moves that were decided while the loss was above guessing"
 
 
-def test_the_template_has_no_number_of_a_result() -> None:
+@pytest.mark.parametrize("template", TEMPLATES.values())
+def test_the_template_has_no_number_of_a_result(template: str) -> None:
     """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
-    lines = (CHECKOUT / TEMPLATE).read_text(encoding="utf-8").splitlines()
+    lines = (CHECKOUT / template).read_text(encoding="utf-8").splitlines()
     prose = [line for line in lines if not line.startswith("{")]
     decimals = re.findall(r"(?<![\w.])\d+\.\d+", "\n".join(prose))
     assert set(decimals) <= {"0.05", "0.5"}, decimals
