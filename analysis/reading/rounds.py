@@ -171,10 +171,12 @@ def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, li
     """
     import numpy as np
 
-    rises = {int(run["seed"]): load_contributions(run["folder"]) for run in measured.to_dict("records")}
+    rises = {
+        int(run["seed"]): load_contributions(run["folder"]) for run in measured[["seed", "folder"]].to_dict("records")
+    }
     rows = [
         (run, rise)
-        for run in runs.sort_values("seed").to_dict("records")
+        for run in runs[["seed", "ranks_final", "places"]].sort_values("seed").to_dict("records")
         if (rise := rises.get(int(run["seed"]))) and set(rise) == set(run["ranks_final"])
     ]
     if not rows:

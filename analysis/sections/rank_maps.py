@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 def _whole_courses(runs: pd.DataFrame) -> dict[int, pd.DataFrame]:
     """The course of every seed; the final ranks alone of a run without stored rounds."""
     courses = {}
-    for run in runs.to_dict("records"):
+    for run in runs[["seed", "folder", "steps", "places", "ranks_final"]].to_dict("records"):
         course = trajectory(run)
         if not len(course):
             places = layers_and_types(run["places"])
@@ -86,13 +88,19 @@ def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
     rounds = load_rounds(run["folder"])
     if not rounds:
         return pd.DataFrame()
-    columns = {name: (kind, layer) for name, (layer, kind) in layers_and_types(run["places"]).items()}
-    lines = {max(0, r["step"]): {columns[n]: rank for n, rank in r["ranks"].items() if n in columns} for r in rounds}
-    frame = pd.DataFrame.from_dict(lines, orient="index")
-    frame.loc[max(run["steps"], max(lines))] = frame.iloc[-1]
-    frame.columns = pd.MultiIndex.from_tuples(frame.columns, names=["type", "layer"])
-    kinds = sorted(set(frame.columns.get_level_values("type")), key=type_order)
-    return frame.sort_index(axis=1)[kinds]
+    places = layers_and_types(run["places"])
+    lines = {max(0, entry["step"]): entry["ranks"] for entry in rounds}
+    lines[max(run["steps"], *lines)] = list(lines.values())[-1]
+    held = {name: places[name] for name in dict.fromkeys(chain(*lines.values())) if name in places}
+    names = sorted(held, key=lambda name: (type_order(held[name][1]), held[name][0]))
+    table = [[ranks.get(name, np.nan) for name in names] for ranks in lines.values()]
+    return pd.DataFrame(table, index=list(lines), columns=_columns(tuple(held[name][::-1] for name in names)))
+
+
+@cache
+def _columns(pairs: tuple[tuple[str, int], ...]) -> pd.MultiIndex:
+    """Columns (matrix type, layer), made once for all runs of a model."""
+    return pd.MultiIndex.from_tuples(pairs, names=["type", "layer"])
 
 
 def draw_rank_maps(

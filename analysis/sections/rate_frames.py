@@ -84,7 +84,8 @@ def _arm(arm: pd.DataFrame) -> ArmCurve | None:
 
 def _unstable(runs: pd.DataFrame) -> float:
     """Share of unstable runs among those with logged losses."""
-    curves = [(run, curve) for run in runs.to_dict("records") if (curve := load_curve(run)).loss]
+    read = runs[["folder", "metric", "guessing", "settings", "steps"]].to_dict("records")  # copying all columns is slow
+    curves = [(run, curve) for run in read if (curve := load_curve(run)).loss]
     return sum(stability_of(*pair).unstable for pair in curves) / len(curves) if curves else math.nan
 
 

@@ -101,13 +101,7 @@ def relation(
     rho = _mean(spearman(x, y, strata))
     if math.isnan(rho):
         return Relation(math.nan, math.nan, math.nan, math.nan)
-    counts = np.zeros((resamples, x.shape[1]))  # how often each matrix is drawn
-    orders = np.empty((resamples, x.shape[1]), dtype=np.int64)
-    for draw in range(resamples):
-        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
-        counts[draw] = np.bincount(taken, minlength=x.shape[1])
-        for members in groups:
-            orders[draw, members] = rng.permutation(members)
+    counts, orders = _draws(rng, groups, resamples)
     drawn = _means(_product(_ranks_in(counts, x, groups), _ranks_in(counts, y, groups), counts))
     a, b = _centred(x, groups), _centred(y, groups)
     length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -118,9 +112,26 @@ def relation(
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
 
 
+def _draws(rng: Generator, groups: Sequence[NDArray[np.int64]], number: int) -> tuple[Array, NDArray[np.int64]]:
+    """How often each resample holds each matrix, and as many permutations; both (draws, matrices)."""
+    size = sum(map(len, groups))
+    taken, orders = np.empty((2, number, size), dtype=np.int64)
+    for sample, order in zip(taken, orders, strict=True):
+        for members in groups:
+            sample[members] = members[rng.integers(0, len(members), len(members))]
+        for members in groups:
+            order[members] = rng.permutation(members)
+    places = taken + size * np.arange(number)[:, None]
+    return np.bincount(places.ravel(), minlength=number * size).reshape(number, size).astype(np.float64), orders
+
+
 def _means(correlations: Array) -> Array:
     """The mean over seeds of every draw, from (seeds, draws)."""
-    return np.array([_mean(draw) for draw in correlations.T])
+    draws = np.ascontiguousarray(correlations.T)  # numpy then adds in the order in which it adds one draw
+    means = draws.mean(axis=1)
+    for gap in np.flatnonzero(np.isnan(means)):
+        means[gap] = _mean(draws[gap])
+    return means
 
 
 def _mean(values: Array) -> float:

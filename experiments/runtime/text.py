@@ -6,6 +6,7 @@ from typing import Any
 
 LONGEST = 1_000  # characters of a text that tables and terminals show
 DEPTH = 50  # of nested values
+BARE = (int, float, bool, type(None))  # types of JSON values without text
 
 
 def counted(number: int, noun: str) -> str:
@@ -49,5 +50,10 @@ def clean_tree(value: Any, depth: int = DEPTH) -> Any:
     if not depth:
         raise ValueError(f"it is nested deeper than {DEPTH} levels")
     if isinstance(value, dict):
-        return {clean_tree(key, depth - 1): clean_tree(inner, depth - 1) for key, inner in value.items()}
-    return type(value)(clean_tree(inner, depth - 1) for inner in value)
+        return {
+            key if type(key) is str and key.isprintable() else clean_tree(key, depth - 1): (
+                inner if type(inner) in BARE else clean_tree(inner, depth - 1)
+            )
+            for key, inner in value.items()
+        }
+    return type(value)(inner if type(inner) in BARE else clean_tree(inner, depth - 1) for inner in value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.stats.relation import relation, spearman
+from analysis.stats.relation import _draws, relation, spearman
 
 
 def tied(seeds: int = 4, matrices: int = 12) -> np.ndarray:
@@ -88,3 +88,14 @@ def test_interval_and_p_are_those_of_ranks_by_scipy_in_every_draw(strata):
     assert found.rho == pytest.approx(mean(ranks, rises, kinds), abs=1e-12)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-12)
     assert found.p == (1 + extreme) / 100
+
+
+def test_resamples_and_permutations_are_those_that_numpy_draws_type_by_type():
+    groups = [np.array([0, 2, 5]), np.array([1, 3, 4, 6])]
+    counts, orders = _draws(np.random.default_rng(3), groups, 20)
+    rng = np.random.default_rng(3)
+    for drawn, order in zip(counts, orders, strict=True):
+        taken = np.concatenate([rng.choice(members, len(members)) for members in groups])
+        assert drawn.tolist() == np.bincount(taken, minlength=7).tolist()
+        for members in groups:
+            assert order[members].tolist() == rng.permutation(members).tolist()
