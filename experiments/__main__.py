@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "experiments.verify",
     "examples": "experiments.examples",
     "export": "experiments.export",
+    "pass_at_1": "experiments.pass_at_1",
     "compact": "experiments.store.compaction",
     "submit": "experiments.submit",
     "migrate": "experiments.runs.migration",

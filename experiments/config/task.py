@@ -37,8 +37,10 @@ ANSWER_METRICS = {
 }
 PARSERS = (
     "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1",
-    "math_v1",
+    "math_v1", "code_block_v1", "code_completion_v1",
 )  # fmt: skip
+CODE_PARSERS = ("code_block_v1", "code_completion_v1")  # read programs, which are right if their tests pass
+NOT_RUN = "generated code not run"  # a flag of results
 PART = 1_000_000  # items of one of `task.parts` are numbered from this times its place, counted from 1
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
@@ -88,7 +90,7 @@ class TaskConfig:
     Attributes:
         name: the task's name on the command line and in every table.
         source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense",
-            "instructions" or "files".
+            "code", "instructions" or "files".
         subset: the part of the source, such as "movies" or "cola"; for folders its name below data.root.
         suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
         group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.
@@ -126,6 +128,7 @@ class TaskConfig:
         option_score: by which an option is the likeliest: "sum" of its tokens' log-probabilities, or that sum divided
             by the number of tokens or characters.
         parser: one of `PARSERS`, which says how an answer is read from generated text and compared.
+        execute: whether generated code is run against its tests (`experiments.training.execution`); never by default.
         stop: texts that end the generation and are cut off.
         parts: names of the test sets that the test split joins; the score is the unweighted mean of theirs.
         citation: what to cite in docs and tables.
@@ -183,6 +186,7 @@ class TaskConfig:
     options: list[str] = field(default_factory=list)
     option_score: OptionScore = OptionScore.sum
     parser: str = "exact_v1"
+    execute: bool = added(False)
     stop: list[str] = field(default_factory=list)
     parts: list[str] = added(list)
     citation: str = ""
@@ -289,6 +293,7 @@ def _check_causal(task: TaskConfig) -> None:
         raise UserError(f"task.options={list(task.options)}: an option is blank")
     if task.parser not in PARSERS:
         raise UserError(f"task.parser={task.parser} is unknown; allowed: {', '.join(PARSERS)}")
+    _check_code(task)
     if not all(task.stop):
         raise UserError(f"task.stop={list(task.stop)}: a stop text is empty; task.stop=[] stops at the end token only")
     fitting = ANSWER_METRICS[task.answer]
@@ -296,6 +301,24 @@ def _check_causal(task: TaskConfig) -> None:
         raise UserError(f"task.metrics: task.answer={task.answer} has no {wrong[0]}; allowed: {', '.join(fitting)}")
     if task.metrics and task.metrics[0] in (*LOSSES, "parse_failures"):
         raise UserError(f"task.metrics begins with {task.metrics[0]}, but the first one must be larger where better")
+
+
+def _check_code(task: TaskConfig) -> None:
+    """Refuses to read programs without tests, and to run them unasked."""
+    code = task.answer == "generate" and task.parser in CODE_PARSERS
+    if code and task.source != "code":
+        raise UserError(f"task.parser={task.parser} reads programs, whose tests task=humaneval and task=mbpp have")
+    if task.execute and not code:
+        raise UserError(
+            f"task.execute=true runs generated code, of which task={task.name} with task.answer={task.answer} and "
+            f"task.parser={task.parser} has none; type task.execute=false"
+        )
+    if code and task.execute != ("accuracy" in task.metrics):
+        raise UserError(
+            "task.metrics has accuracy if and only if generated code is run; type task.execute=true "
+            "'task.metrics=[accuracy,parse_failures]', or task.execute=false 'task.metrics=[rougeL,parse_failures]' to "
+            "run nothing"
+        )
 
 
 def rows_as(task: TaskConfig) -> TaskConfig:

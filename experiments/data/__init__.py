@@ -30,6 +30,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
     # Imported here because `datasets` takes a second, and a skipped run does not need it.
     from experiments.data import (
         class_folders,
+        code_problems,
         commonsense,
         digits,
         glue,
@@ -46,6 +47,7 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
     check_task(task)
     loaders = {
         "class_folders": class_folders.load,
+        "code": code_problems.load,
         "commonsense": commonsense.load,
         "digits": digits.load,
         "files": own.load,
@@ -68,5 +70,5 @@ def load_task(task: TaskConfig, data: DataConfig, planned: Mapping[str, str | No
             f"fingerprint {fingerprint}, expected {task.fingerprint}; "
             f"to use it anyway, type task.fingerprint={fingerprint}"
         )
-    remarks = vtab.remarks(task, splits) if task.source == "vtab" else []
+    remarks = vtab.remarks(task, splits) if task.source == "vtab" else code_problems.remarks(task)
     return TaskData(task, splits, fingerprint, source, task.verify, remarks)

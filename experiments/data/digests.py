@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.data import class_folders, commonsense, glue, instructions, math_words, own, summarization, vtab
+from experiments.data import (
+    class_folders,
+    code_problems,
+    commonsense,
+    glue,
+    instructions,
+    math_words,
+    own,
+    summarization,
+    vtab,
+)
 from experiments.data.image_files import SUFFIXES
 from experiments.runtime.digests import sha256_of, stamp_of, unchanged
 
@@ -24,6 +34,7 @@ LOCAL = {
     "summarization": summarization.files,
     "vtab": vtab.files,
     "math": math_words.files,
+    "code": code_problems.files,
     "commonsense": commonsense.files,
     "instructions": instructions.files,
     "class_folders": class_folders.files,

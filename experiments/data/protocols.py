@@ -106,7 +106,8 @@ def selects(protocol: str, suite: str) -> bool:
 def draws_held_out(protocol: str, task: Mapping[str, Any]) -> bool:
     """Whether a part of train is held out, drawn by `protocol.split_seed`: where no split is named test."""
     with_test = (
-        "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "instructions", "class_folders"
+        "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "code", "instructions",
+        "class_folders",
     )  # fmt: skip
     return protocol in ("clean", "tune") and task["source"] not in with_test and "test" not in task["files"]
 

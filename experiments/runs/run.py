@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from elalora.errors import UserError
+from experiments.config.task import NOT_RUN
 from experiments.runs.plan import Plan, in_order
 from experiments.runs.prepare import prepare
 from experiments.runtime.distributed import (
@@ -111,6 +112,8 @@ def run(plan: Plan) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise _failed(f"{plan.label} failed: {reason} (see {plan.folder.path})", reason, error) from error
     print_once(f"done: {plan.folder.path}  {headline(result)}")
+    if NOT_RUN in result["flags"]:
+        print_once(f"pass@1 of its generated code: python -m experiments pass_at_1 {plan.folder.path} --execute")
     if DID_NOT_LEARN in result["flags"]:
         print_once(
             f"elalora: {plan.label} did not learn: its training loss ended at that of a constant answer. Train "

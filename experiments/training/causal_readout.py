@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from experiments.config.task import LOSSES, PART, ROUGES, TaskConfig
+from experiments.config.task import CODE_PARSERS, LOSSES, PART, ROUGES, TaskConfig
 from experiments.data.causal_items import CausalItems, PromptItems
 from experiments.data.text_items import IGNORED
 from experiments.training import metrics
+from experiments.training.execution import passes, program_of, require_linux
 from experiments.training.parsers import PARSERS
 from experiments.training.rows import Row, check_finite, rows_of
 
@@ -85,43 +86,65 @@ class Generated(Causal):
     """The parsed answer of a greedy continuation; the score of an item is 100 where it is right, or its first ROUGE.
 
     Columns of a row: accepted answers, text, score, whether the parsed answer is right, and the answer that was parsed,
-    null where none was found.
+    null where none was found. Of code the accepted answers are the solution and what `program_of` takes; it is right if
+    its tests pass, and null if it was not run.
     """
 
     columns: ClassVar[dict[str, str]] = {
         "label": "list<string>", "prediction": "string", "score": "double", "right": "bool", "parsed": "string",
     }  # fmt: skip
 
+    def __init__(self, task: TaskConfig, tokenizer: Any, bare: nn.Module) -> None:
+        super().__init__(task, tokenizer, bare)
+        if task.execute:
+            require_linux()
+
+    @property
+    def code(self) -> bool:
+        """Whether answers are programs."""
+        return self.task.parser in CODE_PARSERS
+
     def read(self, model: nn.Module, items: PromptItems, indices: Sequence[int], batch: dict[str, Tensor]) -> list[Row]:
         """label is the list of accepted answers, prediction the generated text up to the first stop."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         made = self.generate(**inputs, tokenizer=self.tokenizer if self.task.stop else None)
         texts = [self._text(row) for row in made[:, batch["input_ids"].shape[1] :].tolist()]
-        references, parser = [items.references[i] for i in indices], PARSERS[self.task.parser]
-        parsed = [parser.parse(text, self.task.options) for text in texts]
-        right = [
-            answer is not None and any(parser.equal(answer, reference) for reference in accepted)
-            for answer, accepted in zip(parsed, references, strict=True)
-        ]
-        scores = [100.0 * hit for hit in right]
+        references, parse = [items.references[i] for i in indices], PARSERS[self.task.parser].parse
+        parsed = [parse(text, self.task.options) for text in texts]
+        right = [self._right(answer, accepted) for answer, accepted in zip(parsed, references, strict=True)]
+        scores = [100.0 * bool(hit) for hit in right]
         if self.metrics[0] in ROUGES:
-            scores = (100 * metrics.rouge(references, texts, self.metrics[:1])[self.metrics[0]]).tolist()
+            named = metrics.rouge(self._texts(references), texts, self.metrics[:1])
+            scores = (100 * named[self.metrics[0]]).tolist()
         return rows_of(items, indices, references, texts, scores, right, parsed)
+
+    def _right(self, answer: str | None, accepted: Sequence[str]) -> bool | None:
+        if not self.code:
+            equal = PARSERS[self.task.parser].equal
+            return answer is not None and any(equal(answer, reference) for reference in accepted)
+        if not self.task.execute:
+            return None
+        return answer is not None and passes(program_of(answer, accepted))
+
+    def _texts(self, references: Sequence[list[str]]) -> list[list[str]]:
+        """What ROUGE compares with: of code the solution, not its tests."""
+        return [accepted[:1] if self.code else accepted for accepted in references]
 
     def _text(self, ids: list[int]) -> str:
         """The text before the first end token and the first stop text."""
         length = next((place for place, token in enumerate(ids) if token in self.ends), len(ids))
         text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True))
         cuts = [place for stop in self.task.stop if (place := text.find(stop)) >= 0]
-        return text[: min(cuts, default=len(text))].strip()
+        cut = text[: min(cuts, default=len(text))]
+        return cut if self.code else cut.strip()  # blanks at the left of code say what it belongs to
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """Shares of right answers and of texts without one, and means of every ROUGE asked for, in points."""
         texts, names = [row[2] for row in rows], [name for name in self.metrics if name in ROUGES]
-        rouges = metrics.rouge([row[1] for row in rows], texts, names)
+        rouges = metrics.rouge(self._texts([row[1] for row in rows]), texts, names)
         found = {name: 100 * float(rouges[name].mean()) for name in names}
         groups = grouped(self.task.parts, rows)
-        shares = {name: 100 * sum(row[4] for row in group) / len(group) for name, group in groups.items()}
+        shares = {name: 100 * sum(bool(row[4]) for row in group) / len(group) for name, group in groups.items()}
         found["accuracy"] = fmean(shares.values())
         found["parse_failures"] = 100 * sum(row[5] is None for row in rows) / len(rows)
         each = {f"accuracy_{name}": share for name, share in shares.items() if name}
@@ -129,7 +152,7 @@ class Generated(Causal):
 
     def constant(self, rows: Sequence[Row]) -> dict[str, float]:
         """The commonest accepted answer, where answers are right or wrong."""
-        if "accuracy" not in self.metrics:
+        if "accuracy" not in self.metrics or self.code:
             return {}
         equal = PARSERS[self.task.parser].equal
 

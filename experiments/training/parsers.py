@@ -14,6 +14,10 @@ from decimal import Decimal, InvalidOperation
 from experiments.data.math_answers import boxed, normal
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|$)", re.DOTALL)
+# what ends a function (Chen et al., arXiv 2107.03374), and a solution (code_process.py of Learning Rate Matters)
+AFTER_FUNCTION = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+AFTER_SOLUTION = ("\nif __name__", "\n# Example usage", "\nassert")
 ANSWER_PHRASES = ("The answer is: ", "The answer is ", "The final answer is: ", "The final answer is ", "#### ")
 
 
@@ -95,6 +99,23 @@ def _math(text: str, options: Sequence[str]) -> str | None:
     return boxed(answer) or answer.strip("$ ") or None
 
 
+def _cut(text: str, ends: Sequence[str]) -> str | None:
+    """The text before the first of some ends, None if it is blank."""
+    cut = text[: min((place for end in ends if (place := text.find(end)) >= 0), default=len(text))].rstrip()
+    return cut if cut.strip() else None
+
+
+def _code_block(text: str, options: Sequence[str]) -> str | None:
+    """The first fenced block of Python, else the whole text, up to its own tests, example or main part."""
+    found = FENCE.search(text)
+    return _cut("\n" + (found[1] if found else text), AFTER_SOLUTION)
+
+
+def _code_completion(text: str, options: Sequence[str]) -> str | None:
+    """The rest of a function: the text up to the next statement at the left margin that Codex' authors stop at."""
+    return _cut(text, AFTER_FUNCTION)
+
+
 def _same_mathematics(answer: str, reference: str) -> bool:
     return normal(answer) == normal(reference)
 
@@ -137,4 +158,6 @@ PARSERS = {
     "metamath_v1": Parser(_metamath, _as_metamath),
     "hash_v1": Parser(_hash, _as_numbers),
     "math_v1": Parser(_math, _same_mathematics),
+    "code_block_v1": Parser(_code_block, _same),
+    "code_completion_v1": Parser(_code_completion, _same),
 }

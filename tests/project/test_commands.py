@@ -40,6 +40,7 @@ EXECUTED = {
     "python -m experiments status": "test_status.py",
     "python -m experiments examples": "test_examples.py",
     "python -m experiments export": "test_export_command.py",
+    "python -m experiments pass_at_1": "test_code_problems.py",
     "python -m experiments compact": "test_compact.py",
     "python -m experiments submit": "test_submit.py",
     "python -m experiments verify": "test_finished.py",

@@ -39,6 +39,22 @@ READ = [
     ("math_v1", r"first \boxed{1}, then \fbox{2^{10}}", "2^{10}"),
     ("math_v1", r"never closed \boxed{1", None),
     ("math_v1", "The answer is 7", None),
+    (
+        "code_block_v1",
+        "So:\n```python\ndef f(x):\n    return x\n```\nand\n```python\nno\n```",
+        "\ndef f(x):\n    return x",
+    ),
+    ("code_block_v1", "```python\ndef f():\n    return 1\n\nassert f() == 1\n```", "\ndef f():\n    return 1"),
+    (
+        "code_block_v1",
+        "```py\ndef f():\n    assert True\n\n# Example usage\nf()",
+        "\ndef f():\n    assert True",
+    ),  # unclosed
+    ("code_block_v1", "\n    return x\nif __name__ == '__main__':\n    f()", "\n\n    return x"),  # no fence
+    ("code_block_v1", "```python\n\n```", None),
+    ("code_completion_v1", "    y = x\n    return y\n\n\ndef g():\n    pass", "    y = x\n    return y"),
+    ("code_completion_v1", "    return x\nprint(f(1))", "    return x"),
+    ("code_completion_v1", "\n# nothing", None),
 ]
 EQUAL = [
     ("exact_v1", "7", "7", True),
