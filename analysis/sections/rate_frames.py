@@ -67,6 +67,8 @@ def rate_curves(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, list[ArmCurve]]]
 
 
 def _arm(arm: pd.DataFrame) -> ArmCurve | None:
+    if arm["rate"].nunique() < LEAST_RATES:
+        return None
     scores = arm.pivot_table(index="seed", columns="rate", values="score")
     most = scores.notna().sum().max()
     whole = scores.loc[:, scores.notna().sum() == most].dropna()
