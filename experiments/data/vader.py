@@ -82,8 +82,8 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     names = task.domains or [task.subset]
     for name in names:
         if name not in SUBSETS:
-            setting = "task.domains" if task.domains else "task.subset"
-            raise UserError(f"{setting}: {name} is not a VADER set; type one of {', '.join(SUBSETS)}")
+            setting = f"task.domains={names}: {name}" if task.domains else f"task.subset={name}"
+            raise UserError(f"{setting} is not a VADER set; type one of {', '.join(SUBSETS)}")
     inner = member(read_sdist(data), INNER)
     parts = []
     for number, name in enumerate(names):

@@ -88,7 +88,7 @@ def test_the_rank_study_runs_on_the_whole_store(root: Path, tmp_path: Path):
 
 
 def test_the_notebooks_are_text_without_outputs():
-    assert available() == ["attribution", "own_method", "paper_tables", "rank_study"]
+    assert available() == ["attribution", "how_to_read", "own_method", "paper_tables", "rank_study"]
     for name in available():
         text = (HERE / f"{name}.py").read_text(encoding="utf-8")
         assert "formats: ipynb,py:percent" in text and "# %% [markdown]" in text

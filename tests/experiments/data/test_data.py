@@ -75,15 +75,18 @@ def test_every_task_config_is_named_as_its_file_and_complete(name: str) -> None:
 
 
 def test_content_is_pinned_wherever_a_whole_copy_was_at_hand() -> None:
-    free = {name for name in TASKS if task_config(name).fingerprint is None and name != "digits"}
-    vtab = {name for name in TASKS if task_config(name).source == "vtab"}
-    own = {"own", "own_images", "own_prompts", "sums", "gsm8k"}
-    assert free == {"qnli", "mnli", "mnli_mm", "qqp", "xsum", "cnn_dailymail", *own, *vtab}
+    free = {name for name in TASKS if task_config(name).fingerprint is None and not name.startswith("digits")}
+    vtab = {name for name in TASKS if task_config(name).source in ("vtab", "class_folders")}
+    own = {"own", "own_images", "own_prompts", "sums"}
+    prompts = {"gsm8k", "math", "commonsense_15k", "commonsense_170k", "alpaca_cleaned", "humaneval", "mbpp"}
+    assert free == {"qnli", "mnli", "mnli_mm", "qqp", "xsum", "cnn_dailymail", *own, *prompts, *vtab}
 
 
 def test_an_unknown_source_or_subset_names_the_known_ones() -> None:
     task = task_config("cola")
-    with pytest.raises(UserError, match="task.source=web is unknown; it is one of digits, files, glue, math"):
+    with pytest.raises(
+        UserError, match="task.source=web is unknown; it is one of .*digits, files, glue, .*math, .*vader, vtab"
+    ):
         load_task(replace(task, source="web"), DataConfig())
     with pytest.raises(UserError, match="task.subset=ax .* one of cola, rte"):
         load_task(replace(task, subset="ax"), DataConfig())
@@ -131,13 +134,17 @@ def test_vader_rows_are_those_of_the_source_and_no_row_is_lost_or_doubled(
     vader_data: dict[str, TaskData], sdist: bytes, name: str
 ) -> None:
     data = vader_data[name]
-    source = plain_rows(sdist, vader.SUBSETS[data.config.subset].file)
+    source = {
+        domain * vader.DOMAIN + i: row
+        for domain, subset in enumerate(data.config.domains or [data.config.subset])
+        for i, row in enumerate(plain_rows(sdist, vader.SUBSETS[subset].file))
+    }
     binary = data.config.kind != "regression"
     found: dict[int, tuple[str, float]] = {}
     for rows in data.splits.values():
         found.update(zip(rows["idx"], zip(rows["text"], rows["label"], strict=True), strict=True))
     assert sum(sizes(data).values()) == len(found)
-    assert set(found) == {i for i, (score, _) in enumerate(source) if score != 0 or not binary}
+    assert set(found) == {i for i, (score, _) in source.items() if score != 0 or not binary}
     for idx, (text, label) in found.items():
         score, expected = source[idx]
         assert text == expected
