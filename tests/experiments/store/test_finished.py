@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from parallel_runs import METHODS, WORDS, words_of
 from pyarrow import parquet
 from tiny_runs import quick
 
@@ -103,6 +104,7 @@ SEEN_BY_ALL = {
     "another model's name": (lambda folder: edit(folder, model="roberta_base"), "its model is roberta_base"),
     "another budget": (lambda folder: edit(folder, budget="r8"), "its identity has r4"),
     "another protocol": (lambda folder: edit(folder, protocol="paper_best"), "its protocol is paper_best"),
+    "fewer ranks than it started with": (lambda folder: edit(folder, counts__initial__rank_sum=7), "its ranks sum to"),
     "another rank sum": (lambda folder: edit(folder, counts__final__rank_sum=7), "its ranks sum to"),
 }  # fmt: skip
 
@@ -119,6 +121,16 @@ def test_no_reader_believes_a_changed_run(name: str, copy: Path, capsys: pytest.
     assert why in str(refused.value) and why in line
     assert main(["verify", str(copy.parents[1])]) == 1
     assert why in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "method", [n if n == "increlora" else pytest.param(n, marks=pytest.mark.slow) for n in METHODS]
+)
+def test_tables_believe_a_run_of_every_method(method: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """IncreLoRA counts directions at the start that are not yet among its ranks."""
+    run(make_plan(quick(tiny_model_dir, tmp_path, *WORDS, *words_of(method).split())))
+    found = load_runs(tmp_path)
+    assert (len(found), found.attrs["problems"]) == (1, [])
 
 
 def test_a_changed_run_is_not_skipped_as_done(done: Plan, tiny_model_dir: Path, copy: Path) -> None:
