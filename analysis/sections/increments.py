@@ -103,9 +103,10 @@ def increments_table(cell: pd.DataFrame, joint: pd.DataFrame, title: str) -> Tab
         notes.append(RECONSTRUCTED)
     if published_rows(cell):
         notes.append(
-            "Published rows are copied from SD-LoRA, arXiv 2501.13198, Tables 2 and 3 (means over 5 runs), second-hand "
-            "ones from a digest of its Table 6; none was measured here."
+            "Published rows are copied from SD-LoRA, arXiv 2501.13198, Tables 2, 3 and 4 (means over 5 runs), "
+            "second-hand ones from a digest of its Table 6; none was measured here."
         )
+    notes += published_costs(cell)
     return Table(
         f"Sequences: {title}.", [columns[n] for n in shown], [[row[n] for n in shown] for row in rows], notes,
         pd.DataFrame(records),
@@ -118,19 +119,44 @@ def interval(low: float, high: float) -> str:
 
 
 def published_rows(cell: pd.DataFrame) -> list[list[str]]:
-    """The rows of SD-LoRA's tables for the benchmark and the number of parts of a cell."""
-    settings, parts = cell.iloc[0]["settings"], cell.iloc[0]["increments"]
-    benchmark = BENCHMARKS.get((settings.get("task") or {}).get("name", ""))
-    if benchmark is None:
-        return []
+    """The rows of SD-LoRA's tables for the benchmark and the number of parts of a cell, its ablation last."""
+    benchmark, parts = _benchmark(cell)
     data = published_file("sdlora_table2_3_6")[1]
-    names = (f"{benchmark} N={len(parts['ends'])}", benchmark)  # CIFAR-100's number of parts is not stated
+    names = (f"{benchmark} N={parts}", benchmark)  # CIFAR-100's number of parts is not stated
     rows = []
     for row in data[data["benchmark"].isin(names)].to_dict("records"):
         source = "published" if row["verified"] == "yes" else "second-hand"
-        scores = [f"{float(row[name]):.2f}" for name in ("acc", "aaa")]
-        rows.append([f"{row['method']}, {source}", "", "5", *scores, "", ""])
+        rows.append(_published(f"{row['method']}, {source}", row["acc"], row["aaa"]))
+    ablation = published_file("sdlora_table4_5")[1]
+    if benchmark == "ImageNet-R" and f"acc_n{parts}" in ablation:
+        for row in ablation[(ablation["table"] == "4") & (ablation["row"] != "SD-LoRA")].to_dict("records"):
+            rows.append(_published(f"{row['row']}, published", row[f"acc_n{parts}"], row[f"aaa_n{parts}"]))
     return rows
+
+
+def published_costs(cell: pd.DataFrame) -> list[str]:
+    """A note with the costs of SD-LoRA's Table 5, for the benchmark that they were measured on."""
+    if _benchmark(cell) != ("ImageNet-R", 20):
+        return []
+    data = published_file("sdlora_table4_5")[1]
+    costs = [
+        f"{row['row']} {float(row['gflops']):.2f}, {float(row['params_M']):.2f}, {float(row['stored_features_M']):.2f}"
+        for row in data[data["table"] == "5"].to_dict("records")
+    ]
+    return [
+        "Published costs (SD-LoRA's Table 5: GFLOPs, million trained parameters, million stored features): "
+        f"{'; '.join(costs)}."
+    ]
+
+
+def _benchmark(cell: pd.DataFrame) -> tuple[str | None, int]:
+    """A cell's benchmark as SD-LoRA's tables name it, or None, and its number of parts."""
+    settings, parts = cell.iloc[0]["settings"], cell.iloc[0]["increments"]
+    return BENCHMARKS.get((settings.get("task") or {}).get("name", "")), len(parts["ends"])
+
+
+def _published(label: str, final: object, anytime: object) -> list[str]:
+    return [label, "", "5", f"{float(str(final)):.2f}", f"{float(str(anytime)):.2f}", "", ""]
 
 
 def ranks_after_parts(run: dict[str, Any]) -> dict[str, list[float]]:

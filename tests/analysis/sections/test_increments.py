@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.reading.curves import load_curve
 from analysis.reading.stored import read_stores
 from analysis.sections.evidence import Runs
-from analysis.sections.increments import sections
+from analysis.sections.increments import published_costs, sections
 from experiments.standins.stored_runs import modules, result, write_run
 
 ENDS = [40, 80, 100]
@@ -74,6 +75,7 @@ def test_a_result_with_damaged_readings_is_left_out_and_named(damage: dict, tmp_
     ("name", "row"),
     [
         ("imagenet_r", ["SD-LoRA, published", "", "5", "79.15", "83.01"]),
+        ("imagenet_r", ["W0 + alpha*single AB, published", "", "5", "73.24", "78.80"]),
         ("cifar100_full", ["SD-LoRA, second-hand", "", "5", "88.01", "92.54"]),
         ("vader_movies", None),
     ],
@@ -90,6 +92,14 @@ def test_published_numbers_stand_beside_their_benchmark_only(name: str, row: lis
     rows = [cells[:5] for cells in table.rows if cells[1:3] == ["", "5"]]
     assert bool(rows) == (row is not None) == any("2501.13198" in note for note in table.notes)
     assert row is None or row in rows
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "shown"), [("imagenet_r", 20, True), ("imagenet_r", 5, False), ("x", 20, False)]
+)
+def test_published_costs_stand_beside_the_sequence_that_they_were_measured_on(name: str, count: int, shown: bool):
+    cell = pd.DataFrame([{"settings": {"task": {"name": name}}, "increments": {"ends": list(range(count))}}])
+    assert any("SD-LoRA-RR 35.12, 0.23, 0.00" in note for note in published_costs(cell)) == shown
 
 
 def test_figures_are_drawn_for_accuracy_matrix_and_ranks_that_change(tmp_path: Path):
