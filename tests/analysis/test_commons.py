@@ -38,6 +38,7 @@ def rows(folder: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| vader")]
 
 
+@pytest.mark.slow
 def test_runs_of_two_contributions_meet_where_only_method_and_rate_differ(commons: Path, tmp_path: Path):
     assert main(["commons", str(commons), "--out", str(tmp_path)]) == 0
     places: dict[str, set[str]] = {}
@@ -52,6 +53,7 @@ def test_runs_of_two_contributions_meet_where_only_method_and_rate_differ(common
     assert "3 contributions: first, second, third" in page and "Reported, not ours" in page
 
 
+@pytest.mark.slow
 def test_a_contribution_with_a_problem_is_left_out_and_named(commons: Path, tmp_path: Path, capsys):
     folder = tmp_path / "commons"
     for name in BY:

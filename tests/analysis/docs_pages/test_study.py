@@ -117,6 +117,7 @@ def test_a_mark_that_names_nothing_is_told(material: Material, mark: str, said: 
         fill(f"above\n{mark}\nbelow", material)
 
 
+@pytest.mark.slow
 def test_a_store_without_the_study_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "store").mkdir()
     assert main([str(tmp_path / "store")]) == 2

@@ -75,7 +75,8 @@ def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
 
 
 @pytest.mark.parametrize(
-    ("layers", "rounds"), [(12, 8), pytest.param(12, 300, marks=pytest.mark.slow), (6, 40), (1, 64)]
+    ("layers", "rounds"),
+    [pytest.param(12, 8, marks=pytest.mark.slow), pytest.param(12, 300, marks=pytest.mark.slow), (6, 40), (1, 64)],
 )
 def test_moves_of_many_matrices_and_rounds_fit_a_screen(
     layers: int, rounds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -169,7 +169,10 @@ def test_the_third_run_in_a_process_equals_the_same_run_alone(elalora_run, tiny_
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["trainer.micro_batch=3", "trainer.evaluations=3", "method=adalora"]],
+    [
+        [],
+        pytest.param(["trainer.micro_batch=3", "trainer.evaluations=3", "method=adalora"], marks=pytest.mark.slow),
+    ],
     ids=["elalora", "accumulating adalora"],
 )
 def test_a_killed_run_resumes_to_the_same_files(extra, movies, tiny_model_dir, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def predictions(folder):
     return parquet.read_table(folder / "predictions.parquet").to_pydict()
 
 
+@pytest.mark.slow
 def test_joint_training_is_the_ordinary_run_and_a_sequence_stores_its_readings(tmp_path):
     """One part is the ordinary run with its readings beside; five parts have a matrix whose last row is the score."""
     plain, one = plan(store=tmp_path), plan("task.increments=1", store=tmp_path)
