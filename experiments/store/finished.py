@@ -145,9 +145,9 @@ def _check_counts(result: dict[str, Any]) -> None:
             most = min(ranks["shapes"][name]) if name in ranks["shapes"] else math.inf
             if type(rank) is not int or not 0 <= rank <= most:
                 raise ValueError(f"the {when} rank of {name} is {rank}")
-        # a direction may train before it is one of the ranks (IncreLoRA's reserve); the count has it
+        # a direction may train before it is one of the ranks (IncreLoRA's reserve); the counts have it
         waiting = counts[when]["rank_sum"] - sum(ranks[when].values())
-        if waiting < 0 or (waiting > 0 and when == "final"):
+        if waiting < 0 or (waiting > 0 and (when == "final" or counts[when]["rank_sum"] > counts["peak"]["rank_sum"])):
             raise ValueError(f"counts.{when}.rank_sum is {counts[when]['rank_sum']}, its ranks sum to another number")
     data = {name: value for name, value in result["data"].items() if name.endswith("_items")}
     parts = {part: result[part] for part in ("counts", "moves", "cost")} | {"data": data, "steps": result.get("steps")}

@@ -105,6 +105,9 @@ SEEN_BY_ALL = {
     "another budget": (lambda folder: edit(folder, budget="r8"), "its identity has r4"),
     "another protocol": (lambda folder: edit(folder, protocol="paper_best"), "its protocol is paper_best"),
     "fewer ranks than it started with": (lambda folder: edit(folder, counts__initial__rank_sum=7), "its ranks sum to"),
+    "more ranks at the start than at the peak": (
+        lambda folder: edit(folder, counts__initial__rank_sum=10**6), "its ranks sum to"
+    ),
     "another rank sum": (lambda folder: edit(folder, counts__final__rank_sum=7), "its ranks sum to"),
 }  # fmt: skip
 
