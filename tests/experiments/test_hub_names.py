@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_content import CONF, conf, glue_repo, model_repo, summary_repos
+from hub_content import CONF, cifar_repo, conf, glue_repo, model_repo, summary_repos
 from hub_server import TOKEN, Hub, Repo, serving
 
 from experiments.__main__ import main
@@ -36,7 +36,7 @@ def each(names: list[str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def repos() -> list[Repo]:
-    return [glue_repo(), *summary_repos()]
+    return [glue_repo(), cifar_repo(), *summary_repos()]
 
 
 @pytest.fixture
@@ -63,11 +63,21 @@ def test_a_model_loads_in_its_layout_and_its_matrices_are_the_papers(name: str, 
 
 @pytest.mark.parametrize("name", each(LOADED))
 def test_a_task_loads_in_its_layout(name: str, hub: Hub, capsys):
-    model = "bart_base" if conf("task", name).suite == "summarization" else "deberta_v3_small"
-    words = ["task.hub_revision=refs/convert/parquet"] if name == "scitldr" else []
+    task = conf("task", name)
+    model = "vit_b16_in21k" if task.kind == "image" else "deberta_v3_small"
+    model = "bart_base" if task.suite == "summarization" else model
+    words = ["task.hub_revision=refs/convert/parquet"] if name in ("scitldr", "cifar100_full") else []
     hub.add(model_repo(model))
     assert main(["check", f"model={model}", f"task={name}", *FREE, *words]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == name
+
+
+@pytest.mark.slow
+def test_cifar100_loads_from_its_own_layout_too(hub: Hub, capsys):
+    hub.add(model_repo("vit_b16_in21k"))
+    words = ["model=vit_b16_in21k", "task=cifar100_full", f"task.hub_revision={'8' * 40}", *FREE]
+    assert main(["check", *words]) == 0
+    assert "900 / 100 / 100" in capsys.readouterr().out
 
 
 def test_the_page_has_every_model_and_task_of_the_hub():

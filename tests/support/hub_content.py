@@ -15,12 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow
 import torch
 from hub_server import Repo
 from omegaconf import OmegaConf
 from pyarrow import parquet
 
+from experiments.data.digits import png
 from experiments.models.files import embedded_minilm
 from experiments.models.load import DECODERS
 from experiments.runs.identity import MODEL_TYPES
@@ -357,6 +359,21 @@ def glue_repo(real: Path | None = None, rows: int = 24) -> Repo:
                 files |= shards(name, split, made_up(task, rows, seed))
     commit = conf("task", "rte").hub_revision
     return Repo("nyu-mll/glue", {commit: {"README.md": card(**configs), **files}}, "datasets", {"main": commit})
+
+
+def cifar_repo() -> Repo:
+    """uoft-cs/cifar100 in its own layout and in that of the hub's copy: pixels in a struct, two kinds of labels."""
+    picture = png(np.zeros((4, 4, 3), np.uint8))
+    own: dict[str, bytes] = {}
+    copy: dict[str, bytes] = {".gitattributes": b""}
+    for split, each in (("train", 10), ("test", 1)):
+        labels = [label for label in range(100) for _ in range(each)]
+        cells = [{"bytes": picture, "path": f"{i}.png"} for i in range(len(labels))]
+        columns = {"img": cells, "fine_label": labels, "coarse_label": [label // 5 for label in labels]}
+        own |= shards("cifar100", split, columns)
+        copy[f"cifar100/{split}/0000.parquet"] = table(columns)
+    commits = {"8" * 40: {"README.md": b"# CIFAR-100\n", **own}, "9" * 40: copy}
+    return Repo("uoft-cs/cifar100", commits, "datasets", {"main": "8" * 40, "refs/convert/parquet": "9" * 40})
 
 
 def summary_repos(rows: int = 12) -> list[Repo]:
