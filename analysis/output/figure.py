@@ -1,4 +1,4 @@
-"""What all figures share: size, colours, saving."""
+"""What all figures share: size, texts, saving. Arms take their colours from `analysis.output.looks`."""
 
 from __future__ import annotations
 
@@ -70,11 +70,3 @@ def wrapped(text: str, width: int) -> str:
 def file_name(parts: Iterable[str]) -> str:
     """A file name from free text: letters, digits, dot, plus and minus only."""
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("._-") or "x" for part in parts if part)[:150]
-
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")  # Okabe & Ito's
-
-
-def numbered(names: Iterable[str]) -> dict[str, int]:
-    """A number for every arm of a report, so that it has one colour and marker in all figures."""
-    return {name: number for number, name in enumerate(dict.fromkeys(names))}

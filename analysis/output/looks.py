@@ -1,8 +1,11 @@
-"""The look of every arm, the same in all charts of a page: a colour of its method's family, a dash and a symbol."""
+"""The look of every arm, the same in all charts and figures: a colour of its method's family, a dash and a symbol."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 FAMILIES = {  # by what a method does with ranks; page.css has the colours of each
@@ -15,7 +18,7 @@ FAMILIES = {  # by what a method does with ranks; page.css has the colours of ea
 }
 SHADES = 3  # colours of one family
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
-SYMBOLS = ("circle", "square", "triangle", "diamond", "star")
+SYMBOLS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "star": "*"}  # d3's, matplotlib's
 
 
 class Look(NamedTuple):
@@ -24,6 +27,28 @@ class Look(NamedTuple):
     colour: str
     dash: str
     symbol: str
+
+    @property
+    def ink(self) -> str:
+        """The colour on white paper, for matplotlib."""
+        return _inks()[self.colour]
+
+    @property
+    def line(self) -> str | tuple[int, tuple[float, ...]]:
+        """The dash as a line style of matplotlib, whose dashes count in line widths; the page's lines are 2 wide."""
+        return (0, tuple(float(part) / 2 for part in self.dash.split())) if self.dash else "-"
+
+    @property
+    def marker(self) -> str:
+        """The symbol as a marker of matplotlib."""
+        return SYMBOLS[self.symbol]
+
+
+@lru_cache(maxsize=1)
+def _inks() -> dict[str, str]:
+    """The light colour of every variable of a family in page.css."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return {f"var(--{name})": ink for name, ink in re.findall(r"--(\w+-\d): light-dark\((#\w+)", style)}
 
 
 class Looks:
@@ -45,6 +70,6 @@ class Looks:
             family = next((family for family, methods in FAMILIES.items() if method in methods), "other")
             number = self._members[family] = self._members.get(family, -1) + 1
             colour = f"var(--{family}-{number % SHADES})"
-            symbol = SYMBOLS[(list(FAMILIES).index(family) + number) % len(SYMBOLS)]
+            symbol = list(SYMBOLS)[(list(FAMILIES).index(family) + number) % len(SYMBOLS)]
             self._by_name[name] = Look(colour, DASHES[number // SHADES % len(DASHES)], symbol)
         return self._by_name[name]

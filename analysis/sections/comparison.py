@@ -71,12 +71,6 @@ def compared(stored: Stored) -> Table:
     return comparison(stored.runs, stored.baseline, stored.spread)
 
 
-def arm_names(stored: Stored) -> list[str]:
-    """Names of the arms in the order of the comparison table, which fixes their colours in all figures."""
-    frame = compared(stored).frame
-    return list(dict.fromkeys(frame["shown"][~frame["method"].isin(REFERENCES)]))
-
-
 def comparison(runs: pd.DataFrame, baseline: str = "lora", spread: str = "sd", level: float = 0.95) -> Table:
     """Compares every method with a baseline at the same task, model, budget and protocol.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.output.looks import Looks
+from analysis.output.looks import Look, Looks
 from analysis.output.section import Section
 from analysis.output.table import Table, p_value, signed, signed_range
 from analysis.reading.folders import Unfinished
@@ -55,26 +55,33 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     section = Section(f"Study {study.name}: confirmatory", tables, lines=confirmation.sentences, card="confounds")
     frame, margin, title = confirmation.table.frame, study.family.margin, "The declared comparisons"
     files = {}
-    if folder is not None and draw_forest(frame, folder / "forest", margin=margin):
+    looks = [_look(one, looks_of(stored)) for one in confirmation.compared]
+    inked = frame.assign(ink=[look.ink if look else "" for look in looks])
+    if folder is not None and draw_forest(inked, folder / "forest", margin=margin):
         files = {folder / "forest.svg": title}
-    rows = _forest_rows(confirmation, looks_of(stored))
+    rows = _forest_rows(confirmation, looks)
     first = confirmation.compared[0]
     section.lead = forest_chart(rows, first.name(first.base), margin, title, files)
     return [section]
 
 
-def _forest_rows(confirmation: Confirmation, looks: Looks) -> list[dict[str, Any]]:
+def _look(one: Runs, looks: Looks) -> Look | None:
+    """The look of the arm of a comparison; None for an arm without a run."""
+    runs = one.of(one.arm)
+    return looks.of(one.name(one.arm), runs[0]["method"]) if runs else None
+
+
+def _forest_rows(confirmation: Confirmation, looks: list[Look | None]) -> list[dict[str, Any]]:
     """A row of the forest chart for each comparison that has a difference."""
     rows = []
-    for one, record in zip(confirmation.compared, confirmation.table.frame.to_dict("records"), strict=True):
-        if math.isnan(record.get("mean", math.nan)):
+    records = confirmation.table.frame.to_dict("records")
+    for one, look, record in zip(confirmation.compared, looks, records, strict=True):
+        if look is None or math.isnan(record.get("mean", math.nan)):
             continue
-        run = one.of(one.arm)[0]
         known = ("mean", "n", "low", "high", "low_items", "high_items", "p", "p_corrected", "claim")
         row = {key: record[key] for key in known if key in record}
         tasks = {task: record[f"mean_{task}"] for task in one.tasks} if len(one.tasks) > 1 else {}
-        colour = looks.of(one.name(one.arm), run["method"]).colour
-        rows.append(row | {"name": f"{one.name(one.arm)}, {one.budget}", "colour": colour, "tasks": tasks})
+        rows.append(row | {"name": f"{one.name(one.arm)}, {one.budget}", "colour": look.colour, "tasks": tasks})
     return rows
 
 

@@ -14,7 +14,7 @@ from analysis.output.table import Table
 from analysis.reading.stored import Stored
 from analysis.sections.arms import AT_ONCE, named_across_tasks, start_to_end, timed_apart
 from analysis.sections.charts import cost_charts, looks_of
-from analysis.sections.comparison import REFERENCES, arm_names, compared
+from analysis.sections.comparison import REFERENCES, compared
 from analysis.sections.cost_figures import draw_pareto
 from analysis.sections.paper_layouts import LAYOUTS
 from analysis.sections.shared_tasks import common_scores, key_label, within_budget
@@ -45,20 +45,20 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     table = compared(stored)
     section = Section("Cost", {"cost": cost_table(table)})
     citations = stored.runs.groupby("task")["citation"].agg(set)
-    names = arm_names(stored)
+    looks = looks_of(stored)
     for suite in suite_costs(stored.runs):
         title = f"Mean score against cost: {key_label(suite.key)}"
         data = source_of(sorted(set().union(*citations[suite.tasks]) - {""}))
         stem = f"pareto_mean_{file_name(suite.key.values())}"
         caption = f"{title}. Tasks: {', '.join(suite.tasks)}"
         caption += f". Off the budget and left out: {', '.join(suite.off)}" if suite.off else ""
-        drawn = draw_pareto(suite.arms, folder / stem, title, data, names) if folder is not None else []
-        section.charts += cost_charts(suite.arms, looks_of(stored), caption, dict.fromkeys(drawn[-1:], title))
+        drawn = draw_pareto(suite.arms, looks, folder / stem, title, data) if folder is not None else []
+        section.charts += cost_charts(suite.arms, looks, caption, dict.fromkeys(drawn[-1:], title))
     for key, arms in task_costs(table):
         title = f"Score against cost: {key_label(key)}"
         path, data = f"pareto_{file_name(key.values())}", str(arms["citation"].iloc[0])
-        drawn = draw_pareto(arms, folder / path, title, data, names) if folder is not None else []
-        section.charts += cost_charts(arms, looks_of(stored), title, dict.fromkeys(drawn[-1:], title))
+        drawn = draw_pareto(arms, looks, folder / path, title, data) if folder is not None else []
+        section.charts += cost_charts(arms, looks, title, dict.fromkeys(drawn[-1:], title))
     return [section]
 
 

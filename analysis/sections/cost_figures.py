@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.output.figure import COLOURS, new_figure, numbered, save_figure, wrapped
+from analysis.output.figure import new_figure, save_figure, wrapped
+from analysis.output.looks import Look, Looks
 from analysis.reading.result_row import NO_BUDGET
 from analysis.sections.arms import budget_order
 
@@ -25,21 +25,16 @@ COSTS = {  # column of the comparison -> what an axis says, and what one unit of
 }
 SIZE = 6.0  # of a marker; several budgets have sizes from the smallest to the largest of SIZES
 SIZES = (4.0, 9.5)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
-def draw_pareto(
-    arms: pd.DataFrame, path: Path, title: str = "", data: str = "", report_arms: Sequence[str] = ()
-) -> list[Path]:
+def draw_pareto(arms: pd.DataFrame, looks: Looks, path: Path, title: str = "", data: str = "") -> list[Path]:
     """Draws score against every cost that was measured and differs between arms (of `task_costs` or `suite_costs`)."""
     from matplotlib.lines import Line2D
 
     costs = [cost for cost in COSTS if arms[cost].notna().any() and arms[cost].nunique() > 1]
     if not costs:
         return []
-    numbers = numbered([*report_arms, *arms["shown"]])
-    present = sorted(set(arms["shown"]), key=numbers.__getitem__)
-    style = {m: (COLOURS[numbers[m] % len(COLOURS)], MARKERS[numbers[m] % len(MARKERS)]) for m in present}
+    style = {name: looks.of(name, method) for name, method in zip(arms["shown"], arms["method"], strict=True)}
     sizes = _sizes(arms)
     columns = min(2, len(costs))
     rows = -(-len(costs) // columns)
@@ -54,8 +49,8 @@ def draw_pareto(
     for row in axes:
         row[0].set_ylabel(f"{arms['metric'].iloc[0]} (points)")
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=labels[method])
-        for method, (colour, marker) in style.items()
+        Line2D([], [], color=look.ink, marker=look.marker, linestyle="", label=labels[method])
+        for method, look in style.items()
     ]
     handles += [
         Line2D([], [], color="0.4", marker="o", markersize=size, linestyle="", label=f"budget {budget}")
@@ -73,20 +68,18 @@ def _sizes(arms: pd.DataFrame) -> dict[str, float]:
     return dict(zip(budgets, sizes, strict=True))
 
 
-def _panel(
-    axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, tuple[str, str]], sizes: dict[str, float]
-) -> None:
+def _panel(axis: Axes, arms: pd.DataFrame, cost: str, style: dict[str, Look], sizes: dict[str, float]) -> None:
     label, unit = COSTS[cost]
     x, y = arms[cost].to_numpy(float) / unit, arms["score_mean"].to_numpy(float)
     best = sorted(zip(x[pareto_front(x, y)], y[pareto_front(x, y)], strict=True))
     axis.plot(*zip(*best, strict=True), color="0.6", linewidth=1.2, zorder=1)
     for position, value, row in zip(x, y, arms.to_dict("records"), strict=True):
-        colour, marker = style[row["shown"]]
+        look = style[row["shown"]]
         sd = row["score_sd"] if row["score_sd"] == row["score_sd"] else None
         size = sizes.get(row["budget"], SIZE)
         axis.errorbar(
-            position, value, yerr=sd, color=colour, marker=marker, markersize=size, linewidth=0.8, capsize=2, zorder=2,
-            alpha=0.85,
+            position, value, yerr=sd, color=look.ink, marker=look.marker, markersize=size, linewidth=0.8, capsize=2,
+            zorder=2, alpha=0.85,
         )  # fmt: skip
     if x.min() > 0 and x.max() > 20 * x.min():
         axis.set_xscale("log")

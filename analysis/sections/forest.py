@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.output.figure import COLOURS, new_figure, save_figure
+from analysis.output.figure import new_figure, save_figure
 
 
 def draw_forest(frame: pd.DataFrame, path: Path, title: str = "", margin: float | None = None) -> list[Path]:
     """Draws one line for each comparison that has a difference; returns the files, none without such a comparison.
 
     Args:
-        frame: `Confirmation.table.frame`: "arm", "baseline", "budget", "mean", "low", "high", "claim", in points; with
-            "low_items" and "high_items", a thin line for the interval over seeds and items; "mean_TASK" as small ticks.
+        frame: `Confirmation.table.frame`: "arm", "baseline", "budget", "mean", "low", "high", "claim", in points, and
+            "ink", the colour of the arm (`Look.ink`). With "low_items" and "high_items", a thin line for the interval
+            over seeds and items; "mean_TASK" as small ticks.
         path: of the figure, without suffix.
         title: above it.
         margin: of equivalence, in points, drawn as a band around zero.
@@ -31,10 +32,10 @@ def draw_forest(frame: pd.DataFrame, path: Path, title: str = "", margin: float 
         axis.axvspan(-margin, margin, color="0.92", zorder=0, label=f"equivalence margin {margin:g}")
     for at, row in enumerate(shown.to_dict("records")):
         if "low_items" in row and np.isfinite(row["low_items"]):
-            axis.plot([row["low_items"], row["high_items"]], [at, at], color=COLOURS[0], linewidth=1)
-        axis.plot([row["low"], row["high"]], [at, at], color=COLOURS[0], linewidth=3.5, solid_capstyle="butt")
-        filled = COLOURS[0] if row["claim"] else "white"
-        axis.plot(row["mean"], at, "o", color=COLOURS[0], markerfacecolor=filled)
+            axis.plot([row["low_items"], row["high_items"]], [at, at], color=row["ink"], linewidth=1)
+        axis.plot([row["low"], row["high"]], [at, at], color=row["ink"], linewidth=3.5, solid_capstyle="butt")
+        filled = row["ink"] if row["claim"] else "white"
+        axis.plot(row["mean"], at, "o", color=row["ink"], markerfacecolor=filled)
         axis.plot([row[task] for task in tasks], [at] * len(tasks), "|", color="0.45", markersize=9)
     axis.set_yticks(range(len(shown)), [f"{row.arm}, {row.budget}" for row in shown.itertuples()])
     axis.set_ylim(-0.7, len(shown) - 0.3)

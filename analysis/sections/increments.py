@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.figure import file_name
+from analysis.output.looks import Looks
 from analysis.output.section import Section
 from analysis.output.table import Table, mean_sd
 from analysis.reading.arms import CELL
@@ -18,7 +18,7 @@ from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
 from analysis.sections.arms import RECONSTRUCTED, method_order
-from analysis.sections.comparison import arm_names
+from analysis.sections.charts import looks_of
 from analysis.sections.increment_figures import draw_accuracy, draw_matrices, draw_ranks
 from analysis.sections.matrix_types import type_order, types_of
 from analysis.sections.published_numbers import published_file
@@ -45,7 +45,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
         joint = joint_runs(runs, cell)
         section = Section(f"Sequences: {title}", {f"increments_{stem}": increments_table(cell, joint, title)})
         if folder is not None:
-            _draw(cell, joint, arm_names(stored), folder, stem, title, section)
+            _draw(cell, joint, looks_of(stored), folder, stem, title, section)
         found.append(section)
     return found
 
@@ -179,7 +179,7 @@ def mean_matrix(arm: pd.DataFrame) -> Array:
 
 
 def _draw(
-    cell: pd.DataFrame, joint: pd.DataFrame, names: Sequence[str], folder: Path, stem: str, title: str, section: Section
+    cell: pd.DataFrame, joint: pd.DataFrame, looks: Looks, folder: Path, stem: str, title: str, section: Section
 ) -> None:
     """Adds the figures of a cell to its section."""
     several = cell["budget"].replace(NO_BUDGET, np.nan).nunique() > 1
@@ -187,10 +187,13 @@ def _draw(
     arms = {str(name): arm for name, arm in cell.groupby(label, sort=False)}
     arms = dict(sorted(arms.items(), key=lambda each: method_order(each[1]["method"].iloc[0])))
     source, what = str(cell["citation"].iloc[0]), str(cell["increments"].iloc[0]["kind"])
-    seen = {name: np.array([parts["seen"] for parts in arm["increments"]]) for name, arm in arms.items()}
+    seen = {
+        name: (looks.of(name, arm["method"].iloc[0]), np.array([parts["seen"] for parts in arm["increments"]]))
+        for name, arm in arms.items()
+    }
     lines = {f"{name}, all at once": float(arm["score"].mean()) for name, arm in joint.groupby("shown", sort=False)}
     caption = f"Accuracy as {what} arrive: {title}"
-    section.figures[draw_accuracy(seen, lines, names, folder / f"increments_{stem}", caption, source)[-1]] = caption
+    section.figures[draw_accuracy(seen, lines, folder / f"increments_{stem}", caption, source)[-1]] = caption
     caption = f"Accuracy on every part after every part: {title}"
     matrices = {name: mean_matrix(arm) for name, arm in arms.items()}
     section.figures[draw_matrices(matrices, folder / f"increments_matrix_{stem}", caption, source)[-1]] = caption

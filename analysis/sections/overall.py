@@ -13,7 +13,7 @@ from analysis.output.section import Section
 from analysis.output.table import Table, p_equation
 from analysis.reading.stored import Stored
 from analysis.sections import overall_figures
-from analysis.sections.comparison import arm_names
+from analysis.sections.charts import looks_of
 from analysis.sections.shared_tasks import (
     LEAST_SEEDS_FOR_BOOTSTRAP,
     SHARED_KEYS,
@@ -51,8 +51,8 @@ def _draw(pool: SharedTasks, stored: Stored, folder: Path, section: Section) -> 
         section.lines.append(reason)
     else:
         title = f"Performance profiles over {size}"
-        path, names = folder / f"profiles_{stem}", arm_names(stored)
-        section.figures[overall_figures.draw_profiles(pool, stored.baseline, path, title, names)[-1]] = title
+        path, looks = folder / f"profiles_{stem}", looks_of(stored)
+        section.figures[overall_figures.draw_profiles(pool, stored.baseline, looks, path, title)[-1]] = title
 
 
 def overall(pools: list[SharedTasks], baseline: str = "lora", level: float = 0.95) -> Table | None:

@@ -5,13 +5,13 @@ A figure is drawn only if it can show something: `why_not_ranks` and `why_not_pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.output.figure import COLOURS, new_figure, numbered, save_figure, source_of, wrapped
+from analysis.output.figure import new_figure, save_figure, source_of, wrapped
+from analysis.output.looks import Look, Looks
 from analysis.output.table import p_equation
 from analysis.sections.shared_tasks import SharedTasks, mean_ranks
 from analysis.stats.seeds import Array
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 LEAST_SEEDS_FOR_PROFILE = 3
 THRESHOLDS = 201
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
 def why_not_ranks(pool: SharedTasks) -> str:
@@ -84,14 +83,13 @@ def draw_ranks(pool: SharedTasks, path: Path, title: str = "") -> list[Path]:
     return save_figure(figure, path, title, source_of(pool.citations), remark)
 
 
-def draw_profiles(
-    pool: SharedTasks, baseline: str, path: Path, title: str = "", report_arms: Sequence[str] = ()
-) -> list[Path]:
+def draw_profiles(pool: SharedTasks, baseline: str, looks: Looks, path: Path, title: str = "") -> list[Path]:
     """Share of runs above each threshold, averaged over tasks, with a bootstrap band over seeds.
 
     Args:
         pool: of `LEAST_SEEDS_FOR_PROFILE` seeds or more.
         baseline: the method whose mean on a task is the 0 of that task; the mean of all arms if it has not one arm.
+        looks: of the arms.
     """
     scores = {name: table.to_numpy(float) for name, table in pool.arms.items()}  # (seeds, tasks)
     base = pool.baseline_arm(baseline)
@@ -102,11 +100,8 @@ def draw_profiles(
     thresholds = np.linspace(min(ends) - room, max(ends) + room, THRESHOLDS)
     figure = new_figure(9.0, 4.2)
     axis = figure.subplots()
-    numbers = numbered([*report_arms, *shifted])
-    for name, x in sorted(shifted.items(), key=lambda item: numbers[item[0]]):
-        number = numbers[name]
-        dash = number + number // len(COLOURS)  # a repeated colour gets another dash
-        _profile(axis, name, x, thresholds, COLOURS[number % len(COLOURS)], DASHES[dash % len(DASHES)])
+    for name, x in shifted.items():
+        _profile(axis, name, x, thresholds, looks.of(name, pool.methods[name]))
     axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     zero = f"the mean of {base}" if base else "the mean of all arms"
     axis.set_xlabel(f"points above {wrapped(zero, 60)} on the task")
@@ -115,14 +110,14 @@ def draw_profiles(
     axis.grid(linewidth=0.3)
     figure.legend(loc="outside right center", frameon=False, fontsize=8, handlelength=3.2)
     remark = (
-        f"{len(pool.tasks)} tasks, {pool.seeds} seeds. Bands: 95 % at each threshold, seeds drawn anew within "
+        f"{len(pool.tasks)} tasks, {pool.seeds} seeds. Bands: 95 % at each threshold, seeds resampled within "
         "each task; with few seeds they are too narrow. "
     )
     return save_figure(figure, path, title, source_of(pool.citations), remark)
 
 
-def _profile(axis: Axes, name: str, x: Array, thresholds: Array, colour: str, dash: Any) -> None:
+def _profile(axis: Axes, name: str, x: Array, thresholds: Array, look: Look) -> None:
     low, high = profile_band(x, thresholds, np.random.default_rng(0))
     share = performance_profile(x, thresholds)
-    axis.fill_between(thresholds, low, high, color=colour, alpha=0.13, linewidth=0)
-    axis.plot(thresholds, share, color=colour, linestyle=dash, linewidth=1.5, label=wrapped(name, 28))
+    axis.fill_between(thresholds, low, high, color=look.ink, alpha=0.13, linewidth=0)
+    axis.plot(thresholds, share, color=look.ink, linestyle=look.line, linewidth=1.5, label=wrapped(name, 28))

@@ -37,7 +37,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
         metric, data = str(cell["metric"].iloc[0]), str(cell["citation"].iloc[0])
         if folder is not None:
             path = folder / f"rates_{file_name(cell_stem(cell))}"
-            files = {draw_rates(arms, metric, path, title, data)[-1]: title}
+            files = {draw_rates(arms, looks_of(stored), metric, path, title, data)[-1]: title}
         section.charts.append(rates_chart(arms, looks_of(stored), metric, title, files))
     return [section]
 

@@ -16,7 +16,6 @@ from analysis.reading.curves import Curve, guessing, load_curve, stability_of
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem, method_order
 from analysis.sections.charts import curves_chart, look_of, looks_of
-from analysis.sections.comparison import arm_names
 from analysis.sections.training_figures import MOST_ARMS, draw_curves
 from experiments.store.finished import DID_NOT_LEARN
 
@@ -96,6 +95,6 @@ def _draw(cell: pd.DataFrame, curves: dict[str, Curve], stored: Stored, folder: 
     files = {}
     if folder is not None:
         path = folder / f"training_{file_name(cell_stem(cell))}"
-        of_arms = {name: list(runs.values()) for name, (_, runs) in arms.items()}
-        files = {draw_curves(of_arms, arm_names(stored), line, metric, path, title, data)[-1]: title}
+        of_arms = {name: (look, list(runs.values())) for name, (look, runs) in arms.items()}
+        files = {draw_curves(of_arms, line, metric, path, title, data)[-1]: title}
     section.charts.append(curves_chart(arms, line, metric, title, files))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from drawn import catch, cut_off
 
+from analysis.output.looks import Looks
 from analysis.reading.runs import load_runs
 from analysis.sections import cost_figures
 from analysis.sections.comparison import comparison
@@ -44,7 +45,7 @@ def test_a_pareto_figure_is_drawn_once_per_task_and_nothing_is_cut_off(tmp_path:
             )
     (key, arms), *rest = task_costs(comparison(load_runs(tmp_path)))
     assert key["task"] == "vader_movies" and not rest and len(arms) == 4
-    paths = draw_pareto(arms, tmp_path / "pareto", "a title " * 30, "a source")
+    paths = draw_pareto(arms, Looks(), tmp_path / "pareto", "a title " * 30, "a source")
     pixels = imread(paths[0])[..., :3]
     for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
         assert edge.min() == 1.0
@@ -56,10 +57,13 @@ def test_fifteen_arms_fit_a_pareto_figure_and_an_arm_looks_alike_in_every_figure
     made = catch(monkeypatch, cost_figures)
     names = [f"ElaLoRA, random moves + D1 + D2 (paper) [trainer.lr=0.{i:03}]" for i in range(15)]
     rows = [{"shown": n, "budget": "r4", "metric": "accuracy", "score_mean": 80.0 + i} for i, n in enumerate(names)]
-    arms = pd.DataFrame(rows).assign(score_sd=1.0, peak_memory_mib=None, adapter_bytes=None, step_seconds_median=None)
+    arms = pd.DataFrame(rows).assign(
+        score_sd=1.0, method="elalora", peak_memory_mib=None, adapter_bytes=None, step_seconds_median=None
+    )
     arms["params_final"] = range(1000, 1015)
+    looks = Looks()
     for number, some in enumerate((arms, arms.iloc[::-1].iloc[:3])):
-        draw_pareto(some, tmp_path / str(number), "a title", "a source", names)
+        draw_pareto(some, looks, tmp_path / str(number), "a title", "a source")
     found = []
     for figure in made:
         assert cut_off(figure) == []
@@ -94,6 +98,6 @@ def test_a_suite_s_points_are_means_over_the_tasks_and_seeds_that_every_arm_has(
     assert shown["score_sd"].tolist() == pytest.approx([8**0.5] * 3)  # seeds 2 above and 2 below, each over both tasks
     assert shown["step_seconds_median"].tolist() == pytest.approx([0.3] * 3)
     assert shown["params_final"].tolist() == [2000, 4000, 2000] and set(shown["n"]) == {2}
-    paths = draw_pareto(arms, tmp_path / "pareto")
+    paths = draw_pareto(arms, Looks(), tmp_path / "pareto")
     text = paths[1].read_text()
     assert "Mean score over 2 tasks (points)" in text and "budget r2" in text and "budget r4" in text

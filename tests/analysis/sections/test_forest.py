@@ -14,6 +14,7 @@ FRAME = pd.DataFrame(
         "arm": ["lora", "adalora", "sora"], "baseline": "elalora", "budget": "r4", "mean": [1.0, -0.5, None],
         "low": [0.5, -1.0, None], "high": [1.5, 0.0, None], "low_items": [0.25, None, None],
         "high_items": [1.75, None, None], "mean_rte": [0.75, -0.25, None], "claim": [True, False, False],
+        "ink": ["#0072b2", "#00855f", ""],
     }
 )  # fmt: skip
 
@@ -26,11 +27,10 @@ def drawn(path: Path, frame: pd.DataFrame, **more: float) -> str:
 
 def test_every_comparison_with_a_difference_is_a_line_and_claims_are_filled(tmp_path: Path) -> None:
     text = drawn(tmp_path, FRAME)
-    lines = [
-        style for style in re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"', text) if "#0072b2" in style
-    ]
-    assert len([style for style in lines if "stroke-width: 3.5" in style]) == 2
-    assert len([style for style in lines if "stroke-width: 3.5" not in style]) == 1  # items: for one of them
+    paths = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"', text)
+    thick = [style for style in paths if "stroke-width: 3.5" in style]
+    assert [ink in style for ink, style in zip(("#00855f", "#0072b2"), thick, strict=True)] == [True, True]
+    assert sum("#0072b2" in style for style in paths) == 2  # the second is the items' interval, which one of them has
     markers = re.findall(r'<use xlink:href="#\w+" x="[\d.]+" y="[\d.]+" style="([^"]*)"', text)
     assert sum("fill: #0072b2" in style for style in markers) == 1
     assert sum("fill: #ffffff" in style for style in markers) == 1

@@ -9,6 +9,7 @@ import pytest
 from drawn import catch, cut_off
 from scipy import stats
 
+from analysis.output.looks import Looks
 from analysis.reading.runs import load_runs
 from analysis.report import report
 from analysis.sections import overall_figures
@@ -54,7 +55,7 @@ def test_figures_hold_every_arm_and_cut_nothing_off(
     made = catch(monkeypatch, overall_figures)
     found = pool(arms, tasks, name="ElaLoRA of a long name (official) number {}")
     overall_figures.draw_ranks(found, tmp_path / "ranks", "A title")
-    overall_figures.draw_profiles(found, "lora", tmp_path / "profiles", "A title")
+    overall_figures.draw_profiles(found, "lora", Looks(), tmp_path / "profiles", "A title")
     for figure in made:
         assert cut_off(figure) == []
     ranks, _ = mean_ranks(found)
