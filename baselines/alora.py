@@ -15,8 +15,7 @@ which leaves the output unchanged, and its moments start at 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar
@@ -24,12 +23,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from elalora.ablation import Ablation
 from elalora.adapters import LowRankLinear
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.low_rank import LowRankMethod, draw_kaiming
-from elalora.method import Capabilities, MethodFailure, Round
+from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
-from elalora.processes import average
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule, ThreePhases, length_in
 
@@ -92,11 +91,7 @@ class Rounds(ThreePhases):
 
 
 class ALoRA(LowRankMethod):
-    """See the module's docstring.
-
-    Attributes:
-        dev: the dev batch, in parts as `prepare` got them.
-    """
+    """See the module's docstring."""
 
     name: ClassVar[str] = "alora"
     title: ClassVar[str] = "ALoRA"
@@ -108,9 +103,9 @@ class ALoRA(LowRankMethod):
     def attach(
         self, model: nn.Module, targets: Sequence[str], total_steps: int, keep: Sequence[str] = (), seed: int = 0
     ) -> nn.Module:
-        self.dev: list[Mapping[str, Tensor]] = []
-        self.model = super().attach(model, targets, total_steps, keep, seed)
-        return self.model
+        model = super().attach(model, targets, total_steps, keep, seed)
+        self.ablation = Ablation(model, self.adapters, self.config.dev_items, self.config.score_scope)
+        return model
 
     def plan(self, total_steps: int, rank_sum: int) -> None:
         c = self.config.resolved(RunSize(total_steps))
@@ -137,67 +132,11 @@ class ALoRA(LowRankMethod):
 
     def prepare(self, batches: Iterable[dict[str, Tensor]], ranks: Mapping[str, int] | None = None) -> None:
         """Keeps the first items of these training batches as the dev batch, also in a run that resumes."""
-        self.dev, missing = [], self.config.dev_items
-        for batch in batches:
-            self.dev.append({name: tensor[:missing] for name, tensor in batch.items()})
-            missing -= items_in(self.dev[-1])
-            if not missing:
-                break
+        self.ablation.keep(batches)
 
-    # -- scores ----------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _ablating(self) -> Iterator[Mapping[str, Tensor]]:
-        """Puts the model into evaluation; yields B of every matrix, and restores it afterwards."""
-        was_training = self.model.training
-        kept = {name: adapter.B.detach().clone() for name, adapter in self.adapters.items()}
-        self.model.eval()
-        try:
-            yield kept
-        finally:
-            for name, adapter in self.adapters.items():
-                adapter.B.copy_(kept[name])
-            self.model.train(was_training)
-
-    def _quality(self) -> Tensor:
-        """S: minus the mean loss over the dev batch, ()."""
-        losses = [self.model(**part).loss.detach() * items_in(part) for part in self.dev]
-        return -torch.stack(losses).sum() / sum(map(items_in, self.dev))
-
-    @torch.no_grad()
     def scores(self) -> dict[str, list[float]]:
-        """IS of every direction, by matrix, at the cost of 1 + 2R evaluations of the dev batch.
-
-        Raises:
-            MethodFailure: `prepare` was not called.
-        """
-        if not self.dev:
-            raise MethodFailure("method=alora has no dev batch: call prepare(batches) before training")
-        directions = [(name, slot) for name, rank in self.ranks().items() for slot in range(rank)]
-        with self._ablating() as kept:
-            whole = self._quality()
-            without = [self._without(kept, *k) for k in directions]
-            if self.config.score_scope == "model":
-                for adapter in self.adapters.values():
-                    adapter.B.zero_()
-            alone = [self._alone(kept, *k) for k in directions]
-        values = iter(average(whole - torch.stack(without) + torch.stack(alone)).tolist())
-        return {name: [next(values) for _ in range(rank)] for name, rank in self.ranks().items()}
-
-    def _without(self, kept: Mapping[str, Tensor], name: str, slot: int) -> Tensor:
-        self.adapters[name].B[slot] = 0.0
-        quality = self._quality()
-        self.adapters[name].B[slot] = kept[name][slot]
-        return quality
-
-    def _alone(self, kept: Mapping[str, Tensor], name: str, slot: int) -> Tensor:
-        factor = self.adapters[name].B
-        before = factor.clone()
-        factor.zero_()
-        factor[slot] = kept[name][slot]
-        quality = self._quality()
-        factor.copy_(before)
-        return quality
+        """IS of every direction, by matrix (`elalora.ablation.Ablation.scores`)."""
+        return self.ablation.scores()
 
     # -- rounds ----------------------------------------------------------------------------------------
 
@@ -205,7 +144,7 @@ class ALoRA(LowRankMethod):
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         if not self.phases.due(step):
             return None
-        scores = self.scores()
+        forwards, scores = self.ablation.forward_passes, self.scores()
         assert self.config.b is not None
         room = {name: adapter.directions.capacity - adapter.rank for name, adapter in self.adapters.items()}
         costs = {name: adapter.cost for name, adapter in self.adapters.items()}
@@ -215,23 +154,17 @@ class ALoRA(LowRankMethod):
             adapter = self.adapters[name]
             slot = adapter.directions.be_born()
             draw_kaiming(adapter.A[slot : slot + 1], 1, self.generator)
-        forwards = len(self.dev) * (1 + 2 * sum(map(len, scores.values())))
         notes = {"lost": len(pruned) - len(grown), "forward_passes": forwards}
         self.rounds_seen.append(Round(step, self.ranks(), pruned, grown, scores, notes))
         self.check_budget()
         return self.rounds_seen[-1]
 
     def remarks(self) -> list[str]:
-        return [f"dev batch of {sum(map(items_in, self.dev))} training items", *self.shortfall()]
+        return [self.ablation.remark, *self.shortfall()]
 
     def finish(self) -> None:
         self.check_acted(len(self.phases.rounds()), "after_step was not called")
         self.check_budget()
-
-
-def items_in(batch: Mapping[str, Tensor]) -> int:
-    """Number of items of a batch of keyword arguments."""
-    return len(next(iter(batch.values())))
 
 
 def allocate(

@@ -14,7 +14,6 @@ number of moves, the phases or the start. `variant=official` has the effects of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ import torch
 
 from elalora.allocation import Decision, grow_within
 from elalora.errors import check_choices, check_numbers
+from elalora.importance import spectral_score
 from elalora.low_rank import SVDMethod, draw_normal
 from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
@@ -34,7 +34,6 @@ from elalora.side_effects import DECAY, SideEffects
 
 SWITCHES = ("F5", "F6", "F8", "D1", "D2")
 SCORES = ("entropy", "frobenius", "nuclear", "random")
-EPSILON = 1e-8  # inside the logarithm
 OFFICIAL_MOVES = 4  # for any model: the code passes no other value
 
 
@@ -232,22 +231,3 @@ class FlexLoRA(SVDMethod):
     def finish(self) -> None:
         self.check_acted(self._rounds_due, "after_step was not called, or no matrix had more than one direction")
         self.check_budget()
-
-
-def spectral_score(values: Sequence[float], kind: str) -> float:
-    """The score of a matrix from E of its directions, (r,).
-
-    Args:
-        values: signs count for nothing.
-        kind: "entropy", normalised to [0, 1], of the shares of E^2; "frobenius", the norm; or "nuclear", the sum of
-            |E|.
-    """
-    if kind == "nuclear":
-        return math.fsum(map(abs, values))
-    squares = [value * value for value in values]
-    total = math.fsum(squares)
-    if kind == "frobenius":
-        return math.sqrt(total)
-    if len(values) < 2 or not total:
-        return 0.0
-    return -math.fsum(s / total * math.log(s / total + EPSILON) for s in squares) / math.log(len(values))

@@ -38,17 +38,24 @@ class Decision:
         return sum(min(dead[m], born[m]) for m in dead)
 
 
-def candidates(scores: Scores, k: int) -> list[tuple[float, str, int]]:
+def candidates(scores: Scores, k: int, within: Scores | None = None) -> list[tuple[float, str, int]]:
     """The pool: the min(k, r - 1) lowest directions of each matrix, as (score, matrix, slot).
 
     A matrix of rank 1 has no candidate, so it can neither shrink nor grow (D10a). Sorted by ascending score; ties keep
-    the order of matrices and slots.
+    the order of matrices, and in a matrix the order of `within`, and then of slots.
     """
     pool = []
     for name, values in scores.items():
-        lowest = sorted(range(len(values)), key=lambda i: (values[i], i))[: max(0, min(k, len(values) - 1))]
+        lowest = lowest_first(name, scores, within)[: max(0, min(k, len(values) - 1))]
         pool += [(values[i], name, i) for i in lowest]
     return sorted(pool, key=lambda entry: entry[0])
+
+
+def lowest_first(name: str, scores: Scores, within: Scores | None = None) -> list[int]:
+    """The slots of a matrix by ascending score, of equal ones by ascending value in `within`."""
+    values = scores[name]
+    ties = values if within is None else within[name]
+    return sorted(range(len(values)), key=lambda i: (values[i], ties[i], i))
 
 
 def growth_order(
@@ -87,6 +94,7 @@ def decide(
     draw: Draw = lambda n: 0,
     cost: Mapping[str, int] | None = None,
     spare: int | None = None,
+    within: Scores | None = None,
 ) -> Decision:
     """Decides one round: the b lowest of the pool are pruned, the matrices of the b highest grow (points 7 to 10).
 
@@ -103,8 +111,10 @@ def decide(
         draw: a random number below n, for rule="random".
         cost: parameters per direction of each matrix; needed with `spare`.
         spare: parameters that the budget still allows, None without a parameter budget.
+        within: which of equally scored directions of a matrix goes first: that of the lowest value here, or else of
+            the lowest slot.
     """
-    pool = candidates(scores, k)
+    pool = candidates(scores, k, within)
     offers = growth_order(scores, pool, rule, rank1_growth, draw)
     for n in range(min(b, len(pool)), 0, -1):
         prune = [(m, i) for _, m, i in pool[:n]]
@@ -157,7 +167,9 @@ def grow_within(
     return grow, blocked
 
 
-def widen_ties(prune: Sequence[tuple[str, int]], scores: Scores, k: int) -> list[tuple[str, int]]:
+def widen_ties(
+    prune: Sequence[tuple[str, int]], scores: Scores, k: int, within: Scores | None = None
+) -> list[tuple[str, int]]:
     """The official prune set (D12): all directions at or below the threshold, in every matrix that loses one.
 
     The threshold is the largest score in the prune set; a matrix loses at most k, lowest first. With ties, more
@@ -169,6 +181,6 @@ def widen_ties(prune: Sequence[tuple[str, int]], scores: Scores, k: int) -> list
     wide = []
     for name in dict.fromkeys(m for m, _ in prune):
         values = scores[name]
-        low = [i for i in sorted(range(len(values)), key=lambda i: (values[i], i)) if values[i] <= threshold]
+        low = [i for i in lowest_first(name, scores, within) if values[i] <= threshold]
         wide += [(name, i) for i in low[: min(k, len(values) - 1)]]
     return wide

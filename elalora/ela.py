@@ -13,18 +13,18 @@ switch D1 to D15 (`elalora.side_effects`; docs/methods/elalora.md explains the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from elalora.ablation import Ablation
 from elalora.adapters import LowRankLinear
-from elalora.allocation import EXPANSIONS, Decision, decide, widen_ties
+from elalora.allocation import EXPANSIONS, Decision, Scores, decide, widen_ties
 from elalora.errors import UserError, check_choices, check_numbers
-from elalora.importance import FORMS as IMPORTANCE
-from elalora.importance import Importance
+from elalora.importance import FORMS, Importance
 from elalora.low_rank import SVDMethod
 from elalora.method import Capabilities, MethodFailure, Round
 from elalora.optim import RowwiseAdamW
@@ -32,6 +32,8 @@ from elalora.regulariser import FORMS as ORTHOGONALITY
 from elalora.resolve import RunSize, added, unread
 from elalora.schedules import Phases, Schedule, phase_settings, plan_phases
 from elalora.side_effects import DECAY, SideEffects
+
+IMPORTANCE = (*FORMS, "ablation")
 
 
 @dataclass
@@ -48,7 +50,9 @@ class ElaLoRAConfig:
         interval: steps between rounds; None is max(20, 0.65 T / 8).
         scheduler: whether b falls as round(b (1 - p^3)) over the adjustment phase.
         beta1, beta2: decay of sensitivity and uncertainty.
-        importance: "sensitivity_uncertainty", "sensitivity", "magnitude" or "random".
+        importance: score of a direction: "sensitivity_uncertainty", "sensitivity", "magnitude" or "random"; "gate",
+            |E| under an L1 penalty; "entropy", the spectral entropy of its matrix, of which the smallest |E| goes first
+            (FlexLoRA); or "ablation" (ALoRA's eq. 6).
         expansion: "pool" (as published), "mean" (highest mean score) or "random".
         new_direction: "projection" (one projection against the existing rows, as published), "qr" (exactly
             orthogonal to them) or "random" (a random unit vector).
@@ -60,6 +64,8 @@ class ElaLoRAConfig:
         D1, D2, D4, D8, D12, D15: side effects of the official code (`elalora.side_effects`); None takes the
             variant's value.
         D4_form: which of the two forms of D4 "official" takes, "text" or "image".
+        l1: with "gate", what every step takes off |E|, in learning rates of E. No paper has it here.
+        dev_items: with "ablation", training items on which directions are switched off.
     """
 
     variant: str = "paper"
@@ -88,6 +94,8 @@ class ElaLoRAConfig:
     D15: bool | None = None
     E_rate: float = added(1.0)
     E_start: float = added(0.0)
+    l1: float = added(0.1)
+    dev_items: int = added(32)
 
     def __post_init__(self) -> None:
         check_choices(
@@ -100,10 +108,10 @@ class ElaLoRAConfig:
             D4=(None, "off", *DECAY),
             D4_form=tuple(DECAY),
         )
-        check_numbers(self, "be at least 1", "k")
+        check_numbers(self, "be at least 1", "k", "dev_items")
         check_numbers(self, "lie in [0, 1)", "beta1", "beta2")
         check_numbers(self, "be above 0", "E_rate")
-        check_numbers(self, "not be negative", "orth_weight", "E_start")
+        check_numbers(self, "not be negative", "orth_weight", "E_start", "l1")
 
     def side_effects(self) -> SideEffects:
         """The side effects that are on: as set, or else as the variant has them."""
@@ -137,6 +145,8 @@ class ElaLoRAConfig:
         names += [] if self.expansion == "pool" else ["rank1_growth"]
         names += [] if tracked else ["beta1"]
         names += [] if self.importance == IMPORTANCE[0] else ["beta2"]
+        names += [] if self.importance == "gate" else ["l1"]
+        names += [] if self.importance == "ablation" else ["dev_items"]
         acting = replace(
             self,
             t_initial=start,
@@ -191,6 +201,22 @@ class ElaLoRA(SVDMethod):
         self.importance = Importance(self.adapters, c.beta1, c.beta2, c.importance)
         self.trackers = [self.importance]
 
+    def attach(
+        self, model: nn.Module, targets: Sequence[str], total_steps: int, keep: Sequence[str] = (), seed: int = 0
+    ) -> nn.Module:
+        model = super().attach(model, targets, total_steps, keep, seed)
+        self.ablation = Ablation(model, self.adapters, self.config.dev_items) if self.batches_wanted else None
+        return model
+
+    @property
+    def batches_wanted(self) -> bool:
+        return self.config.importance == "ablation"
+
+    def prepare(self, batches: Iterable[dict[str, Tensor]], ranks: Mapping[str, int] | None = None) -> None:
+        """Keeps the first items of these training batches as the dev batch, also in a run that resumes."""
+        if self.ablation is not None:
+            self.ablation.keep(batches)
+
     def gradients_ready(self, step: int) -> None:
         if step < self.phases.end and not self.effects.weight_after_step:
             self.importance.update()
@@ -198,6 +224,8 @@ class ElaLoRA(SVDMethod):
     def after_step(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> Round | None:
         if step < self.phases.end and self.effects.weight_after_step:
             self.importance.update()
+        if self.config.importance == "gate":
+            self._shrink_gates(step, optimizer, schedule)
         if not self.phases.due(step):
             return None
         round_ = self._round(step)
@@ -206,13 +234,25 @@ class ElaLoRA(SVDMethod):
         self.check_budget()
         return round_
 
+    @torch.no_grad()
+    def _shrink_gates(self, step: int, optimizer: RowwiseAdamW, schedule: Schedule) -> None:
+        """The proximal step of the L1 penalty: |E| falls by l1 learning rates, and no further than to 0."""
+        gates = [adapter.E for adapter in self.adapters.values() if adapter.E is not None]
+        peaks = zip(schedule.peaks, optimizer.param_groups, strict=True)
+        [peak] = [peak for peak, group in peaks if any(p is gates[0] for p in group["params"])]
+        size = self.config.l1 * peak * schedule.factor(step)
+        for gate, rank in zip(gates, self.ranks().values(), strict=True):
+            gate[:rank] -= gate[:rank].clamp(-size, size)
+
     def _round(self, step: int) -> Round:
         """Points 7 to 10 of the algorithm: pool, choose, prune, expand."""
-        scores = self.importance.scores(self.generator)
-        decision = self._decide(scores, self.phases.moves_at(step))
+        scored = {"forward_passes": self.ablation.forward_passes} if self.ablation else {}
+        scores = self.ablation.scores() if self.ablation else self.importance.scores(self.generator)
+        within = self.importance.gates() if self.config.importance == "entropy" else None
+        decision = self._decide(scores, self.phases.moves_at(step), within)
         pruned = decision.prune
         if self.effects.prunes_ties:
-            pruned = widen_ties(pruned, scores, self.config.k)
+            pruned = widen_ties(pruned, scores, self.config.k, within)
         self.prune(pruned)
         for name in decision.grow:
             self._expand(self.adapters[name])
@@ -224,10 +264,11 @@ class ElaLoRA(SVDMethod):
             "blocked": decision.blocked,
             "replaced_in_place": decision.replaced,
             "rank1": sum(rank == 1 for rank in self.ranks().values()),
+            **scored,
         }
         return Round(step, self.ranks(), pruned, decision.grow, scores, notes)
 
-    def _decide(self, scores: Mapping[str, list[float]], b: int) -> Decision:
+    def _decide(self, scores: Scores, b: int, within: Scores | None = None) -> Decision:
         return decide(
             scores,
             b,
@@ -238,6 +279,7 @@ class ElaLoRA(SVDMethod):
             draw=lambda n: int(torch.randint(n, (), generator=self.generator)),
             cost={name: adapter.cost for name, adapter in self.adapters.items()},
             spare=self.spare,
+            within=within,
         )
 
     @torch.no_grad()
@@ -271,6 +313,9 @@ class ElaLoRA(SVDMethod):
                 exact = exact - basis @ (basis.T @ exact)
             z = exact.to(z)
         return z / (z.norm() + 1e-6)
+
+    def remarks(self) -> list[str]:
+        return [self.ablation.remark] if self.ablation else []
 
     def finish(self) -> None:
         self.check_acted(self._rounds_due, "after_step was not called, or the pool was empty at every round")

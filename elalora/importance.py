@@ -9,11 +9,15 @@
 AdaLoRA (arXiv 2303.10512, eqs. 8 to 10), used unchanged by ElaLoRA (arXiv 2504.00254). All matrices are updated by the
 same few foreach calls, and nothing is read back to the host before a round. The averages have one row per active
 direction and follow it: they move, die and start at 0 with it.
+
+Other forms of score, which need no average, take the place of S_i in comparisons: the weights alone, |E_i| alone, the
+spectral entropy of E that all directions of a matrix share (FlexLoRA, arXiv 2601.22905), or a random number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +26,8 @@ from torch import Tensor, nn
 from elalora.adapters import LowRankLinear
 from elalora.patterns import split
 
-FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "random")
+FORMS = ("sensitivity_uncertainty", "sensitivity", "magnitude", "gate", "entropy", "random")
+EPSILON = 1e-8  # inside the logarithm of the entropy
 
 
 class _Rows(NamedTuple):
@@ -42,7 +47,8 @@ class Importance:
         beta1: decay of the smoothed sensitivity.
         beta2: decay of the uncertainty.
         form: "sensitivity_uncertainty" (as published), "sensitivity" (Ibar alone), "magnitude" (|w|, no
-            gradient), or "random" (drawn at every call of `scores`).
+            gradient), "gate" (|E_i|), "entropy" (of the matrix, see `spectral_score`), or "random" (drawn at every call
+            of `scores`). Another form keeps no averages, and its scores come from elsewhere.
 
     Attributes:
         smooth, uncertainty: Ibar and U of every factor, (rank, d) or (rank,).
@@ -114,8 +120,21 @@ class Importance:
             return {
                 name: torch.rand(adapter.rank, generator=generator).tolist() for name, adapter in self.adapters.items()
             }
-        rows = [self._score(adapter) for adapter in self.adapters.values()]
-        return split(torch.cat(rows).tolist(), {name: adapter.rank for name, adapter in self.adapters.items()})
+        if self.form == "entropy":
+            return {name: [spectral_score(row, "entropy")] * len(row) for name, row in self.gates().items()}
+        if self.form == "gate":
+            return self.gates()
+        return self._by_matrix([self._score(adapter) for adapter in self.adapters.values()])
+
+    def gates(self) -> dict[str, list[float]]:
+        """|E| of every active direction by matrix, on the host (one transfer)."""
+        values = [adapter.E for adapter in self.adapters.values() if adapter.E is not None]
+        ranks = [adapter.rank for adapter in self.adapters.values()]
+        return self._by_matrix([E.detach()[:rank].abs() for E, rank in zip(values, ranks, strict=True)])
+
+    def _by_matrix(self, rows: Sequence[Tensor]) -> dict[str, list[float]]:
+        """Numbers of every active direction, one tensor (rank,) for each matrix, on the host."""
+        return split(torch.cat(list(rows)).tolist(), {name: a.rank for name, a in self.adapters.items()})
 
     def _score(self, adapter: LowRankLinear) -> Tensor:
         """(rank,): the sum over A, B and E of the mean element score of a direction's row."""
@@ -153,3 +172,22 @@ class Importance:
             for what, table in (("smooth", self.smooth), ("uncertainty", self.uncertainty))
             if p in table
         }
+
+
+def spectral_score(values: Sequence[float], kind: str) -> float:
+    """The score of a matrix from E of its directions, (r,).
+
+    Args:
+        values: signs count for nothing.
+        kind: "entropy", normalised to [0, 1], of the shares of E^2; "frobenius", the norm; or "nuclear", the sum of
+            |E|.
+    """
+    if kind == "nuclear":
+        return math.fsum(map(abs, values))
+    squares = [value * value for value in values]
+    total = math.fsum(squares)
+    if kind == "frobenius":
+        return math.sqrt(total)
+    if len(values) < 2 or not total:
+        return 0.0
+    return -math.fsum(s / total * math.log(s / total + EPSILON) for s in squares) / math.log(len(values))

@@ -110,7 +110,7 @@ def form_of(settings: Mapping[str, Any]) -> str:
 def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """The run's place in the factorial: indices of (ranks, D1, D2), or None for a run outside it.
 
-    The other side effects must be off: the factorial is run with variant=paper.
+    The other side effects must be off: the factorial is run with variant=paper. Its scored arm has the published score.
     """
     method = settings.get("method", {})
     switches = (int(bool(method.get("D1"))), int(bool(method.get("D2"))))
@@ -121,6 +121,8 @@ def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
         return None
     if method.get("D4") not in (None, "off") or any(method.get(name) for name in ("D8", "D12", "D15")):
         return None
+    if method.get("importance") not in PLAIN:
+        return None
     random = method.get("importance") == "random" or method.get("expansion") == "random"
     return (1 if random else 2, *switches)
 
@@ -128,14 +130,14 @@ def cell_of(settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
 def arm_suffix(settings: Mapping[str, Any]) -> tuple[str, set[str]]:
     """What an arm of the factorial adds to its name, ", random moves + D1", and the knobs that this text covers."""
     cell = cell_of(settings)
-    if cell is None or settings["method"].get("importance") not in PLAIN:
+    if cell is None:
         return "", set()
     words = [", random moves"] if cell[0] == 1 else []
     words += [f" + {name}" for name, on in zip(("D1", "D2"), cell[1:], strict=True) if on]
     return "".join(words), {"D1", "D2", "importance"}
 
 
-PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that such a name covers
+PLAIN = (None, "random", "sensitivity_uncertainty")  # importances that the factorial has
 
 
 @cache

@@ -184,7 +184,7 @@ def test_without_a_dev_batch_the_first_round_fails():
     net = Net()
     method = ALoRA(ALoRAConfig(), Budget(3))
     method.attach(net, ["up", "down"], STEPS, keep=["head"])
-    with pytest.raises(MethodFailure, match="no dev batch"):
+    with pytest.raises(MethodFailure, match="no dev batch for scores by ablation"):
         train(net, method, STEPS)
 
 

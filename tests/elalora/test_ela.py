@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net, batch, train
-from reference_ela import Direction, reference_run
+from reference_ela import Direction, by_ablation, by_entropy, by_gate, by_sensitivity, reference_run
 from torch import nn
 
+from baselines.flexlora import FlexLoRA, FlexLoRAConfig
 from elalora import Budget, ElaLoRA, ElaLoRAConfig, MethodFailure, Schedule, UserError
 from elalora.optim import RowwiseAdamW
+from elalora.resolve import RunSize, canonical, identifying
 from elalora.side_effects import SideEffects
 from experiments.training import checkpoint
 
@@ -24,7 +27,13 @@ def ela(rank=3, steps=120, net=None, seed=0, **knobs):
     net = net or Net()
     method = ElaLoRA(ElaLoRAConfig(**{"t_initial": 10, "t_final": 20, "interval": 8, "b": 3, **knobs}), Budget(rank))
     method.attach(net, ["up", "down"], steps, keep=["head"], seed=seed)
+    if method.batches_wanted:
+        x, labels = batch(900)
+        method.prepare([{"x": x, "labels": labels}])
     return net, method
+
+
+SCORES = {"gate": by_gate, "entropy": by_entropy, "ablation": by_ablation}  # by sensitivity in all other cases
 
 
 def start_factors(method):
@@ -36,6 +45,9 @@ def start_factors(method):
     [
         *[(on, {}) for on in ((), ("D1",), ("D2",), ("D8",), ("D15",), SWITCHES)],
         ((), {"E_rate": 5.0, "E_start": 0.3}),
+        (("D2",), {"importance": "gate", "l1": 0.2, "E_rate": 2.0}),
+        ((), {"importance": "entropy"}),
+        ((), {"importance": "ablation", "dev_items": 16}),
         pytest.param(SWITCHES, {"E_rate": 0.2}, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -64,16 +76,58 @@ def test_a_whole_run_equals_the_reference_from_the_formulas(on, value, monkeypat
         warmup=12,
         scale=16 / 3,
         switches=switches,
+        score=SCORES.get(value.get("importance"), by_sensitivity),
+        l1=value.get("l1", 0.1) if value.get("importance") == "gate" else 0.0,
     )
     train(net, method, 120, lr=8e-3, clip=0.7, warmup=12)
     ours = [(r.step, [n for n, _ in r.pruned], r.grown) for r in method.rounds_seen]
     assert ours == [(t, pruned, grown) for t, pruned, grown in log]
-    assert len(log) >= 8 and any(set(p) & set(g) for _, p, g in log), "the run must show a replacement (D9)"
+    in_place = any(set(p) & set(g) for _, p, g in log) or "importance" in value
+    assert len(log) >= 8 and in_place, "the run must show a replacement (D9)"
     assert len(set(method.ranks().values())) > 1, "a run in which nothing moved proves nothing"
     for name, adapter in method.adapters.items():
         assert adapter.rank == len(matrices[name].directions)
         torch.testing.assert_close(adapter.delta(), matrices[name].delta(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(net.head.weight, reference.head.weight, rtol=1e-8, atol=1e-10)
+
+
+def test_with_one_candidate_a_matrix_entropy_chooses_what_flexlora_chooses():
+    draw = torch.Generator().manual_seed(4)
+    ela_method = ela(rank=4, k=1, importance="entropy", rank1_growth=True)[1]
+    flex_method = FlexLoRA(FlexLoRAConfig(), Budget(4))
+    flex_method.attach(Net(), ["up", "down"], 120, keep=["head"])
+    for _ in range(20):
+        for ours, theirs in zip(ela_method.adapters.values(), flex_method.adapters.values(), strict=True):
+            for adapter in (ours, theirs):
+                adapter.E.data[:4] = torch.randn(4, generator=draw.manual_seed(draw.initial_seed())).double()
+            draw.manual_seed(draw.initial_seed() + 1)
+        mine = ela_method._decide(ela_method.importance.scores(), 3, ela_method.importance.gates())
+        values = flex_method._values()
+        other = flex_method._decide(flex_method._scores(values), values, 3)
+        assert (mine.prune, mine.grow) == (other.prune, other.grow) and len(mine.prune) == 3
+
+
+def test_scores_by_ablation_say_what_they_cost_and_from_which_items():
+    net, method = ela(importance="ablation", dev_items=5)
+    train(net, method, 120)
+    assert {r.notes["forward_passes"] for r in method.rounds_seen} == {1 + 2 * 18}
+    assert method.remarks() == ["dev batch of 5 training items"] and ela()[1].remarks() == []
+    method.ablation.dev = []
+    with pytest.raises(MethodFailure, match=r"no dev batch .* call prepare\(batches\)"):
+        method.ablation.scores()
+
+
+def test_settings_of_one_score_do_not_count_for_another():
+    size = RunSize(steps=120, rank=3, rank_sum=18)
+    base = ElaLoRAConfig()
+    same = [replace(base, l1=0.5), replace(base, dev_items=4), replace(base, importance="entropy", l1=0.5)]
+    assert [identifying(canonical(c, size)) for c in same] == [
+        identifying(canonical(c, size)) for c in (base, base, replace(base, importance="entropy"))
+    ]
+    for name, knob in (("gate", "l1"), ("ablation", "dev_items")):
+        chosen = replace(base, importance=name)
+        assert canonical(replace(chosen, **{knob: 7}), size) != canonical(chosen, size)
+        assert canonical(replace(chosen, beta1=0.5, beta2=0.5, D15=True), size) == canonical(chosen, size)
 
 
 def test_a_checked_variant_is_not_marked_as_reconstructed():
@@ -124,6 +178,9 @@ def test_a_birth_leaves_the_output_as_it_was():
         {"importance": "sensitivity"},
         {"importance": "magnitude"},
         {"importance": "random", "expansion": "random"},
+        {"importance": "gate"},
+        {"importance": "entropy"},
+        {"importance": "ablation"},
         {"expansion": "mean"},
         {"new_direction": "qr"},
         {"new_direction": "random"},
@@ -320,12 +377,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert torch.equal(deltas[0], deltas[1]) and not torch.equal(deltas[0], deltas[2])
 
 
-def test_saved_in_the_middle_of_the_adjustment_it_goes_on_bit_for_bit():
-    whole, one = ela()
+@pytest.mark.parametrize("knobs", [{}, {"importance": "gate"}, {"importance": "ablation"}], ids=str)
+def test_saved_in_the_middle_of_the_adjustment_it_goes_on_bit_for_bit(knobs):
+    whole, one = ela(**knobs)
     train(whole, one, 120)
-    first, two = ela()
+    first, two = ela(**knobs)
     optimizer, schedule = train(first, two, 50)
-    second, three = ela(seed=9)
+    second, three = ela(seed=9, **knobs)
     third = RowwiseAdamW(three.groups(second, 5e-3, 0.0), three.directions())
     three.load_state_dict(two.state_dict())
     second.load_state_dict(first.state_dict())

@@ -5,6 +5,7 @@ Shares nothing with the package but the network under it.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from nets import batch
 from torch import nn
@@ -72,7 +73,46 @@ def moves(t, total, t_i, t_f, b0):
     return round(b0 * (1 - p**3))
 
 
-def reference_run(net, factors, generator, total, t_i, t_f, interval, b0, k, lr, clip, warmup, scale, switches):
+def by_sensitivity(net, matrices):
+    return {d: d.score() for m in matrices.values() for d in m.directions}
+
+
+def by_gate(net, matrices):
+    return {d: abs(float(d.parts[2].detach())) for m in matrices.values() for d in m.directions}
+
+
+def by_entropy(net, matrices):
+    """Spectral entropy of the matrix, and then |e|."""
+    keys = {}
+    for m in matrices.values():
+        e = np.array([float(d.parts[2].detach()) for d in m.directions])
+        p = e**2 / (e**2).sum()
+        entropy = -(p * np.log(p + 1e-8)).sum() / np.log(len(p)) if len(p) > 1 else 0.0
+        keys |= {d: (entropy, abs(value)) for d, value in zip(m.directions, e, strict=True)}
+    return keys
+
+
+def by_ablation(net, matrices):
+    """Eq. 6 of ALoRA on one batch, by taking directions out of their lists."""
+    whole = {name: list(m.directions) for name, m in matrices.items()}
+
+    def quality(alive):
+        for name, m in matrices.items():
+            m.directions = [d for d in whole[name] if d in alive]
+        x, y = batch(900)
+        with torch.no_grad():
+            return -float(nn.functional.cross_entropy(net(x), y))
+
+    everything = {d for directions in whole.values() for d in directions}
+    keys = {d: quality(everything) - quality(everything - {d}) + quality({d}) for d in everything}
+    quality(everything)
+    return keys
+
+
+def reference_run(
+    net, factors, generator, total, t_i, t_f, interval, b0, k, lr, clip, warmup, scale, switches,
+    score=by_sensitivity, l1=0.0,
+):  # fmt: skip
     """Trains `net` in place; factors: name -> (A, B, E) at the start. Returns matrices and the log of rounds."""
     net.requires_grad_(False)
     matrices = {}
@@ -99,12 +139,14 @@ def reference_run(net, factors, generator, total, t_i, t_f, interval, b0, k, lr,
         head.step()
         for d in lone:
             d.step(rate)
+            e = d.parts[2].data
+            e.copy_(e.sign() * max(abs(float(e)) - l1 * rate * d.e_rate, 0.0))
         if t < total - t_f:
             for d in lone:
                 d.importance([p.detach() for p in d.parts] if switches["D15"] else d.before)
         b = moves(t, total, t_i, t_f, b0)
         if t > t_i and (t - t_i) % interval == 0 and b > 0 and t < total - t_f:
-            log.append((t, *one_round(matrices, b, k, generator, switches)))
+            log.append((t, *one_round(matrices, b, k, generator, switches, score(net, matrices))))
             if switches["D1"]:
                 head = torch.optim.AdamW(net.head.parameters(), lr=1.0, weight_decay=0.0)
                 for m in matrices.values():
@@ -119,10 +161,10 @@ def reference_run(net, factors, generator, total, t_i, t_f, interval, b0, k, lr,
     return matrices, log
 
 
-def one_round(matrices, b, k, generator, switches):
+def one_round(matrices, b, k, generator, switches, scores):
     pool = []
     for name, m in matrices.items():
-        ranked = sorted(((d.score(), d) for d in m.directions), key=lambda pair: pair[0])
+        ranked = sorted(((scores[d], d) for d in m.directions), key=lambda pair: pair[0])
         pool += [(s, name, d) for s, d in ranked[: min(k, len(m.directions) - 1)]]
     pool.sort(key=lambda entry: entry[0])
     lowest, highest = pool[:b], pool[::-1][:b]

@@ -73,6 +73,7 @@ def test_a_factorial_with_a_hole_says_what_is_missing(runs: pd.DataFrame):
         ({"name": "svd_lora", "ranks_from": "0123"}, None),
         ({"name": "elalora", "variant": "paper", "importance": "random", "D2": True}, (1, 0, 1)),
         ({"name": "elalora", "variant": "paper", "importance": "sensitivity_uncertainty"}, (2, 0, 0)),
+        ({"name": "elalora", "variant": "paper", "importance": "magnitude"}, None),
         ({"name": "elalora", "variant": "official"}, None),
         ({"name": "elalora", "variant": "paper", "D8": True}, None),
         ({"name": "lora"}, None),
