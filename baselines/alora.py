@@ -31,6 +31,7 @@ from elalora.method import Capabilities, Round
 from elalora.optim import RowwiseAdamW
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule, ThreePhases, length_in
+from elalora.shares import in_turns
 
 Slot = tuple[str, int]  # matrix and slot of a direction
 
@@ -188,15 +189,5 @@ def allocate(
     lost = {name for name, _ in pruned}
     order = sorted(scores, key=lambda name: -fmean(scores[name]) if scores[name] else math.inf)
     able = [name for name in order if name not in lost]
-    left = math.inf if spare is None else spare + sum(costs[name] for name, _ in pruned)
-    free, grown = dict(room), list[str]()
-    while len(grown) < len(pruned):
-        turn = [name for name in able if free[name] > 0 and costs[name] <= left][: len(pruned) - len(grown)]
-        if not turn:
-            break
-        for name in turn:
-            if costs[name] <= left:
-                grown.append(name)
-                free[name] -= 1
-                left -= costs[name] if spare is not None else 0
-    return pruned, grown
+    left = None if spare is None else spare + sum(costs[name] for name, _ in pruned)
+    return pruned, in_turns(able, len(pruned), dict(room), costs, left)

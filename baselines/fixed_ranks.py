@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from elalora.errors import UserError
-from elalora.layouts import FILE, read_file, read_rule, spread, weights_of
+from elalora.layouts import FILE, read_file, read_rule, weights_of
 from elalora.low_rank import LowRankMethod
 from elalora.names import place
+from elalora.shares import largest_remainder
 
 SHOWN = 40  # characters of a rule in a label; a longer one is shown by its digest
 
@@ -52,12 +53,19 @@ class FixedRanks(LowRankMethod):
         """
         assert self.budget is not None
         weights = weights_of(read_rule(self.config.pattern), list(linears), start)
-        limits = {name: min(linear.in_features, linear.out_features) for name, linear in linears.items()}
-        if self.budget.params is None:
-            return spread(weights, sum(start.values()), limits=limits)
-        costs = {name: linear.in_features + linear.out_features + self.singular for name, linear in linears.items()}
-        given = sum(rank * costs[name] for name, rank in start.items())
-        return spread(weights, self.budget.params if self.config.ranks_from is None else given, costs, limits)
+        costs = dict.fromkeys(linears, 1)
+        if self.budget.params is not None:
+            costs = {name: linear.in_features + linear.out_features + self.singular for name, linear in linears.items()}
+        given = sum(start[name] * cost for name, cost in costs.items())
+        total = given if self.budget.params is None or self.config.ranks_from is not None else self.budget.params
+        ranks = largest_remainder(list(weights.values()), total, least=0, costs=list(costs.values()))
+        for rank, (name, linear) in zip(ranks, linears.items(), strict=True):
+            if rank > (limit := min(linear.in_features, linear.out_features)):
+                raise UserError(
+                    f"method.pattern gives '{name}' rank {rank}, above the largest it can have, {limit}: lower the "
+                    "budget, or its weight"
+                )
+        return dict(zip(linears, ranks, strict=True))
 
 
 def set_layout(config: Any) -> None:

@@ -32,6 +32,7 @@ from elalora.optim import RowwiseAdamW
 from elalora.patterns import split
 from elalora.resolve import RunSize
 from elalora.schedules import Schedule
+from elalora.shares import in_turns
 
 SWITCHES = ("R1", "R4", "R5")
 
@@ -184,18 +185,11 @@ class L1RA(LowRankMethod):
         if not self.config.R5:
             turns.append(order)  # what these cannot take, anyone gets
         free = {name: adapter.directions.capacity - adapter.rank for name, adapter in self.adapters.items()}
-        room, wanted, out = self.spare, len(pruned), list[str]()
+        costs = {name: adapter.cost for name, adapter in self.adapters.items()}
+        out: list[str] = []
         for names in turns:
-            while len(out) < wanted:
-                able = [n for n in names if free[n] and (room is None or self.adapters[n].cost <= room)]
-                if not able:
-                    break
-                for name in able[: wanted - len(out)]:
-                    cost = self.adapters[name].cost
-                    if room is None or cost <= room:
-                        out.append(name)
-                        free[name] -= 1
-                        room = None if room is None else room - cost
+            left = None if self.spare is None else self.spare - sum(costs[name] for name in out)
+            out += in_turns(names, len(pruned) - len(out), free, costs, left)
         return out
 
     def remarks(self) -> list[str]:

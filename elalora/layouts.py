@@ -10,7 +10,7 @@ of the matrices that it names:
     rest:W                      matrices that no name, attention, ffn or layer term names
     inverted                    at the end: w becomes max + min - w, so that the ranks go where they were not
 
-Weights are scaled to the budget by largest remainders (`spread`), in exact arithmetic.
+Weights are scaled to the budget by largest remainders (`elalora.shares.largest_remainder`), in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -132,41 +132,6 @@ def weights_of(rule: Rule, names: Sequence[str], start: Mapping[str, int] | None
     if not any(weights.values()):
         raise UserError(f"method.pattern={rule} gives every matrix the weight 0: give one of them more")
     return weights
-
-
-def spread(
-    weights: Mapping[str, Fraction], total: int, costs: Mapping[str, int] | None = None, limits: Mapping[str, int] = {}
-) -> dict[str, int]:
-    """Ranks in proportion to the weights, by largest remainders.
-
-    Every matrix gets the whole part of its quota. What is left goes to the largest remainders that can be paid for,
-    one rank each, of equal ones to the first in order.
-
-    Args:
-        weights: by matrix, not all 0.
-        total: the budget: sum of the ranks, or parameters if there are costs.
-        costs: parameters per rank of every matrix; by default 1, and the sum of the ranks is exact.
-        limits: the largest rank of every matrix.
-
-    Raises:
-        UserError: a matrix would get a higher rank than it can have.
-    """
-    price = dict.fromkeys(weights, 1) if costs is None else costs
-    unit = total / sum(weight * price[name] for name, weight in weights.items())  # exact: Fraction
-    quotas = {name: weight * unit for name, weight in weights.items()}
-    ranks = {name: int(quota) for name, quota in quotas.items()}
-    left = total - sum(rank * price[name] for name, rank in ranks.items())
-    for name in sorted(quotas, key=lambda name: ranks[name] - quotas[name]):
-        if ranks[name] < quotas[name] and price[name] <= left:
-            ranks[name] += 1
-            left -= price[name]
-    for name, rank in ranks.items():
-        if rank > limits.get(name, rank):
-            raise UserError(
-                f"method.pattern gives '{name}' rank {rank}, above the largest it can have, {limits[name]}: lower the "
-                "budget, or its weight"
-            )
-    return ranks
 
 
 def _term(word: str, given: str) -> Term:

@@ -16,7 +16,8 @@ from analysis.reading.stored import Stored
 from analysis.sections.arms import cell_label, cell_stem
 from analysis.stats.rank_agreement import tau_matrix
 from analysis.stats.seeds import Array, summary
-from elalora.layouts import read_rule, spread, weights_of
+from elalora.layouts import read_rule, weights_of
+from elalora.shares import largest_remainder
 
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
@@ -67,5 +68,5 @@ def teacher_ranks(teacher: dict[str, Any], names: list[str]) -> Array:
         names: the adapted matrices, in the order of the result.
     """
     weights = weights_of(read_rule(teacher["pattern"]), names)
-    ranks = spread(weights, int(teacher["rank"]) * len(names))
-    return np.array([float(ranks[name]) for name in names])
+    ranks = largest_remainder([weights[name] for name in names], int(teacher["rank"]) * len(names), least=0)
+    return np.array(ranks, dtype=float)

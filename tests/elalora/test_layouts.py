@@ -1,16 +1,14 @@
-"""Layouts: a rule's weights by hand, and ranks against brute force over all allocations."""
+"""Layouts: a rule's weights by hand."""
 
 from __future__ import annotations
 
 import json
-from fractions import Fraction
-from itertools import product
 
 import numpy as np
 import pytest
 
 from elalora import UserError
-from elalora.layouts import read_file, read_rule, spread, weights_of
+from elalora.layouts import read_file, read_rule, weights_of
 
 KINDS = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
 NAMES = [f"bert.encoder.layer.{i}.{kind}" for i in range(3) for kind in KINDS]
@@ -50,42 +48,6 @@ def test_an_inverted_layout_has_its_weights_where_the_other_had_none():
     assert np.array_equal(weights("layer.1.output.dense:12 rest:0 inverted"), 12 - planted)
     ranks = dict(zip(NAMES, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], strict=True))
     assert np.array_equal(weights("inverted", ranks).ravel(), np.arange(12, 0, -1))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_ranks_are_those_nearest_to_the_quotas_among_all_allocations_of_the_budget(seed):
-    rng = np.random.default_rng(seed)
-    given = rng.integers(0, 6, 4)
-    given[rng.integers(4)] += 1
-    total = int(rng.integers(1, 9))
-    ranks = spread({str(i): Fraction(int(w)) for i, w in enumerate(given)}, total)
-    quotas = given / given.sum() * total
-    every = np.array([r for r in product(range(total + 1), repeat=4) if sum(r) == total])
-    distances = np.square(every - quotas).sum(1)
-    ours = np.array(list(ranks.values()))
-    assert ours.sum() == total
-    assert np.square(ours - quotas).sum() == pytest.approx(distances.min(), abs=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_budget_in_parameters_pays_for_the_whole_parts_and_then_the_largest_remainders(seed):
-    rng = np.random.default_rng(100 + seed)
-    given, costs = rng.integers(1, 7, 6), rng.choice([768, 1920, 1152], 6)
-    budget = int(rng.integers(6_000, 60_000))
-    ours = spread(
-        {str(i): Fraction(int(w)) for i, w in enumerate(given)}, budget, {str(i): int(c) for i, c in enumerate(costs)}
-    )
-    quotas = given * (budget / (given * costs).sum())
-    expected = np.floor(quotas).astype(int)
-    for i in np.argsort(expected - quotas, kind="stable"):
-        if expected @ costs + costs[i] <= budget:
-            expected[i] += 1
-    assert list(ours.values()) == expected.tolist()
-    assert budget - costs.max() < expected @ costs <= budget
-
-
-def test_of_equal_remainders_the_first_matrices_get_the_rank():
-    assert spread(dict.fromkeys("abcd", Fraction(1)), 6) == {"a": 2, "b": 2, "c": 1, "d": 1}
 
 
 def test_rules_of_the_same_terms_have_one_spelling():
