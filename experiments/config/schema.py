@@ -39,7 +39,8 @@ class ModelConfig:
     Attributes:
         name: for tables and folders.
         path: "embedded" (MiniLM-L6 from its PyPI package), "digits" (pretrained here, see
-            conf/model/vit_digits.yaml), "smollm2" (from its PyPI package), a local folder, or a hub id.
+            conf/model/vit_digits.yaml), "random" (drawn here, see conf/model/random_encoder.yaml), "smollm2" (from its
+            PyPI package), a local folder, or a hub id.
         revision: commit of a hub id.
         sha256: expected digest of model.safetensors, checked at load; null accepts any.
         targets: a named set of the architecture's linear layers (`elalora.targets`), or name patterns

@@ -34,7 +34,7 @@ EMBEDDED = {
     "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
 }
 # values of model.path that name no folder: the package above, and what is made on this machine at first use
-BUILT_IN = ("embedded", "digits", "smollm2")
+BUILT_IN = ("embedded", "digits", "random", "smollm2")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.*")

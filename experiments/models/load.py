@@ -48,7 +48,10 @@ HEADED = {
     "causal": ("AutoModelForCausalLM", "CAUSAL_LM"),
 }
 LANGUAGE = ("summarization", "causal")  # kinds of tasks that need no new head: the model's own predicts tokens
-TEXT = ("minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base")
+TEXT = (
+    "minilm", "minilm_hub", "deberta_v3_base", "deberta_v3_small", "roberta_base", "bert_base", "modernbert_base",
+    "random_encoder",
+)  # fmt: skip
 DECODERS = (
     "smollm2_135m", "llama3_2_1b", "llama3_2_3b", "llama3_1_8b", "qwen3_0_6b", "qwen3_1_7b",
     "qwen3_8b", "qwen2_5_0_5b", "gemma3_1b", "smollm2_135m_base", "smollm2_360m_base", "mistral_7b",
@@ -126,7 +129,7 @@ def _reading(model: ModelConfig, planned: Mapping[str, str] | None) -> Iterator[
     with unchanged(files_in(folder).values(), f"model.path={model.path}"):
         if model.path == "embedded":
             planned = EMBEDDED
-        elif model.path == "digits":
+        elif model.path in ("digits", "random"):
             planned = digests(folder)
         if planned is not None:
             verify(folder, planned)
@@ -294,7 +297,7 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
     """The folder of a model, verified; a hub id is fetched into the hub's cache.
 
     Args:
-        path: "embedded", "digits", "smollm2", a local folder, or a hub id (owner/model).
+        path: "embedded", "digits", "random", "smollm2", a local folder, or a hub id (owner/model).
         sha256: expected checksum of model.safetensors, or of pytorch_model.bin where there is no other, in a folder or
             on the hub; None skips the check.
         revision: commit of a hub id; a branch would name other files tomorrow.
@@ -309,6 +312,10 @@ def resolve_model(path: str, sha256: str | None = None, revision: str | None = N
         from experiments.models.digits import pretrained
 
         return pretrained()
+    if path == "random":
+        from experiments.models.random_encoder import drawn
+
+        return drawn()
     if path == "smollm2":
         from experiments.models.smollm2 import dense
 

@@ -1,9 +1,10 @@
 """A planted teacher: labels whose best ranks are known, for a positive control.
 
-The teacher is the run's own pretrained model with an update of low rank in a few matrices (LoRA with a layout,
-`elalora.layouts`) and a freshly drawn output layer; it answers real texts. A student with enough ranks where the
-teacher has its update can fit the labels exactly. One with as many ranks elsewhere has to imitate it, and the head
-alone sees only the pretrained features. The teacher has a random stream of its own: no student's head starts at its.
+The teacher is the run's own model with an update of low rank in a few matrices (LoRA with a layout, `elalora.layouts`).
+Its labels say how the update changes the features of a text, so they can be learned from real texts by a student with
+enough ranks in the same matrices. The update reads directions of a matrix's inputs that the features of the unchanged
+model do not determine (`unread`): neither the head alone nor ranks elsewhere can stand in for it easily. The teacher
+has a random stream of its own, so no student's head starts at its.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +40,10 @@ from experiments.runtime.seeds import stream
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FORMAT = 1  # raise when the same settings give other labels
+FORMAT = 2  # raise when the same settings give other labels
 BATCH = 64
 STEPS = 1_000  # of `even_offsets`
+NOISE = 0.3  # of `unread`
 REMARK = "labels of a planted teacher"
 
 
@@ -76,15 +80,11 @@ def labelled(data: TaskData, labels: Mapping[str, Tensor]) -> TaskData:
     )
 
 
-def plant(loaded: Loaded, targets: list[str], teacher: TeacherConfig) -> LoRA:
-    """Puts the teacher's update into the model: of the norm of each frozen matrix, times `teacher.strength`.
+def laid_out(loaded: Loaded, targets: list[str], teacher: TeacherConfig) -> LoRA:
+    """Attaches adapters with the teacher's ranks; they change nothing yet.
 
     Args:
-        loaded: changed in place.
-        targets: `model.targets`, over which the pattern spreads the ranks.
-
-    Returns:
-        The method that holds the update.
+        loaded: changed in place; targets: `model.targets`, over which the pattern spreads the ranks.
 
     Raises:
         UserError: the pattern does not fit the model.
@@ -92,12 +92,42 @@ def plant(loaded: Loaded, targets: list[str], teacher: TeacherConfig) -> LoRA:
     method = LoRA(LoRAConfig(pattern=teacher.pattern), Budget(teacher.rank))
     seed = stream(teacher.seed, "teacher")
     method.attach(loaded.network, patterns_in(loaded.network, targets), 1, keep=loaded.head, seed=seed)
-    for adapter in method.adapters.values():
-        draw_normal(adapter.B, adapter.rank, 1.0, method.generator)
-        size = torch.linalg.matrix_norm(adapter.delta())
-        if adapter.rank:
-            adapter.B.data.mul_(teacher.strength * torch.linalg.matrix_norm(adapter.weight) / size)
     return method
+
+
+def plant(method: LoRA, strength: float, inputs: Mapping[str, Tensor], features: Tensor) -> None:
+    """Gives the adapters an update: of the norm of each frozen matrix, times `strength`.
+
+    Args:
+        method: of `laid_out`.
+        inputs: rows (n, d_in) that each matrix with ranks reads; features: those of the unchanged model, (n, d).
+    """
+    for name, adapter in method.adapters.items():
+        if adapter.rank:
+            adapter.A.data[: adapter.rank] = unread(inputs[name], features, adapter.rank).to(adapter.A)
+            draw_normal(adapter.B, adapter.rank, 1.0, method.generator)
+            size = torch.linalg.matrix_norm(adapter.delta())
+            adapter.B.data.mul_(strength * torch.linalg.matrix_norm(adapter.weight) / size)
+
+
+def unread(inputs: Tensor, features: Tensor, rank: int) -> Tensor:
+    """Directions of the inputs that the features determine least, orthonormal rows (rank, d_in) float64.
+
+    They span the leading solutions v of L v = s (C + NOISE c I) v, with C the covariance of the inputs, c its mean
+    variance, and L the covariance of what a least-squares fit on the features leaves of the inputs: s is the share of
+    a direction's variance that the features do not have, and NOISE keeps directions with hardly any variance out.
+
+    Args:
+        inputs: (n, d_in); features: (n, d).
+    """
+    x, f = (rows.double() - rows.double().mean(0) for rows in (inputs, features))
+    left = x - f @ (torch.linalg.pinv(f.T @ f, rtol=1e-8, hermitian=True) @ (f.T @ x))
+    every = x.T @ x
+    floor = NOISE * every.diagonal().mean() * torch.eye(len(every), dtype=every.dtype)
+    found = scipy.linalg.eigh((left.T @ left).numpy(), (every + floor).numpy())[1][:, ::-1][:, :rank]
+    found = found * np.sign(found[abs(found).argmax(0), range(rank)])  # a solution's sign is free, labels depend on it
+    q, r = np.linalg.qr(found)
+    return torch.from_numpy((q * np.sign(r.diagonal())).T)
 
 
 def even_offsets(logits: Tensor) -> Tensor:
@@ -114,18 +144,21 @@ def even_offsets(logits: Tensor) -> Tensor:
 
 
 def _labels(data: TaskData, config: DataConfig, model: ModelConfig, files: Any) -> dict[str, Tensor]:
-    """The teacher's answers on every split; its output layer is drawn and centred on train."""
+    """The teacher's answers on every split: the largest of random sums of what its update changes in the features."""
     task = data.config
     loaded = load_model(model, task, stream(task.teacher.seed, "teacher"), files)
-    method = plant(loaded, list(model.targets), task.teacher)
+    method = laid_out(loaded, list(model.targets), task.teacher)
     processor = load_processor(model, task, files)
-    features = {
-        name: _features(loaded, make_items(rows, processor, task, config.cache)) for name, rows in data.splits.items()
-    }
-    mean, std = features["train"].mean(0), features["train"].std(0)
-    shape = (len(mean), task.num_labels)
-    drawn = torch.randn(shape, generator=method.generator, dtype=torch.float64)
-    logits = {name: (values - mean) / (std + 1e-12) @ drawn for name, values in features.items()}
+    items = {name: make_items(rows, processor, task, config.cache) for name, rows in data.splits.items()}
+    planted = {name: adapter for name, adapter in method.adapters.items() if adapter.rank}
+    head = _output_layer(loaded)
+    features, *inputs = _read_by([head, *planted.values()], loaded, items["train"])
+    plain = {name: _read_by([head], loaded, rows)[0] for name, rows in items.items()}
+    plant(method, task.teacher.strength, dict(zip(planted, inputs, strict=True)), features)
+    change = {name: _read_by([head], loaded, rows)[0] - plain[name] for name, rows in items.items()}
+    mean, std = change["train"].mean(0), change["train"].std(0)
+    drawn = torch.randn(len(mean), task.num_labels, generator=method.generator, dtype=torch.float64)
+    logits = {name: (values - mean) / (std + 1e-12) @ drawn for name, values in change.items()}
     offsets = even_offsets(logits["train"])
     labels = {name: (values + offsets).argmax(1) for name, values in logits.items()}
     _check_even(labels, task)
@@ -133,19 +166,29 @@ def _labels(data: TaskData, config: DataConfig, model: ModelConfig, files: Any) 
 
 
 @torch.no_grad()
-def _features(loaded: Loaded, items: Any) -> Tensor:
-    """Inputs of the model's output layer, (n, d) float64, on the CPU so that every machine has the same."""
-    seen: list[Tensor] = []
-    network, layer = loaded.network.eval(), _output_layer(loaded)
-    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+def _read_by(layers: list[nn.Module], loaded: Loaded, items: Any) -> list[Tensor]:
+    """What each layer reads of every item, (n, d) float64: of a sequence, its first token.
+
+    Computed on the CPU, so that every machine has the same.
+    """
+    seen: list[list[Tensor]] = [[] for _ in layers]
+
+    def keep(place: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = inputs[0].double()
+            seen[place].append(rows[:, 0] if rows.ndim == 3 else rows)
+
+        return hook
+
+    network = loaded.network.eval()
+    handles = [layer.register_forward_pre_hook(keep(place)) for place, layer in enumerate(layers)]
     order = eval_batches(items.lengths, BATCH)
     for indices in order:
         network(**{name: value for name, value in items.batch(indices).items() if name != "labels"})
-    handle.remove()
-    rows = torch.cat(seen)
-    out = torch.empty_like(rows)
-    out[torch.tensor([i for indices in order for i in indices])] = rows
-    return out
+    for handle in handles:
+        handle.remove()
+    back = torch.tensor([i for indices in order for i in indices]).argsort()
+    return [torch.cat(rows)[back] for rows in seen]
 
 
 def _output_layer(loaded: Loaded) -> nn.Linear:

@@ -57,7 +57,7 @@ MODEL_TYPES = {
     "embedded": "bert", "sentence-transformers/all-MiniLM-L6-v2": "bert", "google-bert/bert-base-uncased": "bert",
     "FacebookAI/roberta-base": "roberta", "microsoft/deberta-v3-base": "deberta-v2",
     "microsoft/deberta-v3-small": "deberta-v2", "facebook/bart-base": "bart", "facebook/bart-large": "bart",
-    "google/vit-base-patch16-224-in21k": "vit", "digits": "vit", "smollm2": "llama",
+    "google/vit-base-patch16-224-in21k": "vit", "digits": "vit", "random": "bert", "smollm2": "llama",
     "answerdotai/ModernBERT-base": "modernbert",
     "meta-llama/Llama-3.2-1B": "llama",
     "meta-llama/Llama-3.2-3B": "llama",

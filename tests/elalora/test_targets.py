@@ -173,7 +173,7 @@ SHAPES = {
     "roberta_base": ("roberta", 12, 768, 3072), "deberta_v3_base": ("deberta-v2", 12, 768, 3072),
     "deberta_v3_small": ("deberta-v2", 6, 768, 3072), "bart_base": ("bart", 6, 768, 3072),
     "bart_large": ("bart", 12, 1024, 4096), "vit_b16_in21k": ("vit", 12, 768, 3072), "vit_digits": ("vit", 4, 64, 128),
-    "modernbert_base": ("modernbert", 22, 768, 1152),
+    "modernbert_base": ("modernbert", 22, 768, 1152), "random_encoder": ("bert", 4, 64, 256),
 }  # fmt: skip
 
 

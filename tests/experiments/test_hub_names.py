@@ -19,7 +19,9 @@ from experiments.models.load import DECODERS
 from experiments.runs.prepare import data_of, processor_of, splits_of
 from experiments.runtime.places import CHECKOUT
 
-NO_HUB = ("local", "minilm", "smollm2_135m", "vit_digits", "own", "own_images", "own_prompts")
+NO_HUB = (
+    "local", "minilm", "smollm2_135m", "vit_digits", "random_encoder", "own", "own_images", "own_prompts",
+)  # fmt: skip
 MODELS = [name for name in sorted(file.stem for file in (CONF / "model").glob("*.yaml")) if name not in NO_HUB]
 TASKS = [file.stem for file in sorted((CONF / "task").glob("*.yaml")) if conf("task", file.stem).get("hub_id")]
 # prompts read the same files, and MetaMathQA's are in tests/experiments/data/test_math_words.py

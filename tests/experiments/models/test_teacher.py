@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import subspace_angles
 from tiny_runs import QUICK, config
 
 from elalora import UserError
@@ -12,12 +13,15 @@ from elalora.attach import merge
 from experiments.config.task import TeacherConfig
 from experiments.models import teacher
 from experiments.models.load import load_model
-from experiments.models.teacher import even_offsets, plant
+from experiments.models.teacher import even_offsets, laid_out, plant, unread
 from experiments.runs.plan import make_plan
 from experiments.runs.prepare import data_of, load, processor_of
 from experiments.runtime.seeds import stream
 
-TAUGHT = ["task=planted", "task.max_length=16", "task.num_labels=4", "task.teacher.strength=2.0", "method=lora"]
+TAUGHT = [
+    "task=planted", "task.max_length=16", "task.num_labels=4", "task.teacher.strength=2.0", "method=lora",
+    "task.teacher.pattern='layer1:1 rest:0'",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,10 @@ def test_the_update_has_its_ranks_and_norm_where_it_is_planted_and_nothing_elsew
     made = plan(tiny_model_dir, cache)
     loaded = load(made)
     before = {name: p.detach().clone() for name, p in loaded.network.named_parameters()}
-    plant(loaded, list(made.config.model.targets), TeacherConfig("layer1:1 rest:0", 3, 2.0, 7))
+    method = laid_out(loaded, list(made.config.model.targets), TeacherConfig("layer1:1 rest:0", 3, 2.0, 7))
+    rng = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(200, a.in_features, generator=rng) for name, a in method.adapters.items() if a.rank}
+    plant(method, 2.0, inputs, torch.randn(200, 32, generator=rng))
     merge(loaded.network)
     for name, now in loaded.network.named_parameters():
         change = (now.detach() - before[name]).double().numpy()
@@ -57,23 +64,50 @@ def test_the_update_has_its_ranks_and_norm_where_it_is_planted_and_nothing_elsew
             assert not change.any()
 
 
+def test_unread_directions_are_those_that_no_linear_function_of_the_features_has():
+    """Inputs of which 6 dimensions are sums of the features and 3 are not, in a rotated frame."""
+    rng = np.random.default_rng(0)
+    features, free = rng.normal(size=(500, 5)), 0.5 * rng.normal(size=(500, 3))
+    rotation = np.linalg.qr(rng.normal(size=(9, 9)))[0]
+    inputs = 2 + np.hstack([features @ rng.normal(size=(5, 6)), free]) @ rotation.T
+    found = unread(torch.from_numpy(inputs), torch.from_numpy(features), 3).numpy()
+    assert found @ found.T == pytest.approx(np.eye(3), abs=1e-12)
+    assert subspace_angles(found.T, rotation[:, 6:]).max() < 0.1  # by chance the free ones correlate a little
+    left = [np.linalg.lstsq(np.c_[features, np.ones(500)], inputs @ row, rcond=None)[1].item() for row in found]
+    assert np.array(left) / (500 * (inputs @ found.T).var(0)) == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.slow
-def test_labels_are_the_answers_of_a_merged_model_with_the_drawn_output_layer(tiny_model_dir, cache):
-    made = plan(tiny_model_dir, cache)
+def test_labels_say_how_the_update_of_a_merged_model_changes_its_features(cache):
+    """Through stock modules, texts of one length at once: what the classifier reads, after less before."""
+    made = make_plan(config("task=planted", "model=random_encoder", "method=lora", "budget=r2", f"data.cache={cache}"))
     data, settings = data_of(made), made.config.task.teacher
-    seed = stream(settings.seed, "teacher")
-    loaded = load_model(made.config.model, data.config, seed)
-    method = plant(loaded, list(made.config.model.targets), data.config.teacher)
-    drawn = torch.randn(32, 4, generator=method.generator, dtype=torch.float64).numpy()
-    network = merge(loaded.network) and loaded.network.eval()
     tokenizer = processor_of(made)
-    pooled = {}
-    for name, rows in data.splits.items():
-        with torch.no_grad():
-            one = [tokenizer(text, truncation=True, max_length=16, return_tensors="pt") for text in rows["text"][:]]
-            pooled[name] = np.concatenate([network.bert(**x).pooler_output.double().numpy() for x in one])
-    mean, std = pooled["train"].mean(0), pooled["train"].std(0, ddof=1)
-    logits = {name: (x - mean) / std @ drawn for name, x in pooled.items()}
+    loaded = load_model(made.config.model, data.config, stream(settings.seed, "teacher"))
+    network, read = loaded.network.eval(), []
+    network.bert.encoder.layer[3].output.dense.register_forward_pre_hook(lambda _, x: read.append(x[0][:, 0]))
+
+    def pooled(name):
+        ids = tokenizer(data.splits[name]["text"][:], truncation=True, max_length=12)["input_ids"]
+        out, inputs = np.empty((len(ids), 64)), np.empty((len(ids), 256))
+        for length in set(map(len, ids)):
+            rows = [i for i, found in enumerate(ids) if len(found) == length]
+            with torch.no_grad():
+                out[rows] = network.bert(torch.tensor([ids[i] for i in rows])).pooler_output
+            inputs[rows] = read.pop()
+        return out, inputs
+
+    (features, inputs), *others = (pooled(name) for name in data.splits)
+    plain = dict(zip(data.splits, [features, *(out for out, _ in others)], strict=True))
+    method = laid_out(loaded, list(made.config.model.targets), settings)
+    (name,) = (name for name, adapter in method.adapters.items() if adapter.rank)
+    assert name.endswith("layer.3.output.dense")
+    plant(method, settings.strength, {name: torch.from_numpy(inputs)}, torch.from_numpy(features))
+    drawn = torch.randn(64, 8, generator=method.generator, dtype=torch.float64).numpy()
+    merge(network)
+    change = {name: pooled(name)[0] - plain[name] for name in plain}
+    mean, std = change["train"].mean(0), change["train"].std(0, ddof=1)
+    logits = {name: (x - mean) / std @ drawn for name, x in change.items()}
     offsets = even_offsets(torch.from_numpy(logits["train"])).numpy()
     for name, rows in data.splits.items():
         assert (np.argmax(logits[name] + offsets, 1) == np.array(rows["label"][:])).mean() > 0.999
@@ -91,7 +125,7 @@ def test_labels_are_made_once_for_all_seeds_and_methods_and_follow_the_teachers_
     tiny_model_dir, cache, monkeypatch, capsys
 ):
     first = data_of(plan(tiny_model_dir, cache, "task.teacher.seed=5"))
-    assert "teacher: 3,3" in capsys.readouterr().out
+    assert "teacher: 8,4" in capsys.readouterr().out
     other = data_of(plan(tiny_model_dir, cache, "task.teacher.seed=6"))
     data_of.cache_clear()
     monkeypatch.setattr(teacher, "load_model", None)  # what is cached needs no model
