@@ -84,8 +84,8 @@ class Material:
 def fill(template: str, material: Material, images: Path | None = None) -> str:
     """The page: every mark in the template replaced.
 
-    Marks stand alone on a line: {table STUDY NAME}, {lines STUDY SECTION}, {figure STUDY STEM|caption}, {runs STUDY},
-    and {NAME STUDY} for the names in `FACTS`.
+    Marks stand alone on a line: {table STUDY NAME}, or {rows STUDY NAME} and {notes STUDY NAME} for its parts,
+    {lines STUDY SECTION}, {figure STUDY STEM|caption}, {runs STUDY}, and {NAME STUDY} for the names in `FACTS`.
 
     Args:
         template: the text.
@@ -100,6 +100,8 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
         kind, study, name, caption = mark.groups()
         if kind == "table":
             return to_markdown(material.table(study, name)).rstrip()
+        if kind in ("rows", "notes"):
+            return to_markdown(material.table(study, name)).rstrip().split("\n\n")[{"rows": 1, "notes": 2}[kind]]
         if kind == "lines":
             return "\n".join(f"- {line}" for line in material.lines(study, name))
         if kind in FACTS:
@@ -108,7 +110,9 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
             return _runs(material.stored(study))
         if kind == "figure":
             return _figure(material, study, name, caption or "", images)
-        raise UserError(f"{mark[0]}: unknown mark; allowed: table, lines, figure, runs, {', '.join(FACTS)}")
+        raise UserError(
+            f"{mark[0]}: unknown mark; allowed: table, rows, notes, lines, figure, runs, {', '.join(FACTS)}"
+        )
 
     return MARK.sub(put, template)
 

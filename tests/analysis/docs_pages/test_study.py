@@ -108,7 +108,7 @@ def test_the_template_has_no_number_of_a_result(template: str) -> None:
             "{table offline_main nothing}", "has no table nothing; it has confirmatory", marks=pytest.mark.slow
         ),
         pytest.param("{lines offline_main nothing}", "has no section 'nothing'", marks=pytest.mark.slow),
-        ("{score offline_main x}", "allowed: table, lines"),
+        ("{score offline_main x}", "allowed: table, rows, notes, lines"),
         ("{runs pilot}", "study pilot is not on the page"),
     ],
 )
