@@ -13,6 +13,7 @@ from analysis.output.page import page
 from analysis.output.section import Section
 from analysis.output.table import summarise
 from analysis.output.writers import print_table, write
+from analysis.reading.runs import quick_texts
 from analysis.reading.stored import Stored, read_stores
 from elalora.errors import UserError
 from experiments.runtime.text import clean
@@ -55,6 +56,7 @@ def report(
     return write_sections(read_stores(roots, filters, study, reading, baseline, spread), out, with_figures, quiet)
 
 
+@quick_texts()
 def write_sections(
     stored: Stored, out: str | Path = "tables", with_figures: bool = True, quiet: bool = False
 ) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from experiments.store.foreign import DAMAGE, read_table, read_text
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow
 
 TOLERANCE = 1e-6  # points; other versions of a metric's library may differ in the last digits
 
@@ -57,8 +59,11 @@ def problems(folder: Path) -> list[str]:
     return lines
 
 
-def check_score(folder: Path, result: dict[str, Any]) -> None:
+def check_score(folder: Path, result: dict[str, Any]) -> pyarrow.Table:
     """Computes the scores of the last checkpoint again from predictions.parquet; of summaries, the primary one.
+
+    Returns:
+        The items that it read: idx, label, prediction, score.
 
     Raises:
         ValueError: one is not the stored score, or the number of items is another.
@@ -84,6 +89,7 @@ def check_score(folder: Path, result: dict[str, Any]) -> None:
     for name, value in again.items():
         if not abs(value - stored[name]) <= TOLERANCE:
             raise ValueError(f"its {name} is {stored[name]:.2f}, its predictions give {value:.2f}")
+    return items
 
 
 def _mean_of_parts(items: Any, task: dict[str, Any]) -> float:
@@ -115,19 +121,20 @@ def check_best(folder: Path, result: dict[str, Any]) -> None:
 def scores_again(names: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """Metrics in points, as `experiments.training.metrics.compute` gives them, to about 1e-12.
 
-    Where labels and predictions are 0 and 1, F1 and Matthews correlation take closed forms: tables check every run, and
-    scikit-learn takes 2 ms for each, most of it to look at its arguments.
+    Where labels and predictions are 0 and 1, counts give them: tables check every run, and scikit-learn takes 2 ms for
+    F1 or Matthews correlation, most of it to look at its arguments.
     """
-    import numpy as np
-
     from experiments.training.metrics import compute
 
-    positive = labels.sum() + predictions.sum()
     quick: dict[str, float] = {}
-    if all(((values == 0) | (values == 1)).all() for values in (labels, predictions)) and positive:
-        quick["f1"] = 200 * float((labels * predictions).sum() / positive)  # 2 TP / (2 TP + FP + FN)
-        if labels.std() and predictions.std():
-            quick["mcc"] = 100 * float(np.corrcoef(labels, predictions)[0, 1])  # Pearson's r of two binary variables
+    if len(labels) and all(((values == 0) | (values == 1)).all() for values in (labels, predictions)):
+        sums = (labels.sum(), predictions.sum(), (labels * predictions).sum())
+        n, true, said, both = len(labels), *map(float, sums)
+        quick["accuracy"] = 100 * (n - true - said + 2 * both) / n
+        if true + said:
+            quick["f1"] = 200 * both / (true + said)  # 2 TP / (2 TP + FP + FN)
+        if spread := true * (n - true) * said * (n - said):
+            quick["mcc"] = 100 * (n * both - true * said) / math.sqrt(spread)
     slow = [name for name in names if name not in quick]
     return {name: quick[name] for name in names if name in quick} | compute(slow, labels, predictions)[0]
 

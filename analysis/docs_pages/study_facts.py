@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.output.table import Table, signed, signed_range
 from analysis.output.writers import to_markdown
-from analysis.reading.curves import guessing, load_curve, warmup_steps
+from analysis.reading.curves import load_curve, warmup_steps
 from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
 from analysis.stats.seeds import summary
@@ -70,7 +70,7 @@ def losses(stored: Stored) -> str:
         runs = arm.to_dict("records")
         curves = pd.DataFrame([dict(load_curve(run).loss) for run in runs])
         curves = curves.loc[:, [step for step in curves.columns if step >= warmup_steps(runs[0])]]
-        guess = guessing(runs[0])
+        guess = runs[0]["guessing"]
         above_guess = curves > guess
         mean, peak = curves.mean(), int(curves.mean().idxmax())
         above = [int(step) for step in mean.index if mean[step] > guess]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.reading.result_row import reason
-from analysis.reading.rounds import RUN_AGAIN, load_predictions
+from analysis.reading.rounds import RUN_AGAIN
 from elalora.errors import UserError
 from elalora.schedules import steps_of
 from experiments.runtime.digests import stamp_of
@@ -64,31 +63,9 @@ def _curve(path: Path, metric: str, stamp: tuple[int, ...]) -> Curve:
     return Curve(loss, next((points for points in scores.values() if len(points) > 1), []))
 
 
-def guessing(run: Mapping[str, Any]) -> float:
-    """The loss of the best constant answer of a row of `load_runs`, NaN where there is none.
-
-    Results have that of the training items. Those of before it was stored give that of the reported items, which
-    differs by as much as the shares of the classes do; regression and summaries give none.
-    """
-    if not math.isnan(run["guessing"]):
-        return float(run["guessing"])
-    if run["settings"].get("task", {}).get("kind", "classification") != "classification":
-        return math.nan
-    return _guessing(run["folder"], stamp_of(Path(run["folder"], "predictions.parquet")))
-
-
-@cache
-def _guessing(folder: str, stamp: tuple[int, ...]) -> float:
-    try:
-        shares = load_predictions(folder)["label"].value_counts(normalize=True)
-    except UserError:
-        return math.nan
-    return float(sum(-share * math.log(share) for share in shares))
-
-
 def stability_of(run: Mapping[str, Any], curve: Curve) -> Stability:
     """How stable the run of a row of `load_runs` was."""
-    return stability(curve.loss, guessing(run), warmup_steps(run))
+    return stability(curve.loss, run["guessing"], warmup_steps(run))
 
 
 def warmup_steps(run: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elalora.errors import first_line
 from experiments.runtime.files import sum_of
@@ -22,6 +22,9 @@ from experiments.store.finished import check_result
 from experiments.store.folder import SCHEMA, other_schema
 from experiments.store.foreign import read_bytes, read_json
 from experiments.verify import check_best, check_score
+
+if TYPE_CHECKING:
+    import pyarrow
 
 NO_BUDGET = "none"
 READINGS = ("last", "best")
@@ -42,13 +45,30 @@ def row_of(folder: Path, reading: str) -> dict[str, Any]:
     if result["schema"] != SCHEMA:
         raise ValueError("it " + other_schema(result["schema"], folder.parent.parent))
     check_result(folder, result)
+    items = None
     if result.get("files") or os.path.lexists(folder / "predictions.parquet"):
-        check_score(folder, result)
+        items = check_score(folder, result)
         if reading == "best":
             check_best(folder, result)
     if result["readings"][reading] is None:
         raise ValueError(f"it has no reading '{reading}'")
-    return _row(clean_tree(result), clean_tree(_manifest(folder)), reading) | {"lines": losses_of(folder, result)}
+    row = _row(clean_tree(result), clean_tree(_manifest(folder)), reading) | {"lines": losses_of(folder, result)}
+    if items is not None and math.isnan(row["guessing"]):
+        row["guessing"] = _entropy(items["label"], row["settings"])
+    return row
+
+
+def _entropy(labels: pyarrow.ChunkedArray, settings: dict[str, Any]) -> float:
+    """The loss of the best constant answer to the reported items, of a result from before the training items' was kept.
+
+    It differs from theirs by as much as the shares of the classes do; regression and summaries give none.
+    """
+    if settings.get("task", {}).get("kind", "classification") != "classification":
+        return math.nan
+    import numpy as np
+
+    shares = [count / len(labels) for count in sorted(np.unique(labels, return_counts=True)[1].tolist(), reverse=True)]
+    return float(sum(-share * math.log(share) for share in shares))
 
 
 def losses_of(folder: Path, result: dict[str, Any]) -> str | None:

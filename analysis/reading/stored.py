@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from analysis.output.table import summarise
 from analysis.reading.arms import with_names
 from analysis.reading.folders import Unfinished
-from analysis.reading.runs import load_runs, select
+from analysis.reading.runs import load_runs, quick_texts, select
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Stored:
     failed: list[str] = field(default_factory=list)
 
 
+@quick_texts()
 def read_stores(
     roots: Sequence[str | Path],
     filters: Mapping[str, Sequence[str]] | None = None,

@@ -18,6 +18,7 @@ from analysis.reading.curves import Curve, Points
 from analysis.reading.stored import Stored
 from analysis.sections.arms import method_order
 from analysis.sections.cost_figures import COSTS, pareto_front
+from analysis.sections.rank_courses import Course, filled
 from analysis.sections.rate_frames import ArmCurve
 
 MOST_POINTS = 200  # of one curve
@@ -32,37 +33,33 @@ def looks_of(stored: Stored) -> Looks:
 
 
 def rank_map_chart(
-    arms: Sequence[tuple[str, Look, pd.DataFrame, Mapping[int, pd.DataFrame]]], centre: float, caption: str,
+    arms: Sequence[tuple[str, Look, pd.DataFrame, Mapping[int, Course]]], centre: float, caption: str,
     files: Mapping[Path, str],
 ) -> Chart:  # fmt: skip
     """Ranks by layer and type at every round, arms side by side.
 
     Args:
-        arms: of each its name, look, map of final ranks (layers, types), and the course of every seed as a frame with a
-            row for every step at which ranks changed and columns (type, layer).
+        arms: of each its name, look, map of final ranks (layers, types), and the course of every seed.
         centre: the rank without colour: the budget's mean rank.
         caption, files: of the chart.
     """
-    values = sum(course.size for *_, courses in arms for course in courses.values())
+    values = sum(course.ranks.size for *_, courses in arms for course in courses.values())
     whole = values <= MOST_VALUES
     panels = [_rank_panel(*arm, with_seeds=whole) for arm in arms]
     return Chart("rank_map", caption, {"centre": centre, "arms": panels, "whole": whole}, files)
 
 
 def _rank_panel(
-    name: str, look: Look, final: pd.DataFrame, courses: Mapping[int, pd.DataFrame], with_seeds: bool
+    name: str, look: Look, final: pd.DataFrame, courses: Mapping[int, Course], with_seeds: bool
 ) -> dict[str, Any]:
     """One arm: layers, types, steps, and by seed and in the mean a list of ranks, layer by layer, for every step."""
-    columns = pd.MultiIndex.from_tuples([(kind, layer) for layer in final.index for kind in final.columns])
-    steps = sorted({int(step) for course in courses.values() for step in course.index})
-    filled = {
-        f"seed {seed}": course.reindex(steps).ffill().bfill().reindex(columns=columns).to_numpy(float)
-        for seed, course in courses.items()
-    }
-    mean = np.stack(list(filled.values())).mean(axis=0)
-    shown = {f"mean of {len(filled)} seeds": np.round(mean, 2)} if len(filled) > 1 else {}
-    shown |= filled if with_seeds or len(filled) == 1 else {}
-    still = all(np.array_equal(rounds[0], row, equal_nan=True) for rounds in filled.values() for row in rounds)
+    matrices = [(kind, layer) for layer in final.index for kind in final.columns]
+    steps = sorted({step for course in courses.values() for step in course.steps})
+    every = {f"seed {seed}": filled(course, steps, matrices) for seed, course in courses.items()}
+    mean = np.stack(list(every.values())).mean(axis=0)
+    shown = {f"mean of {len(every)} seeds": np.round(mean, 2)} if len(every) > 1 else {}
+    shown |= every if with_seeds or len(every) == 1 else {}
+    still = all(np.array_equal(rounds, rounds[:1].repeat(len(steps), 0), equal_nan=True) for rounds in every.values())
     return {
         "name": name, "colour": look.colour, "layers": list(map(str, final.index)),
         "types": list(map(str, final.columns)), "steps": steps[:1] if still else steps,

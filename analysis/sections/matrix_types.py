@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 SHORT_TYPES = {
@@ -24,13 +26,19 @@ for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
 TYPE_ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in TYPE_ORDER]
 
 
-def layers_and_types(places: Mapping[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
+def layers_and_types(places: Mapping[str, tuple[int, str]]) -> Mapping[str, tuple[int, str]]:
     """(layer, short type) of every matrix; longer names if two share both, as in models of two towers.
 
     Args:
         places: layer and type of every matrix, as a result stores them.
     """
-    short = {name: (layer, SHORT_TYPES.get(kind, kind)) for name, (layer, kind) in places.items()}
+    return _named(tuple(places.items()))
+
+
+@lru_cache(maxsize=64)
+def _named(places: tuple[tuple[str, tuple[int, str]], ...]) -> dict[str, tuple[int, str]]:
+    """Once for all runs of a model."""
+    short = {name: (layer, SHORT_TYPES.get(kind, kind)) for name, (layer, kind) in places}
     for longer in (lambda name: re.sub(r"\.\d+\.", ".*.", name, count=1), str):
         count = Counter(short.values())
         short |= {name: (pair[0], longer(name)) for name, pair in short.items() if count[pair] > 1}
@@ -51,6 +59,10 @@ def type_order(kind: str) -> tuple[int, str]:
 def layer_map(values: Mapping[str, Any], places: Mapping[str, tuple[int, str]]) -> pd.DataFrame:
     """Values by matrix as (layers, types); NaN for a type that a layer lacks."""
     short = layers_and_types(places)
-    rows = [(*short[name], value) for name, value in values.items()]
-    frame = pd.DataFrame(rows, columns=["layer", "type", "value"]).pivot(index="layer", columns="type", values="value")
-    return frame[sorted(frame.columns, key=type_order)].sort_index()
+    kinds = sorted({short[name][1] for name in values}, key=type_order)
+    layers = sorted({short[name][0] for name in values})
+    table = np.full((len(layers), len(kinds)), np.nan)
+    for name, value in values.items():
+        layer, kind = short[name]
+        table[layers.index(layer), kinds.index(kind)] = value
+    return pd.DataFrame(table, pd.Index(layers, name="layer"), pd.Index(kinds, name="type"))

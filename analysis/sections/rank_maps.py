@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +17,12 @@ from analysis.output.figure import WIDEST, file_name, new_figure, save_figure, w
 from analysis.output.section import Section
 from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
-from analysis.reading.rounds import load_rounds, patterns
+from analysis.reading.rounds import patterns
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem
 from analysis.sections.charts import look_of, looks_of, rank_map_chart
-from analysis.sections.matrix_types import layer_map, layers_and_types, type_order
+from analysis.sections.matrix_types import layer_map, type_order
+from analysis.sections.rank_courses import Course, course_of, whole_course
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,22 +39,15 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
         arms = {name: arm.sort_values("seed") for name, arm in by_method(cell)}
         files = _draw(arms, cell, folder) if folder is not None else {}
         looks = looks_of(stored)
-        panels = [(name, look_of(looks, arm), rank_map(arm), _whole_courses(arm)) for name, arm in arms.items()]
+        panels = [(name, look_of(looks, arm), rank_map(arm), _courses(arm)) for name, arm in arms.items()]
         section.charts.append(rank_map_chart(panels, _centre(cell), f"Ranks: {cell_label(cell)}", files))
     return [section]
 
 
-def _whole_courses(runs: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """The course of every seed; the final ranks alone of a run without stored rounds."""
-    courses = {}
-    for run in runs[["seed", "folder", "steps", "places", "ranks_final"]].to_dict("records"):
-        course = trajectory(run)
-        if not len(course):
-            places = layers_and_types(run["places"])
-            ranks = {places[matrix][::-1]: rank for matrix, rank in run["ranks_final"].items()}
-            course = pd.DataFrame.from_dict({run["steps"]: ranks}, orient="index")
-        courses[int(run["seed"])] = course
-    return courses
+def _courses(arm: pd.DataFrame) -> dict[int, Course]:
+    """The course of every seed."""
+    read = arm[["seed", "folder", "steps", "places", "ranks_final"]].to_dict("records")
+    return {int(run["seed"]): whole_course(run) for run in read}
 
 
 def _draw(arms: Mapping[str, pd.DataFrame], cell: pd.DataFrame, folder: Path) -> dict[Path, str]:
@@ -83,24 +75,13 @@ def trajectory(run: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         One row per step at which ranks changed (0 for the start, the last step repeats the end), columns
-        (matrix type, layer).
+        (matrix type, layer); empty without stored rounds.
     """
-    rounds = load_rounds(run["folder"])
-    if not rounds:
+    if (course := course_of(run)) is None:
         return pd.DataFrame()
-    places = layers_and_types(run["places"])
-    lines = {max(0, entry["step"]): entry["ranks"] for entry in rounds}
-    lines[max(run["steps"], *lines)] = list(lines.values())[-1]
-    held = {name: places[name] for name in dict.fromkeys(chain(*lines.values())) if name in places}
-    names = sorted(held, key=lambda name: (type_order(held[name][1]), held[name][0]))
-    table = [[ranks.get(name, np.nan) for name in names] for ranks in lines.values()]
-    return pd.DataFrame(table, index=list(lines), columns=_columns(tuple(held[name][::-1] for name in names)))
-
-
-@cache
-def _columns(pairs: tuple[tuple[str, int], ...]) -> pd.MultiIndex:
-    """Columns (matrix type, layer), made once for all runs of a model."""
-    return pd.MultiIndex.from_tuples(pairs, names=["type", "layer"])
+    columns = pd.MultiIndex.from_tuples(course.matrices, names=["type", "layer"])
+    table = pd.DataFrame(course.ranks, index=course.steps, columns=columns)
+    return table[sorted(course.matrices, key=lambda matrix: (type_order(matrix[0]), matrix[1]))]
 
 
 def draw_rank_maps(

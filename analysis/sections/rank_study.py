@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from analysis.output.figure import file_name
@@ -67,8 +66,8 @@ def stability(arms: Mapping[str, pd.DataFrame], label: str) -> Table | None:
             continue
         kinds = types_of(order, arm.iloc[0]["places"])
         w, tau = concordance(x), mean_tau(x)
-        p = agreement_p(x, np.random.default_rng(0), None, PERMUTATIONS)
-        p_within = agreement_p(x, np.random.default_rng(0), kinds, PERMUTATIONS)
+        p = agreement_p(x, None, PERMUTATIONS)
+        p_within = agreement_p(x, kinds, PERMUTATIONS)
         rows.append([name, str(len(x)), _interval(w), _interval(tau), p_value(p), p_value(p_within)])
         records.append((label, name, len(x), *w, *tau, p, p_within))
     if not rows:
@@ -88,8 +87,8 @@ def relations(measured: Sequence[Contribution], label: str) -> Table | None:
     """Rank against contribution: of each arm's own adapter, and of ElaLoRA's ranks in the fixed-rank adapter."""
     rows, records = [], []
     for c in measured:
-        across = relation(c.ranks, c.rises, np.random.default_rng(0))
-        within = relation(c.ranks, c.rises, np.random.default_rng(0), c.types)
+        across = relation(c.ranks, c.rises)
+        within = relation(c.ranks, c.rises, c.types)
         seeds, matrices, below = len(c.ranks), len(c.types), int((c.rises.mean(0) < 0).sum())
         text = [*_relation_text(across), *_relation_text(within), f"{below} of {matrices}"]
         rows.append([c.ranks_of, c.measured_in, str(seeds), *text])

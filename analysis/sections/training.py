@@ -12,7 +12,7 @@ from analysis.output.figure import file_name
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.arms import CELL
-from analysis.reading.curves import Curve, guessing, load_curve, stability_of
+from analysis.reading.curves import Curve, load_curve, stability_of
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem, method_order
 from analysis.sections.charts import curves_chart, look_of, looks_of
@@ -89,7 +89,7 @@ def _draw(cell: pd.DataFrame, curves: dict[str, Curve], stored: Stored, folder: 
         )
         return
     title = f"Learning curves: {label}"
-    losses = [loss for run in cell.to_dict("records") if not math.isnan(loss := guessing(run))]
+    losses = [loss for loss in cell["guessing"] if not math.isnan(loss)]
     line = sum(losses) / len(losses) if losses else math.nan
     metric, data = str(cell["metric"].iloc[0]), str(cell["citation"].iloc[0])
     files = {}

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.stats.seeds import Array, finite
@@ -87,11 +87,9 @@ def kendalls_w(ranks: ArrayLike) -> float:
     Returns:
         0 (no agreement) to 1; NaN where every pattern is constant.
     """
-    from scipy import stats
-
     x = finite(ranks, seeds=2, matrices=2)
     m, n = x.shape
-    places = stats.rankdata(x, axis=1)  # mid-ranks (seeds, matrices)
+    places = midranks(x)
     spread = ((places.sum(axis=0) - m * (n + 1) / 2) ** 2).sum()
     ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in x))
     most = m**2 * (n**3 - n) - m * ties
@@ -129,30 +127,48 @@ def _jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, level: f
     return Agreement(value, max(-1.0, value - half), min(1.0, value + half))
 
 
-def agreement_p(ranks: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 9_999) -> float:
+def agreement_p(ranks: ArrayLike, strata: Sequence[Any] | None = None, resamples: int = 9_999, seed: int = 0) -> float:
     """One-sided permutation p of W: how often patterns that are shuffled in each seed separately agree as much.
 
     Args:
         ranks: (seeds, matrices), seeds at least 2.
-        rng: draws the shuffles.
         strata: the type of every matrix. Shuffles then stay within a type, and a small p means that seeds agree on
             more than which types get the ranks.
         resamples: shuffles; p is (1 + as extreme) / (1 + resamples).
+        seed: of the shuffles. Patterns of one shape are shuffled alike.
     """
-    from scipy import stats
-
     x = finite(ranks, seeds=2, matrices=2)
-    places = stats.rankdata(x, axis=1)  # a shuffle keeps the ties, so W grows with the sum below
+    places = midranks(x)  # a shuffle keeps the ties, so W grows with the sum below
     groups = groups_of(strata, x.shape[1])
     observed = float((places.sum(axis=0) ** 2).sum())
-    extreme = 0
-    for start in range(0, resamples, CHUNK):
-        total = np.zeros((min(CHUNK, resamples - start), x.shape[1]))  # (shuffles, matrices)
-        for row in places:
-            for members in groups:
-                total[:, members] += rng.permuted(np.tile(row[members], (len(total), 1)), axis=1)
-        extreme += int(np.count_nonzero((total**2).sum(axis=1) >= observed * (1 - 1e-12)))
+    total = np.zeros((resamples, x.shape[1]))
+    for row, order in zip(places, _shuffles(seed, len(x), tuple(map(tuple, groups)), resamples), strict=True):
+        total += row[order]
+    extreme = int(np.count_nonzero((total**2).sum(axis=1) >= observed * (1 - 1e-12)))
     return (1 + extreme) / (1 + resamples)
+
+
+@lru_cache(maxsize=8)
+def _shuffles(seed: int, seeds: int, groups: tuple[tuple[int, ...], ...], resamples: int) -> NDArray[np.uint16]:
+    """Orders of the matrices, each shuffled within its group: (seeds, resamples, matrices).
+
+    Drawing takes ten times as long as applying, and the arms of a table have the same matrices.
+    """
+    rng = np.random.default_rng(seed)
+    orders = np.empty((seeds, resamples, sum(map(len, groups))), dtype=np.uint16)
+    for start in range(0, resamples, CHUNK):
+        part = slice(start, min(start + CHUNK, resamples))
+        for order in orders[:, part]:
+            for members in map(list, groups):
+                order[:, members] = rng.permuted(np.tile(members, (len(order), 1)), axis=1)
+    return orders
+
+
+def midranks(x: Array) -> Array:
+    """Ranks from 1 along the last axis, equal values sharing the mean of theirs."""
+    from scipy import stats
+
+    return np.asarray(stats.rankdata(x, axis=-1))
 
 
 def groups_of(strata: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.rank_agreement import groups_of
+from analysis.stats.rank_agreement import groups_of, midranks
 from analysis.stats.seeds import Array, finite
 
 
@@ -63,11 +63,9 @@ def _product(a: Array, b: Array, counts: Array | float = 1.0) -> Array:
 
 def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
     """Mid-ranks within each group less their mean."""
-    from scipy import stats
-
     out = np.empty_like(x)
     for members in groups:
-        out[..., members] = stats.rankdata(x[..., members], axis=-1) - (len(members) + 1) / 2
+        out[..., members] = midranks(x[..., members]) - (len(members) + 1) / 2
     return out
 
 
@@ -85,23 +83,23 @@ def _ranks_in(counts: Array, x: Array, groups: Sequence[NDArray[np.int64]]) -> A
 
 
 def relation(
-    ranks: ArrayLike, rises: ArrayLike, rng: Generator, strata: Sequence[Any] | None = None, resamples: int = 1_999
+    ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None = None, resamples: int = 1_999, seed: int = 0
 ) -> Relation:
     """Correlate contribution and rank, with interval and test.
 
     Args:
         ranks: (seeds, matrices), of the arm whose ranks are in question.
         rises: (seeds, matrices), contributions of the same seeds, of the same arm or of another.
-        rng: draws resamples and permutations.
         strata: the type of every matrix: correlation, resamples and permutations then stay within types.
         resamples: of the bootstrap and of the permutation test.
+        seed: of resamples and permutations, which are alike for the same types.
     """
     x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
     groups = groups_of(strata, x.shape[1])
     rho = _mean(spearman(x, y, strata))
     if math.isnan(rho):
         return Relation(math.nan, math.nan, math.nan, math.nan)
-    counts, orders = _draws(rng, groups, resamples)
+    counts, orders = _draws(seed, tuple(map(tuple, groups)), resamples)
     drawn = _means(_product(_ranks_in(counts, x, groups), _ranks_in(counts, y, groups), counts))
     a, b = _centred(x, groups), _centred(y, groups)
     length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -112,14 +110,16 @@ def relation(
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
 
 
-def _draws(rng: Generator, groups: Sequence[NDArray[np.int64]], number: int) -> tuple[Array, NDArray[np.int64]]:
+@lru_cache(maxsize=8)
+def _draws(seed: int, groups: tuple[tuple[int, ...], ...], number: int) -> tuple[Array, NDArray[np.int64]]:
     """How often each resample holds each matrix, and as many permutations; both (draws, matrices)."""
-    size = sum(map(len, groups))
+    rng, size = np.random.default_rng(seed), sum(map(len, groups))
+    places_of = [np.array(members) for members in groups]
     taken, orders = np.empty((2, number, size), dtype=np.int64)
     for sample, order in zip(taken, orders, strict=True):
-        for members in groups:
+        for members in places_of:
             sample[members] = members[rng.integers(0, len(members), len(members))]
-        for members in groups:
+        for members in places_of:
             order[members] = rng.permutation(members)
     places = taken + size * np.arange(number)[:, None]
     return np.bincount(places.ravel(), minlength=number * size).reshape(number, size).astype(np.float64), orders

@@ -125,12 +125,14 @@ def read_table(path: Path, columns: list[str]) -> pyarrow.Table:
         ValueError: it would take more than is `allowed`.
         OSError, pyarrow.ArrowException: it is damaged, lacks a column, or as in `open_regular`.
     """
+    import pyarrow
     from pyarrow import parquet
 
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         limit, threads = allowed(size), size > MIB  # threads cost more time than they save on the files of a run
-        footer = parquet.ParquetFile(file, pre_buffer=False)
+        source = file if threads else pyarrow.BufferReader(file.read(size))
+        footer = parquet.ParquetFile(source, pre_buffer=False)
         groups = [footer.metadata.row_group(number) for number in range(footer.metadata.num_row_groups)]
         _check_growth(path, limit, sum(group.total_byte_size for group in groups))
         footer.scan_contents()  # raises where a footer is damaged; asking it for a column would end the process
@@ -141,8 +143,8 @@ def read_table(path: Path, columns: list[str]) -> pyarrow.Table:
             raise ValueError(f"{path.name} has values of a type that no run has")
         _check_growth(path, limit, sum(max(8 * c.num_values, c.total_uncompressed_size) for c in chunks))
         if sum(c.num_values * c.total_uncompressed_size for c in chunks if c.path_in_schema in texts) > limit:
-            file.seek(0)
-            short = parquet.ParquetFile(file, read_dictionary=sorted(texts), pre_buffer=False)
+            source.seek(0)
+            short = parquet.ParquetFile(source, read_dictionary=sorted(texts), pre_buffer=False)
             short = short.read(columns, use_threads=threads)
             _check_growth(path, limit, sum(_expanded(column) for column in short.columns))
         return footer.read(columns, use_threads=threads, use_pandas_metadata=False)

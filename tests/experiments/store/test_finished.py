@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from parallel_runs import METHODS, WORDS, words_of
 from pyarrow import parquet
@@ -175,6 +175,7 @@ def test_an_adapter_is_readable_by_whom_its_result_is(done: Plan) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1), st.integers(0, 1))
+@settings(deadline=None)
 def test_scores_computed_again_are_those_of_training(items: list[tuple[int, int]], shift: int) -> None:
     labels, predictions = (np.array(column) + shift for column in zip(*items, strict=True))
     names = ["accuracy", "mcc"] if shift else ["accuracy", "f1", "mcc"]  # F1 is that of class 1 of two
