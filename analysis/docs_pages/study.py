@@ -127,7 +127,7 @@ def _figure(material: Material, study: str, stem: str, caption: str, images: Pat
             raise UserError(f"study {study} drew no {stem}; it drew {', '.join(stems)}")
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn, images / file)
-    return f"![{caption}]({IMAGES}/{file})\n\n*{caption}*"
+    return f"![{caption}]({IMAGES}/{file})"
 
 
 def _runs(stored: Stored) -> str:
