@@ -41,6 +41,7 @@ PARSERS = (
 )  # fmt: skip
 CODE_PARSERS = ("code_block_v1", "code_completion_v1")  # read programs, which are right if their tests pass
 NOT_RUN = "generated code not run"  # a flag of results
+OPTIONS = "options"  # column of a loaded split with the options of each row
 PART = 1_000_000  # items of one of `task.parts` are numbered from this times its place, counted from 1
 KNOWN_METRICS = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 
@@ -125,6 +126,8 @@ class TaskConfig:
         answer: "options" takes the likeliest option, "generate" generates greedily and reads the answer with `parser`,
             "tokens" scores the tokens of the completion.
         options: the options' texts, in the order of the label ids; none if labels are texts.
+        options_column: column with the options of each row, for rows whose options differ; a label is then the text of
+            one of them or its number, from 0. In commonsense the column that names them.
         option_score: by which an option is the likeliest: "sum" of its tokens' log-probabilities, or that sum divided
             by the number of tokens or characters.
         parser: one of `PARSERS`, which says how an answer is read from generated text and compared.
@@ -184,6 +187,7 @@ class TaskConfig:
     truncation: Truncation = Truncation.left
     answer: Answer = Answer.options
     options: list[str] = field(default_factory=list)
+    options_column: str | None = added(None)
     option_score: OptionScore = OptionScore.sum
     parser: str = "exact_v1"
     execute: bool = added(False)
@@ -287,7 +291,9 @@ def _check_causal(task: TaskConfig) -> None:
             f"task.prompt={task.prompt!r} must end in a character that is not white space, because tokens reach across "
             "blanks; begin task.completion with the white space instead"
         )
-    if task.answer == "options" and (len(set(task.options)) != len(task.options) or len(task.options) < 2):
+    if task.options_column is not None:
+        _check_options_column(task)
+    elif task.answer == "options" and (len(set(task.options)) != len(task.options) or len(task.options) < 2):
         raise UserError(f"task.options={list(task.options)}: task.answer=options needs at least two different options")
     if task.options and not all(option.strip() for option in task.options):
         raise UserError(f"task.options={list(task.options)}: an option is blank")
@@ -301,6 +307,26 @@ def _check_causal(task: TaskConfig) -> None:
         raise UserError(f"task.metrics: task.answer={task.answer} has no {wrong[0]}; allowed: {', '.join(fitting)}")
     if task.metrics and task.metrics[0] in (*LOSSES, "parse_failures"):
         raise UserError(f"task.metrics begins with {task.metrics[0]}, but the first one must be larger where better")
+
+
+def _check_options_column(task: TaskConfig) -> None:
+    """Refuses options of each row where nothing reads them, or beside options or metrics of all rows."""
+    given = f"task.options_column={task.options_column}"
+    if task.answer != "options":
+        raise UserError(f"{given} is read with task.answer=options only, not with task.answer={task.answer}")
+    if task.source not in ("files", "commonsense"):
+        raise UserError(f"{given} is for own files (task=own_prompts) and commonsense, not for task={task.name}")
+    if task.source == "commonsense" and task.options_column not in task.text:
+        raise UserError(f"{given}: the options of task={task.name} stand in its column {task.text[0]}; type that")
+    if task.source == "files" and task.options:
+        raise UserError(f"{given} gives every row its own options; remove task.options={list(task.options)}")
+    if task.source == "files" and OPTIONS in task.text:
+        raise UserError(f"{given}: an input column cannot be named {OPTIONS} beside it; rename it in the files")
+    fitting = ("accuracy", *LOSSES)
+    if wrong := [name for name in task.metrics if name not in fitting]:
+        raise UserError(
+            f"{given}: classes differ from row to row, so task.metrics takes {', '.join(fitting)}, not {wrong[0]}"
+        )
 
 
 def _check_code(task: TaskConfig) -> None:
@@ -329,10 +355,10 @@ def rows_as(task: TaskConfig) -> TaskConfig:
     """
     if task.kind != "causal":
         return task
-    if task.options:
-        count = len(task.options)
+    if task.options or task.options_column is not None:
+        labels = list(task.options)
         return replace(
-            task, kind=Kind.classification, num_labels=count, labels=list(task.options), metrics=["accuracy"]
+            task, kind=Kind.classification, num_labels=max(2, len(labels)), labels=labels or None, metrics=["accuracy"]
         )
     return replace(task, kind=Kind.summarization, metrics=[name for name in task.metrics if name in ROUGES])
 

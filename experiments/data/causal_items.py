@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from elalora.errors import UserError
-from experiments.config.task import LossOn, TaskConfig, Truncation, rows_as
+from experiments.config.task import OPTIONS, LossOn, TaskConfig, Truncation, rows_as
 from experiments.data import token_cache
 from experiments.data.content import content_hash
 from experiments.data.prompts import Prompter
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1  # raise when the cached file's layout changes
+FORMAT = 2  # raise when the cached file's layout changes
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class PromptItems:
     Attributes:
         tokens: ids of the prompts.
         options: ids of every item's options, item by item; None where answers are generated.
-        labels: (n,) int64 class ids where the task has options, else None.
+        counts: number of options of every item, (n,) int64.
+        labels: (n,) int64 number of the right option where the task has options, else None.
         references: accepted answers of every item.
-        characters: of every option's completion, (n, options) int64.
+        characters: of every option's completion, item by item, int64.
     """
 
     tokens: Ragged
@@ -102,16 +103,12 @@ class PromptItems:
     padding: Padding
     references: list[list[str]]
     options: Ragged | None = None
+    counts: Tensor | None = None
     characters: Tensor | None = None
     dropped: int = 0
 
     def __len__(self) -> int:
         return len(self.idx)
-
-    @property
-    def count(self) -> int:
-        """Options of each item."""
-        return 0 if self.options is None else (len(self.options.offsets) - 1) // len(self)
 
     @property
     def single(self) -> bool:
@@ -123,7 +120,7 @@ class PromptItems:
         """Tokens of every prompt, (n,) int64; with the longest option where options are read."""
         if self.options is None or self.single:
             return self.tokens.lengths
-        return self.tokens.lengths + self.options.lengths.reshape(len(self), -1).max(1)
+        return self.tokens.lengths + np.maximum.reduceat(self.options.lengths, self._firsts()[:-1])
 
     def weight(self, indices: Sequence[int]) -> float:
         """Number of items."""
@@ -132,8 +129,23 @@ class PromptItems:
     def option_ids(self, indices: Sequence[int]) -> list[list[Tensor]]:
         """Ids of every option of b items."""
         assert self.options is not None
-        flat, offsets, count = self.options.flat, self.options.offsets.tolist(), self.count
-        return [[flat[offsets[r] : offsets[r + 1]].long() for r in range(i * count, (i + 1) * count)] for i in indices]
+        flat, offsets = self.options.flat, self.options.offsets.numpy()
+        return [[flat[offsets[r] : offsets[r + 1]].long() for r in rows] for rows in self._option_rows(indices)]
+
+    def option_characters(self, indices: Sequence[int]) -> list[Tensor]:
+        """Characters of every option of b items."""
+        assert self.characters is not None
+        return [self.characters[rows.start : rows.stop] for rows in self._option_rows(indices)]
+
+    def _option_rows(self, indices: Sequence[int]) -> list[range]:
+        """Which of all options are those of b items."""
+        firsts = self._firsts()
+        return [range(int(firsts[i]), int(firsts[i + 1])) for i in indices]
+
+    def _firsts(self) -> np.ndarray:
+        """Number of every item's first option, and of all, (n + 1,)."""
+        assert self.counts is not None
+        return np.concatenate([[0], np.cumsum(self.counts.numpy())])
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Prompts padded on the left, where a model continues them; each with each option unless these are single.
@@ -190,8 +202,9 @@ def causal_items(
     options = Ragged(tensors["options"], tensors["option_offsets"]) if "options" in tensors else None
     references = [[text] for text in _labels(dataset, task)] if classes else [list(r) for r in dataset["references"][:]]
     return PromptItems(
-        tokens, tensors["idx"], labels, counts["truncated"], padding, references, options, tensors.get("characters")
-    )
+        tokens, tensors["idx"], labels, counts["truncated"], padding, references, options,
+        tensors.get("option_counts"), tensors.get("characters"),
+    )  # fmt: skip
 
 
 def _completions(
@@ -235,25 +248,29 @@ def _prompts(
     prompts: list[list[int]] = []
     options: list[list[int]] = []
     characters: list[int] = []
-    names, cut = list(task.options) if task.answer == "options" else [], 0
+    names, cut = _options(dataset, task) if task.answer == "options" else [[]] * len(dataset), 0
     for first, rows in _slices(dataset, task):
         full = prompter.prompts(rows)
-        wholes = [prompter.wholes(rows, [name] * len(rows), full) for name in names]
+        pairs = [(number, name) for number in range(len(rows)) for name in names[first + number]]
+        wholes = iter(
+            prompter.wholes([rows[n] for n, _ in pairs], [name for _, name in pairs], [full[n] for n, _ in pairs])
+        )
         for number, prompt in enumerate(full):
-            ends = [whole[number][len(prompt) : -1] for whole in wholes]  # without the stop token
+            ends = [next(wholes)[len(prompt) : -1] for _ in names[first + number]]  # without the stop token
             over = len(prompt) + max(map(len, ends), default=0) - task.max_length
             if over > 0 and (task.chat or len(prompt) - _head(prompt, prompter) - over < 1):
                 _refuse_long(task, first + number, task.max_length + over)
             prompts.append(_cut(prompt, over, prompter))
             cut += over > 0
             options += ends
-            characters += [prompter.characters(rows[number], name) for name in names]
+            characters += [prompter.characters(rows[number], name) for name in names[first + number]]
     tokens = Ragged.of(prompts, torch.int32)
     tensors = {"tokens": tokens.flat, "offsets": tokens.offsets, "idx": torch.tensor(dataset["idx"][:])}
-    if names:
+    if options:
         ragged = Ragged.of(options, torch.int32)
         tensors |= {"options": ragged.flat, "option_offsets": ragged.offsets}
-        tensors["characters"] = torch.tensor(characters, dtype=torch.int64).reshape(len(prompts), len(names))
+        tensors["characters"] = torch.tensor(characters, dtype=torch.int64)
+        tensors["option_counts"] = torch.tensor([len(row) for row in names], dtype=torch.int64)
     return tensors, {"truncated": cut, "dropped": 0}
 
 
@@ -273,7 +290,14 @@ def _slices(dataset: Dataset, task: TaskConfig) -> Any:
 def _labels(dataset: Dataset, task: TaskConfig) -> list[str]:
     """The text that {label} stands for in every row."""
     labels = dataset["label"][:]
-    return [task.options[label] for label in labels] if task.options else list(labels)
+    if task.options or task.options_column is not None:
+        return [options[label] for options, label in zip(_options(dataset, task), labels, strict=True)]
+    return list(labels)
+
+
+def _options(dataset: Dataset, task: TaskConfig) -> list[list[str]]:
+    """The texts of every row's options."""
+    return [list(task.options)] * len(dataset) if task.options_column is None else dataset[OPTIONS][:]
 
 
 def _head(prompt: Sequence[int], prompter: Prompter) -> int:
@@ -298,6 +322,6 @@ def _cache_key(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskC
         "causal", FORMAT, content_hash({"split": dataset}, rows_as(task)), tokenizer_hash(tokenizer),
         str(tokenizer.chat_template) if task.chat else None, task.prompt, task.prompt_without, task.completion,
         task.chat, task.system, list(task.text), list(task.options), task.max_length, task.truncation, task.answer,
-        training,
+        task.options_column, training,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

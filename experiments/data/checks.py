@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError, first_line
-from experiments.config.task import TaskConfig
+from experiments.config.task import OPTIONS, TaskConfig
 from experiments.data.content import make_split
 from experiments.data.pixels import as_rgb
 from experiments.data.tables import Columns
@@ -97,6 +97,9 @@ def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
             if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
                 raise UserError(f"{label}: row {row} has no references; expected a text or a list of texts")
         check_seen(label, task.metrics, columns["references"])
+    elif task.options_column is not None:
+        for row, (options, answer) in enumerate(zip(columns[OPTIONS], labels, strict=True), start=1):
+            _check_options(f"{label}: row {row}", options, answer)
     elif task.kind == "regression":
         for row, value in enumerate(labels, start=1):
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -104,6 +107,17 @@ def _check_labels(task: TaskConfig, label: str, columns: Columns) -> None:
     else:
         text = f"has label {{value}}; allowed: 0 to {task.num_labels - 1} (task.num_labels={task.num_labels})"
         _refuse(label, labels, lambda v: type(v) is not int or not 0 <= v < task.num_labels, text)
+
+
+def _check_options(label: str, options: Any, answer: Any) -> None:
+    texts = isinstance(options, list) and all(isinstance(text, str) and text.strip() for text in options)
+    if not texts or len(options) < 2 or len(set(options)) < len(options):
+        raise UserError(f"{label} has the options {options!r}; expected a list of at least two different texts")
+    if type(answer) is not int or not 0 <= answer < len(options):
+        raise UserError(
+            f"{label} has label {answer!r}; expected one of its options ({', '.join(options)}) or its number, 0 to "
+            f"{len(options) - 1}"
+        )
 
 
 def _refuse(label: str, values: Iterable[Any], wrong: Callable[[Any], bool], text: str) -> None:

@@ -4,19 +4,23 @@ The files of LLM-Adapters (Hu et al., arXiv 2304.01933; AGI-Edgerunners/LLM-Adap
 licences) in `data.root/commonsense/`: commonsense_15k.json or commonsense_170k.json to train on, and SET/test.json for
 each of `SETS`. Every row has an instruction, which lists the choices, and an answer, the word of one choice. Training
 rows come from the training parts of the same eight sets, so the tests measure in-domain multi-task learning and nothing
-zero-shot. BoolQ is asked without its passage.
+zero-shot. BoolQ is asked without its passage. With `task.options_column` a row's options are those that its instruction
+names: two to five, of one set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from string import digits
 from typing import TYPE_CHECKING
 
 from elalora.errors import UserError
-from experiments.config.task import PART, DataConfig, TaskConfig
+from experiments.config.task import OPTIONS, PART, DataConfig, TaskConfig
 from experiments.data.checks import check_count, check_rows
 from experiments.data.content import data_root, make_split
+from experiments.data.labels import number_options
 from experiments.data.protocols import draw
 from experiments.data.tables import Columns, read_table
 
@@ -92,8 +96,23 @@ def _read(task: TaskConfig, file: Path, label: str, place: int) -> Columns:
         "idx": [place * PART + row for row in range(count)], task.text[0]: table["instruction"],
         "label": [options[answer] for answer in table["answer"]],
     }  # fmt: skip
+    if task.options_column is not None:
+        rows = zip(table["instruction"], table["answer"], strict=True)
+        columns |= {OPTIONS: [_named(text, answer, options) for text, answer in rows], "label": table["answer"]}
+        number_options(columns)
     check_rows(task, label, columns)
     return columns
+
+
+def _named(instruction: str, answer: str, options: Iterable[str]) -> list[str]:
+    """The options of the answer's kind that an instruction names, in any case: "Answer1: ..." names answer1."""
+    alike = [option for option in options if _kind(option) == _kind(answer)]
+    return [option for option in alike if re.search(rf"\b{re.escape(option)}\b", instruction, re.IGNORECASE)]
+
+
+def _kind(option: str) -> str:
+    """An option without its number; "" for true and false, which have none."""
+    return option.rstrip(digits) if option[-1].isdigit() else ""
 
 
 def _rows(columns: Columns, chosen: Sequence[int]) -> Columns:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config.task import DataConfig, TaskConfig
+from experiments.config.task import OPTIONS, DataConfig, TaskConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,7 +33,8 @@ class TaskData:
         splits: name -> rows with columns idx (int64), the inputs, and label. Classification and regression: the task's
             text columns, label int64 or float32. Summarization: the document, label (the summary that is trained on),
             references (all summaries, at least one). Image: image (the encoded file's bytes), label int64. Causal: as
-            classification, with the options as classes, or as summarization (`experiments.config.task.rows_as`).
+            classification, with the options as classes (or a column of each row's options, of which label is the
+            number), or as summarization (`experiments.config.task.rows_as`).
         fingerprint: sha256 of the content of all splits.
         source: where the data came from, without paths of this machine.
         verified: whether counts and content were compared with the known official ones.
@@ -89,6 +90,8 @@ def make_split(task: TaskConfig, columns: Mapping[str, Sequence[Any]]) -> Datase
     types["label"] = Value(label_types.get(task.kind, "int64"))
     if task.kind == "summarization":
         types["references"] = List(Value("string"))
+    if task.options_column is not None:
+        types[OPTIONS] = List(Value("string"))
     if task.domains:
         types["domain"] = Value("int64")
     schema, count = Features(types).arrow_schema, len(columns["idx"])
@@ -117,6 +120,7 @@ def content_hash(splits: Mapping[str, Dataset], task: TaskConfig) -> str:
     names = inputs(task)
     columns = ["idx", "label", *names, *(["references"] if task.kind == "summarization" else [])]
     columns += ["domain"] if task.domains else []
+    columns += [OPTIONS] if task.options_column is not None else []
     for name in sorted(splits):
         digest.update(f"{name}\n{len(splits[name])}\n{len(names)}\n".encode())
         for rows in splits[name].iter(batch_size=ROWS_PER_BATCH):

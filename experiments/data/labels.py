@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from elalora.errors import UserError
-from experiments.config.task import TaskConfig
+from experiments.config.task import OPTIONS, TaskConfig
 from experiments.data.image_files import WHOLE, class_ids
 from experiments.data.tables import Columns
 
@@ -41,6 +41,14 @@ def number_classes(task: TaskConfig, raw: Mapping[str, Columns], named: Mapping[
                 near = next((f" (did you mean {n!r}?)" for n in ids if _folded(n) == _folded(value)), "")
                 raise UserError(f"{named[name]}: row {row} has label {value!r}; allowed: {allowed}{near}")
         columns["label"] = [ids[v] if isinstance(v, str) else v for v in columns["label"]]
+
+
+def number_options(columns: Columns) -> None:
+    """Turns labels that are the text of one of their row's options into its number, in place."""
+    for row, options in enumerate(columns[OPTIONS]):
+        value = columns["label"][row]
+        known = isinstance(options, list) and type(value) in (str, int) and str(value) in options
+        columns["label"][row] = options.index(str(value)) if known else whole(value, real=True)
 
 
 def refuse_untrained(task: TaskConfig, columns: Mapping[str, Columns], named: Mapping[str, str]) -> None:

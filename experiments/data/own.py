@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elalora.errors import UserError
-from experiments.config.task import DataConfig, TaskConfig
+from experiments.config.task import OPTIONS, DataConfig, TaskConfig
 from experiments.data.checks import check_rows
 from experiments.data.content import data_root, make_split, reference_list
 from experiments.data.image_files import class_folders, inside, read_images
-from experiments.data.labels import number_classes, refuse_untrained, whole
+from experiments.data.labels import number_classes, number_options, refuse_untrained, whole
 from experiments.data.protocols import with_validation
 from experiments.data.shards import located, numbered, remark_on_one, tables_of
 from experiments.data.tables import Columns, joined, read_table, table_suffix
@@ -55,12 +55,15 @@ def load(task: TaskConfig, data: DataConfig) -> tuple[dict[str, Dataset], str]:
     _number_rows(raw, named)
     for name, columns in raw.items():
         raw[name] = _labelled(task, columns, named[name])
-    if task.kind in ("classification", "image"):
+    classes = task.kind in ("classification", "image") and task.options_column is None
+    if classes:
         number_classes(task, raw, named)
     for name, columns in raw.items():
+        if task.options_column is not None:
+            number_options(columns)
         check_rows(task, named[name], columns)
         _refuse_blank(task, named[name], columns)
-    if task.kind in ("classification", "image"):
+    if classes:
         refuse_untrained(task, raw, named)
     splits = {name: make_split(task, raw.pop(name)) for name in named}
     if "validation" not in splits:
@@ -126,8 +129,11 @@ def _read(task: TaskConfig, root: str | None, path: str) -> Columns:
 
 def _read_table(task: TaskConfig, file: Path, label: str) -> Columns:
     more = [name for name in ("idx", "references") if name not in task.text]
-    table = read_table(file, label, [*task.text, task.label], more, task.sep)
+    options = [] if task.options_column is None else [task.options_column]
+    table = read_table(file, label, [*task.text, task.label, *options], more, task.sep)
     columns = {name: table[name] for name in task.text} | {"label": table[task.label]}
+    if options:
+        columns[OPTIONS] = _lists(table[options[0]], label, "options")
     if task.kind == "image":
         columns = {"image": _images(file, label, table[task.text[0]]), "label": table[task.label]}
     elif task.kind == "regression":
@@ -136,7 +142,9 @@ def _read_table(task: TaskConfig, file: Path, label: str) -> Columns:
         if list(task.text) == [task.label]:
             columns = _conversations(table[task.label], task.label, label)
         columns["references"] = (
-            _references(table["references"], label) if "references" in table else [[text] for text in columns["label"]]
+            [reference_list(cell) for cell in _lists(table["references"], label, "references")]
+            if "references" in table
+            else [[text] for text in columns["label"]]
         )
     if "idx" in table and "idx" not in task.text:
         columns["idx"] = table["idx"]
@@ -162,16 +170,16 @@ def _conversations(cells: Sequence[Any], name: str, label: str) -> Columns:
     return {name: [turns[0].get("content") for turns in cells], "label": [turns[1].get("content") for turns in cells]}
 
 
-def _references(cells: Sequence[Any], label: str) -> list[Any]:
-    """References as lists: one text is one reference.
+def _lists(cells: Sequence[Any], label: str, what: str) -> list[Any]:
+    """Lists of texts; other values unchanged.
 
     Raises:
-        UserError: a text is a list that was written into a CSV; it would count as one reference.
+        UserError: a text is a list that was written into a CSV.
     """
     for row, cell in enumerate(cells, start=1):
         if isinstance(cell, str) and SPELT_LIST.fullmatch(cell.strip()):
-            raise UserError(f"{label}: row {row} has the text of a list as references; several need JSON or parquet")
-    return [reference_list(cell) for cell in cells]
+            raise UserError(f"{label}: row {row} has the text of a list as {what}; several need JSON or parquet")
+    return list(cells)
 
 
 def _images(file: Path, label: str, cells: Sequence[Any]) -> list[Any]:

@@ -43,13 +43,17 @@ KINDS = {
     ),
     **dict.fromkeys(
         ("prompt", "prompt_without", "completion", "chat", "system", "loss", "truncation", "answer", "options",
-         "option_score", "parser", "stop", "execute"), ("causal",)
+         "options_column", "option_score", "parser", "stop", "execute"), ("causal",)
     ),
     "generate_length": ("summarization", "causal"),
     "max_length": ("classification", "regression", "summarization", "causal"), "normalise": ("image",),
 }  # fmt: skip
 # read for one form of a causal task's answer only
-ANSWERS = {"option_score": "options", **dict.fromkeys(("parser", "stop", "execute", "generate_length"), "generate")}
+ANSWERS = {
+    "option_score": "options",
+    "options_column": "options",
+    **dict.fromkeys(("parser", "stop", "execute", "generate_length"), "generate"),
+}
 SCHEMAS = {"model": ModelConfig, "task": TaskConfig, "trainer": TrainerConfig, "data": DataConfig}
 MAY_DROP = ("causal",)  # kinds of tasks that leave out training rows which are too long
 # the architectures of the models of conf/model, whose configuration is not read before the run starts

@@ -61,25 +61,33 @@ class Options(Causal):
         logprobs, tokens = (
             _single(model, items, indices, batch) if items.single else _each(model, items, indices, batch)
         )
-        assert items.characters is not None
-        chosen = torch.as_tensor(indices)
-        characters, labels = items.characters[chosen], items.labels[chosen]
-        size = {"sum": torch.ones_like(tokens), "token": tokens, "character": characters}[self.task.option_score]
-        top = (logprobs / size).topk(2, dim=1)
+        characters, labels = items.option_characters(indices), items.labels[torch.as_tensor(indices)]
+        sizes = {"sum": list(map(torch.ones_like, tokens)), "token": tokens, "character": characters}
+        scores = [sums / size for sums, size in zip(logprobs, sizes[self.task.option_score], strict=True)]
+        top = nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=-math.inf).topk(2, dim=1)
         prediction, margin = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
-        return rows_of(items, indices, labels, prediction, margin, prediction == labels, logprobs, tokens, characters)
+        stored = [[row.tolist() for row in column] for column in (logprobs, tokens, characters)]
+        return rows_of(items, indices, labels, prediction, margin, prediction == labels, *stored)
 
     def score(self, rows: Sequence[Row]) -> tuple[dict[str, float], bool]:
         """Of classes, see `experiments.training.metrics.compute`; of losses, over the tokens of the right options."""
         names = [name for name in self.metrics if name not in LOSSES]
         found, collapsed = metrics.compute(names, [row[1] for row in rows], [row[2] for row in rows])
         loss = -math.fsum(row[5][row[1]] for row in rows) / sum(row[6][row[1]] for row in rows)
-        return {**found, **_losses(self.metrics, loss)}, collapsed
+        each: dict[str, float] = {}
+        if self.task.parts and "accuracy" in names:
+            groups = grouped(self.task.parts, rows)
+            shares = {name: 100 * fmean(row[1] == row[2] for row in group) for name, group in groups.items()}
+            found["accuracy"] = fmean(shares.values())
+            each = {f"accuracy_{name}": share for name, share in shares.items() if name}
+        return {**found, **_losses(self.metrics, loss), **each}, collapsed
 
     def constant(self, rows: Sequence[Row]) -> dict[str, float]:
-        """The commonest option."""
+        """The commonest option, by its number, of each of `task.parts` its own."""
         names = [name for name in self.metrics if name not in LOSSES]
-        return metrics.majority_baseline("classification", names, [row[1] for row in rows])
+        groups = grouped(self.task.parts, rows).values()
+        found = [metrics.majority_baseline("classification", names, [row[1] for row in group]) for group in groups]
+        return {name: fmean(one[name] for one in found) for name in names}
 
 
 class Generated(Causal):
@@ -228,20 +236,21 @@ def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Te
 
 def _single(
     model: nn.Module, items: PromptItems, indices: Sequence[int], batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (b, options) float64 and numbers of tokens of options that are one token each."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of every item log-probabilities, float64, and numbers of tokens of its options, which are one token each."""
     logits = model(**batch, logits_to_keep=1).logits[:, -1]
-    ids = torch.tensor([[int(option) for option in options] for options in items.option_ids(indices)])
+    ids = [torch.cat(options) for options in items.option_ids(indices)]
     check_finite(logits)
     logprobs = torch.log_softmax(_wide(logits), -1).cpu().double()
-    return logprobs.gather(1, ids), torch.ones_like(ids)
+    return [row[chosen] for row, chosen in zip(logprobs, ids, strict=True)], list(map(torch.ones_like, ids))
 
 
 def _each(
     model: nn.Module, items: PromptItems, indices: Sequence[int], batch: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[list[Tensor], list[Tensor]]:
     """The same of options of several tokens; the batch has a row for every option of every item."""
-    options = [option for choices in items.option_ids(indices) for option in choices]
+    choices = items.option_ids(indices)
+    options = [option for those in choices for option in those]
     tokens = torch.tensor([len(option) for option in options])
     longest = int(tokens.max())
     logits = model(**batch, logits_to_keep=longest + 1).logits[:, -longest - 1 : -1]  # predict the last tokens
@@ -250,7 +259,8 @@ def _each(
     sums = []
     for row, option in zip(logprobs, options, strict=True):
         sums.append(row[longest - len(option) :].gather(1, option[:, None]).double().sum())
-    return torch.stack(sums).view(len(indices), -1), tokens.view(len(indices), -1)
+    counts = list(map(len, choices))
+    return list(torch.stack(sums).split(counts)), list(tokens.split(counts))
 
 
 def _wide(values: Tensor) -> Tensor:

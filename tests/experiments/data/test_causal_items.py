@@ -152,6 +152,15 @@ def test_the_template_for_a_blank_input_serves_rows_without_one(tmp_path):
         ({"system": "Be brief."}, "type task.chat=true"),
         ({"stop": [""]}, "a stop text is empty"),
         ({"num_labels": 2}, "kind causal needs 1"),
+        ({"options_column": "choices"}, r"gives every row its own options; remove task.options=\['negative'"),
+        (
+            {"options_column": "choices", "options": [], "metrics": ["mcc"]},
+            "takes accuracy, token_loss, perplexity,",
+        ),
+        ({"options_column": "choices", "answer": "tokens"}, "is read with task.answer=options only"),
+        ({"options_column": "text", "source": "glue"}, "is for own files .* and commonsense, not for task=reviews"),
+        ({"options_column": "c", "source": "commonsense"}, "stand in its column text; type that"),
+        ({"options_column": "c", "options": [], "text": ["options"], "prompt": "{options}"}, "cannot be named options"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_loaded(settings, line):
@@ -199,6 +208,58 @@ def test_own_alpaca_rows_are_read_from_an_array_or_lines_with_and_without_an_inp
     pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     texts = [tokenizer.decode(ids[mask > 0]) for ids, mask in pairs]
     assert texts == ["Add.\n1 2\nResponse: 3<|im_end|>", "Say hi.\nResponse: hi<|im_end|>"]
+
+
+def questions(folder, *rows, options="choices"):
+    lines = [{"question": "Which?", "choices": ["a", "b"], "right": 0}, *rows]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = {name: str(folder / "rows.jsonl") for name in ("train", "validation", "test")}
+    task = task_config(
+        "own_prompts", files=files, text=["question"], label="right", prompt="{question}", answer="options",
+        options_column=options, metrics=["accuracy"],
+    )  # fmt: skip
+    return load_task(task, DataConfig())
+
+
+def test_own_rows_have_options_of_their_own_and_labels_that_are_their_texts_or_numbers(tmp_path):
+    four = ["1", "2", "3", "4"]
+    data = questions(
+        tmp_path, {"question": "2 + 1?", "choices": four, "right": "3"}, {"question": "?", "choices": four, "right": 3},
+        {"question": "?", "choices": ["x", "y", "z"], "right": 2},
+    )  # fmt: skip
+    assert data.splits["test"]["label"][:] == [0, 2, 2, 2]  # a label that spells an option means that option
+    tokenizer = tiny_tokenizer()
+    items = make_items(data.splits["test"], tokenizer, data.config, str(tmp_path), training=False)
+    assert items.counts.tolist() == [2, 4, 4, 3] and items.references == [["a"], ["3"], ["3"], ["z"]]
+    assert [tokenizer.decode(ids) for ids in items.option_ids([3])[0]] == [" x", " y", " z"]
+    trained = make_items(data.splits["train"], tokenizer, data.config, str(tmp_path))
+    assert tokenizer.decode(trained.batch([1])["input_ids"][0][: trained.lengths[1]]) == "2 + 1? 3<|im_end|>"
+    other = questions(tmp_path, {"question": "2 + 1?", "choices": [*four[:3], "5"], "right": "3"})
+    assert data.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"right": "c"}, r"row 2 has label 'c'; expected one of its options \(a, b\) or its number, 0 to 1"),
+        ({"right": 2}, "row 2 has label 2; expected one of its options"),
+        ({"choices": ["a"]}, r"row 2 has the options \['a'\]; expected a list of at least two different texts"),
+        ({"choices": ["a", "a"]}, "at least two different texts"),
+        ({"choices": ["a", " "]}, "at least two different texts"),
+        ({"choices": "a b"}, "row 2 has the options 'a b'; expected a list"),
+        ({"choices": "['a', 'b']"}, "row 2 has the text of a list as options; several need JSON or parquet"),
+    ],
+    ids=str,
+)
+def test_rows_whose_options_or_label_do_not_fit_are_named(tmp_path, changes, line):
+    with pytest.raises(UserError, match=line) as error:
+        questions(tmp_path, {"question": "Which?", "choices": ["a", "b"], "right": "b"} | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_column_of_options_is_named(tmp_path):
+    with pytest.raises(UserError, match="no column 'answers' among"):
+        questions(tmp_path, options="answers")
 
 
 def conversations(folder, turns):

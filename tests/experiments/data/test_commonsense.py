@@ -15,7 +15,7 @@ from experiments.data import load_task
 from experiments.data.commonsense import SETS
 from experiments.data.digests import digests
 from experiments.data.items import make_items
-from experiments.training.causal_readout import Generated, grouped
+from experiments.training.causal_readout import Generated, Options, grouped
 from experiments.training.parsers import PARSERS
 
 ANSWERS = ["true", "solution2", "answer3", "ending4", "option1", "answer1", "answer5", "answer2"]
@@ -66,6 +66,58 @@ def test_the_score_is_the_mean_over_sets_and_not_over_items(tmp_path):
     assert readout.constant(rows) == {"accuracy": 100.0}  # of each set its own commonest answer
     assert list(grouped([], rows)) == [""]
     assert readout.score([(5, ["true"], "true", 100.0, True, "true")])[0] == {"accuracy": 100.0, "parse_failures": 0.0}
+
+
+LISTED = {
+    "boolq": "with true or false, question: is answer1 option2?", "piqa": "Solution1: a\n\nSolution2: b",
+    "social_i_qa": "Answer1: a Answer2: b Answer3: true", "hellaswag": "Ending1: a Ending2: b Ending3: c Ending4: d",
+    "winogrande": "Option1: a Option2: b", "ARC-Easy": "Answer1: a Answer2: b Answer3: c",
+    "ARC-Challenge": "Answer1: a Answer2: b Answer3: c Answer4: d Answer5: e", "openbookqa": "Answer1: a Answer2: b",
+}  # fmt: skip
+
+
+def test_options_of_a_row_are_those_of_its_set_which_its_instruction_names(tmp_path):
+    data = written(tmp_path)
+    by_words = load_task(task_config("commonsense_15k", verify=False), data)
+    for name in ("commonsense_15k.json", *(f"{name}/test.json" for name in SETS)):
+        rows = json.loads((tmp_path / "commonsense" / name).read_text())
+        for one in rows:
+            own = next(key for key, word in WORDS.items() if word == one["answer"])
+            one["instruction"] = f"Please choose: {LISTED[own]}"
+        (tmp_path / "commonsense" / name).write_text(json.dumps(rows))
+    reading = {"answer": "options", "options_column": "instruction", "metrics": ["accuracy"]}
+    task = task_config("commonsense_15k", verify=False, **reading)
+    rows = load_task(task, data).splits["test"]
+    found = {list(SETS)[idx // PART - 1]: options for idx, options in zip(rows["idx"], rows["options"], strict=True)}
+    numbers = {"piqa": 2, "social_i_qa": 3, "hellaswag": 4, "winogrande": 2, "ARC-Easy": 3, "ARC-Challenge": 5}
+    words = {name: WORDS[name].rstrip("12345") for name in SETS}
+    assert found == {"boolq": ["true", "false"]} | {
+        name: [f"{words[name]}{n}" for n in range(1, numbers.get(name, 2) + 1)] for name in SETS if name != "boolq"
+    }
+    old = by_words.splits["test"]["label"][:]
+    chosen = [options[label] for options, label in zip(rows["options"], rows["label"], strict=True)]
+    assert chosen == [task.options[label] for label in old]
+    items = make_items(rows, tiny_tokenizer(), task, str(tmp_path), training=False)
+    assert items.counts.tolist() == [len(options) for options in rows["options"]]
+
+
+def test_the_score_by_options_is_the_mean_over_sets_too():
+    readout = Options.__new__(Options)
+    readout.task = task_config("commonsense_15k", answer="options", options_column="instruction", metrics=["accuracy"])
+    readout.metrics = ["accuracy"]
+    logprobs, tokens = [-1.0, -2.0], [1, 1]
+    rows = [(1 * PART, 0, 0, 1.0, True, logprobs, tokens, tokens)]
+    rows += [(2 * PART + i, 1, int(i == 0), 1.0, i == 0, logprobs, tokens, tokens) for i in range(4)]
+    found, _ = readout.score(rows)
+    assert found == {"accuracy": 62.5, "accuracy_boolq": 100.0, "accuracy_piqa": 25.0}
+    assert readout.constant(rows) == {"accuracy": 100.0}
+
+
+def test_an_instruction_that_does_not_name_its_answer_is_refused(tmp_path):
+    data = written(tmp_path, boolq="false")
+    reading = {"answer": "options", "options_column": "instruction", "metrics": ["accuracy"]}
+    with pytest.raises(UserError, match=r"row 1 has the options \['true'\]; expected a list of at least two"):
+        load_task(task_config("commonsense_15k", verify=False, **reading), data)
 
 
 def test_what_is_missing_or_unknown_is_named(tmp_path):

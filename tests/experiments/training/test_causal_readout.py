@@ -90,6 +90,47 @@ def test_every_normalisation_follows_from_what_is_stored(tmp_path):
             assert row[3] == pytest.approx(abs(normalised[0] - normalised[1]))
 
 
+MANY = [["so very dull", "good"], ["a", "bad film", "so slow, so dull"], ["good", "bad", "dull", "a", "so very good"]]
+SINGLE = [["a", "so"], ["good", "bad", "dull"], ["film", "plot", "actor", "great", "slow"]]  # one token each
+
+
+def of_each_row(choices, **more):
+    task = causal_task(options=[], options_column="choices", metrics=["accuracy", "token_loss"], **more)
+    return task, reviews(texts=TEXTS).add_column("options", choices)
+
+
+@pytest.mark.parametrize("choices", [MANY, SINGLE], ids=["unequal", "single"])
+def test_options_of_each_row_are_chosen_by_the_rules_of_lm_eval(tmp_path, choices):
+    """Its acc takes the largest sum of log-probabilities, acc_norm the largest sum per character of the option."""
+    model, tokenizer, chosen = tiny_llama(), tiny_tokenizer(), {}
+    for score in ("sum", "character", "token"):
+        task, rows = of_each_row(choices, option_score=score)
+        readout, chosen[score] = read(model, tokenizer, task, rows, tmp_path)
+    for number, (text, options) in enumerate(zip(TEXTS, choices, strict=True)):
+        sums = [alone(model, tokenizer, f"Review: {text}\nSentiment:", f" {option}") for option in options]
+        tokens = [len(tokenizer(f" {option}")["input_ids"]) for option in options]
+        sizes = {"sum": [1] * len(options), "character": list(map(len, options)), "token": tokens}
+        for score, size in sizes.items():
+            row, normalised = chosen[score][number], [p / n for p, n in zip(sums, size, strict=True)]
+            assert row[2] == max(range(len(options)), key=normalised.__getitem__)
+            assert row[3] == pytest.approx(sorted(normalised)[-1] - sorted(normalised)[-2], rel=1e-3)
+            assert row[5] == pytest.approx(sums, rel=1e-4) and row[6:] == (tokens, sizes["character"])
+    metrics, _ = readout.score(chosen["token"])
+    right = [row[2] == row[1] for row in chosen["token"]]
+    assert metrics["accuracy"] == pytest.approx(100 * sum(right) / 3) and metrics["token_loss"] > 0
+
+
+def test_options_of_each_row_take_one_forward_pass_where_all_are_single_tokens(tmp_path):
+    calls = []
+    for choices in (SINGLE, MANY):
+        model = tiny_llama()
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+        )
+        read(model, tiny_tokenizer(), *of_each_row(choices), tmp_path)
+    assert [size for size in calls if size > 1] == [3, 10]
+
+
 def test_losses_are_over_the_tokens_of_the_right_options(tmp_path):
     task = causal_task(metrics=["accuracy", "token_loss", "perplexity"])
     readout, rows = read(tiny_llama(), tiny_tokenizer(), task, reviews(texts=TEXTS), tmp_path)
