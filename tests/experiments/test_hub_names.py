@@ -82,9 +82,10 @@ def test_cifar100_loads_from_its_own_layout_too(hub: Hub, capsys):
     assert "900 / 100 / 100" in capsys.readouterr().out
 
 
-def test_the_page_has_every_model_and_task_of_the_hub():
-    page = (CHECKOUT / "docs" / "benchmarks.md").read_text(encoding="utf-8").partition("## VADER")[0]
-    assert not [name for name in (*MODELS, *TASKS) if f"`{name}`" not in page]
+def test_the_pages_have_every_model_and_task_of_the_hub():
+    models, tasks = ((CHECKOUT / "docs" / page).read_text(encoding="utf-8") for page in ("models.md", "benchmarks.md"))
+    assert not [name for name in MODELS if f"`{name}`" not in models]
+    assert not [name for name in TASKS if f"`{name}`" not in tasks.partition("## VADER")[0]]
 
 
 def test_every_file_of_conf_says_what_the_hub_has():
