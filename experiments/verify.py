@@ -131,12 +131,12 @@ def scores_again(names: Sequence[str], labels: np.ndarray, predictions: np.ndarr
         sums = (labels.sum(), predictions.sum(), (labels * predictions).sum())
         n, true, said, both = len(labels), *map(float, sums)
         quick["accuracy"] = 100 * (n - true - said + 2 * both) / n
-        if true + said:
-            quick["f1"] = 200 * both / (true + said)  # 2 TP / (2 TP + FP + FN)
-        if spread := true * (n - true) * said * (n - said):
-            quick["mcc"] = 100 * (n * both - true * said) / math.sqrt(spread)
-    slow = [name for name in names if name not in quick]
-    return {name: quick[name] for name in names if name in quick} | compute(slow, labels, predictions)[0]
+        quick["f1"] = 200 * both / (true + said) if true + said else 0.0  # 2 TP / (2 TP + FP + FN)
+        spread = true * (n - true) * said * (n - said)
+        quick["mcc"] = 100 * (n * both - true * said) / math.sqrt(spread) if spread else 0.0
+    if slow := [name for name in names if name not in quick]:
+        quick |= compute(slow, labels, predictions)[0]
+    return {name: quick[name] for name in names}
 
 
 def add_to(commands: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.reading.settings import arm_suffix, changed_knobs, differing, told_apart
+from analysis.reading.settings import arm_suffix, changed_knobs, differing, flatten, told_apart, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def with_names(runs: pd.DataFrame) -> pd.DataFrame:
         knobs, for tables whose rows go over tasks.
     """
     needed = [*CELL, "label", "method", "variant", "reconstructed", "settings", "arm", "fingerprint"]
-    rows = runs[needed].to_dict("records")
+    rows = [dict(zip(needed, row, strict=True)) for row in zip(*(runs[key].tolist() for key in needed), strict=True)]
     cell_names = [name_of(row | {"label": row["label"] + arm_suffix(row["settings"])[0]}) for row in rows]
     return runs.assign(shown=_distinct(rows, cell_names), row_name=_distinct(rows, _with_knobs(rows)))
 
@@ -89,15 +89,16 @@ def _sharing(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[list[int],
 
 def _differences(arms: Mapping[str, Row]) -> dict[str, str]:
     """The settings in which arms of one name differ: as many as it takes for no two texts to be alike."""
-    whole = {arm: _with_data(row) for arm, row in arms.items()}
-    plain = {arm: _with_data({**row, "settings": _without_suffix(row["settings"])}) for arm, row in arms.items()}
+    whole = {arm: flatten(_with_data(row)) for arm, row in arms.items()}
+    plain = {
+        arm: flatten(_with_data({**row, "settings": _without_suffix(row["settings"])})) for arm, row in arms.items()
+    }
     texts: dict[str, str] = {}
-    for trees, most in ((plain, MOST_NAMED), (plain, None), (whole, None)):
-        unlike = list(differing(trees.values()))
+    for flats, most in ((plain, MOST_NAMED), (plain, None), (whole, None)):
+        unlike = list(differing(flats.values()))
         keys = [key for key in unlike if not key.endswith("_arm")] or unlike  # a source's words, where they suffice
-        for arm, tree in trees.items():
-            flat = differing([tree, {}])
-            listed = [f"{k.removeprefix('method.')}={flat[k][0] if k in flat else 'null'}" for k in keys[:most]]
+        for arm, flat in flats.items():
+            listed = [f"{key.removeprefix('method.')}={typed(flat.get(key))}" for key in keys[:most]]
             texts[arm] = ", ".join(listed + (["..."] if len(keys) > len(listed) else []))
         if len(set(texts.values())) == len(texts):
             break

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.reading.result_row import reason
+from analysis.reading.runs import rows_of
 from elalora.errors import UserError
 from experiments.contribution import FILE, SCHEMA
 from experiments.runtime.text import clean_tree
@@ -189,12 +191,10 @@ def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, li
     """
     import numpy as np
 
-    rises = {
-        int(run["seed"]): load_contributions(run["folder"]) for run in measured[["seed", "folder"]].to_dict("records")
-    }
+    rises = {int(run["seed"]): load_contributions(run["folder"]) for run in rows_of(measured, "seed", "folder")}
     rows = [
         (run, rise)
-        for run in runs[["seed", "ranks_final", "places"]].sort_values("seed").to_dict("records")
+        for run in sorted(rows_of(runs, "seed", "ranks_final", "places"), key=itemgetter("seed"))
         if (rise := rises.get(int(run["seed"]))) and set(rise) == set(run["ranks_final"])
     ]
     if not rows:

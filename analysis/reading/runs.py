@@ -66,10 +66,24 @@ def load_runs(*roots: str | Path, reading: str = "last") -> pd.DataFrame:
         frame, copies = _without_copies(_with_sources(frame))
         problems += copies
         frame = frame.sort_values(["task", "method", "variant", "budget", "seed", "id"], ignore_index=True)
-        frame = with_names(frame)
+        frame = in_one_block(with_names(frame))
     frame.attrs["problems"] = list(dict.fromkeys(problems))
     frame.attrs["unfinished"] = [*map(read_status, dict.fromkeys(f for store in stores for f in store.unfinished))]
     return frame
+
+
+def in_one_block(runs: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its texts as plain objects, stored together: sections cut it into arms in half of the time."""
+    import pandas as pd
+
+    texts = [column for column, kind in runs.dtypes.items() if isinstance(kind, pd.StringDtype)]
+    return runs.astype(dict.fromkeys(texts, object)).copy()
+
+
+def rows_of(runs: pd.DataFrame, *columns: str) -> list[dict[str, Any]]:
+    """The runs as dicts of some columns, as `runs[columns].to_dict("records")` in a tenth of its time."""
+    values = zip(*(runs[column].tolist() for column in columns), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def _read(folders: Sequence[Path], reading: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from analysis.output.table import summarise
 from analysis.reading.arms import with_names
 from analysis.reading.folders import Unfinished
-from analysis.reading.runs import load_runs, quick_texts, select
+from analysis.reading.runs import in_one_block, load_runs, quick_texts, select
 from elalora.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_stores(
     if tuning.any():
         facts.append(f"{tuning.sum()} tuning runs are not shown; --protocol {TUNING} shows them.")
         facts.append(_spent(chosen[tuning]))
-    chosen = with_names(chosen)  # of the arms that are left
+    chosen = in_one_block(with_names(chosen))  # names of the arms that are left
     kept, aside = (chosen[mask].reset_index(drop=True) for mask in (~tuning, tuning))
     if baseline and baseline not in set(kept["method"]):
         raise UserError(f"--baseline {baseline} is in {_elsewhere(baseline, kept, runs)}")

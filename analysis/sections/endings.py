@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.folders import CRASH, FAILURES, Unfinished
+from analysis.reading.runs import rows_of
 from analysis.reading.settings import form_of
 from analysis.reading.stored import Stored
 from experiments.store.name import short_id
@@ -39,7 +40,9 @@ def failures(runs: pd.DataFrame, unfinished: Sequence[Unfinished], cells: pd.Dat
         None if no run failed, stopped or collapsed.
     """
     arms = None if cells is None else {short_id(run): arm for run, arm in zip(cells["id"], cells["arm"], strict=True)}
-    finished = [Unfinished(run["folder"], "", "", form=form_of(run["settings"])) for run in runs.to_dict("records")]
+    finished = [
+        Unfinished(run["folder"], "", "", form=form_of(run["settings"])) for run in rows_of(runs, "folder", "settings")
+    ]
     endings = [(run, "done") for run in finished]
     endings += [(run, "collapsed") for run, collapsed in zip(finished, runs["collapsed"], strict=True) if collapsed]
     endings += [(run, run.ending or "open") for run in unfinished]

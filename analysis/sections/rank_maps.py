@@ -18,6 +18,7 @@ from analysis.output.section import Section
 from analysis.reading.arms import CELL
 from analysis.reading.result_row import NO_BUDGET
 from analysis.reading.rounds import patterns
+from analysis.reading.runs import rows_of
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem
 from analysis.sections.charts import look_of, looks_of, rank_map_chart
@@ -46,7 +47,7 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
 
 def _courses(arm: pd.DataFrame) -> dict[int, Course]:
     """The course of every seed."""
-    read = arm[["seed", "folder", "steps", "places", "ranks_final"]].to_dict("records")
+    read = rows_of(arm, "seed", "folder", "steps", "places", "ranks_final")
     return {int(run["seed"]): whole_course(run) for run in read}
 
 

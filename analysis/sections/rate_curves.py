@@ -27,7 +27,7 @@ from analysis.sections.rate_frames import ArmCurve, rate_curves
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
     """The rate curves of every cell, of a study's tuning too; nothing without an arm at three rates or more."""
     runs = pd.concat([frame for frame in (stored.runs, stored.tuning) if len(frame)], ignore_index=True)
-    rates = [run["settings"].get("trainer", {}).get("lr", math.nan) for run in runs.to_dict("records")]
+    rates = [settings.get("trainer", {}).get("lr", math.nan) for settings in runs["settings"]]
     cells = rate_curves(runs.assign(rate=rates))
     if not cells:
         return []

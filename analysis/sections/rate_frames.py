@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.reading.arms import CELL, with_names
 from analysis.reading.curves import load_curve, stability_of
 from analysis.reading.result_row import digest
+from analysis.reading.runs import rows_of
 from analysis.sections.arms import method_order
 from analysis.stats.rates import RateCurve, rate_curve
 
@@ -86,7 +87,7 @@ def _arm(arm: pd.DataFrame) -> ArmCurve | None:
 
 def _unstable(runs: pd.DataFrame) -> float:
     """Share of unstable runs among those with logged losses."""
-    read = runs[["folder", "metric", "guessing", "settings", "steps"]].to_dict("records")  # copying all columns is slow
+    read = rows_of(runs, "folder", "metric", "guessing", "settings", "steps")
     curves = [(run, curve) for run in read if (curve := load_curve(run)).loss]
     return sum(stability_of(*pair).unstable for pair in curves) / len(curves) if curves else math.nan
 

@@ -13,6 +13,7 @@ from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.arms import CELL
 from analysis.reading.curves import Curve, load_curve, stability_of
+from analysis.reading.runs import rows_of
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem, method_order
 from analysis.sections.charts import curves_chart, look_of, looks_of
@@ -24,7 +25,8 @@ ROW = [*CELL, "shown", "method"]
 
 def sections(stored: Stored, folder: Path | None) -> list[Section]:
     """The table of stability, and the learning curves of every cell; nothing for runs without logged losses."""
-    curves = {run["id"]: curve for run in stored.runs.to_dict("records") if (curve := load_curve(run)).loss}
+    read = rows_of(stored.runs, "id", "folder", "metric")
+    curves = {run["id"]: curve for run in read if (curve := load_curve(run)).loss}
     runs = stored.runs[stored.runs["id"].isin(curves)]
     if not len(runs):
         return []
@@ -40,7 +42,8 @@ def training_table(runs: pd.DataFrame, curves: dict[str, Curve]) -> Table:
     Args:
         runs: rows of `load_runs` with logged losses; curves: theirs, by id.
     """
-    readings = [stability_of(run, curves[run["id"]]) for run in runs.to_dict("records")]
+    read = rows_of(runs, "id", "guessing", "settings", "steps")
+    readings = [stability_of(run, curves[run["id"]]) for run in read]
     runs = runs.assign(
         above=[reading.above for reading in readings],
         rise=[reading.rise for reading in readings],

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike
 
-from analysis.stats.seeds import EXACT_UP_TO, Array, finite, holm, sign_flip, sign_patterns
+from analysis.stats.seeds import EXACT_UP_TO, Array, finite, holm, sign_flip, sign_patterns, t_quantile
 
 SAMPLED = 99_999  # sign patterns above `EXACT_UP_TO` seeds
 
@@ -101,8 +101,6 @@ def least_margin(differences: ArrayLike, alpha: float = 0.05) -> float:
     It is the end of the 1 - 2 alpha interval that lies farther from 0. Chosen after the data were seen, it describes
     what the data exclude and is no verdict.
     """
-    from scipy import stats
-
     x = finite(differences, runs=2)
-    half = stats.t.ppf(1 - alpha, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    half = t_quantile(1 - alpha, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
     return float(abs(x.mean()) + half)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.seeds import Array, Interval, finite
+from analysis.stats.seeds import Array, Interval, finite, t_quantile
 
 
 class McNemar(NamedTuple):
@@ -102,8 +102,6 @@ def seeds_and_items(by_task: Sequence[ArrayLike], level: float = 0.95) -> Compon
         by_task: (seeds, items) for each task, seeds in the same order, at least 2 of both.
         level: of the interval.
     """
-    from scipy import stats
-
     tables = [finite(x, seeds=2, items=2) for x in by_task]
     n, tasks = tables[0].shape[0], len(tables)
     by_seed = np.mean([x.mean(axis=1) for x in tables], axis=0)
@@ -119,7 +117,7 @@ def seeds_and_items(by_task: Sequence[ArrayLike], level: float = 0.95) -> Compon
         squares += (between / scale) ** 2 / (items - 1) + (within / scale) ** 2 / ((n - 1) * (items - 1))
     mean, whole = float(by_seed.mean()), of_seeds + of_items
     df = whole**2 / squares if squares else np.inf
-    half = float(stats.t.ppf((1 + level) / 2, df)) * np.sqrt(whole)
+    half = t_quantile((1 + level) / 2, df) * np.sqrt(whole)
     return Components(mean, of_seeds, of_items, float(df), float(mean - half), float(mean + half))
 
 

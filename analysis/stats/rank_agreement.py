@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.seeds import Array, finite
+from analysis.stats.seeds import Array, finite, t_quantile
 
 CHUNK = 1000  # shuffles drawn at once
 
@@ -87,12 +87,19 @@ def kendalls_w(ranks: ArrayLike) -> float:
     Returns:
         0 (no agreement) to 1; NaN where every pattern is constant.
     """
-    x = finite(ranks, seeds=2, matrices=2)
-    m, n = x.shape
-    places = midranks(x)
+    return _concordance(*_places_and_ties(finite(ranks, seeds=2, matrices=2)))
+
+
+def _places_and_ties(x: Array) -> tuple[Array, Array]:
+    """Mid-ranks of every seed (seeds, matrices), and the sum of t^3 - t over its groups of t equal values (seeds,)."""
+    counts = [np.unique(row, return_counts=True)[1] for row in x]
+    return midranks(x), np.array([(count**3 - count).sum() for count in counts], dtype=np.float64)
+
+
+def _concordance(places: Array, ties: Array) -> float:
+    m, n = places.shape
     spread = ((places.sum(axis=0) - m * (n + 1) / 2) ** 2).sum()
-    ties = sum(float((counts**3 - counts).sum()) for counts in (np.unique(row, return_counts=True)[1] for row in x))
-    most = m**2 * (n**3 - n) - m * ties
+    most = m**2 * (n**3 - n) - m * float(ties.sum())
     return float(12 * spread / most) if most > 0 else math.nan
 
 
@@ -102,28 +109,26 @@ def concordance(ranks: ArrayLike, level: float = 0.95) -> Agreement:
     W rises when seeds are few, whatever they are (its mean is 1 / m without agreement), so the jackknife works on
     (m W - 1) / (m - 1), the mean Spearman correlation where there are no ties, and is carried back to W.
     """
-    x = finite(ranks, seeds=2, matrices=2)
+    places, ties = _places_and_ties(finite(ranks, seeds=2, matrices=2))
 
     def correlation(seeds: NDArray[np.int64]) -> float:
         m = len(seeds)
-        return (m * kendalls_w(x[seeds]) - 1) / (m - 1)
+        return (m * _concordance(places[seeds], ties[seeds]) - 1) / (m - 1)
 
-    m = len(x)
+    m = len(places)
     value, low, high = ((1 + (m - 1) * part) / m for part in _jackknife(correlation, m, level))
     return Agreement(value, max(0.0, low) if low == low else low, high)
 
 
 def _jackknife(statistic: Callable[[NDArray[np.int64]], float], n: int, level: float) -> Agreement:
     """Student's interval of the n pseudo-values, cut to -1..1; a jackknifed correlation needs 3 seeds."""
-    from scipy import stats
-
     every = np.arange(n)
     value = statistic(every)
     if n < 3 or math.isnan(value):
         return Agreement(value, math.nan, math.nan)
     left_out = np.array([statistic(np.delete(every, i)) for i in range(n)])
     pseudo = n * value - (n - 1) * left_out
-    half = stats.t.ppf((1 + level) / 2, n - 1) * pseudo.std(ddof=1) / math.sqrt(n)
+    half = t_quantile((1 + level) / 2, n - 1) * pseudo.std(ddof=1) / math.sqrt(n)
     return Agreement(value, max(-1.0, value - half), min(1.0, value + half))
 
 
@@ -165,10 +170,10 @@ def _shuffles(seed: int, seeds: int, groups: tuple[tuple[int, ...], ...], resamp
 
 
 def midranks(x: Array) -> Array:
-    """Ranks from 1 along the last axis, equal values sharing the mean of theirs."""
-    from scipy import stats
+    """Ranks from 1 within each row, equal values sharing the mean of theirs."""
+    import pandas as pd
 
-    return np.asarray(stats.rankdata(x, axis=-1))
+    return pd.DataFrame(x).rank(axis=1).to_numpy()
 
 
 def groups_of(strata: Sequence[Any] | None, n: int) -> list[NDArray[np.int64]]:

@@ -56,9 +56,15 @@ def _correlation(x: Array, y: Array, groups: Sequence[NDArray[np.int64]]) -> Arr
 
 def _product(a: Array, b: Array, counts: Array | float = 1.0) -> Array:
     """The correlation of centred ranks over the last axis, with each matrix counted this often."""
-    length = np.sqrt((counts * a**2).sum(axis=-1) * (counts * b**2).sum(axis=-1))
+    counted = counts * a
+    length = np.sqrt(_dots(counted, a) * _dots(counts * b, b))
     with np.errstate(invalid="ignore"):
-        return (counts * a * b).sum(axis=-1) / np.where(length > 0, length, np.nan)
+        return _dots(counted, b) / np.where(length > 0, length, np.nan)
+
+
+def _dots(a: Array, b: Array) -> Array:
+    """Sums of products over the last axis; exact, since ranks are multiples of a half."""
+    return np.asarray(np.einsum("...i,...i->...", a, b))
 
 
 def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
@@ -102,9 +108,9 @@ def relation(
     counts, orders = _draws(seed, tuple(map(tuple, groups)), resamples)
     drawn = _means(_product(_ranks_in(counts, x, groups), _ranks_in(counts, y, groups), counts))
     a, b = _centred(x, groups), _centred(y, groups)
-    length = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    length = np.sqrt(_dots(a, a) * _dots(b, b))
     with np.errstate(invalid="ignore", divide="ignore"):
-        shuffled = (a[:, orders] * b[:, None]).sum(axis=-1) / np.where(length > 0, length, np.nan)[:, None]
+        shuffled = _dots(a[:, orders], b[:, None]) / np.where(length > 0, length, np.nan)[:, None]
     extreme = int((abs(_means(shuffled)) >= abs(rho) - 1e-12).sum())
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
