@@ -21,25 +21,27 @@ from experiments.config.templates import columns_of
 ROUGES = (
     "rouge1", "rouge2", "rougeL", "rougeLsum", "rouge1_unicode", "rouge2_unicode", "rougeL_unicode", "rougeLsum_unicode"
 )  # fmt: skip
+FOLLOWED = ("prompt_loose", "instruction_strict", "instruction_loose")  # of IFEval, beside its accuracy
 LOSSES = ("token_loss", "perplexity")  # smaller is better, so they never select a checkpoint
 METRICS = {
     "classification": ("accuracy", "f1", "mcc"),
     "regression": ("pearson", "spearman"),
     "summarization": ROUGES,
     "image": ("accuracy", "f1", "mcc"),
-    "causal": ("accuracy", "f1", "mcc", "token_accuracy", *LOSSES, "parse_failures", *ROUGES),
+    "causal": ("accuracy", "f1", "mcc", "token_accuracy", *LOSSES, "parse_failures", *FOLLOWED, *ROUGES),
 }
 # of causal tasks, by the form of the answer
 ANSWER_METRICS = {
     "options": ("accuracy", "f1", "mcc", *LOSSES),
-    "generate": ("accuracy", "parse_failures", *ROUGES),
+    "generate": ("accuracy", "parse_failures", *FOLLOWED, *ROUGES),
     "tokens": ("token_accuracy", *LOSSES),
 }
 PARSERS = (
     "exact_v1", "first_option_v1", "first_word_option_v1", "last_number_v1", "gsm8k_v1", "metamath_v1", "hash_v1",
-    "math_v1", "code_block_v1", "code_completion_v1",
+    "math_v1", "code_block_v1", "code_completion_v1", "ifeval_v1",
 )  # fmt: skip
 CODE_PARSERS = ("code_block_v1", "code_completion_v1")  # read programs, which are right if their tests pass
+RULES_PARSER = "ifeval_v1"  # reads texts, which are right if they follow their prompts' rules
 NOT_RUN = "generated code not run"  # a flag of results
 OPTIONS = "options"  # column of a loaded split with the options of each row
 PART = 1_000_000  # items of one of `task.parts` are numbered from this times its place, counted from 1
@@ -91,7 +93,7 @@ class TaskConfig:
     Attributes:
         name: the task's name on the command line and in every table.
         source: the loader: "glue", "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense",
-            "code", "instructions" or "files".
+            "code", "instructions", "ifeval" or "files".
         subset: the part of the source, such as "movies" or "cola"; for folders its name below data.root.
         suite: "glue", "summarization", "vtab", "vader" or "own": the benchmark; the protocols depend on it.
         group: "natural", "specialized" or "structured" in VTAB-1k, for means by group.
@@ -300,6 +302,7 @@ def _check_causal(task: TaskConfig) -> None:
     if task.parser not in PARSERS:
         raise UserError(f"task.parser={task.parser} is unknown; allowed: {', '.join(PARSERS)}")
     _check_code(task)
+    _check_rules(task)
     if not all(task.stop):
         raise UserError(f"task.stop={list(task.stop)}: a stop text is empty; task.stop=[] stops at the end token only")
     fitting = ANSWER_METRICS[task.answer]
@@ -345,6 +348,21 @@ def _check_code(task: TaskConfig) -> None:
             "'task.metrics=[accuracy,parse_failures]', or task.execute=false 'task.metrics=[rougeL,parse_failures]' to "
             "run nothing"
         )
+
+
+def _check_rules(task: TaskConfig) -> None:
+    """Refuses to check rules that prompts do not have, or metrics that do not belong to rules."""
+    by_rules = task.answer == "generate" and task.parser == RULES_PARSER
+    if by_rules != (task.source == "ifeval"):
+        raise UserError(
+            f"task={task.name} with task.answer={task.answer} and task.parser={task.parser}: the rules of task=ifeval "
+            f"are read with task.answer=generate and task.parser={RULES_PARSER}, and no other task has any"
+        )
+    wrong = [name for name in task.metrics if name in (ROUGES if by_rules else FOLLOWED)]
+    if wrong and by_rules:
+        raise UserError(f"task.metrics: task=ifeval has no {wrong[0]}; allowed: accuracy, {', '.join(FOLLOWED)}")
+    if wrong:
+        raise UserError(f"task.metrics: {wrong[0]} is for task=ifeval, whose prompts have rules")
 
 
 def rows_as(task: TaskConfig) -> TaskConfig:

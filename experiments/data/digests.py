@@ -18,6 +18,7 @@ from experiments.data import (
     code_problems,
     commonsense,
     glue,
+    ifeval,
     instructions,
     math_words,
     own,
@@ -36,6 +37,7 @@ LOCAL = {
     "math": math_words.files,
     "code": code_problems.files,
     "commonsense": commonsense.files,
+    "ifeval": ifeval.files,
     "instructions": instructions.files,
     "class_folders": class_folders.files,
 }

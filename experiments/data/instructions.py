@@ -1,8 +1,7 @@
 """Instructions with inputs and outputs in the Alpaca layout, without a test set of their own.
 
 alpaca_data_cleaned.json in `data.root/alpaca/`, else from the hub (yahma/alpaca-cleaned; Taori et al., 2023). Papers
-train on it and answer IFEval; here held-out rows are scored token by token, and lm-evaluation-harness answers IFEval
-from an exported adapter.
+train on it and answer IFEval (`experiments.data.ifeval`); here held-out rows are scored token by token.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ them as follows:
     protocol     benchmark           trains on             selects on    reports
     clean        GLUE                train less held-out   held-out      validation, read once
     clean        VTAB-1k             train + validation    nothing       test, read once
+    clean        IFEval              train + validation    nothing       test, read once
     clean        others              train                 validation    test
     paper_last   GLUE, summaries     train                 nothing       validation, as ElaLoRA's code
     paper_last   VTAB-1k             train                 nothing       test, as ElaLoRA's code
     paper_last   others              train + validation    nothing       test
     paper_best   as paper_last, but selects on the reported split (optimistic)
     tune         GLUE                train less held-out   nothing       held-out
-    tune         others              train                 nothing       validation
+    tune         others              train                 nothing       validation; refused for IFEval
 
 `tune` is for runs that choose settings for `clean`: it never reads the rows that `clean` reports. On VTAB-1k it is the
 procedure of the benchmark (Zhai et al. 2019): tune on 800 / 200, then train once on all 1,000.
@@ -98,16 +99,16 @@ def _evaluated(splits: Splits, task: TaskConfig, size: int | None) -> Splits:
     return replace(splits, select=select, report=part(splits.report, splits.report_name))
 
 
-def selects(protocol: str, suite: str) -> bool:
+def selects(protocol: str, suite: str, source: str) -> bool:
     """Whether a protocol selects a checkpoint, so that evaluations during training change what is reported."""
-    return protocol == "paper_best" or protocol == "clean" and suite != "vtab"
+    return protocol == "paper_best" or protocol == "clean" and suite != "vtab" and source != "ifeval"
 
 
 def draws_held_out(protocol: str, task: Mapping[str, Any]) -> bool:
     """Whether a part of train is held out, drawn by `protocol.split_seed`: where no split is named test."""
     with_test = (
         "summarization", "vtab", "vader", "digits", "sums", "math", "commonsense", "code", "instructions",
-        "class_folders",
+        "ifeval", "class_folders",
     )  # fmt: skip
     return protocol in ("clean", "tune") and task["source"] not in with_test and "test" not in task["files"]
 
@@ -118,8 +119,13 @@ def _by_splits(data: TaskData, protocol: ProtocolConfig) -> Splits:
     clean = _clean(data, protocol.split_seed)
     if protocol.name == "tune":
         assert clean.select is not None and clean.select_name is not None
+        if data.config.source == "ifeval":
+            raise UserError(
+                "protocol=tune reads validation rows, of which task=ifeval has none with rules: tune with "
+                "task=alpaca_cleaned, which trains on the same rows"
+            )
         return replace(clean, select=None, select_name=None, report=clean.select, report_name=clean.select_name)
-    if not selects(protocol.name, data.config.suite):
+    if not selects(protocol.name, data.config.suite, data.config.source):
         assert clean.select is not None
         return replace(clean, train=_joined(clean.train, clean.select), select=None, select_name=None)
     return clean

@@ -199,7 +199,7 @@ def _trainer(identity: Mapping[str, Any], size: RunSize, method: Method) -> dict
         trainer["max_steps"] = size.steps
         if size.steps <= LONG and identity["task"].get("increments") is None:
             trainer["warmup"] = _warmup(trainer["warmup"], size.steps, method)
-    if not selects(identity["protocol"]["name"], identity["task"]["suite"]):
+    if not selects(identity["protocol"]["name"], identity["task"]["suite"], identity["task"]["source"]):
         unread.add("evaluations")
     share = math.ceil(trainer["batch_size"] / identity["world_size"])
     if trainer["micro_batch"] is not None and trainer["micro_batch"] >= share:

@@ -155,8 +155,13 @@ class Generated(Causal):
         shares = {name: 100 * sum(bool(row[4]) for row in group) / len(group) for name, group in groups.items()}
         found["accuracy"] = fmean(shares.values())
         found["parse_failures"] = 100 * sum(row[5] is None for row in rows) / len(rows)
+        found |= self._more(rows)
         each = {f"accuracy_{name}": share for name, share in shares.items() if name}
         return {**{name: found[name] for name in self.metrics}, **each}, len(set(texts)) == 1
+
+    def _more(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Further metrics of a subclass."""
+        return {}
 
     def constant(self, rows: Sequence[Row]) -> dict[str, float]:
         """The commonest accepted answer, where answers are right or wrong."""

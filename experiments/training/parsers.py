@@ -160,4 +160,5 @@ PARSERS = {
     "math_v1": Parser(_math, _same_mathematics),
     "code_block_v1": Parser(_code_block, _same),
     "code_completion_v1": Parser(_code_completion, _same),
+    "ifeval_v1": Parser(_exact, _same),  # its rules compare, not a reference
 }

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from experiments.config.task import TaskConfig
+from experiments.config.task import RULES_PARSER, TaskConfig
 from experiments.data.items import Items
 from experiments.training import metrics
 from experiments.training.causal_readout import CAUSAL
+from experiments.training.followed import Followed
 from experiments.training.rows import NotFinite, Row, check_finite, rows_of
 
 __all__ = ["Classes", "NotFinite", "Readout", "Row", "Summaries", "Values", "make_readout"]
@@ -60,7 +61,8 @@ def make_readout(task: TaskConfig, processor: Any, bare: nn.Module) -> Readout:
         bare: the model itself, which generates.
     """
     if task.kind == "causal":
-        return CAUSAL[task.answer](task, processor, bare)
+        reading = Followed if task.answer == "generate" and task.parser == RULES_PARSER else CAUSAL[task.answer]
+        return reading(task, processor, bare)
     if task.kind == "summarization":
         return Summaries(task, processor, bare)
     return Values(task) if task.kind == "regression" else Classes(task)

@@ -78,7 +78,7 @@ def test_content_is_pinned_wherever_a_whole_copy_was_at_hand() -> None:
     free = {name for name in TASKS if task_config(name).fingerprint is None and not name.startswith("digits")}
     vtab = {name for name in TASKS if task_config(name).source in ("vtab", "class_folders")}
     own = {"own", "own_images", "own_prompts", "sums"}
-    prompts = {"gsm8k", "math", "commonsense_15k", "commonsense_170k", "alpaca_cleaned", "humaneval", "mbpp"}
+    prompts = {"gsm8k", "math", "commonsense_15k", "commonsense_170k", "alpaca_cleaned", "humaneval", "mbpp", "ifeval"}
     assert free == {"qnli", "mnli", "mnli_mm", "qqp", "xsum", "cnn_dailymail", *own, *prompts, *vtab}
 
 
