@@ -76,7 +76,8 @@ def write_sections(
         raise UserError(f"{folder} cannot be written ({error.strerror}); type --out FOLDER") from error
     if not quiet:
         _print(stored, sections)
-        print(f"\nWritten: {index}, and beside it {len(files)} files: tables as .md, .csv, .tex; figures as .png, .svg")
+        kinds = "tables as .md, .csv, .tex" + ("; figures as .png, .svg" if with_figures else "")
+        print(f"\nWritten: {index}, and beside it {len(files)} files: {kinds}")
     return [index, *files]
 
 

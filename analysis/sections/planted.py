@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.output.figure import file_name
 from analysis.output.section import Section
 from analysis.output.table import Table, mean_sd, signed_range
 from analysis.reading.arms import CELL
@@ -25,7 +26,9 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     parts = []
     for _, cell in stored.runs.groupby(CELL, sort=False):
         if table := planted_table(cell):
-            parts.append(Section(f"Planted ranks: {cell_label(cell)}", {f"planted_{cell_stem(cell)}": table}))
+            parts.append(
+                Section(f"Planted ranks: {cell_label(cell)}", {f"planted_{file_name(cell_stem(cell))}": table})
+            )
     return parts
 
 

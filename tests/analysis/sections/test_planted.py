@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,8 @@ def test_an_arm_that_found_the_planted_layer_agrees_and_one_that_avoided_it_does
     evenly = {name: 4 for name in modules()}
     root = store(tmp_path, elalora=[ranks(1)] * 3, lora=[evenly] * 3, adalora=[ranks(0), ranks(1), ranks(2)])
     (section,) = sections(read_stores([root]), None)
-    (table,) = section.tables.values()
+    ((name, table),) = section.tables.items()
+    assert re.fullmatch(r"[\w.-]+", name), "the name of its files"
     frame = table.frame.set_index("arm")
     found = frame.loc["ElaLoRA (paper)"]
     assert (found["tau"], found["share"]) == pytest.approx((1.0, 40 / 48))
