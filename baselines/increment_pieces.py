@@ -117,7 +117,8 @@ class TaskLinear(ChainLinear):
         if self.merged_weight == 1.0:
             return super().forward(x)
         alone = self.base(x)
-        return alone + self.merged_weight * (super().forward(x) - alone)
+        piece = self.updated(alone.view(-1, alone.shape[-1]), x.reshape(-1, x.shape[-1])).view_as(alone)
+        return alone + self.merged_weight * (self.with_pieces(piece, x) - alone)
 
     @torch.no_grad()
     def lora_factors(self) -> tuple[Tensor, Tensor]:

@@ -103,21 +103,24 @@ class LowRankLinear(nn.Module):
             self.inputs.see(x)
         rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
         dropping = self.dropout and self.training
-        a, b = self.operands()
         if self.fused and is_plain(self.base) and not dropping:
+            a, b = self.operands()
             weight, bias = self.base.weight, self.base.bias
             out = LowRankProduct.apply(rows, weight, bias, a, b, self.E, self._rows, self.scale)
         else:
-            frozen = self.base(rows)  # (tokens, d_out)
-            if dropping:
-                rows = F.dropout(rows, self.dropout)
-            up = self.scaled_b()  # (r, d_out)
-            # of a half-precision layer the update is computed in the factors' float32, except under autocast
-            down = F.linear(rows.to(a.dtype), a[: len(up)])  # (tokens, r)
-            up = up.to(down.dtype)
-            same = down.dtype == frozen.dtype
-            out = torch.addmm(frozen, down, up) if same else frozen + (down @ up).to(frozen.dtype)
+            out = self.updated(self.base(rows), rows)
         return out.view(*x.shape[:-1], -1)
+
+    def updated(self, frozen: Tensor, rows: Tensor) -> Tensor:
+        """The frozen layer's output (tokens, d_out) for rows (tokens, d_in) with the update added."""
+        if self.dropout and self.training:
+            rows = F.dropout(rows, self.dropout)
+        a, up = self.operands()[0], self.scaled_b()  # up: (r, d_out)
+        # of a half-precision layer the update is computed in the factors' float32, except under autocast
+        down = F.linear(rows.to(a.dtype), a[: len(up)])  # (tokens, r)
+        up = up.to(down.dtype)
+        same = down.dtype == frozen.dtype
+        return torch.addmm(frozen, down, up) if same else frozen + (down @ up).to(frozen.dtype)
 
     @property
     def _rows(self) -> int:

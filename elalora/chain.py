@@ -58,7 +58,10 @@ class ChainLinear(LowRankLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., d_in) to (..., d_out)."""
-        out = super().forward(x)
+        return self.with_pieces(super().forward(x), x)
+
+    def with_pieces(self, out: Tensor, x: Tensor) -> Tensor:
+        """An output (..., d_out) for x (..., d_in) with the merged pieces added."""
         rows = len(self.frozen_A) if torch.compiler.is_compiling() else self.merged
         if not rows:
             return out

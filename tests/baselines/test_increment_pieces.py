@@ -7,11 +7,13 @@ import pytest
 import torch
 from nets import Net, batch, train
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.class_means import ClassMeans, ClassMeansConfig
 from baselines.increment_pieces import OLoRA, OLoRAConfig, TaskLoRA, TaskLoRAConfig
 from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget, RowwiseAdamW, UserError
+from elalora.chain import ChainLinear
 
 STEPS = 30
 
@@ -60,6 +62,34 @@ def test_the_merged_update_is_the_mean_or_sum_of_pieces_that_trained_alone(merge
     for name, adapter in method.adapters.items():
         expected = weight * sum(piece[name] for piece in alone)
         torch.testing.assert_close(adapter.delta(), expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "autocast"),
+    [(torch.float64, False), (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)],
+)
+@pytest.mark.parametrize("shape", [(16, 10), (4, 5, 10), (10,)], ids=str)
+def test_a_merged_layer_computes_its_frozen_product_once_with_the_same_bits(kind, autocast, shape):
+    net, method = build(TaskLoRA, TaskLoRAConfig())
+    train(net, method, STEPS, lr=1e-2)
+    method.finish()
+    layer = method.adapters["layers.0.up"].eval()
+    if kind != torch.float64:
+        layer.float()
+    layer.base.to(kind)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(kind)
+    calls = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        alone = layer.base(x)
+        twice = alone + layer.merged_weight * (ChainLinear.forward(layer, x) - alone)
+        whole = layer(x)
+        with FlopCounterMode(display=False) as counted:
+            layer(x)
+        layer.base.register_forward_hook(lambda *_: calls.append(1))
+        layer(x)
+    assert torch.equal(whole, twice) and whole.dtype == twice.dtype and len(calls) == 1
+    tokens, rank = x[..., 0].numel(), layer.rank + layer.merged
+    assert counted.get_total_flops() == 2 * tokens * (10 * 14 + rank * (10 + 14))
 
 
 def test_the_penalty_of_o_lora_is_the_squared_overlap_with_the_rows_of_earlier_pieces():
