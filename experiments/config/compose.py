@@ -39,21 +39,21 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
             into one line.
     """
     with mistakes(overrides):
-        config, command = with_values(overrides, _composed)
+        config, command = with_values(overrides, _assembled)
     return keep_overrides(config, overrides, command.choices)
 
 
-def with_values(overrides: Sequence[str], composed: Callable[[tuple[str, ...]], Composed]) -> Composed:
+def with_values(overrides: Sequence[str], assembled: Callable[[tuple[str, ...]], Composed]) -> Composed:
     """Composes the words that choose files, which thousands of runs share, and sets the values afterwards.
 
     Hydra does the same with each command: it sets values, in the order of their words, in what the files give.
 
     Args:
         overrides: the whole command.
-        composed: composes words; what it returns is copied and stays as it is.
+        assembled: composes words; what it returns is changed here.
 
     Raises:
-        As `composed`; a value that cannot be set is an error of the whole command.
+        As `assembled`; a value that cannot be set is an error of the whole command.
     """
     others = [word for word in overrides if not (CHOICE.fullmatch(word) or VALUE.fullmatch(word))]
     late = SAFE if others else VALUE
@@ -62,14 +62,14 @@ def with_values(overrides: Sequence[str], composed: Callable[[tuple[str, ...]], 
         values = []
     if values:
         with suppress(Exception):
-            config, command = _chosen(tuple(word for word in overrides if word not in values), composed)
+            config, command = assembled(tuple(word for word in overrides if word not in values))
             ConfigLoaderImpl._apply_overrides_to_config([_parsed(word) for word in values], config)
             return config, command
-    return _chosen(tuple(overrides), composed)
+    return assembled(tuple(overrides))
 
 
-def _chosen(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Composed]) -> Composed:
-    """A new configuration from words that mostly choose files."""
+def chosen(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Composed]) -> Composed:
+    """A new configuration from words that mostly choose files; `composed` as for `in_parts`."""
     with suppress(Exception):
         if (both := in_parts(words, composed)) is not None:
             return both
@@ -80,6 +80,17 @@ def _chosen(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Compos
 @lru_cache(maxsize=4096)
 def _parsed(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
+
+
+def _assembled(words: tuple[str, ...]) -> Composed:
+    """A copy of what these words choose: a study asks for it again with every learning rate of an arm."""
+    config, command = _whole(words)
+    return config.copy(), command
+
+
+@lru_cache(maxsize=64)
+def _whole(words: tuple[str, ...]) -> Composed:
+    return chosen(words, _composed)
 
 
 @lru_cache(maxsize=512)

@@ -15,7 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
-from experiments.config.compose import split, with_values
+from experiments.config.compose import chosen, split, with_values
 from experiments.config.parts import Composed
 
 SEED = re.compile(r"seed=(0|[1-9]\d{0,17})")
@@ -66,7 +66,7 @@ def collect(into: list[Any]) -> None:
                 continue
             if arm is not None:
                 first[arm[0]] = len(into)
-            config, command = with_values(member, composed)
+            config, command = with_values(member, lambda words: chosen(words, composed))
             into.append((config, replace(command, words=member)))
 
     plugins = Plugins.instance().class_name_to_class  # Hydra imports its plugins a second time

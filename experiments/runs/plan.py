@@ -56,6 +56,7 @@ class Plan:
         identity: the scientific configuration; id: its hash, 64 hex digits.
         name: of the folder.
         sources: runs that must be done before, because it takes their ranks or weights.
+        reads_seed: whether an interpolation of the configuration may read the seed.
     """
 
     composed: DictConfig
@@ -66,6 +67,7 @@ class Plan:
     id: str
     name: RunName
     sources: tuple[Source, ...] = ()
+    reads_seed: bool = True
 
     @property
     def seed(self) -> int:
@@ -99,7 +101,7 @@ class Plan:
 
     def with_seed(self, seed: int) -> Plan | None:
         """The same run with another seed; None where the seed may change more than itself."""
-        if self._reads_seed:
+        if self.reads_seed:
             return None
         sources = tuple(source.with_seed(self.seed, seed) for source in self.sources)
         identity = self.identity | {"seed": seed}
@@ -109,11 +111,6 @@ class Plan:
         return replace(
             self, identity=identity, id=run_id, name=RunName.of(self.name.arm, seed, run_id), sources=sources
         )
-
-    @cached_property
-    def _reads_seed(self) -> bool:
-        """Whether an interpolation of the configuration may read the seed."""
-        return bool(re.search(r"\$\{[^}]*\bseed\b", str(OmegaConf.to_container(self.composed))))
 
     @property
     def label(self) -> str:
@@ -155,14 +152,18 @@ def make_plan(config: DictConfig) -> Plan:
     Raises:
         UserError: an unknown setting, or a value of the wrong type or out of range.
     """
-    if "???" in str(OmegaConf.to_container(config)):  # listing the missing keys takes milliseconds
+    plain = OmegaConf.to_container(config)
+    text = str(plain)
+    if "???" in text:  # listing the missing keys takes milliseconds
         for key in sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"{key} is required: type {key}=...")
     _check_paths(config)
     if not isinstance(config.method.get("name"), str):
         raise UserError(f"method.name={config.method.get('name')} is not a name; type method={next(iter(METHODS))}")
+    if "${" in text:  # resolving takes as long again
+        plain = OmegaConf.to_container(config, resolve=True)
     cls = method_class(config.method.name)
-    settings = {k: v for k, v in OmegaConf.to_container(config.method, resolve=True).items() if k != "name"}
+    settings = {k: v for k, v in plain["method"].items() if k != "name"}
     method_config = check_method(cls, settings)
     budget = budget_of(config) if cls.capabilities.budget != "none" else None
     _check_counts(config)
@@ -182,12 +183,13 @@ def make_plan(config: DictConfig) -> Plan:
         sources.append(_source(config, "method.ranks_from", method.ranks_from))
     if config.init_from is not None:
         sources.append(_start_of(config, cls, budget))
-    identity = _identity(config, cls, method_config, budget, sources)
+    identity = _identity(config, plain, cls, method_config, budget, sources)
     named = {source.setting.removeprefix("method."): source.value for source in sources}
     method_config = check_method(cls, {k: named.get(k, v) for k, v in identity["method"].items() if k != "name"})
     run_id = id_of(identity)
     name = RunName.of(_arm(cls(method_config, budget)), config.seed, run_id)
-    return Plan(config, cls, method_config, budget, identity, run_id, name, tuple(sources))
+    reads_seed = bool(re.search(r"\$\{[^}]*\bseed\b", text))
+    return Plan(config, cls, method_config, budget, identity, run_id, name, tuple(sources), reads_seed)
 
 
 @cache
@@ -321,9 +323,14 @@ def _check_increments(config: DictConfig, task: TaskConfig) -> None:
 
 
 def _identity(
-    config: DictConfig, cls: type[Method], method_config: Any, budget: Budget | None, sources: list[Source]
+    config: DictConfig,
+    whole: dict[str, Any],
+    cls: type[Method],
+    method_config: Any,
+    budget: Budget | None,
+    sources: list[Source],
 ) -> dict[str, Any]:
-    whole = OmegaConf.to_container(config, resolve=True)
+    """The identity of a configuration; `whole` has its plain values, resolved."""
     science = {k: v for k, v in whole.items() if k not in OUTSIDE_IDENTITY}
     science["method"] = {"name": config.method.name, **vars(method_config)}
     _name_sources(science, sources)

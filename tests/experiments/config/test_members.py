@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_runs import ROOT
 
 import run
-from experiments.config.compose import _composed, compose_run, with_values
+from experiments.config.compose import _composed, _whole, chosen, compose_run
 from experiments.config.members import Repeat
 from experiments.config.mistakes import MISTAKES, mistakes
 from experiments.config.schema import register
@@ -79,7 +79,7 @@ def test_choices_of_several_groups_give_what_hydra_gives_with_the_names_it_recor
 ) -> None:
     assert by_us([*choices, *values]) == by_hydra([*choices, *values])
     with suppress(*MISTAKES):
-        words, recorded = tuple(choices), with_values(choices, _composed)[1].choices
+        words, recorded = tuple(choices), chosen(tuple(choices), _composed)[1].choices
         assert recorded == _composed(words)[1].choices
 
 
@@ -89,6 +89,14 @@ def test_every_file_of_conf_gives_what_hydra_gives_with_values_behind_it(group: 
     for name in FILES[group]:
         words = ["seed=3", f"{group}={name}", "trainer.lr=2e-3", "task.max_length=32", "data.train_items=10"]
         assert by_us(words) == by_hydra(words), name
+
+
+def test_an_arm_at_several_learning_rates_is_put_together_once() -> None:
+    words = ["method=elalora", "task=rte", "budget=r4", "model=deberta_v3_base"]
+    _whole.cache_clear()
+    configs = [compose_run([*words, f"trainer.lr={rate}"]) for rate in (0.001, 0.002, 0.004)]
+    assert [config.trainer.lr for config in configs] == [0.001, 0.002, 0.004]
+    assert _whole.cache_info().misses == 1
 
 
 def members(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[Any]:
