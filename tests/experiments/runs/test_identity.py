@@ -184,7 +184,7 @@ def test_what_a_protocol_selects_and_draws_is_known_before_data_are_loaded(name:
     def made(split_seed: int):
         return apply_protocol(data, ProtocolConfig(name, split_seed), train_items=None, seed=0)
 
-    assert (made(0).select is not None) == selects(name, suite)
+    assert (made(0).select is not None) == selects(name, suite, source)
     drawn = made(0).train["idx"] != made(1).train["idx"]
     assert drawn == draws_held_out(name, vars(task))
 
