@@ -1,4 +1,4 @@
-"""docs/study.md and its further tables, from templates and the stored runs: `python -m analysis.docs_pages.study`.
+"""The pages of studies, from templates and the stored runs: `python -m analysis.docs_pages.study`.
 
 A template holds the prose and no number. Tables, figures and the sentences of the tests are filled in where the
 template names them, so no page can disagree with the runs; a test makes them again and compares.
@@ -25,13 +25,19 @@ from experiments.runtime.pipes import as_command
 from experiments.runtime.places import CHECKOUT
 from experiments.studies.rules import TUNING_PART
 
-STORE, PAGE, TABLES = "analysis/measured", "docs/study.md", "docs/study/tables.md"
+STORE = "analysis/measured"
+PAGE, TABLES, CONTROL = "docs/study.md", "docs/study/tables.md", "docs/study/control.md"
 TEMPLATES = {  # of each page
     PAGE: "analysis/docs_pages/study.template.md",
     TABLES: "analysis/docs_pages/study_tables.template.md",
+    CONTROL: "analysis/docs_pages/study_control.template.md",
 }
 IMAGES = "img/study"  # beside the page
-STUDIES = {"offline_main": "elalora", "attribution": ""}  # and the method to compare against, "" for the default
+STUDIES = {
+    "offline_main": "elalora",
+    "attribution": "",
+    "planted": "svd_lora",
+}  # and the method to compare against, "" for the default
 FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 
@@ -169,7 +175,7 @@ def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 a mistake in the command."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.docs_pages.study",
-        description="Writes docs/study.md and docs/study/tables.md from stored runs.",
+        description=f"Writes {PAGE}, {TABLES} and {CONTROL} from stored runs.",
     )
     parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:

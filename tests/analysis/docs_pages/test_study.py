@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import parser
-from analysis.docs_pages.study import IMAGES, PAGE, STORE, STUDIES, TABLES, TEMPLATES, Material, fill, main
+from analysis.docs_pages.study import CONTROL, IMAGES, PAGE, STORE, STUDIES, TABLES, TEMPLATES, Material, fill, main
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 
@@ -79,10 +79,21 @@ def test_the_lead_and_the_equivalence_that_the_readme_names_are_the_page_s() -> 
     assert f"scored less fixed ranks is −{alone[1]} points (95 % interval −{alone[2]} to {alone[3]})" in readme
 
 
+def test_the_control_that_the_readme_names_is_the_page_s() -> None:
+    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (CONTROL, "README.md"))
+    row = re.search(
+        r"\| uniform \| params \| 8 \| −([\d.]+) \\\[−([\d.]+), −([\d.]+)\\\] \|[^|]*\|[^|]*\| ([\d.]+)\\\* \|", page
+    )
+    assert row
+    points, high, low = (f"{float(number):.1f}" for number in row.groups()[:3])
+    assert f"uniform ranks scored {points} points lower (95 % interval {low} to {high}, corrected p {row[4]})" in readme
+
+
 def test_the_commands_under_tracing_a_number_make_the_tables_of_the_page() -> None:
     """The main study's tables are against ElaLoRA, which is not the default of the command."""
-    text = (CHECKOUT / PAGE).read_text(encoding="utf-8").split("## Tracing a number")[1]
-    words = [shlex.split(line.split("#")[0])[3:] for line in text.splitlines() if "-m analysis analysis" in line]
+    texts = [(CHECKOUT / page).read_text(encoding="utf-8").split("## Tracing a number")[1] for page in (PAGE, CONTROL)]
+    lines = [line for text in texts for line in text.splitlines() if "-m analysis analysis" in line]
+    words = [shlex.split(line.split("#")[0])[3:] for line in lines]
     given = {args.study: args.baseline for args in map(parser().parse_args, words)}
     assert given == STUDIES and all(parser().parse_args(w).stores == [STORE] for w in words)
 
