@@ -64,8 +64,11 @@ def measure(runs: int) -> dict[str, Any]:
 
 
 def many_runs(store: Path, number: int) -> None:
-    """Makes a store of this many finished runs, which differ from real ones in the task's name and the id only."""
-    sources = sorted(path.parent for path in opened(CHECKOUT / "analysis" / "measured").glob("*/*/result.json"))
+    """Makes a store of this many finished runs, which differ from real ones in the task's name and the id only.
+
+    They are copies of the first study's runs, whatever other studies the repository keeps, so that times compare.
+    """
+    sources = sorted(path.parent for path in opened(CHECKOUT / "analysis" / "measured").glob("vader_*/*/result.json"))
     pairs = ((source, copy) for copy in count() for source in sources)
     for source, copy in islice(pairs, number):
         result = json.loads((source / "result.json").read_text(encoding="utf-8"))
