@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -19,8 +15,6 @@ from analysis.report import report
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
 from experiments.standins.stored_runs import VADER, moved_run, result, three_seeds, write_run
-from experiments.store import foreign
-from experiments.store.compact import opened
 
 
 @pytest.fixture
@@ -54,24 +48,6 @@ def test_the_report_writes_what_it_names(pair: Path, tmp_path: Path) -> None:
         if file.suffix == ".svg":
             assert ElementTree.parse(file).getroot().tag.endswith("svg")
             assert all(word in file.read_text() for word in VADER.split())  # it may be broken into lines
-
-
-@pytest.mark.slow
-def test_a_report_opens_every_file_of_a_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = opened(CHECKOUT / "analysis" / "measured") / "vader_movies"
-    for folder in sorted(measured.glob("elalora-r4-*"))[:4]:
-        shutil.copytree(folder, tmp_path / "runs" / "vader_movies" / folder.name)
-    counts: Counter[Path] = Counter()
-    plainly = foreign.open_regular
-
-    def counted(path: Path) -> AbstractContextManager[BinaryIO]:
-        counts[path] += 1
-        return plainly(path)
-
-    monkeypatch.setattr(foreign, "open_regular", counted)
-    report([tmp_path / "runs"], tmp_path / "out", with_figures=False, quiet=True)
-    assert {path.name for path in counts} >= {"result.json", "predictions.parquet", "metrics.jsonl", "ranks.jsonl"}
-    assert set(counts.values()) == {1}
 
 
 def test_the_same_runs_give_the_same_bytes(pair: Path, tmp_path: Path) -> None:
