@@ -121,6 +121,7 @@ def test_offsets_make_classes_of_equal_size():
     assert abs(shares - 1 / 8).max() < 0.01
 
 
+@pytest.mark.slow
 def test_labels_are_made_once_for_all_seeds_and_methods_and_follow_the_teachers_seed(
     tiny_model_dir, cache, monkeypatch, capsys
 ):
