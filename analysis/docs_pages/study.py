@@ -33,11 +33,8 @@ TEMPLATES = {  # of each page
     CONTROL: "analysis/docs_pages/study_control.template.md",
 }
 IMAGES = "img/study"  # beside the page
-STUDIES = {
-    "offline_main": "elalora",
-    "attribution": "",
-    "planted": "svd_lora",
-}  # and the method to compare against, "" for the default
+# the method to compare against, "" for the default
+STUDIES = {"offline_main": "elalora", "attribution": "", "planted": "svd_lora"}
 FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 

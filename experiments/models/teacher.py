@@ -153,7 +153,7 @@ def _labels(data: TaskData, config: DataConfig, model: ModelConfig, files: Any) 
     planted = {name: adapter for name, adapter in method.adapters.items() if adapter.rank}
     head = _output_layer(loaded)
     features, *inputs = _read_by([head, *planted.values()], loaded, items["train"])
-    plain = {name: _read_by([head], loaded, rows)[0] for name, rows in items.items()}
+    plain = {name: features if name == "train" else _read_by([head], loaded, rows)[0] for name, rows in items.items()}
     plant(method, task.teacher.strength, dict(zip(planted, inputs, strict=True)), features)
     change = {name: _read_by([head], loaded, rows)[0] - plain[name] for name, rows in items.items()}
     mean, std = change["train"].mean(0), change["train"].std(0)
