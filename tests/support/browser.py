@@ -18,6 +18,12 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-pipe",
 )  # fmt: skip
+# what Chromium says of a question whose page was replaced before it had an answer
+GONE = (
+    "Inspected target navigated or closed",
+    "Execution context was destroyed.",
+    "Cannot find default execution context",
+)
 
 
 def installed() -> str | None:
@@ -69,8 +75,14 @@ class Browser:
         os.close(self.back)
 
     def run(self, code: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        given = self._ask("Runtime.evaluate", {"expression": code, "returnByValue": True}, session=True)
+        """The value of a JavaScript expression in the page; a question that a reload cut off is asked again."""
+        params = {"expression": code, "returnByValue": True}
+        for _ in range(10):
+            given = self._answer("Runtime.evaluate", params, session=True)
+            if given.get("error", {}).get("message") not in GONE:
+                break
+        assert "error" not in given, given
+        given = given["result"]
         assert "exceptionDetails" not in given, given
         return given["result"].get("value")
 
@@ -111,6 +123,11 @@ class Browser:
         return found
 
     def _ask(self, method: str, params: dict[str, Any] | None = None, session: bool = False) -> dict[str, Any]:
+        answer = self._answer(method, params, session)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _answer(self, method: str, params: dict[str, Any] | None = None, session: bool = False) -> dict[str, Any]:
         self.number += 1
         message: dict[str, Any] = {"id": self.number, "method": method, "params": params or {}}
         if session:
@@ -119,8 +136,7 @@ class Browser:
         while True:
             answer = self._read()
             if answer.get("id") == self.number:
-                assert "error" not in answer, answer
-                return answer["result"]
+                return answer
             self.events.append(answer)
 
     def _read(self) -> dict[str, Any]:
