@@ -91,7 +91,9 @@ def from_disk(world: World, rng: Generator, root: Path) -> Counter[str]:
     frame = pd.DataFrame(cells, columns=["arm", "task", "seed", "id"])
     frame = frame.assign(part="main", kind="confirmatory", budget="r4")
     correction = Correction(world.correction)
-    family = FamilyConfig("main", "lora", list(names[1:]), ["r4"], 0.05, correction, world.arms, world.margin)
+    family = FamilyConfig(
+        "main", [f"{name} - lora" for name in names[1:]], ["r4"], 0.05, correction, world.arms, world.margin
+    )
     runs = load_runs(root)
     confirmation = confirm(runs, Study("null", frame, family), runs.attrs["unfinished"])
     text = " ".join(confirmation.sentences)

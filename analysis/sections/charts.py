@@ -156,19 +156,24 @@ def cost_charts(arms: pd.DataFrame, looks: Looks, caption: str, files: Mapping[P
 
 
 def forest_chart(
-    rows: Iterable[Mapping[str, Any]], baseline: str, margin: float | None, caption: str, files: Mapping[Path, str]
+    rows: Iterable[Mapping[str, Any]],
+    baseline: str | None,
+    margin: float | None,
+    caption: str,
+    files: Mapping[Path, str],
 ) -> Chart | None:
     """Differences around zero; None without a row.
 
     Args:
         rows: each with name, colour, mean, n, and where known low and high (over seeds), low_items and high_items (over
             seeds and items), tasks (mean difference by task), p and p_corrected, claim.
-        baseline: what the differences are to.
+        baseline: what all the differences are to; None where the names say it.
         margin: of equivalence, in points; None for none.
         caption, files: of the chart.
     """
     shown = [dict(row) for row in rows]
     for row in shown:
         row |= {key: p_value(row[key], exact=True) for key in ("p", "p_corrected") if key in row}
-    data = {"x": f"difference to {baseline} (points)", "margin": margin, "rows": shown}
+    x = "difference (points)" if baseline is None else f"difference to {baseline} (points)"
+    data = {"x": x, "margin": margin, "rows": shown}
     return Chart("forest", caption, data, files) if shown else None

@@ -32,7 +32,7 @@ from analysis.sections.items import MOST_RUNS, Answers
 from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
 from analysis.stats.verdicts import judge
 from elalora.errors import UserError
-from experiments.studies.rules import divisor
+from experiments.studies.rules import common_base, divisor, pairs_of
 from experiments.studies.smallest_p import smallest_p
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ def sections(stored: Stored, folder: Path | None) -> list[Section]:
     inked = frame.assign(ink=[look.ink if look else "" for look in looks])
     if folder is not None and draw_forest(inked, folder / "forest", margin=margin):
         files = {folder / "forest.svg": title}
-    rows = _forest_rows(confirmation, looks)
     first = confirmation.compared[0]
-    section.lead = forest_chart(rows, first.name(first.base), margin, title, files)
+    base = first.name(first.base) if common_base(study.family) else None
+    rows = _forest_rows(confirmation, looks, base is None)
+    section.lead = forest_chart(rows, base, margin, title, files)
     return [section]
 
 
@@ -71,8 +72,8 @@ def _look(one: Runs, looks: Looks) -> Look | None:
     return looks.of(one.name(one.arm), runs[0]["method"]) if runs else None
 
 
-def _forest_rows(confirmation: Confirmation, looks: list[Look | None]) -> list[dict[str, Any]]:
-    """A row of the forest chart for each comparison that has a difference."""
+def _forest_rows(confirmation: Confirmation, looks: list[Look | None], both: bool) -> list[dict[str, Any]]:
+    """A row of the forest chart for each comparison that has a difference; `both` names both arms."""
     rows = []
     records = confirmation.table.frame.to_dict("records")
     for one, look, record in zip(confirmation.compared, looks, records, strict=True):
@@ -81,7 +82,8 @@ def _forest_rows(confirmation: Confirmation, looks: list[Look | None]) -> list[d
         known = ("mean", "n", "low", "high", "low_items", "high_items", "p", "p_corrected", "claim")
         row = {key: record[key] for key in known if key in record}
         tasks = {task: record[f"mean_{task}"] for task in one.tasks} if len(one.tasks) > 1 else {}
-        rows.append(row | {"name": f"{one.name(one.arm)}, {one.budget}", "colour": look.colour, "tasks": tasks})
+        name = f"{one.name(one.arm)} - {one.name(one.base)}" if both else one.name(one.arm)
+        rows.append(row | {"name": f"{name}, {one.budget}", "colour": look.colour, "tasks": tasks})
     return rows
 
 
@@ -117,11 +119,12 @@ def confirm(
     if family is None:
         raise UserError(f"study {study.name} declares no confirmatory comparisons; add study.family to its file")
     part = cells[cells["part"] == family.part]
-    if absent := {family.baseline, *family.arms} - set(part["arm"]):
+    pairs = pairs_of(family)
+    if absent := {arm for pair in pairs for arm in pair} - set(part["arm"]):
         raise UserError(f"study {study.name}: the part {family.part} has no arm {', '.join(sorted(absent))}")
     done = {row["id"]: row for row in runs[runs["id"].isin(list(part["id"]))].to_dict("records")}
     failed = {run.short_id: run.ending for run in unfinished if run.ending}
-    compared = [collect(part, done, failed, family, arm, budget) for budget in family.budgets for arm in family.arms]
+    compared = [collect(part, done, failed, pair, budget) for budget in family.budgets for pair in pairs]
     answers = Answers() if last and len(done) <= MOST_RUNS else None
     tried = tried_rates(runs, study)
     records = [_record(one, family, level, answers, at_edge(one, tried)) for one in compared]
@@ -133,7 +136,8 @@ def confirm(
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         notes += cell_notes(cell)
     sentences = [sentence(record, family) for record in records]
-    caption = f"Confirmatory: study {study.name}, part {family.part}, differences to {family.baseline} in points."
+    differences = "differences" if common_base(family) is None else f"differences to {common_base(family)}"
+    caption = f"Confirmatory: study {study.name}, part {family.part}, {differences} in points."
     return Confirmation(_table(caption, family, records, notes), sentences, compared)
 
 
@@ -237,15 +241,17 @@ def _rates(names: Mapping[str, str], rates: Mapping[str, Mapping[str, list[float
 def _table(caption: str, family: FamilyConfig, records: Sequence[dict[str, Any]], notes: list[str]) -> Table:
     frame = pd.DataFrame([{k: v for k, v in r.items() if k not in TEXTS} for r in records])
     tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_") and name != "mean_worst"]
+    both = common_base(family) is None
     columns = [
-        "Arm", "Budget", "n", "Mean difference", "p", HEADS[str(family.correction)], "W/T/L", "d", "Seeds to settle",
-        "Missing", "Failed",
+        "Contrast" if both else "Arm", "Budget", "n", "Mean difference", "p", HEADS[str(family.correction)], "W/T/L",
+        "d", "Seeds to settle", "Missing", "Failed",
     ]  # fmt: skip
     rows = []
     for r in records:
         interval = signed_range(r.get("low", math.nan), r.get("high", math.nan))
         row = [
-            r["arm"], r["budget"], str(r["n"]), signed(r["mean"]) + interval if "mean" in r else "",
+            _contrast(r) if both else r["arm"], r["budget"], str(r["n"]),
+            signed(r["mean"]) + interval if "mean" in r else "",
             p_value(r["p"], exact=True) if "p" in r else "not tested",
             p_value(r["p_corrected"], exact=True) + ("*" if r["claim"] else "") if "p" in r else "",
             f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", signed(r["d"]) if "d" in r else "",
@@ -260,6 +266,10 @@ def _table(caption: str, family: FamilyConfig, records: Sequence[dict[str, Any]]
     return Table(caption, [*columns, *tasks], rows, notes, frame)
 
 
+def _contrast(record: Mapping[str, Any]) -> str:
+    return f"{record['arm']} - {record['baseline']}"
+
+
 def _needed(record: Mapping[str, Any]) -> str:
     """18 (9 to 52): seeds at the observed spread, and at the ends of its interval."""
     if record.get("seeds_needed") is None:
@@ -269,9 +279,15 @@ def _needed(record: Mapping[str, Any]) -> str:
     return f"{record['seeds_needed']} ({low} to {high})"
 
 
+def _declared(family: FamilyConfig) -> str:
+    if (base := common_base(family)) is None:
+        return ", ".join(family.contrasts)
+    return f"{base} with {', '.join(arm for arm, _ in pairs_of(family))}"
+
+
 def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]], level: float) -> list[str]:
     notes = [
-        f"Family: {family.baseline} with {', '.join(family.arms)} at {', '.join(family.budgets)}; m = {family.m} "
+        f"Family: {_declared(family)} at {', '.join(family.budgets)}; m = {family.m} "
         f"comparisons, declared in the study; {CORRECTIONS[str(family.correction)]}, level {family.alpha:g} for the "
         "whole family.",
         "Statistic: mean over the tasks of the paired difference; two-sided sign flips of whole seeds, exact up to 16 "
@@ -294,7 +310,7 @@ def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]
             f"python run.py -m +study={study}"
         )
     for r in records:
-        where = f"{r['arm']} at {r['budget']}"
+        where = f"{_contrast(r) if common_base(family) is None else r['arm']} at {r['budget']}"
         if r["failed"]:
             notes.append(
                 f"{where}: {r['failed']} runs of it or its baseline failed; their seeds are left out of this test."

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,12 @@ from analysis.stats.seeds import Array
 from analysis.stats.verdicts import Evidence
 from experiments.store.name import short_id
 
-if TYPE_CHECKING:
-    from experiments.config.study import FamilyConfig
-
 Key = tuple[str, str, int]  # arm, task, seed
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of one arm and the family's baseline at one budget.
+    """The runs of the two arms of a contrast at one budget.
 
     Attributes:
         arm, base: as the study names them.
@@ -117,20 +114,20 @@ class Runs:
 
 
 def collect(
-    part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], family: FamilyConfig, arm: str, budget: str
+    part: pd.DataFrame, done: Mapping[str, Any], failed: Mapping[str, str], pair: tuple[str, str], budget: str
 ) -> Runs:
     """The runs of one comparison.
 
     Args:
         part: the study's cells of its confirmatory part.
         done: finished runs by id; failed: how the failed ones ended, by short id.
-        family, arm, budget: the comparison.
+        pair, budget: the comparison.
     """
-    at = part[(part["budget"] == budget) & part["arm"].isin([arm, family.baseline])]
+    at = part[(part["budget"] == budget) & part["arm"].isin(pair)]
     ids = {(c["arm"], c["task"], int(c["seed"])): c["id"] for c in at.to_dict("records")}
     lost = {k: failed[short_id(run)] for k, run in ids.items() if run and run not in done and short_id(run) in failed}
     return Runs(
-        arm, family.baseline, budget, sorted(set(at["task"])), sorted({int(seed) for seed in at["seed"]}),
+        *pair, budget, sorted(set(at["task"])), sorted({int(seed) for seed in at["seed"]}),
         {key: done[run] for key, run in ids.items() if run in done}, lost,
         [key for key, run in ids.items() if run not in done and key not in lost],
     )  # fmt: skip

@@ -37,9 +37,11 @@ def draw_forest(frame: pd.DataFrame, path: Path, title: str = "", margin: float 
         filled = row["ink"] if row["claim"] else "white"
         axis.plot(row["mean"], at, "o", color=row["ink"], markerfacecolor=filled)
         axis.plot([row[task] for task in tasks], [at] * len(tasks), "|", color="0.45", markersize=9)
-    axis.set_yticks(range(len(shown)), [f"{row.arm}, {row.budget}" for row in shown.itertuples()])
+    one_base = shown["baseline"].nunique() == 1
+    names = shown["arm"] if one_base else shown["arm"] + " - " + shown["baseline"]
+    axis.set_yticks(range(len(shown)), (names + ", " + shown["budget"]).tolist())
     axis.set_ylim(-0.7, len(shown) - 0.3)
-    axis.set_xlabel(f"Difference to {shown['baseline'].iloc[0]} (points)")
+    axis.set_xlabel(f"Difference to {shown['baseline'].iloc[0]} (points)" if one_base else "Difference (points)")
     axis.spines[["top", "right"]].set_visible(False)
     remark = (
         "Thick: 95 % interval over seeds. Thin: over seeds and items. Ticks: single tasks. Filled: a claim is made."

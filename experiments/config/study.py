@@ -86,6 +86,7 @@ class TuningConfig:
         grids: family of methods (`recipe.families`) -> learning rates in rising order; all of the same length.
         budget: the one budget at which learning rates are tuned; null tunes at each budget.
         extensions: how often a winner at the edge extends every arm's grid by one value at both ends.
+        stable: whether a learning rate at which most trials are unstable cannot win (training/stability.py).
         overrides: of this stage only.
     """
 
@@ -93,29 +94,28 @@ class TuningConfig:
     grids: dict[str, list[float]] = MISSING
     budget: str | None = None
     extensions: int = 2
+    stable: bool = False
     overrides: list[str] = field(default_factory=list)
 
 
 @dataclass
 class FamilyConfig:
-    """The comparisons that a study declares before it runs: `baseline` with every arm at every budget.
+    """The comparisons that a study declares before it runs: every contrast of two arms at every budget.
 
     Attributes:
         part: the confirmatory part.
-        baseline: the arm that every other is compared with.
-        arms: the others.
+        contrasts: "ARM - OTHER", the difference of two arms' scores.
         budgets: at which they are compared.
         alpha: level of the whole family.
         correction: for multiple comparisons: holm, or maxt (step-down, joint sign flips of the seeds).
-        m: number of comparisons; must equal arms times budgets, so that a change of either is noticed.
+        m: number of comparisons; must equal contrasts times budgets, so that a change of either is noticed.
         margin: the largest difference in points that does not matter; null tests no equivalence.
         sd: expected standard deviation of a seed's paired difference in points, for instance of a pilot; with it
             `--plan` says which difference the study can find.
     """
 
     part: str = MISSING
-    baseline: str = MISSING
-    arms: list[str] = MISSING
+    contrasts: list[str] = MISSING
     budgets: list[str] = MISSING
     alpha: float = 0.05
     correction: Correction = Correction.holm

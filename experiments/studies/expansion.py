@@ -23,6 +23,7 @@ from experiments.config.task import Protocol
 from experiments.config.words import key_of
 from experiments.runs.plan import Plan, plan_of
 from experiments.studies.rules import TUNING_PART, check, seeds_of
+from experiments.training.stability import UNSTABLE
 
 FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # set by the study; refused on the command line
 
@@ -222,7 +223,8 @@ class Expansion:
         ]
         cells = [cell for trial in trials for cell in trial]
         scores = [[score_of(cell.plan) for cell in trial] for trial in trials]
-        self.choices[key] = choose(grid, scores, tuple(cell.plan.id for cell in cells if cell.plan is not None))
+        wild = [tuning.stable and 2 * sum(unstable(cell.plan) for cell in trial) > len(trial) for trial in trials]
+        self.choices[key] = choose(grid, scores, tuple(cell.plan.id for cell in cells if cell.plan is not None), wild)
         return cells
 
 
@@ -252,13 +254,17 @@ def _last(words: Iterable[str]) -> list[str]:
     return list({key_of(word): word for word in words}.values())
 
 
-def choose(grid: tuple[float, ...], scores: list[list[float | None]], runs: tuple[str, ...]) -> Choice:
+def choose(
+    grid: tuple[float, ...], scores: list[list[float | None]], runs: tuple[str, ...], wild: Sequence[bool] = ()
+) -> Choice:
     """The learning rate with the highest mean score over the tuning seeds; of equal ones the nearest to the middle.
 
     Args:
         grid: learning rates in rising order.
         scores: of every seed at every rate; None for an unfinished trial, minus infinity for one that failed.
         runs: ids of the trials.
+        wild: which rates cannot win because they are unstable; none if empty. Where all are, the lowest wins, which is
+            at the edge of the grid and so extends it.
 
     Raises:
         UserError: every trial failed.
@@ -269,7 +275,8 @@ def choose(grid: tuple[float, ...], scores: list[list[float | None]], runs: tupl
     if max(means) == -math.inf:
         raise UserError(f"all learning rates {', '.join(map(str, grid))} diverged; lower study.tuning.grids")
     middle = (len(grid) - 1) / 2
-    best = max(range(len(grid)), key=lambda i: (means[i], -abs(i - middle)))
+    calm = [i for i in range(len(grid)) if not (wild and wild[i])] or [0]
+    best = max(calm, key=lambda i: (means[i], -abs(i - middle)))
     return Choice(grid[best], grid, best in (0, len(grid) - 1), runs)
 
 
@@ -281,6 +288,12 @@ def score_of(plan: Plan | None) -> float | None:
         result = done.result()
         return float(result["readings"]["last"]["report"]["metrics"][result["metric"]])
     return -math.inf if plan.folder.status().get("failure") in ("nan", "never_acted", "budget") else None
+
+
+def unstable(plan: Plan | None) -> bool:
+    """Whether a trial is done and was unstable."""
+    done = None if plan is None else plan.finished()
+    return done is not None and UNSTABLE in done.result()["flags"]
 
 
 def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from experiments.store.compact import opened
 from experiments.store.foreign import DAMAGE, read_json
 from experiments.studies.expansion import Cell, Expansion, score_of
 from experiments.studies.power import POWER, least_effect
-from experiments.studies.rules import TUNING_PART, divisor
+from experiments.studies.rules import TUNING_PART, divisor, pairs_of
 from experiments.studies.smallest_p import smallest_p
 
 
@@ -62,8 +62,8 @@ def preview_study(config: DictConfig) -> str:
     plans = in_order(cell.plan for cell in cells if cell.plan is not None)
     waiting = sum(cell.plan is None for cell in cells)
     if (f := study.family) is not None and f.part in study.parts:
-        arms, budgets = ", ".join(f.arms), ", ".join(f.budgets)
-        family = f"family: {f.baseline} with {arms} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"
+        contrasts, budgets = ", ".join(f.contrasts), ", ".join(f.budgets)
+        family = f"family: {contrasts} at {budgets}: m = {f.m}, {f.correction}, alpha = {f.alpha}"
         lines += ["", family, *_reach(f, [cell for cell in cells if cell.part == f.part])]
     return "\n".join([*lines, *edges, *_summary(plans, waiting, len(cells) - waiting - len(plans))])
 
@@ -96,8 +96,8 @@ def _stored_sd(family: FamilyConfig, cells: list[Cell]) -> float | None:
     tasks = {cell.task for cell in cells}
     means = {key: fmean(by_task.values()) for key, by_task in scores.items() if set(by_task) == tasks}
     spreads = []
-    for arm, budget in product(family.arms, family.budgets):
-        base = {seed: mean for (name, at, seed), mean in means.items() if (name, at) == (family.baseline, budget)}
+    for (arm, other), budget in product(pairs_of(family), family.budgets):
+        base = {seed: mean for (name, at, seed), mean in means.items() if (name, at) == (other, budget)}
         gaps = [mean - base[s] for (name, at, s), mean in means.items() if (name, at) == (arm, budget) and s in base]
         spreads += [stdev(gaps)] if len(gaps) >= 3 and stdev(gaps) > 0 else []
     return median(spreads) if spreads else None

@@ -20,6 +20,30 @@ def divisor(family: FamilyConfig) -> int:
     return 1 if family.correction == Correction.maxt else family.m
 
 
+def pairs_of(family: FamilyConfig) -> list[tuple[str, str]]:
+    """The two arms of each contrast: the one whose score counts, and the one whose score is taken off.
+
+    Raises:
+        UserError: a contrast is not "ARM - OTHER" with two different arms, or stands there twice.
+    """
+    pairs = []
+    for text in family.contrasts:
+        match = re.fullmatch(r"\s*(\S+)\s+-\s+(\S+)\s*", text)
+        if match is None or match[1] == match[2]:
+            raise UserError(f"study.family.contrasts: '{text}' is not a difference of two arms; type 'elalora - lora'")
+        pairs.append((match[1], match[2]))
+    for arm, other in pairs:
+        if pairs.count((arm, other)) + pairs.count((other, arm)) > 1:
+            raise UserError(f"study.family.contrasts compares {arm} and {other} twice; remove one")
+    return pairs
+
+
+def common_base(family: FamilyConfig) -> str | None:
+    """The arm that every contrast takes off; None where they differ."""
+    bases = {other for _, other in pairs_of(family)}
+    return bases.pop() if len(bases) == 1 else None
+
+
 def seeds_of(text: str) -> list[int]:
     """The seeds of "range(10)", "range(10,20)" or "0,1,2"."""
     match = re.fullmatch(r"\s*range\(\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\)\s*", text)
@@ -110,19 +134,20 @@ def _check_family(study: StudyConfig) -> None:
     for arm in part.arms:
         if study.arms[arm].tuned_as is not None:
             raise UserError(f"study.arms.{arm}.tuned_as: an arm of a confirmatory part must be tuned itself")
+    pairs = pairs_of(family)
     for name, declared, of_part in (
-        ("arms", [family.baseline, *family.arms], part.arms),
-        ("budgets", family.budgets, part.budgets),
+        ("contrasts", {arm for pair in pairs for arm in pair}, part.arms),
+        ("budgets", set(family.budgets), part.budgets),
     ):
-        if set(declared) != set(of_part):
-            raise UserError(f"study.family.{name} and baseline must be those of the part {family.part}: {of_part}")
+        if declared != set(of_part):
+            raise UserError(f"study.family.{name} must have all of the part {family.part}, and no others: {of_part}")
     if not 0 < family.alpha < 1:
         raise UserError(f"study.family.alpha={family.alpha} must be between 0 and 1")
-    comparisons = len(family.arms) * len(family.budgets)
+    comparisons = len(pairs) * len(family.budgets)
     if not comparisons:
-        raise UserError(f"study.family of {study.name} compares nothing; set its arms and budgets")
+        raise UserError(f"study.family of {study.name} compares nothing; set its contrasts and budgets")
     if family.m != comparisons:
-        raise UserError(f"study.family.m={family.m}, but arms x budgets are {comparisons} comparisons")
+        raise UserError(f"study.family.m={family.m}, but contrasts x budgets are {comparisons} comparisons")
     for name in ("margin", "sd"):
         if (value := getattr(family, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"study.family.{name}={value} must be above 0, in points; null leaves it out")
@@ -132,7 +157,7 @@ def _check_family(study: StudyConfig) -> None:
         raise UserError(
             f"{study.name} cannot reach its level: {seeds} seeds give p = {smallest_p(seeds):.3g} at best, and "
             f"{needed} is needed; take {least_pairs(family.alpha, of)} "
-            f"seeds (study.parts.{family.part}.seeds) or compare fewer arms or budgets"
+            f"seeds (study.parts.{family.part}.seeds) or declare fewer contrasts or budgets"
         )
     recipe = next((w.partition("=")[2] for w in study.overrides if key_of(w) == "recipe"), None)
     if recipe != "matched":

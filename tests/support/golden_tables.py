@@ -27,7 +27,7 @@ from experiments.standins.stored_runs import failed, modules, moved_run, result,
 
 TABLES = HERE.parent / "golden" / "tables"
 GLUE = {"rte": ["accuracy"], "cola": ["mcc"], "qqp": ["accuracy", "f1"]}
-FAMILY = FamilyConfig("main", "lora", ["elalora", "prilora"], ["r4"], m=2)
+FAMILY = FamilyConfig("main", ["elalora - lora", "prilora - lora"], ["r4"], m=2)
 
 
 def build(root: Path) -> pd.DataFrame:

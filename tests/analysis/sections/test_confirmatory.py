@@ -22,7 +22,7 @@ from experiments.config.study import Correction, FamilyConfig
 from experiments.standins.stored_runs import result, write_run
 from experiments.store.finished import id_of
 
-FAMILY = FamilyConfig("part", "lora", ["elalora", "adalora"], ["r4"], m=2)
+FAMILY = FamilyConfig("part", ["elalora - lora", "adalora - lora"], ["r4"], m=2)
 SEEDS = range(8)
 WORDS = ("better", "worse", "outperform", "superior", "improve")
 
@@ -238,7 +238,7 @@ def test_two_runs_of_ten_that_end_in_nan_reach_the_sentence_and_take_its_claim(t
         victim = next((tmp_path / "task0").glob(f"elalora-r4-s{seed}-*"))
         (victim / "result.json").unlink()
         (victim / "status.json").write_text(json.dumps({"state": "failed", "failure": "nan", "error": "a line"}))
-    confirmation = read(tmp_path, cells, FamilyConfig("part", "lora", ["elalora"], ["r4"], m=1))
+    confirmation = read(tmp_path, cells, FamilyConfig("part", ["elalora - lora"], ["r4"], m=1))
     assert confirmation.table.frame["p"][0] == 2 / 256 and not confirmation.table.frame["claim"][0]
     text = confirmation.sentences[0]
     assert "no claim is made because it does not hold with failed runs at the constant answer" in text
@@ -257,16 +257,31 @@ def test_seeds_to_settle_come_with_the_range_that_their_spread_leaves(tmp_path: 
 def test_a_margin_makes_equivalence_a_verdict(tmp_path: Path) -> None:
     small = [[0.1 * (-1) ** seed, 0.02 * seed - 0.05] for seed in SEEDS]
     cells = study(tmp_path, {"elalora": small, "adalora": FAR_UP})
-    family = FamilyConfig("part", "lora", ["elalora", "adalora"], ["r4"], m=2, margin=0.5)
+    family = FamilyConfig("part", ["elalora - lora", "adalora - lora"], ["r4"], m=2, margin=0.5)
     alike, apart = read(tmp_path, cells, family).sentences
     assert "ElaLoRA (paper) and LoRA was shown at r4" in alike
     assert "The two are equivalent in a typical run, within 0.5 points (two one-sided sign-flip tests" in alike
     assert "Equivalence within 0.5 points was not shown" in apart
 
 
+def test_contrasts_between_any_two_arms_are_named_and_have_the_sign_of_their_difference(tmp_path: Path) -> None:
+    cells = study(tmp_path, {"elalora": UP, "adalora": FAR_UP})
+    family = FamilyConfig("part", ["elalora - lora", "adalora - elalora"], ["r4"], m=2)
+    confirmation = read(tmp_path, cells, family)
+    table = confirmation.table
+    assert [row[table.columns.index("Contrast")] for row in table.rows] == ["elalora - lora", "adalora - elalora"]
+    mean = np.mean(UP)
+    np.testing.assert_allclose(table.frame["mean"], [mean, 9.0], atol=1e-9)
+    assert confirmation.sentences[1].startswith("AdaLoRA is better than ElaLoRA (paper) at r4: +9.00 points")
+    assert table.notes[0].startswith("Family: elalora - lora, adalora - elalora at r4; m = 2 comparisons")
+    assert table.caption == "Confirmatory: study main, part part, differences in points."
+    with pytest.raises(UserError, match="the part part has no arm sora"):
+        read(tmp_path, cells, FamilyConfig("part", ["elalora - sora"], ["r4"], m=1))
+
+
 def test_a_declared_max_t_is_what_corrects_and_is_named(tmp_path: Path) -> None:
     cells = study(tmp_path, {"elalora": UP, "adalora": UP})
-    family = FamilyConfig("part", "lora", ["elalora", "adalora"], ["r4"], correction=Correction.maxt, m=2)
+    family = FamilyConfig("part", ["elalora - lora", "adalora - lora"], ["r4"], correction=Correction.maxt, m=2)
     confirmation = read(tmp_path, cells, family)
     assert confirmation.table.frame["p_maxt"].tolist() == [2 / 256] * 2  # the same seeds twice: nothing to correct
     assert "p (maxT)" in confirmation.table.columns
@@ -287,7 +302,7 @@ def test_items_at_random_widen_the_interval_where_predictions_are_stored(
             pd.DataFrame(frame).to_parquet(folder / "predictions.parquet")
             cells.append({"part": "part", "kind": "confirmatory", "arm": arm, "task": "vader_movies", "budget": "r4",
                           "seed": seed, "id": whole["id"]})  # fmt: skip
-    family = FamilyConfig("part", "lora", ["elalora"], ["r4"], m=1)
+    family = FamilyConfig("part", ["elalora - lora"], ["r4"], m=1)
     confirmation = read(tmp_path, pd.DataFrame(cells), family)
     found = confirmation.table.frame.iloc[0]
     assert found["low_items"] < found["low"] < found["high"] < found["high_items"]

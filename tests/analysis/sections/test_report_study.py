@@ -45,7 +45,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     write_run(root, result("adalora", 0, 99.0))
     family = SimpleNamespace(
-        part="main", baseline="lora", arms=["elalora"], budgets=["r4"], alpha=0.05, m=1, correction="holm", margin=None
+        part="main", contrasts=["elalora - lora"], budgets=["r4"], alpha=0.05, m=1, correction="holm", margin=None
     )
     expansion = SimpleNamespace(cells=cells, study=SimpleNamespace(family=family))
 
@@ -132,7 +132,7 @@ def test_a_real_study_is_read_from_its_file_once_its_tuning_is_done(tmp_path: Pa
             cell.plan.folder.path.mkdir(parents=True)
             (cell.plan.folder.path / "result.json").write_text(json.dumps(whole))
     found = load_study("offline_main", [root])
-    assert found.family is not None and found.family.m == len(found.family.arms) * len(found.family.budgets)
+    assert found.family is not None and found.family.m == len(found.family.contrasts) * len(found.family.budgets)
     runs = load_runs(root)
     assert not len(found.open_runs(runs)) and set(found.cells["id"]) <= set(runs["id"])
     files = report([root], tmp_path / "out", study="offline_main", with_figures=False, quiet=True)

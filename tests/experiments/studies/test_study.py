@@ -39,7 +39,7 @@ tuning:
   seeds: "0,1"
   budget: r4
   grids: {lora: [1e-3, 2e-3, 4e-3], svd: [1e-3, 3e-3, 9e-3]}
-family: {part: main, baseline: a, arms: [b, c], budgets: [r4], alpha: 0.05, m: 2}
+family: {part: main, contrasts: [b - a, c - a], budgets: [r4], alpha: 0.05, m: 2}
 """
 
 
@@ -251,8 +251,28 @@ def test_the_winner_has_the_best_mean_and_a_tie_goes_to_the_middle():
     assert choose(grid, [[4, 4], [4, 4], [4, 4]], ()).lr == 2.0
     assert choose(grid, [[4], [3], [4]], ()) == Choice(1.0, grid, True, ())
     assert choose(grid, [[4], [None], [4]], ("x",)) == Choice(None, grid, False, ("x",))
+    assert choose(grid, [[1], [5], [9]], (), [False, False, True]) == Choice(2.0, grid, False, ())
+    assert choose(grid, [[1], [5], [9]], (), [True, True, True]) == Choice(1.0, grid, True, ())  # extends the grid
     with pytest.raises(UserError, match="all learning rates 1.0, 2.0, 3.0 diverged"):
         choose(grid, [[float("-inf")]] * 3, ())
+
+
+def test_a_study_that_asks_for_stable_rates_takes_none_at_which_most_trials_are_unstable(small):
+    class Wild(Pretender):
+        def __call__(self, plans):
+            super().__call__(plans)
+            for plan in plans:
+                if plan.config.trainer.lr > 1e-3:
+                    path = plan.folder.path / "result.json"
+                    path.write_text(json.dumps(json.loads(path.read_text()) | {"flags": ["unstable"]}))
+            return 0
+
+    rates = {}
+    for stable in ("false", "true"):
+        config = compose_run(["+study=small", *small, "study.only=[more]", f"study.tuning.stable={stable}"])
+        run_study(config, Wild(middle))
+        rates[stable] = module.Expansion(config).choices["b", "vader_movies", "r4"].lr
+    assert rates == {"false": 3e-3, "true": 1e-3}
 
 
 def test_a_grid_grows_by_its_own_ratio_at_both_ends():
@@ -278,9 +298,12 @@ WRONG = {
     "study.tuning.seeds='10'": "a part uses seed 10 too",
     "study.tuning.grids.svd=[1e-3,2e-3]": "must all have the same number of learning rates",
     "study.tuning.grids.svd=[3e-3,1e-3,9e-3]": "must be increasing and above 0",
-    "study.family.m=1": "study.family.m=1, but arms x budgets are 2 comparisons",
-    "study.family.arms=[b]": "study.family.arms and baseline must be those of the part main",
-    "study.family.budgets=[r2]": "study.family.budgets and baseline must be those of the part main",
+    "study.family.m=1": "study.family.m=1, but contrasts x budgets are 2 comparisons",
+    "study.family.contrasts=[b - a]": "study.family.contrasts must have all of the part main, and no others",
+    "study.family.contrasts=[b - a,c-a]": "study.family.contrasts: 'c-a' is not a difference of two arms",
+    "study.family.contrasts=[b - b,c - a]": "study.family.contrasts: 'b - b' is not a difference of two arms",
+    "study.family.contrasts=[b - a,c - a,a - b]": "study.family.contrasts compares b and a twice",
+    "study.family.budgets=[r2]": "study.family.budgets must have all of the part main, and no others: ['r4']",
     "study.family.part=more": "the confirmatory part of small (main) must be study.family.part",
     "study.family.correction=none": "study.family.correction=none is unknown; allowed: holm, maxt",
     "study.parts.main.seeds='10,11,12,13,14,15'": "small cannot reach its level: 6 seeds give p = 0.0312 at best",
@@ -346,7 +369,7 @@ def test_the_plan_of_a_study_names_groups_dependencies_and_its_family_and_writes
         "  c x r4 x vader_movies: waits for the tuning of the arm that gives it its ranks",
         "main (confirmatory), 21 runs",
         "  b x r4 x vader_movies: 7 repeats (seeds 10..16), waits for the tuning",
-        "family: a with b, c at r4: m = 2, holm, alpha = 0.05",
+        "family: b - a, c - a at r4: m = 2, holm, alpha = 0.05",
         "0 of 37 done; 25 wait until the tuning has chosen their learning rate",
         "no stored time for 12 runs",
     ):
