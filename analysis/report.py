@@ -5,7 +5,7 @@ The runs may be a stranger's: a section that fails becomes a line that says why,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -81,12 +81,13 @@ def write_sections(
     return [index, *files]
 
 
-def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
+def sections_of(stored: Stored, folder: Path | None, only: Collection[str] = ()) -> list[Section]:
     """Every section of the report, in the order of the page.
 
     Args:
         stored: from `read_stores`.
         folder: for the figures; None draws none.
+        only: names of the modules in `analysis.sections` to take; all if empty.
     """
     from analysis.sections import (
         ablations,
@@ -113,7 +114,8 @@ def sections_of(stored: Stored, folder: Path | None) -> list[Section]:
         confirmatory, comparison, increments, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
         rank_maps, ranks_read, planted, rank_study, attribution, endings, run_list,
     ]  # fmt: skip
-    return [section for subject in subjects for section in _guarded(subject, stored, folder)]
+    wanted = [subject for subject in subjects if not only or subject.__name__.rpartition(".")[2] in only]
+    return [section for subject in wanted for section in _guarded(subject, stored, folder)]
 
 
 def _guarded(subject: ModuleType, stored: Stored, folder: Path | None) -> list[Section]:

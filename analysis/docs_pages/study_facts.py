@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.output.table import Table, signed, signed_range
+from analysis.output.table import Table, mean_sd, signed, signed_range
 from analysis.output.writers import to_markdown
 from analysis.reading.curves import load_curve, warmup_steps
 from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
 from analysis.stats.seeds import summary
+from elalora.errors import UserError
 from experiments.studies.rules import TUNING_PART
 
 
@@ -61,6 +62,32 @@ def lead(stored: Stored, method: str = "LoRA") -> str:
         "declared baseline; not corrected."
     ]
     return _markdown(f"{method} against every other arm.", ["Other", "n", "Mean over tasks", *tasks], rows, notes)
+
+
+def arms(stored: Stored, base: str) -> str:
+    """Every arm of a study beside one of them, by the study's names, paired by seed.
+
+    Raises:
+        UserError: the study has no run of `base`.
+    """
+    assert stored.declared is not None
+    cells = stored.declared.cells
+    names = cells[cells["part"] != TUNING_PART].drop_duplicates("id").set_index("id")["arm"]
+    runs = stored.runs.assign(arm=stored.runs["id"].map(names)).dropna(subset="arm")
+    if base not in set(runs["arm"]):
+        raise UserError(f"the study has no run of {base}; it has {', '.join(sorted(set(runs['arm'])))}")
+    order = list(dict.fromkeys(names))
+    rows = []
+    for task, of_task in runs.groupby("task", sort=True):
+        scores = of_task.pivot(index="seed", columns="arm", values="score")
+        sizes = of_task.groupby("arm")["params_final"].mean()
+        for arm in [arm for arm in order if arm in scores]:
+            s, gap = summary(scores[arm].dropna()), summary((scores[arm] - scores[base]).dropna())
+            text = "" if arm == base else signed(gap.mean) + signed_range(gap.low, gap.high)
+            rows.append([task, arm, str(s.n), mean_sd(s.mean, s.sd), text, f"{sizes[arm]:,.0f}"])
+    notes = [f"Score: mean and standard deviation over seeds. To {base}: paired by seed, with a 95 % t interval."]
+    columns = ["Task", "Arm", "n", "Score", f"To {base}", "Parameters"]
+    return _markdown(f"Every arm and {base}.", columns, rows, notes)
 
 
 def losses(stored: Stored) -> str:

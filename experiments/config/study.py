@@ -52,8 +52,8 @@ class ArmConfig:
     Attributes:
         overrides: its settings, for instance [method=elalora, method.variant=official].
         ranks_from: the arm whose run of the same task, budget and seed gives this one its final ranks (a transplant).
-        tuned_as: the arm whose tuned learning rate this one takes; null tunes it itself. Not allowed in a confirmatory
-            part.
+        tuned_as: the arm whose tuned learning rate this one takes; null tunes it itself. In a confirmatory part only
+            for an arm that differs from that one in its ranks (`ranks_from`).
     """
 
     overrides: list[str] = field(default_factory=list)

@@ -125,6 +125,15 @@ def _check_rates(setting: str, grids: Mapping[str, Sequence[float]]) -> None:
             raise UserError(f"{setting}.{family}={list(grid)} must be increasing and above 0")
 
 
+def _tuned_alike(study: StudyConfig, arm: str) -> bool:
+    """Whether an arm is tuned itself, or has the rate of an arm that differs from it in the ranks only."""
+    config = study.arms[arm]
+    if config.tuned_as is None:
+        return True
+    form = [word for word in config.overrides if key_of(word) != "method.shuffle"]
+    return config.ranks_from is not None and form == list(study.arms[config.tuned_as].overrides)
+
+
 def _check_family(study: StudyConfig) -> None:
     family = study.family
     assert family is not None
@@ -132,8 +141,11 @@ def _check_family(study: StudyConfig) -> None:
     if part is None or part.kind != "confirmatory":
         raise UserError(f"study.family.part={family.part} is not a confirmatory part of {study.name}")
     for arm in part.arms:
-        if study.arms[arm].tuned_as is not None:
-            raise UserError(f"study.arms.{arm}.tuned_as: an arm of a confirmatory part must be tuned itself")
+        if not _tuned_alike(study, arm):
+            raise UserError(
+                f"study.arms.{arm}.tuned_as: an arm of a confirmatory part must be tuned itself, or differ from "
+                f"{study.arms[arm].tuned_as} in its ranks only (ranks_from, method.shuffle)"
+            )
     pairs = pairs_of(family)
     for name, declared, of_part in (
         ("contrasts", {arm for pair in pairs for arm in pair}, part.arms),

@@ -275,6 +275,18 @@ def test_a_study_that_asks_for_stable_rates_takes_none_at_which_most_trials_are_
     assert rates == {"false": 3e-3, "true": 1e-3}
 
 
+def test_a_transplant_may_take_the_rate_of_the_same_form_with_other_ranks(small, tmp_path):
+    text = SMALL.replace("ranks_from: b}", "ranks_from: b, tuned_as: d}\n  d: {overrides: [method=svd_lora]}")
+    text = text.replace("arms: [a, b, c], tasks", "arms: [a, b, c, d], tasks").replace("c - a]", "c - d]")
+    (tmp_path / "conf" / "study" / "small.yaml").write_text(text)
+    config = compose_run(["+study=small", *small, "study.only=[main]"])
+    run_study(config, Pretender(lambda method, lr, seed: 90 - abs(lr - (1e-3 if method == "svd_lora" else 3e-3))))
+    cells = cells_of(config)
+    assert {cell.arm for cell in cells if cell.part == "tuning"} == {"a", "b", "d"}
+    rates = {cell.arm: cell.plan.config.trainer.lr for cell in cells if cell.part == "main"}
+    assert rates["c"] == rates["d"] == 1e-3 != rates["b"]
+
+
 def test_a_grid_grows_by_its_own_ratio_at_both_ends():
     assert extended([1e-3, 3e-3, 9e-3], 0) == (1e-3, 3e-3, 9e-3)
     assert extended([1e-3, 3e-3, 9e-3], 2) == (1.11e-4, 3.33e-4, 1e-3, 3e-3, 9e-3, 2.7e-2, 8.1e-2)
@@ -295,6 +307,7 @@ WRONG = {
     "study.arms.b.ranks_from=c": "study.arms.b.ranks_from=c, which itself has ranks_from",
     "study.parts.more.arms=[c]": "study.parts.more.arms lacks b, which gives another arm its ranks",
     "study.arms.b.tuned_as=a": "an arm of a confirmatory part must be tuned itself",
+    "study.arms.c.tuned_as=a": "differ from a in its ranks only",
     "study.tuning.seeds='10'": "a part uses seed 10 too",
     "study.tuning.grids.svd=[1e-3,2e-3]": "must all have the same number of learning rates",
     "study.tuning.grids.svd=[3e-3,1e-3,9e-3]": "must be increasing and above 0",
