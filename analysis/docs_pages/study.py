@@ -11,8 +11,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from analysis.docs_pages import study_facts
 from analysis.output.section import Section
@@ -27,15 +28,37 @@ from experiments.studies.rules import TUNING_PART
 
 STORE = "analysis/measured"
 PAGE, TABLES, CONTROL = "docs/study.md", "docs/study/tables.md", "docs/study/control.md"
+RATES, LAYOUTS = "docs/study/rates.md", "docs/study/layouts.md"
 TEMPLATES = {  # of each page
     PAGE: "analysis/docs_pages/study.template.md",
     TABLES: "analysis/docs_pages/study_tables.template.md",
     CONTROL: "analysis/docs_pages/study_control.template.md",
+    RATES: "analysis/docs_pages/study_rates.template.md",
+    LAYOUTS: "analysis/docs_pages/study_layouts.template.md",
 }
-IMAGES = "img/study"  # beside the page
-# the method to compare against, "" for the default
-STUDIES = {"offline_main": "elalora", "attribution": "", "planted": "svd_lora"}
-FACTS = {"tuning": study_facts.tuning, "lead": study_facts.lead, "losses": study_facts.losses}
+IMAGES = "img/study"  # in docs
+
+
+class Wanted(NamedTuple):
+    """What the pages take from a study: the method to compare against, "" for the default, and which sections."""
+
+    baseline: str = ""
+    sections: tuple[str, ...] = ()  # modules of analysis.sections, all if empty
+
+
+STUDIES = {
+    "offline_main": Wanted("elalora"),
+    "attribution": Wanted(),
+    "planted": Wanted("svd_lora"),
+    "lr_curve": Wanted("lora", ("rate_curves",)),
+    "layouts": Wanted("lora", ("rank_maps",)),
+}
+FACTS: dict[str, Callable[..., str]] = {
+    "tuning": study_facts.tuning,
+    "lead": study_facts.lead,
+    "losses": study_facts.losses,
+    "arms": study_facts.arms,
+}
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 
 
@@ -57,7 +80,7 @@ class Material:
         if study not in STUDIES:
             raise UserError(f"study {study} is not on the page; allowed: {', '.join(STUDIES)}")
         if study not in self._stored:
-            self._stored[study] = read_stores(self._stores, study=study, baseline=STUDIES[study])
+            self._stored[study] = read_stores(self._stores, study=study, baseline=STUDIES[study].baseline)
         return self._stored[study]
 
     def sections(self, study: str) -> list[Section]:
@@ -66,7 +89,7 @@ class Material:
             place = None if self.folder is None else self.folder / study
             if place is not None:
                 place.mkdir()
-            self._sections[study] = sections_of(stored, place)
+            self._sections[study] = sections_of(stored, place, STUDIES[study].sections)
         return self._sections[study]
 
     def table(self, study: str, name: str) -> Table:
@@ -84,16 +107,18 @@ class Material:
         return [line for section in matching for line in section.lines]
 
 
-def fill(template: str, material: Material, images: Path | None = None) -> str:
+def fill(template: str, material: Material, images: Path | None = None, page: str = PAGE) -> str:
     """The page: every mark in the template replaced.
 
     Marks stand alone on a line: {table STUDY NAME}, or {rows STUDY NAME} and {notes STUDY NAME} for its parts,
-    {lines STUDY SECTION}, {figure STUDY STEM|caption}, {runs STUDY}, and {NAME STUDY} for the names in `FACTS`.
+    {lines STUDY SECTION}, {figure STUDY STEM|caption}, {runs STUDY}, and {NAME STUDY} for the names in `FACTS`,
+    {arms STUDY BASE} with the arm that the others are compared with.
 
     Args:
         template: the text.
         material: of the studies.
         images: folder that takes the figures; None only names them.
+        page: the template's, whose links to figures start in its folder.
 
     Raises:
         UserError: a mark names something that does not exist.
@@ -108,11 +133,11 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
         if kind == "lines":
             return "\n".join(f"- {line}" for line in material.lines(study, name))
         if kind in FACTS:
-            return FACTS[kind](material.stored(study))
+            return FACTS[kind](material.stored(study), *([name] if name else []))
         if kind == "runs":
             return _runs(material.stored(study))
         if kind == "figure":
-            return _figure(material, study, name, caption or "", images)
+            return f"![{caption}]({'../' * (page.count('/') - 1)}{_figure(material, study, name, images)})"
         raise UserError(
             f"{mark[0]}: unknown mark; allowed: table, rows, notes, lines, figure, runs, {', '.join(FACTS)}"
         )
@@ -120,7 +145,8 @@ def fill(template: str, material: Material, images: Path | None = None) -> str:
     return MARK.sub(put, template)
 
 
-def _figure(material: Material, study: str, stem: str, caption: str, images: Path | None) -> str:
+def _figure(material: Material, study: str, stem: str, images: Path | None) -> str:
+    """The place of a figure in docs, which is copied there."""
     file = f"{study}_{stem}.png"
     if images is not None and material.folder is not None:
         material.sections(study)
@@ -130,13 +156,14 @@ def _figure(material: Material, study: str, stem: str, caption: str, images: Pat
             raise UserError(f"study {study} drew no {stem}; it drew {', '.join(stems)}")
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(drawn, images / file)
-    return f"![{caption}]({IMAGES}/{file})"
+    return f"{IMAGES}/{file}"
 
 
 def _runs(stored: Stored) -> str:
     """Number of runs and tasks, and the runs that are missing."""
     tasks = ", ".join(sorted(set(stored.runs["task"])))
-    lines = [f"- {len(stored.runs)} runs on {tasks}, and {len(stored.tuning)} tuning runs."]
+    tuned = f", and {len(stored.tuning)} tuning runs" if len(stored.tuning) else ""
+    lines = [f"- {len(stored.runs)} runs on {tasks}{tuned}."]
     assert stored.declared is not None
     missing = stored.declared.open_runs(stored.runs)
     alike = missing[missing["part"] != TUNING_PART].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
@@ -159,7 +186,7 @@ def write_pages(stores: Sequence[str | Path], root: Path = CHECKOUT) -> list[Pat
         material = Material(stores, Path(folder))
         images = (root / PAGE).parent / IMAGES
         texts = {
-            root / page: fill((root / template).read_text(encoding="utf-8"), material, images)
+            root / page: fill((root / template).read_text(encoding="utf-8"), material, images, page)
             for page, template in TEMPLATES.items()
         }
     for page, text in texts.items():
@@ -172,7 +199,7 @@ def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 written, 2 a mistake in the command."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.docs_pages.study",
-        description=f"Writes {PAGE}, {TABLES} and {CONTROL} from stored runs.",
+        description=f"Writes {', '.join(TEMPLATES)} from stored runs.",
     )
     parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:

@@ -47,8 +47,9 @@ def rates_table(cells: list[tuple[pd.DataFrame, list[ArmCurve]]]) -> Table:
     records: list[dict[str, Any]] = []
     notes = [
         "Best: the rate with the highest mean over the seeds that all rates have. Choice: standard error of the choice "
-        "as a factor, from resampled seeds. Plateau: the unbroken stretch of rates around the best with means within 1 "
-        "point of it. Cliff: the first rate above it that keeps less than half of the gain over a constant answer.",
+        "as a factor, from resampled seeds. Best stable: the best of the rates at which at most half of the runs are "
+        "unstable, and its score. Plateau: the unbroken stretch of rates around the best with means within 1 point of "
+        "it. Cliff: the first rate above it that keeps less than half of the gain over a constant answer.",
         "A best rate at the edge of its grid, or where most runs are unstable (see Training), carries no comparison.",
     ]
     for cell, arms in cells:
@@ -58,6 +59,7 @@ def rates_table(cells: list[tuple[pd.DataFrame, list[ArmCurve]]]) -> Table:
                 {key: cell[key].iloc[0] for key in CELL}
                 | {"shown": arm.name, "rates": len(mean), "lowest": mean.index[0], "highest": mean.index[-1]}
                 | {"n": len(arm.scores), "best": curve.best, "score": mean[curve.best], "edge": curve.edge}
+                | {"stable": arm.stable, "stable_score": math.nan if arm.stable is None else mean[arm.stable]}
                 | {"error": curve.error, "plateau_low": curve.plateau[0], "plateau_high": curve.plateau[1]}
                 | {"cliff": curve.cliff, "unstable": arm.unstable[curve.best], "verdict": arm.verdict}
             )
@@ -65,17 +67,21 @@ def rates_table(cells: list[tuple[pd.DataFrame, list[ArmCurve]]]) -> Table:
                 rates = ", ".join(f"{rate:g}" for rate in arm.dropped)
                 notes.append(f"{cell_label(cell)}: {arm.name} lacks seeds at {rates}, which its curve leaves out.")
     columns = [
-        "Task", "Protocol", "Model", "Budget", "Method", "Rates", "n", "Best", "Score", "Choice", "Plateau", "Cliff",
-        "Verdict",
+        "Task", "Protocol", "Model", "Budget", "Method", "Rates", "n", "Best", "Score", "Choice", "Best stable",
+        "Plateau", "Cliff", "Verdict",
     ]  # fmt: skip
     rows = [
         [r["task"], r["protocol"], r["model"], r["budget"], r["shown"],
          f"{r['rates']}: {r['lowest']:g} to {r['highest']:g}", str(r["n"]), f"{r['best']:g}", f"{r['score']:.2f}",
-         f"×/÷ {r['error']:.2f}" if r["n"] > 1 else "", _range(r["plateau_low"], r["plateau_high"]),
+         f"×/÷ {r['error']:.2f}" if r["n"] > 1 else "", _stable(r), _range(r["plateau_low"], r["plateau_high"]),
          "" if r["cliff"] is None else f"{r['cliff']:g}", r["verdict"]]
         for r in records
     ]  # fmt: skip
     return Table("The best learning rate of every arm.", columns, rows, notes, pd.DataFrame(records))
+
+
+def _stable(record: dict[str, Any]) -> str:
+    return "none" if record["stable"] is None else f"{record['stable']:g}: {record['stable_score']:.2f}"
 
 
 def _range(low: float, high: float) -> str:

@@ -40,6 +40,12 @@ class ArmCurve(NamedTuple):
     curve: RateCurve
 
     @property
+    def stable(self) -> float | None:
+        """The rate with the highest mean of those at which at most half of the runs are unstable; None if none is."""
+        calm = [rate for rate in self.scores.columns if not self.unstable[rate] > 0.5]
+        return max(calm, key=lambda rate: self.scores[rate].mean(), default=None)
+
+    @property
     def verdict(self) -> str:
         """ "usable", or why the best rate carries no comparison."""
         if self.curve.edge:

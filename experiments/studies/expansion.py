@@ -263,8 +263,8 @@ def choose(
         grid: learning rates in rising order.
         scores: of every seed at every rate; None for an unfinished trial, minus infinity for one that failed.
         runs: ids of the trials.
-        wild: which rates cannot win because they are unstable; none if empty. Where all are, the lowest wins, which is
-            at the edge of the grid and so extends it.
+        wild: which rates cannot win because they are unstable; none if empty. Where all are, the lowest wins, which
+            extends the grid.
 
     Raises:
         UserError: every trial failed.
@@ -275,7 +275,8 @@ def choose(
     if max(means) == -math.inf:
         raise UserError(f"all learning rates {', '.join(map(str, grid))} diverged; lower study.tuning.grids")
     middle = (len(grid) - 1) / 2
-    calm = [i for i in range(len(grid)) if not (wild and wild[i])] or [0]
+    trained = [i for i, mean in enumerate(means) if mean > -math.inf]
+    calm = [i for i in trained if not (wild and wild[i])] or trained[:1]
     best = max(calm, key=lambda i: (means[i], -abs(i - middle)))
     return Choice(grid[best], grid, best in (0, len(grid) - 1), runs)
 

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import t
 
 from analysis.__main__ import parser
-from analysis.docs_pages.study import CONTROL, IMAGES, PAGE, STORE, STUDIES, TABLES, TEMPLATES, Material, fill, main
+from analysis.docs_pages.study import (
+    CONTROL,
+    IMAGES,
+    LAYOUTS,
+    PAGE,
+    RATES,
+    STORE,
+    STUDIES,
+    TABLES,
+    TEMPLATES,
+    Material,
+    fill,
+    main,
+)
+from analysis.docs_pages.study_facts import arms
+from analysis.reading.stored import read_stores
+from analysis.report import sections_of
 from elalora.errors import UserError
 from experiments.runtime.places import CHECKOUT
+from experiments.standins.stored_runs import result, write_run
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,12 +50,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TEMPLATES)
 def test_the_page_is_what_the_runs_make_of_the_template(page: str, material: Material) -> None:
-    made = fill((CHECKOUT / TEMPLATES[page]).read_text(encoding="utf-8"), material)
+    made = fill((CHECKOUT / TEMPLATES[page]).read_text(encoding="utf-8"), material, page=page)
     assert made == (CHECKOUT / page).read_text(encoding="utf-8"), "type python -m analysis.docs_pages.study"
 
 
 def test_every_figure_of_the_page_is_there(material: Material) -> None:
-    named = re.findall(rf"\({IMAGES}/([\w.-]+)\)", (CHECKOUT / PAGE).read_text(encoding="utf-8"))
+    texts = [(CHECKOUT / page).read_text(encoding="utf-8") for page in TEMPLATES]
+    named = re.findall(rf"\((?:\.\./)?{IMAGES}/([\w.-]+)\)", "\n".join(texts))
     assert named and {path.name for path in (CHECKOUT / "docs" / IMAGES).iterdir()} == set(named)
 
 
@@ -91,11 +115,14 @@ def test_the_control_that_the_readme_names_is_the_page_s() -> None:
 
 def test_the_commands_under_tracing_a_number_make_the_tables_of_the_page() -> None:
     """The main study's tables are against ElaLoRA, which is not the default of the command."""
-    texts = [(CHECKOUT / page).read_text(encoding="utf-8").split("## Tracing a number")[1] for page in (PAGE, CONTROL)]
+    pages = (PAGE, CONTROL, RATES, LAYOUTS)
+    texts = [(CHECKOUT / page).read_text(encoding="utf-8").split("## Tracing a number")[1] for page in pages]
     lines = [line for text in texts for line in text.splitlines() if "-m analysis analysis" in line]
     words = [shlex.split(line.split("#")[0])[3:] for line in lines]
     given = {args.study: args.baseline for args in map(parser().parse_args, words)}
-    assert given == STUDIES and all(parser().parse_args(w).stores == [STORE] for w in words)
+    assert given == {name: wanted.baseline for name, wanted in STUDIES.items()} and all(
+        parser().parse_args(w).stores == [STORE] for w in words
+    )
 
 
 def test_the_page_says_what_its_losses_and_rates_allow() -> None:
@@ -109,10 +136,10 @@ def test_the_page_says_what_its_losses_and_rates_allow() -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES.values())
 def test_the_template_has_no_number_of_a_result(template: str) -> None:
-    """A score, a p-value or an interval has decimals; prose may count seeds and name settings."""
+    """A score, a p-value or an interval has decimals; prose may count seeds and name settings (5.2e-3)."""
     lines = (CHECKOUT / template).read_text(encoding="utf-8").splitlines()
     prose = [line for line in lines if not line.startswith("{")]
-    decimals = re.findall(r"(?<![\w.])\d+\.\d+", "\n".join(prose))
+    decimals = re.findall(r"(?<![\w.])\d+\.\d+(?!\d|e-\d)", "\n".join(prose))
     assert set(decimals) <= {"0.05", "0.5"}, decimals
 
 
@@ -138,3 +165,27 @@ def test_a_store_without_the_study_is_told(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "store").mkdir()
     assert main([str(tmp_path / "store")]) == 2
     assert "no finished run of study offline_main" in capsys.readouterr().err
+
+
+def test_every_arm_of_a_study_stands_beside_the_one_that_is_named() -> None:
+    scores = {"plain": [80.0, 81.0, 82.0], "heavy": [81.0, 81.0, 85.0]}
+    rows = [(f"{arm}{seed}", arm, seed, score) for arm, of_arm in scores.items() for seed, score in enumerate(of_arm)]
+    runs = pd.DataFrame(rows, columns=["id", "arm", "seed", "score"]).drop(columns="arm")
+    runs = runs.assign(task="movies", params_final=100.0)
+    cells = pd.DataFrame({"part": "main", "arm": [row[1] for row in rows], "id": [row[0] for row in rows]})
+    stored: Any = SimpleNamespace(runs=runs, declared=SimpleNamespace(cells=cells))
+    low, high = t.interval(0.95, 2, loc=4 / 3, scale=np.std([1, 0, 3], ddof=1) / np.sqrt(3))
+    text = arms(stored, "plain")
+    assert "| movies | plain | 3 | 81.00 ± 1.00 |  | 100 |" in text
+    assert f"| movies | heavy | 3 | 82.33 ± 2.31 | +1.33 \\[−{-low:.2f}, +{high:.2f}\\] | 100 |" in text
+    with pytest.raises(UserError, match="the study has no run of even; it has heavy, plain"):
+        arms(stored, "even")
+
+
+def test_the_sections_that_a_page_takes_are_sections_of_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path, result("lora", 0, 80.0))
+    stored = read_stores([tmp_path])
+    titles = {name: [s.title for s in sections_of(stored, None, [name])] for name in ("rank_maps", "run_list")}
+    assert titles["run_list"] == ["Single runs"] and not set(titles["run_list"]) & set(titles["rank_maps"])
+    for name in {name for wanted in STUDIES.values() for name in wanted.sections}:
+        assert callable(import_module(f"analysis.sections.{name}").sections)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -108,6 +109,8 @@ def test_a_best_rate_at_an_edge_or_in_the_unstable_region_is_not_usable(
     (section,) = rate_curves.sections(read_stores([tmp_path]), None)
     row = section.tables["rates"].frame.iloc[0]
     assert row["verdict"].startswith(verdict) and row["n"] == 2 and row["rates"] == 3
+    stable = max(set(scores) - {wild}, key=lambda rate: sum(scores[rate]))
+    assert (row["stable"], row["stable_score"]) == (stable, fmean(scores[stable]))
 
 
 def test_a_rate_that_lacks_a_seed_is_left_out_and_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -253,6 +254,8 @@ def test_the_winner_has_the_best_mean_and_a_tie_goes_to_the_middle():
     assert choose(grid, [[4], [None], [4]], ("x",)) == Choice(None, grid, False, ("x",))
     assert choose(grid, [[1], [5], [9]], (), [False, False, True]) == Choice(2.0, grid, False, ())
     assert choose(grid, [[1], [5], [9]], (), [True, True, True]) == Choice(1.0, grid, True, ())  # extends the grid
+    diverged = [[-math.inf], [5], [9]]
+    assert choose(grid, diverged, (), [False, True, True]).lr == 2.0
     with pytest.raises(UserError, match="all learning rates 1.0, 2.0, 3.0 diverged"):
         choose(grid, [[float("-inf")]] * 3, ())
 
