@@ -68,7 +68,9 @@ def many_runs(store: Path, number: int) -> None:
 
     They are copies of the first study's runs, whatever other studies the repository keeps, so that times compare.
     """
-    sources = sorted(path.parent for path in opened(CHECKOUT / "analysis" / "measured").glob("vader_*/*/result.json"))
+    stored = sorted(opened(CHECKOUT / "analysis" / "measured").glob("vader_*/*/result.json"))
+    results = ((path, json.loads(path.read_text(encoding="utf-8"))) for path in stored)
+    sources = [path.parent for path, result in results if "batches" not in result["identity"]["trainer"]]  # older
     pairs = ((source, copy) for copy in count() for source in sources)
     for source, copy in islice(pairs, number):
         result = json.loads((source / "result.json").read_text(encoding="utf-8"))
