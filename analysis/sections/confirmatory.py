@@ -39,7 +39,18 @@ if TYPE_CHECKING:
     from experiments.config.study import FamilyConfig
 
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
-TEXTS = ("arm_name", "baseline_name", "setting", "sizes", "rates", "failures", "collapses", "withheld", "p_corrected")
+TEXTS = (
+    "compared",
+    "arm_name",
+    "baseline_name",
+    "setting",
+    "sizes",
+    "rates",
+    "failures",
+    "collapses",
+    "withheld",
+    "p_corrected",
+)
 HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
 
@@ -136,8 +147,8 @@ def confirm(
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         notes += cell_notes(cell)
     sentences = [sentence(record, family) for record in records]
-    differences = "differences" if common_base(family) is None else f"differences to {common_base(family)}"
-    caption = f"Confirmatory: study {study.name}, part {family.part}, {differences} in points."
+    to = f" to {base}" if (base := common_base(family)) else ""
+    caption = f"Confirmatory: study {study.name}, part {family.part}, differences{to} in points."
     return Confirmation(_table(caption, family, records, notes), sentences, compared)
 
 
@@ -168,6 +179,7 @@ def _record(
     """Everything about one arm at one budget but its tests; `edges` are reasons against a claim."""
     rows = list(one.present.values())
     record: dict[str, Any] = {
+        "compared": one.arm if common_base(family) else f"{one.arm} - {one.base}",
         "arm": one.arm, "baseline": one.base, "budget": one.budget, "tasks": len(one.tasks), "missing": len(one.open),
         "failed": len(one.lost), "collapsed": sum(run["collapsed"] for run in one.present.values()),
         "no_claim": "; ".join(filter(None, [no_claim(rows), *unstable_arms(rows), *edges])),
@@ -241,17 +253,15 @@ def _rates(names: Mapping[str, str], rates: Mapping[str, Mapping[str, list[float
 def _table(caption: str, family: FamilyConfig, records: Sequence[dict[str, Any]], notes: list[str]) -> Table:
     frame = pd.DataFrame([{k: v for k, v in r.items() if k not in TEXTS} for r in records])
     tasks = [name.removeprefix("mean_") for name in frame.columns if name.startswith("mean_") and name != "mean_worst"]
-    both = common_base(family) is None
     columns = [
-        "Contrast" if both else "Arm", "Budget", "n", "Mean difference", "p", HEADS[str(family.correction)], "W/T/L",
-        "d", "Seeds to settle", "Missing", "Failed",
+        "Arm" if common_base(family) else "Contrast", "Budget", "n", "Mean difference", "p",
+        HEADS[str(family.correction)], "W/T/L", "d", "Seeds to settle", "Missing", "Failed",
     ]  # fmt: skip
     rows = []
     for r in records:
         interval = signed_range(r.get("low", math.nan), r.get("high", math.nan))
         row = [
-            _contrast(r) if both else r["arm"], r["budget"], str(r["n"]),
-            signed(r["mean"]) + interval if "mean" in r else "",
+            r["compared"], r["budget"], str(r["n"]), signed(r["mean"]) + interval if "mean" in r else "",
             p_value(r["p"], exact=True) if "p" in r else "not tested",
             p_value(r["p_corrected"], exact=True) + ("*" if r["claim"] else "") if "p" in r else "",
             f"{r['wins']}/{r['ties']}/{r['losses']}" if "wins" in r else "", signed(r["d"]) if "d" in r else "",
@@ -264,10 +274,6 @@ def _table(caption: str, family: FamilyConfig, records: Sequence[dict[str, Any]]
             for row, r in zip(rows, records, strict=True):
                 row.insert(4, signed_range(r[low], r[high]).strip() if low in r else "")
     return Table(caption, [*columns, *tasks], rows, notes, frame)
-
-
-def _contrast(record: Mapping[str, Any]) -> str:
-    return f"{record['arm']} - {record['baseline']}"
 
 
 def _needed(record: Mapping[str, Any]) -> str:
@@ -310,7 +316,7 @@ def _notes(study: str, family: FamilyConfig, records: Sequence[Mapping[str, Any]
             f"python run.py -m +study={study}"
         )
     for r in records:
-        where = f"{_contrast(r) if common_base(family) is None else r['arm']} at {r['budget']}"
+        where = f"{r['compared']} at {r['budget']}"
         if r["failed"]:
             notes.append(
                 f"{where}: {r['failed']} runs of it or its baseline failed; their seeds are left out of this test."

@@ -167,6 +167,51 @@ def test_a_store_without_the_study_is_told(tmp_path: Path, capsys: pytest.Captur
     assert "no finished run of study offline_main" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_rates_page_says_what_the_runs_say(material: Material) -> None:
+    runs = material.stored("lr_curve").runs
+    runs = runs.assign(rate=[float(tree["trainer"]["lr"]) for tree in runs["settings"]])
+    runs = runs[[float(tree["trainer"]["warmup"]) == 0.06 for tree in runs["settings"]]]
+    mean = runs.groupby(["task", "method", "rate"])["score"].mean()
+    wild = runs.assign(wild=["unstable" in flags for flags in runs["flags"]]).groupby(["task", "method", "rate"])[
+        "wild"
+    ]
+    svd, gaps = ["svd_lora", "elalora", "adalora"], []
+    for task in ("vader_movies", "vader_tweets_binary"):
+        lora = mean[task, "lora"]
+        assert lora.idxmax() == 1e-3 and lora[5.2e-3] < 70
+        for method in svd:
+            forms = mean[task, method]
+            assert forms.idxmax() in (5.2e-3, 9e-3)
+            assert not wild.sum()[task, method][[3e-3, 5.2e-3]].any()
+            assert 0.9 <= forms.max() - forms[3e-3] <= 1.6
+            gaps.append(lora.max() - forms.max())
+        for rate in (3e-3, 5.2e-3, 9e-3):
+            assert max(mean[task, m, rate] for m in svd) - min(mean[task, m, rate] for m in svd) < 1
+    assert all(wild.mean()["vader_movies", method, 9e-3] > 0.5 for method in svd)
+    assert 1.5 <= min(gaps) and max(gaps) <= 2.5
+    readme = " ".join((CHECKOUT / "README.md").read_text(encoding="utf-8").split())
+    assert f"have LoRA {min(gaps):.1f} to {max(gaps):.1f} points above these forms" in readme
+
+
+def test_the_layouts_page_says_what_its_table_says() -> None:
+    page = (CHECKOUT / LAYOUTS).read_text(encoding="utf-8")
+    row = r"^\| vader\\_movies \| (\S+) \| 5 \| ([\d.]+) ± ([\d.]+) \| ([+−][\d.]+) \\\[([+−][\d.]+), ([+−][\d.]+)\\\]"
+    found = {
+        match[1].replace("\\", ""): [float(match[i].replace("−", "-")) for i in range(2, 7)]
+        for match in re.finditer(row, page, re.M)
+    }
+    assert len(found) == 13
+    assert (
+        max(found, key=lambda arm: found[arm][0]) == "bottom_heavy"
+        and 0.5 < found["bottom_heavy"][3] < found["bottom_heavy"][4]
+    )
+    assert {arm for arm, (*_, low, high) in found.items() if low > 0 or high < 0} == {"bottom_heavy", "attention_heavy"}
+    assert found["attention_heavy"][3] < 0.1
+    assert found["gelora"] == found["gelora_layout"]
+    assert min(found, key=lambda arm: found[arm][0]) == "eva" and found["elalora"][0] < found["elalora_layout"][0]
+
+
 def test_every_arm_of_a_study_stands_beside_the_one_that_is_named() -> None:
     scores = {"plain": [80.0, 81.0, 82.0], "heavy": [81.0, 81.0, 85.0]}
     rows = [(f"{arm}{seed}", arm, seed, score) for arm, of_arm in scores.items() for seed, score in enumerate(of_arm)]
