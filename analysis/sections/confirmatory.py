@@ -40,17 +40,9 @@ if TYPE_CHECKING:
 
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
 TEXTS = (
-    "compared",
-    "arm_name",
-    "baseline_name",
-    "setting",
-    "sizes",
-    "rates",
-    "failures",
-    "collapses",
-    "withheld",
+    "compared", "arm_name", "baseline_name", "setting", "sizes", "rates", "failures", "collapses", "withheld",
     "p_corrected",
-)
+)  # fmt: skip
 HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
 
