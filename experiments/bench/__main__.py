@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--methods", action="store_true", help="every method that has ranks, beside LoRA")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--tiny", action="store_true", help="two narrow layers, to try a command; times mean nothing")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="10 blocks: minutes, with wide intervals")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
@@ -58,7 +59,9 @@ def measure(options: argparse.Namespace, blocks: int) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = SHAPES[options.shape]
     batch = make_batch(shape, options.batch or shape.batch, options.length or shape.length, device)
-    setting = arms.Setting(shape, build(shape.name).to(device), batch, options.rank, options.bf16, options.compile)
+    setting = arms.Setting(
+        shape, build(shape.name, options.tiny).to(device), batch, options.rank, options.bf16, options.compile
+    )
     makers, pairs = (_every_method(setting), METHOD_PAIRS) if options.methods else (_makers(setting), TARGETS)
     chosen = options.arms.split(",") if options.arms else list(makers)
     made = {name: makers[name]() for name in chosen}

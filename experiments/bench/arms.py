@@ -24,7 +24,7 @@ from elalora.budget import Budget
 from elalora.method import Method
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule
-from experiments.bench.shapes import Shape, twin
+from experiments.bench.shapes import DECODERS, Shape, twin
 
 TOTAL = 100_000  # nominal run length, so that every arm stays in its middle phase
 INTERVAL = 20  # steps between two rounds
@@ -126,7 +126,8 @@ def peft(setting: Setting, adalora: bool = False) -> Arm:
     linears = list(find_linears(setting.model, setting.shape.targets, outside=setting.shape.head))
     # a new list, because PEFT adds names to it
     common: dict[str, Any] = {"target_modules": linears, "lora_alpha": 16, "modules_to_save": [*setting.shape.head]}
-    task = {"bart-base": "SEQ_2_SEQ_LM", "vit-b16": None}.get(setting.shape.name, "SEQ_CLS")
+    tasks = {"bart-base": "SEQ_2_SEQ_LM", "vit-b16": None, **dict.fromkeys(DECODERS, "CAUSAL_LM")}
+    task = tasks.get(setting.shape.name, "SEQ_CLS")
     if adalora:
         start = -(-3 * setting.rank // 2)
         config: Any = stock.AdaLoraConfig(
@@ -149,7 +150,7 @@ def full(setting: Setting) -> Arm:
 def frozen_backbone(setting: Setting) -> Arm:
     """Only the head trains, while gradients flow through the whole frozen backbone."""
     model: Any = twin(setting.model, setting.shape)
-    head = tuple(f"{name}." for name in setting.shape.head)  # empty for BART: then nothing trains
+    head = tuple(f"{name}." for name in setting.shape.head)  # empty for language models: then nothing trains
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(head))
     # the modules whose outputs the first layers read

@@ -22,7 +22,7 @@ import torch
 from elalora.optim import RowwiseAdamW
 from elalora.schedules import Schedule, steps_of
 from experiments.bench.arms import Loop
-from experiments.bench.report import save
+from experiments.bench.report import save, without_folders
 from experiments.bench.timing import ratio, seconds_of
 from experiments.config.compose import compose_run
 from experiments.config.schema import BatchOrder
@@ -30,8 +30,6 @@ from experiments.data.batches import train_batches
 from experiments.runs.plan import Plan, make_plan
 from experiments.runtime.memory import use_cpu
 from experiments.runtime.seeds import stream
-
-FOLDERS = ("data.root=", "store.root=")  # words that name folders of this machine
 
 
 def main() -> None:
@@ -46,7 +44,7 @@ def main() -> None:
     use_cpu(options.threads)
     words = ["trainer=standard", f"trainer.epochs={options.epochs}", f"threads={options.threads}", *options.words]
     measured = end_to_end(words, options.blocks)
-    save(measured | {"words": [word for word in words if not word.startswith(FOLDERS)]}, options.out)
+    save(measured | {"words": without_folders(words)}, options.out)
     print(json.dumps(measured, indent=1))
 
 

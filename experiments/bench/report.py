@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ TARGETS = [
     ("full fine-tuning", "LoRA", None),
 ]
 MEMORY_TARGET = ("ElaLoRA", "LoRA", 1.02)
+FOLDERS = ("data.root=", "store.root=", "model.path=")  # words that name folders of this machine
 
 
 def table(measured: dict[str, Any]) -> str:
@@ -59,6 +61,11 @@ def step_lines(measured: dict[str, Any]) -> list[str]:
         duration = f"{spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f})"
         lines.append(f"| {name} | {duration} | {f'{flops / 1e9:.2f}' if flops else ''} | {mebibytes} |")
     return lines
+
+
+def without_folders(words: Iterable[str]) -> list[str]:
+    """The words of a command that mean the same on another machine."""
+    return [word for word in words if not word.startswith(FOLDERS)]
 
 
 def save(measured: dict[str, Any], out: Path | None) -> None:

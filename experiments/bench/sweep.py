@@ -21,6 +21,7 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
+from experiments.bench.report import save, without_folders
 from experiments.runtime.places import CHECKOUT
 
 Span = tuple[float, float]  # first step and end of a run, in seconds since the epoch
@@ -35,6 +36,18 @@ def spans(store: Path) -> list[list[Span]]:
     return [sorted(runs) for runs in by_process.values()]
 
 
+def measured(processes: list[list[Span]]) -> dict[str, float]:
+    """Runs an hour from the first step of the first run to the end of the last, and what they are counted from.
+
+    The start of the processes is left out: a long sweep has it once.
+    """
+    runs, finished = [span for process in processes for span in process], sum(map(len, processes))
+    seconds = max(end for _, end in runs) - min(start for start, _ in runs)
+    return {
+        "runs": finished, "processes": len(processes), "seconds": seconds, "runs_an_hour": 3600 * finished / seconds
+    }  # fmt: skip
+
+
 def report(processes: list[list[Span]], began: float, ended: float) -> str:
     """The times of a sweep that took from `began` to `ended`."""
     if not processes:
@@ -46,6 +59,7 @@ def report(processes: list[list[Span]], began: float, ended: float) -> str:
         f"{sum(map(len, processes))} runs in {len(processes)} processes, "
         f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
         f"sweep {ended - began:.1f} s, sum of its runs {alone:.1f} s, ratio {(ended - began) / alone:.2f}",
+        f"{measured(processes)['runs_an_hour']:.1f} runs an hour from the first step to the last result",
         f"from the command to the first step of a process: {first:.1f} s at the earliest",
     ]
     if gaps:
@@ -60,13 +74,18 @@ def main() -> int:
     """Returns the exit code of the sweep."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="+", help="as for run.py -m, for instance 'seed=range(8)'")
-    words = parser.parse_args().words
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
+    options = parser.parse_args()
+    words = options.words
     with tempfile.TemporaryDirectory() as store:
         began = time.time()
         wait = ["launcher.wait=true"] if "hydra/launcher=slurm" in words else []
         command = [sys.executable, "run.py", "-m", *words, f'store.root="{store}"', *wait]
         code = subprocess.call(command, cwd=CHECKOUT)
-        print(report(spans(Path(store)), began, time.time()))
+        processes = spans(Path(store))
+        print(report(processes, began, time.time()))
+        if processes:
+            save(measured(processes) | {"words": without_folders(words)}, options.out)
     return code
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from tiny_runs import QUICK, ROOT
 
-from experiments.bench.sweep import report, spans
+from experiments.bench.sweep import measured, report, spans
 
 
 def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_path):
@@ -23,6 +23,9 @@ def test_the_cost_of_a_sweep_is_the_time_between_the_runs_of_one_process(tmp_pat
             os.utime(folder / file, (when, when))
     text = report(spans(tmp_path), 100, 145)
     assert "4 runs in 2 processes" in text and "sweep 45.0 s, sum of its runs 45.5 s, ratio 0.99" in text
+    hour = measured(spans(tmp_path))
+    assert hour == {"runs": 4, "processes": 2, "seconds": 30, "runs_an_hour": 480}  # from 110 to 140
+    assert "480.0 runs an hour" in text
     assert "first step of a process: 10.0 s" in text and "median 2.25 s, most 3.00 s, n = 2" in text
 
 
