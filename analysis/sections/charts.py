@@ -19,7 +19,7 @@ from analysis.reading.stored import Stored
 from analysis.sections.arms import method_order
 from analysis.sections.cost_figures import COSTS, pareto_front
 from analysis.sections.rank_courses import Course, filled
-from analysis.sections.rate_frames import ArmCurve
+from analysis.sections.rate_frames import ArmCurve, panels_of
 
 MOST_POINTS = 200  # of one curve
 
@@ -118,19 +118,22 @@ def _series(name: str, look: Look, runs: Mapping[int, Points], with_seeds: bool)
 
 
 def rates_chart(arms: Sequence[ArmCurve], looks: Looks, metric: str, caption: str, files: Mapping[Path, str]) -> Chart:
-    """Score by learning rate: mean with its standard error, and every seed."""
-    series = []
-    for arm in arms:
-        mean, error = arm.scores.mean(), arm.scores.std(ddof=1) / math.sqrt(len(arm.scores))
-        series.append(
-            {"name": arm.name, **looks.of(arm.name, arm.method)._asdict(), "x": list(mean.index), "mean": mean.tolist()}
-            | {"low": (mean - error).tolist(), "high": (mean + error).tolist(), "best": arm.curve.best}
-            | {"open": [arm.unstable[rate] > 0.5 for rate in mean.index]}
-            | {"seeds": {f"seed {seed}": row.tolist() for seed, row in arm.scores.iterrows()}}
-        )
+    """Score by learning rate: mean with its standard error, and every seed; panels as in `panels_of`."""
     constant = arms[0].constant
     rule = None if math.isnan(constant) else {"value": constant, "label": "constant answer"}
-    panels = [{"y": f"{metric} (points)", "rule": rule, "series": series}]
+    panels = []
+    for setting, panel in panels_of(arms):
+        series = []
+        for label, alike, arm in panel:
+            mean, error = arm.scores.mean(), arm.scores.std(ddof=1) / math.sqrt(len(arm.scores))
+            series.append(
+                {"name": label, **looks.of(alike, arm.method)._asdict(), "x": list(mean.index), "mean": mean.tolist()}
+                | {"low": (mean - error).tolist(), "high": (mean + error).tolist(), "best": arm.curve.best}
+                | {"open": [arm.unstable[rate] > 0.5 for rate in mean.index]}
+                | {"seeds": {f"seed {seed}": row.tolist() for seed, row in arm.scores.iterrows()}}
+            )
+        y = f"{metric} (points){f', {setting}' if setting else ''}"
+        panels.append({"y": y, "rule": rule, "series": series})
     data = {"x": "learning rate", "log": True, "band": "standard error", "panels": panels, "dots": True}
     return Chart("lines", caption, data, files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -40,6 +41,12 @@ class ArmCurve(NamedTuple):
     curve: RateCurve
 
     @property
+    def parts(self) -> tuple[str, str]:
+        """The method's name, and the settings that tell the arm from others of that name; "" where there are none."""
+        plain, _, settings = self.name.partition(" [")
+        return plain, settings.removesuffix("]")
+
+    @property
     def stable(self) -> float | None:
         """The rate with the highest mean of those at which at most half of the runs are unstable; None if none is."""
         calm = [rate for rate in self.scores.columns if not self.unstable[rate] > 0.5]
@@ -71,6 +78,28 @@ def rate_curves(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, list[ArmCurve]]]
         if arms:
             cells.append((cell, arms))
     return cells
+
+
+class Line(NamedTuple):
+    """An arm in a panel: its label there, and the name of the arm whose look it has."""
+
+    label: str
+    alike: str
+    arm: ArmCurve
+
+
+def panels_of(arms: Sequence[ArmCurve]) -> list[tuple[str, list[Line]]]:
+    """The arms by the settings that tell those of one method apart, such as two warm-ups; a method looks alike in all.
+
+    All arms in one panel, of no name, where a setting would have a single arm.
+    """
+    panels: dict[str, list[Line]] = {}
+    first: dict[str, str] = {}
+    for arm in arms:
+        method, setting = arm.parts
+        panels.setdefault(setting, []).append(Line(method, first.setdefault(method, arm.name), arm))
+    apart = len(panels) > 1 and all(len(panel) > 1 for panel in panels.values())
+    return list(panels.items()) if apart else [("", [Line(arm.name, arm.name, arm) for arm in arms])]
 
 
 def _arm(arm: pd.DataFrame) -> ArmCurve | None:

@@ -87,11 +87,14 @@ def test_too_many_arms_for_one_figure_are_named(tmp_path: Path) -> None:
     assert "13 arms are more than the 12" in section.lines[0] and not section.charts
 
 
-def curve(root: Path, scores: dict[float, tuple[float, ...]], losses: dict[float, list[float]] | None = None) -> None:
+def curve(
+    root: Path, scores: dict[float, tuple[float, ...]], losses: dict[float, list[float]] | None = None,
+    method: str = "lora", **settings: object,
+) -> None:  # fmt: skip
     for rate, values in scores.items():
         for seed, score in enumerate(values):
-            trainer = {"lr": rate, "max_steps": 100}
-            logged(root, "lora", seed, score, (losses or {}).get(rate, STEADY), identity__trainer=trainer)
+            trainer = {"lr": rate, "max_steps": 100, **settings}
+            logged(root, method, seed, score, (losses or {}).get(rate, STEADY), identity__trainer=trainer)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +135,25 @@ def test_a_curve_is_drawn_for_every_cell(tmp_path: Path) -> None:
     (chart,) = section.charts
     (figure,) = chart.files
     assert figure.exists() and figure.name == "rates_vader_movies-minilm-r4-clean.svg"
+
+
+def test_two_warm_ups_have_a_panel_each_in_which_a_method_looks_alike(tmp_path: Path) -> None:
+    scores = {1e-3: (78.0, 79.0), 3e-3: (80.0, 81.0), 9e-3: (60.0, 55.0)}
+    for method in ("lora", "svd_lora"):
+        for warmup in (0.06, 0.3):
+            curve(tmp_path / "runs", scores, method=method, warmup=warmup)
+    (section,) = rate_curves.sections(read_stores([tmp_path / "runs"]), tmp_path)
+    panels = section.charts[0].data["panels"]
+    assert [panel["y"].partition(", ")[2] for panel in panels] == ["trainer.warmup=0.06", "trainer.warmup=0.3"]
+    assert [[one["name"] for one in panel["series"]] for panel in panels] == [["LoRA", "SVD-LoRA"]] * 2
+    first, second = ([(one["colour"], one["dash"]) for one in panel["series"]] for panel in panels)
+    assert first == second and len(set(first)) == 2
+
+
+def test_a_setting_of_a_single_arm_has_no_panel(tmp_path: Path) -> None:
+    scores = {1e-3: (78.0, 79.0), 3e-3: (80.0, 81.0), 9e-3: (60.0, 55.0)}
+    curve(tmp_path / "runs", scores, warmup=0.06)
+    curve(tmp_path / "runs", scores, warmup=0.3)
+    (section,) = rate_curves.sections(read_stores([tmp_path / "runs"]), None)
+    (panel,) = section.charts[0].data["panels"]
+    assert [one["name"] for one in panel["series"]] == ["LoRA [trainer.warmup=0.06]", "LoRA [trainer.warmup=0.3]"]
