@@ -135,6 +135,9 @@ def confirm(
     notes = _notes(study.name, family, records, level)
     if last and answers is None:
         notes.append(f"No interval over items: it would read the predictions of {len(done)} runs, above {MOST_RUNS}.")
+    if answers is not None and (tasks := _without_items(compared, answers)):
+        why = "the score is no share of right items, or predictions are missing"
+        notes.append(f"No interval over items: on {', '.join(tasks)} {why}.")
     in_family = runs[runs["id"].isin(list(done))]
     for _, cell in in_family.groupby(["task", "budget"], sort=True):
         notes += cell_notes(cell)
@@ -142,6 +145,12 @@ def confirm(
     to = f" to {base}" if (base := common_base(family)) else ""
     caption = f"Confirmatory: study {study.name}, part {family.part}, differences{to} in points."
     return Confirmation(_table(caption, family, records, notes), sentences, compared)
+
+
+def _without_items(compared: Sequence[Runs], answers: Answers) -> list[str]:
+    """Tasks with whole pairs of runs, but not of items."""
+    tables = [pair for one in compared if len(one.whole) > 1 for pair in one.items(answers).items()]
+    return sorted({task for task, table in tables if table is None})
 
 
 def _tested(records: list[dict[str, Any]], compared: Sequence[Runs], family: FamilyConfig) -> None:

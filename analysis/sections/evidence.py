@@ -101,16 +101,19 @@ class Runs:
         found = {task: {lr for run in self.of(arm, task) if (lr := rate(run)) is not None} for task in self.tasks}
         return {task: sorted(values) for task, values in found.items() if values}
 
-    def components(self, answers: Answers, level: float) -> Components | None:
-        """The interval with items random as well; None where the score is not a share of items that were read."""
-        tables = []
+    def items(self, answers: Answers) -> dict[str, Array | None]:
+        """Points by task, (seeds, items), 2 of both or more; None where scores are no shares of items that are read."""
+        tables: dict[str, Array | None] = {}
         for task in self.tasks:
             pairs = [(self.present[self.arm, task, seed], self.present[self.base, task, seed]) for seed in self.whole]
             table = answers.differences(pairs)
-            if table is None or min(table.shape) < 2:
-                return None
-            tables.append(table)
-        return seeds_and_items(tables, level) if tables else None
+            tables[task] = table if table is not None and min(table.shape) > 1 else None
+        return tables
+
+    def components(self, answers: Answers, level: float) -> Components | None:
+        """The interval with items random as well; None where a task has no `items`."""
+        tables = [table for table in self.items(answers).values() if table is not None]
+        return seeds_and_items(tables, level) if tables and len(tables) == len(self.tasks) else None
 
 
 def collect(

@@ -313,6 +313,13 @@ def test_items_at_random_widen_the_interval_where_predictions_are_stored(
     assert "No interval over items: it would read the predictions of 16 runs, above 15." in large.notes
 
 
+def test_tasks_without_items_are_named(tmp_path: Path) -> None:
+    family = FamilyConfig("part", ["elalora - lora"], ["r4"], m=1)
+    notes = read(tmp_path, study(tmp_path, {"elalora": UP}), family).table.notes
+    why = "the score is no share of right items, or predictions are missing"
+    assert f"No interval over items: on task0, task1 {why}." in notes
+
+
 def test_the_confound_card_names_rates_edges_and_sizes(tmp_path: Path) -> None:
     cells = study(tmp_path, {"elalora": UP, "adalora": MIXED})
     rows = []
