@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.docs_pages import study_facts
+from analysis.docs_pages.methods_text import methods
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.output.writers import to_markdown
@@ -58,6 +59,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "lead": study_facts.lead,
     "losses": study_facts.losses,
     "arms": study_facts.arms,
+    "methods": methods,
 }
 MARK = re.compile(r"^\{(\w+) (\w+)(?: ([^}|]+?))?(?:\|([^}]*))?\}$", re.M)
 

@@ -50,6 +50,8 @@ class ArmCurve(NamedTuple):
     def stable(self) -> float | None:
         """The rate with the highest mean of those at which at most half of the runs are unstable; None if none is."""
         calm = [rate for rate in self.scores.columns if not self.unstable[rate] > 0.5]
+        if self.curve.best in calm:  # also of two rates with the same mean
+            return self.curve.best
         return max(calm, key=lambda rate: self.scores[rate].mean(), default=None)
 
     @property

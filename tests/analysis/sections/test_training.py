@@ -116,6 +116,13 @@ def test_a_best_rate_at_an_edge_or_in_the_unstable_region_is_not_usable(
     assert (row["stable"], row["stable_score"]) == (stable, fmean(scores[stable]))
 
 
+def test_of_two_best_rates_that_are_stable_one_is_named(tmp_path: Path) -> None:
+    curve(tmp_path, {1e-3: (78.0, 79.0), 2e-3: (80.1, 80.2), 4e-3: (80.2, 80.1), 9e-3: (60.0, 60.0)})
+    (section,) = rate_curves.sections(read_stores([tmp_path]), None)
+    row = section.tables["rates"].frame.iloc[0]
+    assert row["best"] == row["stable"] and row["score"] == row["stable_score"]
+
+
 def test_a_rate_that_lacks_a_seed_is_left_out_and_named(tmp_path: Path) -> None:
     curve(tmp_path, {1e-3: (78.0, 79.0), 2e-3: (80.0, 81.0), 4e-3: (79.0, 79.0), 9e-3: (60.0,)})
     (section,) = rate_curves.sections(read_stores([tmp_path]), None)
