@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from experiments.bench.report import save, without_folders
 from experiments.runtime.places import CHECKOUT
@@ -68,6 +69,13 @@ def report(processes: list[list[Span]], began: float, ended: float) -> str:
             f"most {max(gaps):.2f} s, n = {len(gaps)}"
         )
     return "\n".join(lines)
+
+
+def hour_lines(one: dict[str, Any]) -> list[str]:
+    """Runs an hour of a sweep as Markdown."""
+    lines = ["| processes | runs | seconds | runs an hour |", "| ---: | ---: | ---: | ---: |"]
+    counts = f"| {one['processes']} | {one['runs']} | {one['seconds']:.0f} | {one['runs_an_hour']:.1f} |"
+    return [*lines, counts]
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.bench.report import MEMORY_TARGET, TARGETS, ratio_lines, step_lines
 from experiments.bench.startup import start_lines
+from experiments.bench.sweep import hour_lines
 from experiments.bench.tables import stage_lines
 from experiments.bench.timing import Ratio, verdict
 from experiments.bench.waiting import waiting_lines
@@ -26,6 +27,7 @@ PRINTED = {
     "start": start_lines,
     "stages": stage_lines,
     "waiting": waiting_lines,
+    "hour": hour_lines,
 }
 
 
