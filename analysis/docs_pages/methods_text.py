@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.reading.arms import name_of
-from analysis.reading.settings import flatten
 from analysis.reading.stored import Stored
+from analysis.reading.study import Study
 from analysis.sections.claims import CORRECTIONS
+from analysis.sections.confounds import tried_rates
+from analysis.sections.evidence import rate
 from elalora.errors import UserError
 from experiments.runtime.text import counted
 
@@ -32,7 +34,7 @@ def methods(stored: Stored) -> str:
     runs = stored.runs[stored.runs["id"].isin(set(cells["id"]))]
     if runs.empty:
         raise UserError(f"study {study.name} has no run of part {family.part} yet")
-    sentences = [_compared(runs), _trained(runs), _tuned(stored, runs, cells), _seeds(runs), _tested(family)]
+    sentences = [_compared(runs), _trained(runs), _tuned(stored, study, runs), _seeds(runs), _tested(family)]
     return " ".join(filter(None, sentences))
 
 
@@ -50,12 +52,12 @@ def _compared(runs: pd.DataFrame) -> str:
 
 
 def _trained(runs: pd.DataFrame) -> str:
-    trainers = [flatten(tree) for tree in runs["settings"]]
+    trainers = [tree["trainer"] for tree in runs["settings"]]
 
     def of(key: str) -> str:
-        return _listed(sorted({str(trainer.get(f"trainer.{key}")) for trainer in trainers}))
+        return _listed(sorted({str(trainer.get(key)) for trainer in trainers}))
 
-    order = {trainer.get("trainer.batches", "length") for trainer in trainers}
+    order = {trainer.get("batches", "length") for trainer in trainers}  # older runs name none
     batches = _listed(sorted("at random" if kind == "random" else "by like length" for kind in order))
     return (
         f"Every run takes {_several(runs['steps'])} steps of {of('batch_size')} items, drawn {batches}, with AdamW "
@@ -64,20 +66,25 @@ def _trained(runs: pd.DataFrame) -> str:
     )
 
 
-def _tuned(stored: Stored, runs: pd.DataFrame, cells: pd.DataFrame) -> str:
-    """Rates that were tried, and those that the runs have."""
-    arms = cells.set_index("id")["arm"]
-    chosen = pd.DataFrame({"arm": runs["id"].map(arms), "task": runs["task"], "rate": _rates(runs)})
-    texts = [
-        f"{arm} {_listed([f'{rate:g}' for rate in sorted(set(rates))])}"
-        for arm, rates in chosen.groupby("arm", sort=True)["rate"]
-    ]
-    if stored.tuning.empty:
+def _tuned(stored: Stored, study: Study, runs: pd.DataFrame) -> str:
+    """Rates that were tried for every arm, and those that its runs have."""
+    arms = study.cells.drop_duplicates("id").set_index("id")["arm"]
+    rates: dict[str, set[float]] = {}
+    for run in runs.to_dict("records"):
+        if (lr := rate(run)) is not None:
+            rates.setdefault(arms[run["id"]], set()).add(lr)
+    tried = tried_rates(stored.known, study)
+    texts = []
+    for arm, of_arm in sorted(rates.items()):
+        values = {value for (name, _), found in tried.items() if name == arm for value in found}
+        span = f" of {min(values):g} to {max(values):g}" if values else ""
+        texts.append(f"{arm} {_listed([f'{value:g}' for value in sorted(of_arm)])}{span}")
+    if not tried:
         return f"Learning rates were not tuned: {'; '.join(texts)}."
-    tried, seeds = _rates(stored.tuning), sorted(set(stored.tuning["seed"]))
+    seeds = counted(len(set(stored.tuning["seed"])), "other seed")
     return (
-        f"Learning rates from {min(tried):g} to {max(tried):g} were tried for each method and task on held-out "
-        f"training items with {len(seeds)} other seeds, as many for every method; the runs have {'; '.join(texts)}."
+        f"Learning rates were tuned task by task on held-out training items with {seeds}; taken, of those tried: "
+        f"{'; '.join(texts)}."
     )
 
 
@@ -100,10 +107,6 @@ def _tested(family: Any) -> str:
         f"exact two-sided sign flips of whole seeds with {over} at {family.alpha:g}. Intervals are 95 % t intervals "
         f"over seeds and are not corrected.{margin}"
     )
-
-
-def _rates(runs: pd.DataFrame) -> list[float]:
-    return [float(tree["trainer"]["lr"]) for tree in runs["settings"]]
 
 
 def _several(values: Iterable[int]) -> str:

@@ -29,6 +29,7 @@ from analysis.sections.confounds import at_edge, confounds, tried_rates
 from analysis.sections.evidence import Runs, collect, no_claim, unstable_arms
 from analysis.sections.forest import draw_forest
 from analysis.sections.items import MOST_RUNS, Answers
+from analysis.stats.items import seeds_and_items
 from analysis.stats.seeds import paired_d, seeds_needed, seeds_needed_range, summary, win_tie_loss
 from analysis.stats.verdicts import judge
 from elalora.errors import UserError
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
 TEXTS = (
     "compared", "arm_name", "baseline_name", "setting", "sizes", "rates", "failures", "collapses", "withheld",
-    "p_corrected",
+    "p_corrected", "without_items",
 )  # fmt: skip
 HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
@@ -135,7 +136,7 @@ def confirm(
     notes = _notes(study.name, family, records, level)
     if last and answers is None:
         notes.append(f"No interval over items: it would read the predictions of {len(done)} runs, above {MOST_RUNS}.")
-    if answers is not None and (tasks := _without_items(compared, answers)):
+    if tasks := sorted({task for record in records for task in record.get("without_items", ())}):
         why = "the score is no share of right items, or predictions are missing"
         notes.append(f"No interval over items: on {', '.join(tasks)} {why}.")
     in_family = runs[runs["id"].isin(list(done))]
@@ -145,12 +146,6 @@ def confirm(
     to = f" to {base}" if (base := common_base(family)) else ""
     caption = f"Confirmatory: study {study.name}, part {family.part}, differences{to} in points."
     return Confirmation(_table(caption, family, records, notes), sentences, compared)
-
-
-def _without_items(compared: Sequence[Runs], answers: Answers) -> list[str]:
-    """Tasks with whole pairs of runs, but not of items."""
-    tables = [pair for one in compared if len(one.whole) > 1 for pair in one.items(answers).items()]
-    return sorted({task for task, table in tables if table is None})
 
 
 def _tested(records: list[dict[str, Any]], compared: Sequence[Runs], family: FamilyConfig) -> None:
@@ -204,8 +199,12 @@ def _record(
             record["seeds_needed"] = seeds_needed(WORTH, s.sd, family.alpha, family.m)
             ends = seeds_needed_range(WORTH, s.sd, len(means), family.alpha, family.m)
             record["seeds_needed_low"], record["seeds_needed_high"] = ends
-    if answers is not None and (both := one.components(answers, level)) is not None:
-        record |= {"low_items": both.low, "high_items": both.high}
+    if answers is not None and len(one.whole) > 1:
+        tables = one.items(answers)
+        record["without_items"] = [task for task, table in tables.items() if table is None]
+        if not record["without_items"]:
+            both = seeds_and_items([table for table in tables.values() if table is not None], level)
+            record |= {"low_items": both.low, "high_items": both.high}
     return record
 
 

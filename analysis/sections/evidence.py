@@ -15,7 +15,6 @@ from analysis.reading.arms import name_of
 from analysis.reading.curves import load_curve, stability_of
 from analysis.sections.arms import TUNED, listed, training_differences
 from analysis.sections.items import Answers
-from analysis.stats.items import Components, seeds_and_items
 from analysis.stats.seeds import Array
 from analysis.stats.verdicts import Evidence
 from experiments.store.name import short_id
@@ -109,11 +108,6 @@ class Runs:
             table = answers.differences(pairs)
             tables[task] = table if table is not None and min(table.shape) > 1 else None
         return tables
-
-    def components(self, answers: Answers, level: float) -> Components | None:
-        """The interval with items random as well; None where a task has no `items`."""
-        tables = [table for table in self.items(answers).values() if table is not None]
-        return seeds_and_items(tables, level) if tables and len(tables) == len(self.tasks) else None
 
 
 def collect(

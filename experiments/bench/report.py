@@ -42,6 +42,8 @@ def ratio_lines(measured: dict[str, Any]) -> list[str]:
         goal, met = ("", "") if row["target"] is None else (f"≤ {row['target']:.2f}", verdict(value, row["target"]))
         counted = f"{row['flops']:.3f}" if "flops" in row else ""
         interval = f"{value.low:.3f} to {value.high:.3f}"
+        if value.low == value.high:  # a single pair
+            interval, met = "one pair", "unresolved" if goal else ""
         lines.append(f"| {row['what']} | {value.median:.3f} | {interval} | {counted} | {goal} | {met} |")
     sizes, (a, b, most) = measured.get("bytes", {}), MEMORY_TARGET
     if a in sizes and b in sizes:  # counted exactly, so without an interval

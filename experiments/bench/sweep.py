@@ -42,11 +42,10 @@ def measured(processes: list[list[Span]]) -> dict[str, float]:
 
     The start of the processes is left out: a long sweep has it once.
     """
-    runs, finished = [span for process in processes for span in process], sum(map(len, processes))
+    runs = [span for process in processes for span in process]
     seconds = max(end for _, end in runs) - min(start for start, _ in runs)
-    return {
-        "runs": finished, "processes": len(processes), "seconds": seconds, "runs_an_hour": 3600 * finished / seconds
-    }  # fmt: skip
+    hour = 3600 * len(runs) / seconds
+    return {"runs": len(runs), "processes": len(processes), "seconds": seconds, "runs_an_hour": hour}
 
 
 def report(processes: list[list[Span]], began: float, ended: float) -> str:

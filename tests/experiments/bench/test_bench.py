@@ -15,7 +15,7 @@ from experiments.bench import arms
 from experiments.bench.__main__ import RANKED
 from experiments.bench.counting import counted_flops, peak_bytes
 from experiments.bench.epoch import end_to_end
-from experiments.bench.report import table
+from experiments.bench.report import ratio_lines, table
 from experiments.bench.shapes import SHAPES, Shape, make_batch, twin
 from experiments.bench.startup import start_lines, until_first_step
 from experiments.bench.tables import large_table, stage_lines
@@ -34,6 +34,12 @@ def test_a_target_is_met_missed_or_unresolved():
     assert verdict(Ratio(0.9, 0.88, 0.94), 0.95) == "met"
     assert verdict(Ratio(1.0, 0.96, 1.2), 0.95) == "missed"
     assert verdict(Ratio(0.94, 0.9, 0.97), 0.95) == "unresolved"
+
+
+def test_a_single_pair_decides_nothing():
+    row = {"what": "a / b", "target": 0.8, **ratio([1.0], [2.0])._asdict()}
+    assert ratio_lines({"ratios": [row]})[2:] == ["| a / b | 0.500 | one pair |  | ≤ 0.80 | unresolved |"]
+    assert ratio_lines({"ratios": [row | {"target": None}]})[2:] == ["| a / b | 0.500 | one pair |  |  |  |"]
 
 
 def test_every_arm_is_called_as_often_and_in_every_position():
