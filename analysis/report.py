@@ -98,6 +98,7 @@ def sections_of(stored: Stored, folder: Path | None, only: Collection[str] = ())
         endings,
         increments,
         items,
+        lengths,
         overall,
         papers,
         planted,
@@ -112,7 +113,7 @@ def sections_of(stored: Stored, folder: Path | None, only: Collection[str] = ())
 
     subjects = [
         confirmatory, comparison, increments, papers, ablations, overall, items, cost, reviewer, training, rate_curves,
-        rank_maps, ranks_read, planted, rank_study, attribution, endings, run_list,
+        lengths, rank_maps, ranks_read, planted, rank_study, attribution, endings, run_list,
     ]  # fmt: skip
     wanted = [subject for subject in subjects if not only or subject.__name__.rpartition(".")[2] in only]
     return [section for subject in wanted for section in _guarded(subject, stored, folder)]
