@@ -1,9 +1,11 @@
 """Measures how much the adapter of each matrix contributes: `python -m experiments.contribution runs`
 
 A finished run is rebuilt from its folder: the base model, the trained head and the exported adapter. One matrix at a
-time is then reset to its frozen weight, and the increase of the mean loss on held-out data is its contribution.
+time is then reset to its frozen weight, and the increase of the mean loss on held-out data is its contribution. A model
+that is surer than it is right has a lower loss without most of its adapters, so for classes the loss at the best
+temperature is measured too, and for classes and real numbers the fall of the score.
 
-The loss is read on the split that selects checkpoints (in a tuning run, settings) and never on the one that tables
+All is read on the split that selects checkpoints (in a tuning run, settings) and never on the one that tables
 report, so that contributions do not use up the test data. Every method's result has the same form, W0 + B A, so one
 procedure serves all: a scale of 0 removes a matrix. All runs of a task are measured on the same items. Results go to
 contributions.json in the run's folder; runs that have one are skipped.
@@ -12,12 +14,13 @@ contributions.json in the run's folder; runs that have one are skipped.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elalora.errors import UserError, first_line
 from experiments.runtime.pipes import as_command
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
 
     from elalora.adapters import LowRankLinear
     from experiments.config.schema import RunConfig
+    from experiments.config.task import TaskConfig
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)  # 1 has the loss only
 FILE = "contributions.json"
+SCORED = ("classification", "image", "regression")  # kinds of tasks whose score one pass gives
 BATCH = 64
 ITEMS = 500  # default number of held-out items; each matrix costs one pass over them
 
@@ -40,11 +46,27 @@ ITEMS = 500  # default number of held-out items; each matrix costs one pass over
 class Rebuilt:
     """A finished run's model with head and adapters, in eval mode, and `items` of the `split` that it held out."""
 
+    task: TaskConfig
     model: nn.Module
     adapters: dict[str, LowRankLinear]  # by matrix, without those of rank 0
     batches: list[tuple[float, dict[str, Tensor]]]  # (number of items or label tokens, arguments of the model)
     split: str
     items: int
+
+
+class Reading(NamedTuple):
+    """What a model does on the held-out items.
+
+    Attributes:
+        loss: mean over items, over label tokens for generation, without the regulariser.
+        calibrated, temperature: of classes, the loss at the best temperature, and that temperature; None elsewhere.
+        score: the task's first metric in points, of classes and real numbers; None elsewhere.
+    """
+
+    loss: float
+    calibrated: float | None = None
+    temperature: float | None = None
+    score: float | None = None
 
 
 def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
@@ -56,7 +78,9 @@ def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
 
     Returns:
         The content of contributions.json: schema, id, asked, split, items, loss (of the whole model) and rises (by
-        matrix, the loss without its adapter minus that loss; 0 for a matrix of rank 0).
+        matrix, the loss without its adapter minus that loss; 0 for a matrix of rank 0). Where they can be read also
+        calibrated, temperature (None where the logits are of no use) and calibrated_rises, likewise, and metric, score
+        and score_falls, the score less that without the adapter.
 
     Raises:
         UserError: the run has no result, no adapter in LoRA form, or no held-out split.
@@ -64,13 +88,22 @@ def measure(folder: str | Path, items: int | None = ITEMS) -> dict[str, Any]:
     folder = Path(folder)
     result = _result(folder)
     rebuilt = rebuild(folder, items)
-    loss = mean_loss(rebuilt)
-    rises = dict.fromkeys(result["ranks"]["final"], 0.0)
+    whole = read(rebuilt)
+    alone = dict.fromkeys(result["ranks"]["final"], whole)
     for name, adapter in rebuilt.adapters.items():
         with without(adapter):
-            rises[name] = mean_loss(rebuilt) - loss
-    facts = {"schema": SCHEMA, "id": result["id"], "asked": items, "split": rebuilt.split, "items": rebuilt.items}
-    return {**facts, "loss": loss, "rises": rises}
+            alone[name] = read(rebuilt)
+    facts: dict[str, Any] = {"schema": SCHEMA, "id": result["id"], "asked": items, "split": rebuilt.split}
+    facts |= {"items": rebuilt.items, "loss": whole.loss}
+    facts["rises"] = {name: one.loss - whole.loss for name, one in alone.items()}
+    if (calibrated := whole.calibrated) is not None:
+        temperature = whole.temperature if whole.temperature != math.inf else None
+        facts |= {"calibrated": calibrated, "temperature": temperature}
+        facts["calibrated_rises"] = {name: (one.calibrated or 0.0) - calibrated for name, one in alone.items()}
+    if (score := whole.score) is not None:
+        facts |= {"metric": rebuilt.task.metrics[0], "score": score}
+        facts["score_falls"] = {name: score - (one.score or 0.0) for name, one in alone.items()}
+    return facts
 
 
 @contextmanager
@@ -83,16 +116,29 @@ def without(adapter: LowRankLinear) -> Iterator[None]:
         adapter.scale = scale
 
 
-def mean_loss(rebuilt: Rebuilt) -> float:
-    """Mean loss over the held-out items (over label tokens for generation), without the regulariser."""
+def read(rebuilt: Rebuilt) -> Reading:
+    """One pass over the held-out items."""
     import torch
 
-    total = count = 0.0
+    from experiments.training.metrics import calibrated_loss, compute
+
+    kind, total, count = rebuilt.task.kind, 0.0, 0.0
+    outputs, labels = [], []
     with torch.inference_mode():
         for weight, batch in rebuilt.batches:
-            total += weight * rebuilt.model(**batch).loss.item()
+            answer = rebuilt.model(**batch)
+            total += weight * answer.loss.item()
             count += weight
-    return total / count
+            if kind in SCORED:
+                outputs.append(answer.logits.double().cpu())
+                labels.append(batch["labels"].cpu())
+    if kind not in SCORED:
+        return Reading(total / count)
+    logits, true = torch.cat(outputs).numpy(), torch.cat(labels).numpy()
+    answers = logits[:, 0] if kind == "regression" else logits.argmax(1)
+    score = next(iter(compute(rebuilt.task.metrics[:1], true, answers)[0].values()))
+    calibrated, temperature = (None, None) if kind == "regression" else calibrated_loss(logits, true)
+    return Reading(total / count, calibrated, temperature, score)
 
 
 def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
@@ -149,7 +195,7 @@ def rebuild(folder: str | Path, items: int | None = None) -> Rebuilt:
         (data.weight(indices), {name: tensor.to(device) for name, tensor in data.batch(indices).items()})
         for indices in eval_batches(data.lengths, BATCH)
     ]
-    return Rebuilt(model.to(device).eval(), adapters, batches, split, len(data))
+    return Rebuilt(task, model.to(device).eval(), adapters, batches, split, len(data))
 
 
 def put_adapter(
@@ -294,7 +340,7 @@ def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 2 for a user's mistake or a run that could not be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.contribution",
-        description="Measures how much the loss on held-out data rises without the adapter of each matrix.",
+        description="Measures what loss and score on held-out data lose without the adapter of each matrix.",
         epilog="example: python -m experiments.contribution runs --method elalora,svd_lora",
     )
     parser.add_argument("paths", nargs="*", default=["runs"], metavar="RUN_OR_STORE", help="default: runs")

@@ -7,6 +7,7 @@ template names them, so no page can disagree with the runs; a test makes them ag
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shutil
 import sys
@@ -15,11 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from analysis.docs_pages import study_facts
 from analysis.docs_pages.methods_text import methods
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.output.writers import to_markdown
+from analysis.reading.arms import with_names
 from analysis.reading.stored import Stored, read_stores
 from analysis.report import sections_of
 from elalora.errors import UserError
@@ -30,12 +34,15 @@ from experiments.studies.rules import TUNING_PART
 STORE = "analysis/measured"
 PAGE, TABLES, CONTROL = "docs/study.md", "docs/study/tables.md", "docs/study/control.md"
 RATES, LAYOUTS = "docs/study/rates.md", "docs/study/layouts.md"
+FIELD, SECOND = "docs/study/field.md", "docs/reports/study-2.md"
 TEMPLATES = {  # of each page
     PAGE: "analysis/docs_pages/study.template.md",
     TABLES: "analysis/docs_pages/study_tables.template.md",
     CONTROL: "analysis/docs_pages/study_control.template.md",
     RATES: "analysis/docs_pages/study_rates.template.md",
     LAYOUTS: "analysis/docs_pages/study_layouts.template.md",
+    FIELD: "analysis/docs_pages/study_field.template.md",
+    SECOND: "analysis/docs_pages/study_2.template.md",
 }
 IMAGES = "img/study"  # in docs
 
@@ -45,6 +52,7 @@ class Wanted(NamedTuple):
 
     baseline: str = ""
     sections: tuple[str, ...] = ()  # modules of analysis.sections, all if empty
+    together: tuple[str, ...] = ()  # studies whose runs are read as one; empty for the study of this name
 
 
 STUDIES = {
@@ -53,6 +61,10 @@ STUDIES = {
     "planted": Wanted("svd_lora"),
     "lr_curve": Wanted("lora", ("rate_curves",)),
     "layouts": Wanted("lora", ("rank_maps",)),
+    "offline_family": Wanted("lora", ("comparison", "cost")),
+    "moving_main": Wanted("svd_lora", ("confirmatory", "comparison", "rank_maps", "rate_curves")),
+    "moving_long": Wanted("svd_lora"),
+    "moving": Wanted("svd_lora", ("lengths",), ("moving_main", "moving_long")),
 }
 FACTS: dict[str, Callable[..., str]] = {
     "tuning": study_facts.tuning,
@@ -82,7 +94,11 @@ class Material:
         if study not in STUDIES:
             raise UserError(f"study {study} is not on the page; allowed: {', '.join(STUDIES)}")
         if study not in self._stored:
-            self._stored[study] = read_stores(self._stores, study=study, baseline=STUDIES[study].baseline)
+            wanted = STUDIES[study]
+            if wanted.together:
+                self._stored[study] = _as_one([self.stored(name) for name in wanted.together])
+            else:
+                self._stored[study] = read_stores(self._stores, study=study, baseline=wanted.baseline)
         return self._stored[study]
 
     def sections(self, study: str) -> list[Section]:
@@ -107,6 +123,15 @@ class Material:
             titles = ", ".join(section.title for section in self.sections(study))
             raise UserError(f"study {study} has no section '{words}'; it has {titles}")
         return [line for section in matching for line in section.lines]
+
+
+def _as_one(studies: Sequence[Stored]) -> Stored:
+    """The runs of several studies, none of which is declared for all of them."""
+    runs = with_names(pd.concat([stored.runs for stored in studies], ignore_index=True))
+    tuning, known = (
+        pd.concat([getattr(stored, part) for stored in studies], ignore_index=True) for part in ("tuning", "known")
+    )
+    return dataclasses.replace(studies[0], runs=runs, tuning=tuning, known=known, declared=None)
 
 
 def fill(template: str, material: Material, images: Path | None = None, page: str = PAGE) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from analysis.reading.result_row import reason
 from analysis.reading.runs import rows_of
 from elalora.errors import UserError
-from experiments.contribution import FILE, SCHEMA
+from experiments.contribution import FILE, READABLE
 from experiments.runtime.text import clean_tree
 from experiments.store.foreign import DAMAGE, read_json, read_table, read_text
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.stats.seeds import Array
 
 Round = TypeVar("Round")
+MEASURES = {"loss": "rises", "calibrated loss": "calibrated_rises", "score": "score_falls"}  # of a contribution
 RUN_AGAIN = "delete its folder and run it again"
 
 
@@ -156,8 +157,12 @@ def scores(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "matrix", "slot", "score"])
 
 
-def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
+def load_contributions(run_dir: str | Path, measure: str = "loss") -> dict[str, float] | None:
     """Contribution of every matrix of a run, None where it was not measured.
+
+    Args:
+        run_dir: the run's folder.
+        measure: a name of `MEASURES`.
 
     Raises:
         UserError: the file is damaged or of another schema.
@@ -165,9 +170,11 @@ def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
     path = Path(run_dir) / FILE
     try:
         stored = clean_tree(read_json(path))
-        if stored["schema"] != SCHEMA:
-            raise ValueError(f"it has schema {stored['schema']}, this version reads {SCHEMA}")
-        rises = {str(name): float(rise) for name, rise in stored["rises"].items()}
+        if stored["schema"] not in READABLE:
+            raise ValueError(f"it has schema {stored['schema']}, this version reads {' and '.join(map(str, READABLE))}")
+        if measure != "loss" and MEASURES[measure] not in stored:
+            return None
+        rises = {str(name): float(rise) for name, rise in stored[MEASURES[measure]].items()}
     except FileNotFoundError:
         return None
     except DAMAGE as error:
@@ -179,19 +186,24 @@ def load_contributions(run_dir: str | Path) -> dict[str, float] | None:
     return rises
 
 
-def paired(runs: pd.DataFrame, measured: pd.DataFrame) -> tuple[Array, Array, list[str], list[int]]:
+def paired(
+    runs: pd.DataFrame, measured: pd.DataFrame, measure: str = "loss"
+) -> tuple[Array, Array, list[str], list[int]]:
     """Ranks of one arm and contributions of another (or the same), for the seeds that have both.
 
     Args:
         runs: rows of the arm whose final ranks are taken.
         measured: rows of the arm whose contributions are taken.
+        measure: a name of `MEASURES`.
 
     Returns:
         Ranks and contributions (seeds, matrices), matrices, seeds; no rows where no seed has both.
     """
     import numpy as np
 
-    rises = {int(run["seed"]): load_contributions(run["folder"]) for run in rows_of(measured, "seed", "folder")}
+    rises = {
+        int(run["seed"]): load_contributions(run["folder"], measure) for run in rows_of(measured, "seed", "folder")
+    }
     rows = [
         (run, rise)
         for run in sorted(rows_of(runs, "seed", "ranks_final", "places"), key=itemgetter("seed"))

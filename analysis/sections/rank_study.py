@@ -91,25 +91,25 @@ def relations(measured: Sequence[Contribution], label: str) -> Table | None:
         within = relation(c.ranks, c.rises, c.types)
         seeds, matrices, below = len(c.ranks), len(c.types), int((c.rises.mean(0) < 0).sum())
         text = [*_relation_text(across), *_relation_text(within), f"{below} of {matrices}"]
-        rows.append([c.ranks_of, c.measured_in, str(seeds), *text])
-        records.append((label, c.ranks_of, c.measured_in, seeds, *across, *within, below, matrices))
+        rows.append([c.ranks_of, c.measured_in, c.measure, str(seeds), *text])
+        records.append((label, c.ranks_of, c.measured_in, c.measure, seeds, *across, *within, below, matrices))
     if not rows:
         return None
-    measures = [f"{kind}_{part}" for kind in ("across", "within") for part in ("rho", "low", "high", "p")]
-    frame = pd.DataFrame(
-        records, columns=["where", "ranks_of", "contributions_in", "seeds", *measures, "below", "matrices"]
-    )
-    columns = ["Ranks of", "Contributions in", "Seeds", "Spearman", "p", "Spearman within types", "p within types"]
-    columns.append("Below 0")
+    numbers = [f"{kind}_{part}" for kind in ("across", "within") for part in ("rho", "low", "high", "p")]
+    names = ["where", "ranks_of", "contributions_in", "measure", "seeds", *numbers, "below", "matrices"]
+    frame = pd.DataFrame(records, columns=names)
+    columns = ["Ranks of", "Contributions in", "Measured on", "Seeds", "Spearman", "p"]
+    columns += ["Spearman within types", "p within types", "Below 0"]
     notes = [
-        "Contribution: rise of the mean loss on held-out items when the matrix's adapter is taken out.",
+        "Contribution: what changes on held-out items when the matrix's adapter is taken out. Loss: rise of the mean "
+        "loss. Calibrated loss: the same, with and without the adapter each at its best temperature. Score: its fall.",
         "Mean over seeds; 95 % bootstrap interval over matrices; two-sided permutation p, all seeds moved together. "
         "Within types compares a matrix with others of its type only.",
         "ElaLoRA's ranks against contributions in SVD-LoRA of the same seed is the control: there every matrix has the "
         "same rank, so a matrix cannot carry more because it was given more.",
-        "Below 0: matrices without whose adapter the held-out loss is lower, on the mean over seeds. Where most are, "
-        "the model is surer than it is right: the loss punishes what an adapter adds, and a correlation does not say "
-        "that ranks go where they are of no use.",
+        "Below 0: matrices without whose adapter the model does better, on the mean over seeds. Where the loss says so "
+        "of most, the model is surer than it is right: the loss punishes what an adapter adds, a correlation does not "
+        "say that ranks go where they are of no use, and the calibrated loss is the one to read.",
     ]
     return Table(f"Rank against contribution: {label}", columns, rows, notes, frame)
 

@@ -8,6 +8,7 @@ set with a marker for every matrix type.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,14 +181,25 @@ def draw_scores(frames: Mapping[str, pd.DataFrame], path: Path, title: str, data
     return save_figure(figure, path, title, data, "Box: quartiles and median; whiskers: 5th and 95th percentile. ")
 
 
+WITHOUT = {  # what a contribution is, by its measure
+    "loss": "rise of the held-out loss", "calibrated loss": "rise of the calibrated loss",
+    "score": "fall of the score (points)",
+}  # fmt: skip
+
+
 def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> list[Path]:
-    """Rank against contribution, a panel per comparison, a look per matrix type; a point is the mean over seeds."""
+    """Rank against contribution: a row per measure, a panel per comparison, a look per matrix type.
+
+    A point is a matrix, the mean over seeds.
+    """
     panels: Sequence[str] = list(dict.fromkeys(points["panel"]))
+    measures: Sequence[str] = list(dict.fromkeys(points["measure"]))
     kinds = sorted(set(points["type"]), key=type_order)
-    figure = new_figure(4.4 * len(panels) + 1.4, 4.0)
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)
-    for axis, panel in zip(axes[0], panels, strict=True):
-        inside = points[points["panel"] == panel]
+    figure = new_figure(4.4 * len(panels) + 1.4, 0.6 + 3.4 * len(measures))
+    axes = figure.subplots(len(measures), len(panels), squeeze=False, sharex=True, sharey="row")
+    for (row, measure), (column, panel) in product(enumerate(measures), enumerate(panels)):
+        axis = axes[row][column]
+        inside = points[(points["panel"] == panel) & (points["measure"] == measure)]
         for number, kind in enumerate(kinds):
             colour, marker = LOOKS[number % len(LOOKS)]
             of_type = inside[inside["type"] == kind]
@@ -196,10 +208,13 @@ def draw_relation(points: pd.DataFrame, path: Path, title: str, data: str) -> li
                 of_type["rank"], of_type["rise"], marker, color=colour, mfc=face, markersize=6, alpha=0.85, label=kind
             )
         axis.axhline(0, color="0.5", linewidth=0.6)
-        axis.set_xlabel("final rank, mean over seeds")
-        axis.set_title(wrapped(panel, 46), fontsize=10)
         axis.grid(linewidth=0.3)
-    axes[0][0].set_ylabel("rise of the held-out loss\nwithout the adapter")
+        if row == 0:
+            axis.set_title(wrapped(panel, 46), fontsize=10)
+        if row == len(measures) - 1:
+            axis.set_xlabel("final rank, mean over seeds")
+    for row, measure in enumerate(measures):
+        axes[row][0].set_ylabel(f"{WITHOUT[measure]}\nwithout the adapter")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, title="matrix type")
     return save_figure(figure, path, title, data)

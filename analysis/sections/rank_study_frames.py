@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.output.figure import file_name
-from analysis.reading.rounds import events, load_rounds, paired, patterns, scores
+from analysis.reading.rounds import MEASURES, events, load_rounds, paired, patterns, scores
 from analysis.reading.settings import cell_of
 from analysis.sections.matrix_types import layer_map, layers_and_types, type_order, types_of
 from analysis.sections.rank_study_figures import (
@@ -34,12 +35,14 @@ class Contribution(NamedTuple):
 
     Attributes:
         ranks_of, measured_in: names of the arms.
+        measure: a name of `MEASURES`.
         ranks, rises: (seeds, matrices).
         types: of the matrices.
     """
 
     ranks_of: str
     measured_in: str
+    measure: str
     ranks: Array
     rises: Array
     types: list[str]
@@ -143,18 +146,18 @@ def moves(arm: pd.DataFrame, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> t
 
 
 def contributions(arms: Mapping[str, pd.DataFrame]) -> list[Contribution]:
-    """Each arm with itself, and ElaLoRA's ranks with the contributions in the fixed-rank adapter."""
+    """Each arm with itself, and ElaLoRA's ranks with the contributions in the fixed-rank adapter, on every measure."""
     kinds = {name: arm_of(arm.iloc[0]["settings"]) for name, arm in arms.items()}
     pairs = [(name, name) for name in arms]
     for name in arms:
         if kinds[name] == "elalora":
             pairs += [(name, other) for other in arms if kinds[other] == "svd_lora"]
     measured = []
-    for ranks_of, measured_in in pairs:
-        ranks, rises, matrices, seeds = paired(arms[ranks_of], arms[measured_in])
+    for measure, (ranks_of, measured_in) in product(MEASURES, pairs):
+        ranks, rises, matrices, seeds = paired(arms[ranks_of], arms[measured_in], measure)
         if seeds and varies(ranks):
             types = types_of(matrices, arms[ranks_of].iloc[0]["places"])
-            measured.append(Contribution(ranks_of, measured_in, ranks, rises, types))
+            measured.append(Contribution(ranks_of, measured_in, measure, ranks, rises, types))
     return measured
 
 
@@ -165,8 +168,9 @@ def contribution_points(measured: Sequence[Contribution]) -> pd.DataFrame:
         own = c.ranks_of == c.measured_in
         other = f"ranks of {c.ranks_of}, contributions in {c.measured_in}"
         panel = f"{c.ranks_of}, own contributions" if own else other
-        rows += [(panel, *line) for line in zip(c.types, c.ranks.mean(axis=0), c.rises.mean(axis=0), strict=True)]
-    return pd.DataFrame(rows, columns=["panel", "type", "rank", "rise"])
+        means = zip(c.types, c.ranks.mean(axis=0), c.rises.mean(axis=0), strict=True)
+        rows += [(c.measure, panel, *line) for line in means]
+    return pd.DataFrame(rows, columns=["measure", "panel", "type", "rank", "rise"])
 
 
 def varies(ranks: Array) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elalora.errors import UserError
 from elalora.export import PREFIX
-from experiments.contribution import main, mean_loss, measure, measured, rebuild, without
+from experiments.contribution import main, measure, measured, read, rebuild, without
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.standins.folder import standins
@@ -102,7 +102,7 @@ def test_the_mean_loss_is_the_mean_over_items_and_not_over_batches(folder: Path)
             logits = rebuilt.model(**batch).logits.double()
             losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none"))
     assert [len(part) for part in losses] == [64, 6]
-    assert mean_loss(rebuilt) == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+    assert read(rebuilt).loss == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
 
 
 def test_taking_a_matrix_out_equals_loading_factors_of_zero(loud: Path, tmp_path: Path):
@@ -113,28 +113,52 @@ def test_taking_a_matrix_out_equals_loading_factors_of_zero(loud: Path, tmp_path
     assert abs(found["rises"][matrix]) > 1e-3
     zeroed = Path(shutil.copytree(loud, tmp_path / loud.name))
     without_factors(zeroed, f"{matrix}.lora_")
-    assert mean_loss(rebuild(zeroed, 60)) - found["loss"] == pytest.approx(found["rises"][matrix], abs=1e-7)
+    assert read(rebuild(zeroed, 60)).loss - found["loss"] == pytest.approx(found["rises"][matrix], abs=1e-7)
+
+
+def test_calibrated_loss_and_score_are_those_of_the_model_without_the_matrix(loud: Path, tmp_path: Path):
+    found = measure(loud, 60)
+    matrix = max(found["score_falls"], key=lambda name: abs(found["score_falls"][name]))
+    assert found["metric"] == "accuracy" and found["score_falls"][matrix] != 0
+    zeroed = Path(shutil.copytree(loud, tmp_path / loud.name))
+    without_factors(zeroed, f"{matrix}.lora_")
+    for folder, calibrated, score in (
+        (loud, found["calibrated"], found["score"]),
+        (
+            zeroed,
+            found["calibrated"] + found["calibrated_rises"][matrix],
+            found["score"] - found["score_falls"][matrix],
+        ),
+    ):
+        rebuilt = rebuild(folder, 60)
+        with torch.inference_mode():
+            outputs = [rebuilt.model(**batch).logits.double() for _, batch in rebuilt.batches]
+        logits, labels = torch.cat(outputs), torch.cat([batch["labels"] for _, batch in rebuilt.batches])
+        assert score == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+        grid = torch.logspace(-3, 4, 20_001, dtype=torch.double)
+        best = min(torch.nn.functional.cross_entropy(logits / t, labels).item() for t in grid[::20])
+        assert best - 1e-3 <= calibrated <= best + 1e-9
 
 
 def test_with_nothing_taken_out_the_loss_is_the_same_bit_for_bit(folder: Path):
     rebuilt = rebuild(folder, 60)
-    before = mean_loss(rebuilt)
+    before = read(rebuilt).loss
     for adapter in rebuilt.adapters.values():
         with without(adapter):
             pass
-    assert mean_loss(rebuilt) == before == mean_loss(rebuild(folder, 60))
+    assert read(rebuilt).loss == before == read(rebuild(folder, 60)).loss
 
 
 def test_all_matrices_out_is_the_base_model_with_the_trained_head(loud: Path, tmp_path: Path):
     rebuilt = rebuild(loud, 60)
-    whole = mean_loss(rebuilt)
+    whole = read(rebuilt).loss
     with ExitStack() as stack:
         for adapter in rebuilt.adapters.values():
             stack.enter_context(without(adapter))
-        nothing = mean_loss(rebuilt)
+        nothing = read(rebuilt).loss
     zeroed = Path(shutil.copytree(loud, tmp_path / loud.name))
     without_factors(zeroed, "")
-    assert nothing == pytest.approx(mean_loss(rebuild(zeroed, 60)), abs=1e-7)
+    assert nothing == pytest.approx(read(rebuild(zeroed, 60)).loss, abs=1e-7)
     assert nothing != whole
 
 

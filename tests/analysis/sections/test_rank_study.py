@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from analysis.reading.stored import Stored
+from analysis.reading.stored import Stored, read_stores
 from analysis.sections import rank_study
 from analysis.sections.rank_study_frames import contributions
+from experiments.standins.stored_runs import moved_run
 from experiments.standins.study import LIKED, SEEDS
 
 
@@ -53,11 +55,28 @@ def test_tables_read_the_store_as_it_was_made(runs: pd.DataFrame):
     assert stable.loc["ElaLoRA, random moves (paper)", "w"] < 0.4
     assert "SVD-LoRA" not in stable.index  # one rank everywhere has no pattern
     related = rank_study.relations(contributions(arms), "here").frame.set_index(["ranks_of", "contributions_in"])
+    assert set(related["measure"]) == {"loss"}
     assert related.loc[("ElaLoRA (paper)", "SVD-LoRA"), "across_rho"] > 0.5
     assert set(related["matrices"]) == {12} and set(related["below"]) == {0}
     assert related.loc[("ElaLoRA, random moves (paper)",) * 2, "across_p"] > 0.05
     share = rank_study.shares(arms, "here").frame.set_index("arm").loc["ElaLoRA (paper)"]
     assert share["ffn in"] > 1.3 and share["ffn out"] < 0.7 and LIKED["intermediate.dense"] > LIKED["output.dense"]
+
+
+def test_a_contribution_to_the_calibrated_loss_and_to_the_score_has_a_row_and_a_row_of_panels(tmp_path: Path):
+    """Rises of the loss follow the ranks, falls of the score run against them."""
+    for seed in range(3):
+        folder = moved_run(tmp_path / "runs", seed, 80.0)
+        ranks = json.loads((folder / "result.json").read_text())["ranks"]["final"]
+        up = {name: rank + 0.01 * number for number, (name, rank) in enumerate(ranks.items())}
+        facts = {"schema": 2, "rises": up, "calibrated_rises": up, "score_falls": {n: -v for n, v in up.items()}}
+        (folder / "contributions.json").write_text(json.dumps(facts))
+    [section] = rank_study.sections(read_stores([tmp_path / "runs"]), tmp_path)
+    [table] = [t for name, t in section.tables.items() if name.startswith("contribution")]
+    found = table.frame.set_index("measure")["across_rho"]
+    assert found["loss"] == found["calibrated loss"] == -found["score"] > 0.5
+    assert list(table.frame.set_index("measure").loc["score", ["below", "matrices"]]) == [12, 12]
+    assert "contribution" in {path.name.split("_")[0] for path in section.figures}
 
 
 @pytest.mark.slow

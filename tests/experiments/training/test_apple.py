@@ -22,7 +22,7 @@ from baselines.lora import LoRA, LoRAConfig
 from elalora import Budget
 from elalora.adapters import LowRankLinear
 from elalora.attach import merge
-from experiments.contribution import mean_loss, rebuild
+from experiments.contribution import read, rebuild
 from experiments.runs.plan import make_plan
 from experiments.runs.run import run
 from experiments.standins.models import make_models
@@ -108,11 +108,11 @@ def test_a_run_that_starts_from_another_ones_update_and_its_contributions(places
         results.append(content(plan))
     assert results[0] == results[1]
     rebuilt = rebuild(plan.folder.path)
-    loss = mean_loss(rebuilt)
+    loss = read(rebuilt).loss
     with fake_device():
         rebuilt.model.to(DEVICE)
         batches = [(weight, {k: v.to(DEVICE) for k, v in batch.items()}) for weight, batch in rebuilt.batches]
-        assert mean_loss(replace(rebuilt, batches=batches)) == loss
+        assert read(replace(rebuilt, batches=batches)).loss == loss
 
 
 class Doubled(nn.Linear):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elalora.errors import UserError
-from experiments.training.metrics import METRICS, collapsed, compute, majority_baseline
+from experiments.training.metrics import METRICS, calibrated_loss, collapsed, compute, majority_baseline
 
 # 4 true positives, 3 true negatives, 1 false positive, 2 false negatives.
 LABELS = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
@@ -95,3 +95,39 @@ def test_the_majority_baseline_is_the_commonest_class_or_a_flat_zero() -> None:
     assert majority_baseline("classification", ["accuracy", "mcc"], LABELS) == {"accuracy": 60.0, "mcc": 0.0}
     assert majority_baseline("classification", ["accuracy", "f1"], [0, 1]) == {"accuracy": 50.0, "f1": 0.0}
     assert majority_baseline("regression", ["pearson"], [0.1, 0.2, 0.4]) == {"pearson": 0.0}
+
+
+def test_the_calibrated_loss_of_two_classes_is_that_of_a_logistic_regression_on_the_margin() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    logits = rng.normal(size=(200, 2)) * 7  # far surer than it is right
+    logits[np.arange(200), labels] += 4
+    loss, temperature = calibrated_loss(logits, labels)
+    margin = (logits[:, 1] - logits[:, 0])[:, None]
+    fitted = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(margin, labels)
+    assert 1 / temperature == pytest.approx(fitted.coef_[0, 0], rel=1e-4)
+    assert loss == pytest.approx(log_loss(labels, fitted.predict_proba(margin)), abs=1e-8)
+
+
+def test_a_calibrated_loss_knows_no_scale_and_meets_the_condition_of_its_minimum() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 5, 300)
+    logits = rng.normal(size=(300, 5)) + 1.2 * np.eye(5)[labels]
+    loss, temperature = calibrated_loss(logits, labels)
+    for factor in (1e-3, 30.0):
+        scaled = calibrated_loss(factor * logits, labels)
+        assert scaled == (pytest.approx(loss, abs=1e-9), pytest.approx(factor * temperature, rel=1e-4))
+    mass = np.exp(logits / temperature)
+    expected = (mass / mass.sum(1, keepdims=True) * logits).sum(1).mean()  # the derivative in 1 / temperature is 0
+    assert expected == pytest.approx(logits[np.arange(300), labels].mean(), abs=1e-5)
+
+
+def test_logits_that_are_of_no_use_are_calibrated_to_guessing() -> None:
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    assert calibrated_loss(logits, np.array([1, 0, 1])) == (pytest.approx(math.log(2)), math.inf)
+    assert calibrated_loss(np.zeros((3, 4)), np.array([1, 0, 3])) == (pytest.approx(math.log(4)), math.inf)
+    right, temperature = calibrated_loss(logits, np.array([0, 1, 0]))
+    assert right < 1e-9 and temperature < 0.01
