@@ -78,22 +78,25 @@ const KINDS = {
     },
     draw(data, state, box, width) {
       const wide = data.panels.length > 1 && width > 700 ? (width - 24) / 2 : Math.min(width, 760);
+      const shown = (panel) => panel.series.filter((one) => !state.hidden.has(one.name)).flatMap((one) => pointsOf(one, state.seeds));
+      const all = data.panels.flatMap(shown), alike = data.dots == null ? {} : sharedScales(data.panels, all);
       for (const panel of data.panels) {
-        const points = panel.series.filter((one) => !state.hidden.has(one.name)).flatMap((one) => pointsOf(one, state.seeds));
+        const points = shown(panel);
         const svg = Plot.plot({
           ...FRAME, width: wide, height: 300, marginLeft: 48, marginRight: 12, marginBottom: 42,
-          x: { type: data.log ? "log" : "linear", label: data.x, grid: false, nice: false, ...(data.log ? { ticks: logTicks(points), tickFormat: (v) => v.toExponential(0).replace("e-", "e\u2212") } : {}) },
-          y: { label: panel.y, nice: true },
+          x: { type: data.log ? "log" : "linear", label: data.x, grid: false, nice: false, ...alike.x },
+          y: { label: panel.y, nice: true, ...alike.y },
           marks: [
             Plot.gridY(GRID),
+            data.log ? Plot.axisX(logTicks(all), { text: logTick, label: data.x }) : null, // a log axis of its own leaves labels out
             panel.rule ? Plot.ruleY([panel.rule.value], { stroke: "var(--soft)", strokeDasharray: "2 4" }) : null,
-            panel.rule && points.length ? Plot.text([panel.rule], { x: Math.max(...points.map((p) => p.x)), y: "value", text: "label", textAnchor: "end", dy: -7, fill: "var(--soft)" }) : null,
+            panel.rule && points.length ? Plot.text([panel.rule], { x: Math.max(...(alike.x ? all : points).map((p) => p.x)), y: "value", text: "label", textAnchor: "end", dy: -7, fill: "var(--soft)" }) : null,
             ...panel.series.filter((one) => !state.hidden.has(one.name)).flatMap((one) => {
               const mine = points.filter((point) => point.name === one.name), banded = mine.filter((point) => point.low != null);
               return [
-                data.dots ? Plot.ruleX(banded, { x: "x", y1: "low", y2: "high", stroke: one.colour }) : Plot.areaY(banded, { x: "x", y1: "low", y2: "high", fill: one.colour, fillOpacity: 0.16 }),
+                data.dots != null ? Plot.ruleX(banded, { x: "x", y1: "low", y2: "high", stroke: one.colour }) : Plot.areaY(banded, { x: "x", y1: "low", y2: "high", fill: one.colour, fillOpacity: 0.16 }),
                 Plot.line(mine, { x: "x", y: "y", stroke: one.colour, strokeWidth: 2, strokeDasharray: one.dash || null }),
-                data.dots ? Plot.dot(mine, { x: "x", y: "y", r: (point) => (point.x === one.best ? 6 : 3.5), stroke: one.colour, fill: (point) => (point.open ? "var(--page)" : one.colour) }) : null,
+                data.dots != null ? Plot.dot(mine, { x: "x", y: "y", r: (point) => (point.x === one.best ? 6 : 3.5), stroke: one.colour, fill: (point) => (point.open ? "var(--page)" : one.colour) }) : null,
               ];
             }),
             Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (point) => point.title, maxRadius: 80 })),
@@ -101,7 +104,7 @@ const KINDS = {
         });
         box.append(node("div", { class: "panel" }, label(svg, `${panel.y} by ${data.x}; the values stand in the table below`)));
       }
-      box.append(node("p", { class: "hint" }, state.seeds === "mean" ? `Lines: means over seeds; bands: ${data.band}.` : `Lines: ${state.seeds} alone.`, data.dots ? " Large: the best rate. Hollow: most runs are unstable." : ""));
+      box.append(node("p", { class: "hint" }, state.seeds === "mean" ? `Lines: means over seeds; bands: ${data.band}.` : `Lines: ${state.seeds} alone.`, data.dots ? ` ${data.dots}` : ""));
     },
     table: (data) => [["Method", "Of", data.x, "Mean", "Low", "High", "Seeds"], data.panels.flatMap((panel) => panel.series.flatMap((one) => one.x.map((x, i) => [
       one.name, panel.y, show(x), show(one.mean[i]), show(one.low?.[i]), show(one.high?.[i]), Object.values(one.seeds ?? {}).map((values) => show(values[i])).join(", "),
@@ -231,6 +234,12 @@ const pointsOf = (one, seeds) => {
   }));
 };
 const logTicks = (points) => [...new Set(points.map((point) => point.x))].filter((x, i, all) => all.length < 7 || i % 2 === 0);
+const logTick = (x) => (x < 1 ? x.toExponential(0).replace("e-", "e\u2212") : x.toLocaleString("en"));
+const sharedScales = (panels, points) => {
+  const x = points.map((point) => point.x), y = [...points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]), ...panels.flatMap((panel) => panel.rule?.value ?? [])];
+  const from = (values) => (Math.min(...values) < Math.max(...values) ? { domain: [Math.min(...values), Math.max(...values)] } : {});
+  return { x: { inset: 8, ...from(x) }, y: from(y) };
+};
 const padded = (ends) => {
   const low = Math.min(...ends), high = Math.max(...ends), room = 0.06 * (high - low || 1);
   return [low - room, high + room];

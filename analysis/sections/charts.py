@@ -134,7 +134,8 @@ def rates_chart(arms: Sequence[ArmCurve], looks: Looks, metric: str, caption: st
             )
         y = f"{metric} (points){f', {setting}' if setting else ''}"
         panels.append({"y": y, "rule": rule, "series": series})
-    data = {"x": "learning rate", "log": True, "band": "standard error", "panels": panels, "dots": True}
+    hint = "Large: the best rate. Hollow: most runs are unstable."
+    data = {"x": "learning rate", "log": True, "band": "standard error", "panels": panels, "dots": hint}
     return Chart("lines", caption, data, files)
 
 

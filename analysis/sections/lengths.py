@@ -135,5 +135,5 @@ def _chart(frame: pd.DataFrame, looks: Looks, base: str, caption: str, files: di
             series.append(one | {"seeds": {f"seed {seed}": [gaps[seed] for gaps in arm["gaps"]] for seed in seeds}})
         rule = {"value": 0, "label": base}
         panels.append({"y": f"difference to {base} (points), {budget}", "rule": rule, "series": series})
-    data = {"x": "steps", "log": True, "band": "95 % interval", "panels": panels, "dots": True}
+    data = {"x": "steps", "log": True, "band": "95 % interval", "panels": panels, "dots": ""}
     return Chart("lines", caption, data, files)

@@ -57,7 +57,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory):
     for seed, (lora, ela) in enumerate(((80.0, 81.0), (82.0, 84.0), (84.0, 84.5))):
         more = {"cost__step_seconds_median": 0.7}
         folders = [write_run(root / "runs", result("lora", seed, lora)), moved_run(root / "runs", seed, ela, **more)]
-        for rate in (3e-4, 3e-3):
+        for rate in (3e-4, 9e-3):
             trainer = {"lr": rate, "max_steps": 100}
             folders.append(write_run(root / "runs", result("lora", seed, lora - 5, identity__trainer=trainer)))
         for folder in folders:
@@ -91,6 +91,12 @@ def test_every_kind_is_drawn_named_and_has_its_values_as_a_table(browser: Browse
     assert browser.run(f"{figure(kind)}.querySelectorAll('.drawing [role=img][aria-label] svg').length") >= 1
     head, *rows = values(browser, kind)
     assert len(rows) >= 1 and all(len(row) == len(head) for row in rows)
+
+
+def test_every_tick_of_a_learning_rate_has_its_label(browser: Browser) -> None:
+    labels = """[...document.querySelectorAll("figure[data-kind=lines] [aria-label='x-axis tick label']")].map(
+        (axis) => [...axis.querySelectorAll("text")].map((text) => text.textContent))"""
+    assert ["3e−4", "1e−3", "9e−3"] in browser.run(labels)
 
 
 def test_the_slider_follows_the_keyboard_and_moves_the_map_and_its_table(browser: Browser) -> None:
