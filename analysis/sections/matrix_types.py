@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+ATTENTION = ("query", "key", "value", "attn out")
 SHORT_TYPES = {
     "attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
     "attention.self.query_proj": "query", "attention.self.key_proj": "key", "attention.self.value_proj": "value",
     "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
     "attention.output.dense": "attn out", "intermediate.dense": "ffn in", "output.dense": "ffn out",
+    "mlp.fc1": "ffn in", "mlp.fc2": "ffn out",
+    "mlp.gate_proj": "ffn gate", "mlp.up_proj": "ffn in", "mlp.down_proj": "ffn out",
 }  # fmt: skip
-TYPE_ORDER = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+for _part in ("attention", "self_attn"):  # of images and of decoders
+    SHORT_TYPES |= {f"{_part}.{kind}_proj": name for kind, name in zip("qkvo", ATTENTION, strict=True)}
+TYPE_ORDER = [*ATTENTION, "ffn gate", "ffn in", "ffn out"]
 BART_SIDES = {"encoder self_attn": "enc", "decoder self_attn": "dec", "decoder encoder_attn": "cross"}
 for _part, _side in BART_SIDES.items():
-    SHORT_TYPES |= {f"{_part}.{kind}_proj": f"{_side} {TYPE_ORDER[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
+    SHORT_TYPES |= {f"{_part}.{kind}_proj": f"{_side} {ATTENTION[i]}" for i, kind in enumerate(("q", "k", "v", "out"))}
 for _part, _side in (("encoder", "enc"), ("decoder", "dec")):
     SHORT_TYPES |= {f"{_part} fc1": f"{_side} ffn in", f"{_part} fc2": f"{_side} ffn out"}
 TYPE_ORDER += [f"{side} {kind}" for side in ("enc", "dec", "cross") for kind in TYPE_ORDER]

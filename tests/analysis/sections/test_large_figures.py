@@ -51,6 +51,15 @@ def test_the_matrices_of_an_encoder_and_decoder_have_short_names_in_the_order_of
     assert list(ranks(DEBERTA).columns) == ["query", "key", "value", "attn out", "ffn in", "ffn out"]
 
 
+def test_matrices_of_images_and_of_decoders_have_the_names_of_an_encoder_s() -> None:
+    vit = [*(f"attention.{part}_proj" for part in "kovq"), "mlp.fc1", "mlp.fc2"]
+    llama = [*(f"self_attn.{part}_proj" for part in "kovq"), *(f"mlp.{part}_proj" for part in ("down", "gate", "up"))]
+    plain = ["query", "key", "value", "attn out", "ffn in", "ffn out"]
+    assert list(ranks([f"vit.layers.{i}.{kind}" for i in range(2) for kind in vit]).columns) == plain
+    gated = [*plain[:4], "ffn gate", *plain[4:]]
+    assert list(ranks([f"model.layers.{i}.{kind}" for i in range(2) for kind in llama]).columns) == gated
+
+
 @pytest.mark.parametrize("names", [BART, DEBERTA], ids=["bart", "deberta"])
 @pytest.mark.slow
 def test_maps_and_courses_fit_a_screen_and_cut_nothing_off(
@@ -103,7 +112,7 @@ def test_moves_of_many_matrices_and_rounds_fit_a_screen(
 def test_sixteen_types_look_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = catch(monkeypatch, rank_figures)
     kinds = list(ranks(BART).columns)
-    points = pd.DataFrame({"panel": "an arm", "type": kinds, "rank": range(16), "rise": 0.1})
+    points = pd.DataFrame({"measure": "loss", "panel": "an arm", "type": kinds, "rank": range(16), "rise": 0.1})
     rank_figures.draw_relation(points, tmp_path / "relation", "A title", "A source")
     assert cut_off(made[0]) == []
     looks = {(line.get_marker(), line.get_markerfacecolor(), line.get_color()) for line in made[0].axes[0].lines[:16]}
