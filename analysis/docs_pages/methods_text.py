@@ -99,7 +99,8 @@ def _seeds(runs: pd.DataFrame) -> str:
 def _tested(family: Any) -> str:
     pairs = _listed(list(family.contrasts))
     margin = "" if family.margin is None else (
-        f" Two one-sided t tests ask whether a difference lies within {family.margin:g} points."
+        f" Two one-sided sign-flip tests with Holm's correction ask whether a difference lies within {family.margin:g} "
+        "points."
     )  # fmt: skip
     over = f"{CORRECTIONS[str(family.correction)]} over {counted(family.m, 'comparison')}"
     return (

@@ -62,8 +62,9 @@ STUDIES = {
     "lr_curve": Wanted("lora", ("rate_curves",)),
     "layouts": Wanted("lora", ("rank_maps",)),
     "offline_family": Wanted("lora", ("comparison", "cost")),
-    "moving_main": Wanted("svd_lora", ("confirmatory", "comparison", "rank_maps", "rate_curves")),
+    "moving_main": Wanted("svd_lora", ("confirmatory", "reviewer", "rank_maps", "rank_study", "rate_curves")),
     "moving_long": Wanted("svd_lora"),
+    "moving_digits": Wanted("svd_lora", ("confirmatory",)),
     "moving": Wanted("svd_lora", ("lengths",), ("moving_main", "moving_long")),
 }
 FACTS: dict[str, Callable[..., str]] = {
@@ -188,11 +189,16 @@ def _figure(material: Material, study: str, stem: str, images: Path | None) -> s
 
 def _runs(stored: Stored) -> str:
     """Number of runs and tasks, and the runs that are missing."""
-    tasks = ", ".join(sorted(set(stored.runs["task"])))
+    tasks, tuned_on = (", ".join(sorted(set(runs["task"]))) for runs in (stored.runs, stored.tuning))
     tuned = f", and {len(stored.tuning)} tuning runs" if len(stored.tuning) else ""
-    lines = [f"- {len(stored.runs)} runs on {tasks}{tuned}."]
+    lines = [f"- {len(stored.runs)} runs on {tasks}{tuned}{f' on {tuned_on}' if tuned_on not in ('', tasks) else ''}."]
     assert stored.declared is not None
-    missing = stored.declared.open_runs(stored.runs)
+    missing = stored.declared.open_runs(stored.known)
+    of_tuning = missing[missing["part"] == TUNING_PART]
+    if len(of_tuning):
+        gone, planned = of_tuning["missing"].sum(), of_tuning["planned"].sum()
+        arms = ", ".join(dict.fromkeys(of_tuning["arm"]))
+        lines.append(f"- Tuning: {gone} of the {planned} runs of {arms} are missing.")
     alike = missing[missing["part"] != TUNING_PART].groupby(["part", "missing", "planned"], sort=False)["arm"].agg(list)
     for (part, gone, planned), arms in alike.items():
         lines.append(f"- Part {part}: {gone} of {planned} runs of each of these arms are missing: {', '.join(arms)}.")

@@ -12,6 +12,7 @@ from analysis.output.writers import to_markdown
 from analysis.reading.curves import load_curve, warmup_steps
 from analysis.reading.rounds import load_rounds
 from analysis.reading.stored import Stored
+from analysis.sections.arms import budget_order
 from analysis.stats.seeds import summary
 from elalora.errors import UserError
 from experiments.studies.rules import TUNING_PART
@@ -78,15 +79,18 @@ def arms(stored: Stored, base: str) -> str:
         raise UserError(f"the study has no run of {base}; it has {', '.join(sorted(set(runs['arm'])))}")
     order = list(dict.fromkeys(names))
     rows = []
-    for task, of_task in runs.groupby("task", sort=True):
-        scores = of_task.pivot(index="seed", columns="arm", values="score")
-        sizes = of_task.groupby("arm")["params_final"].mean()
+    several = runs["budget"].nunique() > 1
+    cells = sorted(runs.groupby(["task", "budget"]), key=lambda cell: (cell[0][0], budget_order(cell[0][1])))
+    for (task, budget), cell in cells:
+        scores = cell.pivot(index="seed", columns="arm", values="score")
+        sizes = cell.groupby("arm")["params_final"].mean()
         for arm in [arm for arm in order if arm in scores]:
             s, gap = summary(scores[arm].dropna()), summary((scores[arm] - scores[base]).dropna())
             text = "" if arm == base else signed(gap.mean) + signed_range(gap.low, gap.high)
-            rows.append([task, arm, str(s.n), mean_sd(s.mean, s.sd), text, f"{sizes[arm]:,.0f}"])
+            place = [task, budget] if several else [task]
+            rows.append([*place, arm, str(s.n), mean_sd(s.mean, s.sd), text, f"{sizes[arm]:,.0f}"])
     notes = [f"Score: mean and standard deviation over seeds. To {base}: paired by seed, with a 95 % t interval."]
-    columns = ["Task", "Arm", "n", "Score", f"To {base}", "Parameters"]
+    columns = ["Task", *(["Budget"] if several else []), "Arm", "n", "Score", f"To {base}", "Parameters"]
     return _markdown(f"Every arm and {base}.", columns, rows, notes)
 
 

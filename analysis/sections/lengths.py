@@ -55,7 +55,7 @@ def lengths(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
     Returns:
         A row for each task, model, protocol, recipe, budget, arm and number of steps: name, method, steps, n, mean, low
-        and high (95 % t interval over seeds), gaps by seed, rates of the arm and of the baseline. Only arms that were
+        and high (95 % t interval over seeds), gaps by seed, mean scores and rates of both. Only arms that were
         run at two lengths at some budget; their other budgets are there with what they have. A length at which an arm
         has several runs of a seed, as in a rate curve, is left out.
     """
@@ -91,6 +91,8 @@ def _of_place(at: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 yield {key: first[key] for key in (*PLACE, "method", "metric", "citation")} | {
                     "budget": budget, "name": first["shown"], "row_name": first["row_name"], "steps": int(steps),
                     "n": s.n, "mean": s.mean, "low": s.low, "high": s.high, "gaps": gaps,
+                    "score": float(arm.set_index("seed").loc[list(gaps), "score"].mean()),
+                    "score_base": float(base.loc[list(gaps), "score"].mean()),
                     "rate": float(first["rate"]), "rate_base": float(base["rate"].iloc[0]),
                 }  # fmt: skip
 
@@ -109,14 +111,17 @@ def _without_length(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _table(frame: pd.DataFrame, base: str) -> Table:
-    columns = ["Task", "Model", "Protocol", "Budget", "Method", "Steps", "n", f"To {base}", "Rate", f"Rate of {base}"]
+    columns = ["Task", "Model", "Protocol", "Budget", "Method", "Steps", "n", "Score", base, "Difference"]
+    columns += ["Rate", f"Rate of {base}"]
     rows = [
         [r["task"], r["model"], r["protocol"], r["budget"], r["name"], f"{r['steps']:,}", str(r["n"]),
-         signed(r["mean"]) + signed_range(r["low"], r["high"]), f"{r['rate']:g}", f"{r['rate_base']:g}"]
+         f"{r['score']:.2f}", f"{r['score_base']:.2f}", signed(r["mean"]) + signed_range(r["low"], r["high"]),
+         f"{r['rate']:g}", f"{r['rate_base']:g}"]
         for r in frame.to_dict("records")
     ]  # fmt: skip
     notes = [
-        f"Mean difference to {base} in points, paired by seed, with a 95 % t interval over seeds; not tested.",
+        f"Mean scores of the arm and of {base} over the seeds of both, in points, and the difference, paired by seed, "
+        "with a 95 % t interval over seeds; not tested.",
         "Rates are those of the runs; where they differ, so may what a difference comes from.",
     ]
     return Table("Difference against length of training.", columns, rows, notes, frame.drop(columns="gaps"))

@@ -18,10 +18,12 @@ from analysis.__main__ import parser
 from analysis.docs_pages.methods_text import methods
 from analysis.docs_pages.study import (
     CONTROL,
+    FIELD,
     IMAGES,
     LAYOUTS,
     PAGE,
     RATES,
+    SECOND,
     STORE,
     STUDIES,
     TABLES,
@@ -117,12 +119,12 @@ def test_the_control_that_the_readme_names_is_the_page_s() -> None:
 
 def test_the_commands_under_tracing_a_number_make_the_tables_of_the_page() -> None:
     """The main study's tables are against ElaLoRA, which is not the default of the command."""
-    pages = (PAGE, CONTROL, RATES, LAYOUTS)
+    pages = (PAGE, CONTROL, RATES, LAYOUTS, FIELD, SECOND)
     texts = [(CHECKOUT / page).read_text(encoding="utf-8").split("## Tracing a number")[1] for page in pages]
     lines = [line for text in texts for line in text.splitlines() if "-m analysis analysis" in line]
     words = [shlex.split(line.split("#")[0])[3:] for line in lines]
     given = {args.study: args.baseline for args in map(parser().parse_args, words)}
-    assert given == {name: wanted.baseline for name, wanted in STUDIES.items()} and all(
+    assert given == {name: wanted.baseline for name, wanted in STUDIES.items() if not wanted.together} and all(
         parser().parse_args(w).stores == [STORE] for w in words
     )
 
@@ -236,11 +238,84 @@ def test_the_layouts_page_says_what_its_table_says() -> None:
     assert min(found, key=lambda arm: found[arm][0]) == "eva" and found["elalora"][0] < found["elalora_layout"][0]
 
 
+def cells_of(text: str, first: str) -> list[list[str]]:
+    """The rows of the tables whose first cell is this, without the marks of Markdown."""
+    rows = [line.strip()[1:-1].split("|") for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [[cell.strip().replace("\\", "").replace("−", "-") for cell in row] for row in rows]
+
+
+def interval(cell: str) -> tuple[float, float, float]:
+    """-0.39 [-1.13, +0.36] as three numbers."""
+    mean, low, high = map(float, re.findall(r"[+-]\d+\.\d+", cell))
+    return mean, low, high
+
+
+def test_the_second_study_says_what_its_tables_say() -> None:
+    page = (CHECKOUT / SECOND).read_text(encoding="utf-8")
+    arms = [row for row in cells_of(page, "digits") if len(row) == 7 and row[1] in ("r2", "r4", "r8")]
+    gaps = {(row[1], row[2]): interval(row[5]) for row in arms if row[5]}
+    assert len(gaps) == 8
+    for mean, low, high in gaps.values():  # within about half a point, and neither different nor equal
+        assert abs(mean) < 0.6 and low < 0 < high and max(-low, high) > 0.5
+    lengths = [row for row in cells_of(page, "digits") if len(row) == 12 and row[2] == "clean"]
+    centre = [row for row in lengths if row[3] == "r4"]
+    assert [row[5] for row in centre] == ["160", "800", "4,000"]
+    for column in (7, 8):  # both score higher the longer they train
+        assert [row[column] for row in centre] == sorted(row[column] for row in centre)
+    widths = [high - low for _, low, high in [*gaps.values(), *(interval(row[9]) for row in lengths)]]
+    assert all(low < 0 < high for _, low, high in (interval(row[9]) for row in lengths))
+    assert 1 < min(widths) and max(widths) < 4
+    for method, most in (("AdaLoRA (peft)", 0.001), ("ElaLoRA (paper)", 0.001), ("FlexLoRA (paper)†", 1.0)):
+        (row,) = [row for row in cells_of(page, method) if row[1] == "12"]
+        assert (row[4] == "< 0.001") == (most == 0.001)
+    own, fixed = (
+        [row for row in cells_of(page, "ElaLoRA (paper)") if row[1] == where]
+        for where in ("ElaLoRA (paper)", "SVD-LoRA")
+    )
+    assert [row[2] for row in own] == [row[2] for row in fixed] == ["loss", "calibrated loss", "score"]
+    assert all(0.4 < interval(row[4])[0] < 0.6 and row[5] == "< 0.001" for row in own + fixed)
+    rates = {row[4]: row[10] for row in cells_of(page, "digits") if row[1] == "tune"}
+    assert rates["LoRA"].startswith("0.0052:")
+    assert all(best.startswith("0.027:") for method, best in rates.items() if method != "LoRA") and len(rates) == 5
+    movies = {row[4]: row[10] for row in cells_of(page, r"vader\_movies") if row[1] == "tune"}
+    assert movies["LoRA"].startswith("0.001:")
+    assert all(movies[name].startswith("0.0052:") for name in ("SVD-LoRA", "ElaLoRA (paper)", "AdaLoRA (peft)"))
+
+
+def test_the_page_of_the_field_names_the_arms_at_the_edge_of_their_grids() -> None:
+    page = (CHECKOUT / FIELD).read_text(encoding="utf-8")
+    rates = cells_of(page, "Task")[0][2:]
+    edges = set()
+    for _, arm, *scores in (row for row in cells_of(page, r"vader\_movies") if len(row) == 2 + len(rates)):
+        tried = [i for i, score in enumerate(scores) if score]
+        best = next(i for i in tried if scores[i].startswith("**"))
+        assert len(tried) == 3
+        edges |= {arm} if best in (tried[0], tried[-1]) else set()
+    (named,) = re.findall(r"at the edge of its grid: ([^.]+)\.", " ".join(page.split()))
+    assert set(re.findall(r"`(\w+)`", named)) == edges
+
+
+def test_the_verdict_on_digits_is_that_of_the_pages_and_of_the_readme() -> None:
+    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (SECOND, "README.md"))
+    for other in ("SVD-LoRA", "LoRA"):
+        found = re.search(
+            rf"No difference between ElaLoRA \(paper\) and {other} was shown at r4: (\S+) points, mean over 1 task of "
+            r"the paired difference, 95 % t interval \[(\S+), (\S+)\] over seeds .*?, 96 seeds, .*? Equivalence within "
+            r"0.5 points was not shown",
+            page,
+        )
+        assert found, other
+        mean, low, high = (float(number.replace("−", "-")) for number in found.groups())
+        assert low < 0 < mean < 0.5 < high < 0.6  # the intervals end near half a point
+        if other == "SVD-LoRA":
+            assert f"(+{mean:.2f} points, 95 % interval −{-low:.2f} to {high:.2f})" in readme
+
+
 def test_every_arm_of_a_study_stands_beside_the_one_that_is_named() -> None:
     scores = {"plain": [80.0, 81.0, 82.0], "heavy": [81.0, 81.0, 85.0]}
     rows = [(f"{arm}{seed}", arm, seed, score) for arm, of_arm in scores.items() for seed, score in enumerate(of_arm)]
     runs = pd.DataFrame(rows, columns=["id", "arm", "seed", "score"]).drop(columns="arm")
-    runs = runs.assign(task="movies", params_final=100.0)
+    runs = runs.assign(task="movies", params_final=100.0, budget="r4")
     cells = pd.DataFrame({"part": "main", "arm": [row[1] for row in rows], "id": [row[0] for row in rows]})
     stored: Any = SimpleNamespace(runs=runs, declared=SimpleNamespace(cells=cells))
     low, high = t.interval(0.95, 2, loc=4 / 3, scale=np.std([1, 0, 3], ddof=1) / np.sqrt(3))
@@ -249,6 +324,11 @@ def test_every_arm_of_a_study_stands_beside_the_one_that_is_named() -> None:
     assert f"| movies | heavy | 3 | 82.33 ± 2.31 | +1.33 \\[−{-low:.2f}, +{high:.2f}\\] | 100 |" in text
     with pytest.raises(UserError, match="the study has no run of even; it has heavy, plain"):
         arms(stored, "even")
+    more = runs[runs["id"] != "heavy0"].assign(id=lambda frame: "b" + frame["id"], budget="r16")
+    stored.runs = pd.concat([runs, more])
+    stored.declared.cells = pd.concat([cells, cells.assign(id="b" + cells["id"])])
+    text = arms(stored, "plain")
+    assert text.index("| movies | r4 | heavy | 3 |") < text.index("| movies | r16 | heavy | 2 |")
 
 
 def test_the_sections_that_a_page_takes_are_sections_of_the_report(tmp_path: Path) -> None:

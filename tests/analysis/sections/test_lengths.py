@@ -87,7 +87,7 @@ def test_two_seeds_have_a_mean_and_no_interval(tmp_path: Path) -> None:
             put(tmp_path, "svd_lora", seed, 80.0, steps)
             put(tmp_path, "elalora", seed, 81.0 + seed, steps)
     (section,) = sections(read_stores([tmp_path], baseline="svd_lora"), None)
-    assert section.tables["lengths"].rows[0][4:8] == ["ElaLoRA (paper)", "100", "2", "+1.50"]
+    assert section.tables["lengths"].rows[0][4:10] == ["ElaLoRA (paper)", "100", "2", "81.50", "80.00", "+1.50"]
 
 
 def test_the_figure_has_a_panel_for_each_budget_and_a_tick_for_each_length(

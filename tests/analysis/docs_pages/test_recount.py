@@ -1,0 +1,252 @@
+"""Numbers of docs/reports/study-2.md, counted again from the stored runs by code that shares nothing with the
+analysis.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import rankdata, spearmanr, t
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs/reports/study-2.md"
+STORE = ROOT / "analysis/measured/digits.runs.parquet"
+PILOT, VERDICT, TUNING = range(110, 122), range(200, 296), range(40, 43)
+ROUNDED = 0.0051  # half of the last of two decimals
+ARMS = {
+    "ElaLoRA (paper)": "elalora",
+    "SVD-LoRA": "svd_lora",
+    "SVD-LoRA transplant": "transplant",
+    "SVD-LoRA transplant shuffled": "shuffled",
+    "LoRA": "lora",
+    "AdaLoRA (peft)": "adalora",
+    "FlexLoRA (paper)†": "flexlora",
+}
+MEASURES = {"loss": "rises", "calibrated loss": "calibrated_rises", "score": "score_falls"}
+
+
+def section(heading: str) -> str:
+    """The page's text from this heading to the next one."""
+    return PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def table(heading: str, column: str) -> list[dict[str, str]]:
+    """The rows of the table with this column under a heading, by the names of its columns."""
+    for block in re.findall(r"(?:^\|.*\n)+", section(heading).replace("\\", ""), flags=re.MULTILINE):
+        names, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        if column in names:
+            return [dict(zip(names, row, strict=True)) for row in rows]
+    raise AssertionError(f"no table with {column} under {heading}")
+
+
+def numbers(cell: str) -> list[float]:
+    """The numbers of a cell, which has typographic minus signs and thousands set apart by commas."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", cell.replace("−", "-"))
+    return [float(found) for found in re.findall(r"[+-]?\d+\.?\d*", plain)]
+
+
+def read(row: dict[str, Any]) -> dict[str, Any]:
+    """What the tests need of one stored run; its score is counted from its items."""
+    result, measured = json.loads(row["result.json"]), row["contributions.json"]
+    method, trainer, ranks = result["identity"]["method"], result["identity"]["trainer"], result["ranks"]
+    arm = result["method"]
+    if method.get("ranks_from"):
+        arm = "shuffled" if method["shuffle"] else "transplant"
+    return {
+        "arm": arm,
+        "id": result["id"],
+        "ranks_from": method.get("ranks_from"),
+        "unstable": "unstable" in result["flags"],
+        "changed": "code changed on disk" in result["flags"],
+        "score": 100 * np.mean(row["label"] == row["prediction"]),
+        "stored": result["readings"]["last"]["report"]["metrics"]["accuracy"],
+        "labels": dict(zip(row["idx"], row["label"], strict=True)),
+        "ranks": ranks["final"],
+        "kinds": {name: place[1] for name, place in ranks["places"].items()},
+        "shapes": ranks["shapes"],
+        "parameters": result["counts"]["final"]["params"],
+        "contributions": json.loads(measured) if isinstance(measured, str) else None,
+        "rate": trainer["lr"],
+        "steps": trainer["max_steps"],
+        **{name: result[name] for name in ("budget", "protocol", "seed")},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs() -> pd.DataFrame:
+    """A row for each run on digits."""
+    columns = ["result.json", "contributions.json", "idx", "label", "prediction"]
+    return pd.DataFrame([read(row) for row in pd.read_parquet(STORE, columns=columns).to_dict("records")])
+
+
+def tuned(runs: pd.DataFrame, arm: str, steps: int = 160) -> tuple[float, float]:
+    """The best rate by held-out score of those at which at most half of the runs are unstable, and its mean score."""
+    arm = "svd_lora" if arm in ("transplant", "shuffled") else arm
+    seeds = TUNING if steps == 160 else TUNING[:2]
+    of_arm = (runs.arm == arm) & (runs.steps == steps) & (runs.protocol == "tune") & runs.seed.isin(seeds)
+    means = runs[of_arm].groupby("rate")[["score", "unstable"]].mean()
+    stable = means[means.unstable <= 0.5].score
+    return float(stable.idxmax()), float(stable.max())
+
+
+def reported(runs: pd.DataFrame, arm: str, budget: str = "r4", steps: int = 160, seeds: range = PILOT) -> pd.DataFrame:
+    """An arm's reported runs by seed, at its tuned rate; 4,000 steps take the rate of 800."""
+    of_arm = (runs.arm == arm) & (runs.budget == budget) & (runs.steps == steps) & (runs.protocol == "clean")
+    rate = tuned(runs, arm, min(steps, 800))[0]
+    cell = runs[of_arm & (runs.rate == rate) & runs.seed.isin(seeds)].set_index("seed").sort_index()
+    assert list(cell.index) == list(seeds)
+    return cell
+
+
+def difference(runs: pd.DataFrame, one: str, other: str, **cell: Any) -> np.ndarray:
+    """The difference of two arms' scores for every seed."""
+    return (reported(runs, one, **cell).score - reported(runs, other, **cell).score).to_numpy()
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The mean and the ends of its 95 % t interval."""
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [values.mean(), values.mean() - half, values.mean() + half]
+
+
+def test_scores_are_those_of_the_items(runs: pd.DataFrame) -> None:
+    assert runs.id.is_unique
+    assert np.allclose(runs.score, runs.stored, rtol=0, atol=1e-9)
+    for protocol, items in (("clean", 538), ("tune", 179)):
+        first, *others = runs[runs.protocol == protocol].labels
+        assert len(first) == items
+        assert all(other == first for other in others)
+
+
+def test_counts_of_runs(runs: pd.DataFrame) -> None:
+    clean = runs[runs.protocol == "clean"]
+    assert "- 132 runs on digits" in section("What was asked")
+    assert len(clean[clean.seed.isin(PILOT) & (clean.steps == 160)]) == 132
+    assert "- 48 runs on digits, and 28 tuning runs" in section("What was asked")
+    assert len(clean[clean.steps > 160]) == 48
+    assert len(runs[(runs.steps > 160) & (runs.protocol == "tune")]) == 28
+    assert "- 288 runs on digits, and 81 tuning runs" in section("What was asked")
+    assert len(clean[clean.seed.isin(VERDICT)]) == 288
+    longest = clean[clean.steps == 4000]
+    assert f"Of the {len(longest)} runs of 4,000 steps {longest.changed.sum()} carry the flag" in section(
+        "What was asked"
+    )
+    of_arms = runs.arm.isin(["elalora", "svd_lora", "lora"]) & (runs.steps == 160)
+    assert len(runs[of_arms & (runs.protocol == "tune")]) == 81
+
+
+def test_every_arm(runs: pd.DataFrame) -> None:
+    rows = table("Every arm beside fixed ranks", "Arm")
+    assert {row["Arm"] for row in rows} == set(ARMS.values())
+    assert len(rows) == 11
+    for row in rows:
+        cell = reported(runs, row["Arm"], row["Budget"])
+        assert numbers(row["n"]) == [len(cell)]
+        assert numbers(row["Score"]) == pytest.approx([cell.score.mean(), cell.score.std(ddof=1)], abs=ROUNDED)
+        assert numbers(row["Parameters"]) == pytest.approx([cell.parameters.mean()], abs=0.51)
+        if row["Arm"] != "svd_lora":
+            own = interval(difference(runs, row["Arm"], "svd_lora", budget=row["Budget"]))
+            assert numbers(row["To svd_lora"]) == pytest.approx(own, abs=ROUNDED)
+
+
+def test_verdict(runs: pd.DataFrame) -> None:
+    rows = table("The verdict on digits", "Contrast")
+    pairs = np.array([difference(runs, *row["Contrast"].split(" - "), seeds=VERDICT) for row in rows])
+    assert pairs.shape == (2, 96)
+    mean, sd, n = pairs.mean(axis=1), pairs.std(axis=1, ddof=1), pairs.shape[1]
+    ratio = np.abs(mean) / sd * np.sqrt(n)
+    # 200,000 patterns of signs, the same for both comparisons; no pattern changes a sum of squares
+    signs = np.random.default_rng(0).choice(np.array([-1, 1], dtype=np.float32), size=(200_000, n))
+    flipped = np.abs(signs @ pairs.T.astype(np.float32)) / n
+    ratios = flipped / np.sqrt((np.mean(pairs**2, axis=1) - flipped**2) / (n - 1))
+    alone = (flipped > np.abs(mean) - 1e-5).mean(axis=0)
+    joint = (ratios.max(axis=1) > ratio.max() - 1e-4).mean()
+    corrected = np.where(ratio == ratio.max(), joint, np.maximum(alone, joint))
+    # equivalence: the worse of two one-sided t tests against half a point; Holm over two comparisons
+    equal = t.sf((0.5 - np.abs(mean)) / sd * np.sqrt(n), n - 1)
+    equal = np.where(equal == equal.min(), 2 * equal.min(), np.maximum(equal.max(), 2 * equal.min()))
+    stated = re.findall(r"sign-flip tests, corrected p = (\d\.\d+)", section("The verdict on digits"))
+    assert [float(p) for p in stated] == pytest.approx(list(equal), abs=0.01)
+    for k, row in enumerate(rows):
+        assert numbers(row["n"]) == [n]
+        assert numbers(row["Mean difference"]) == pytest.approx(interval(pairs[k]), abs=ROUNDED)
+        assert numbers(row["W/T/L"].replace("/", " ")) == [sum(np.sign(pairs[k]) == sign) for sign in (1, 0, -1)]
+        assert numbers(row["d"]) == pytest.approx([mean[k] / sd[k]], abs=ROUNDED)
+        assert numbers(row["p"]) == pytest.approx([alone[k]], abs=0.005)
+        assert numbers(row["p (maxT)"]) == pytest.approx([corrected[k]], abs=0.005)
+
+
+def test_lengths(runs: pd.DataFrame) -> None:
+    rows = table("Against length", "Steps")
+    cells = [(row["Budget"], int(*numbers(row["Steps"]))) for row in rows]
+    assert cells == [("r2", 160), ("r4", 160), ("r4", 800), ("r4", 4000), ("r8", 160)]
+    for row, (budget, steps) in zip(rows, cells, strict=True):
+        own = interval(difference(runs, "elalora", "svd_lora", budget=budget, steps=steps))
+        assert numbers(row["Difference"]) == pytest.approx(own, abs=ROUNDED)
+        means = [reported(runs, arm, budget, steps).score.mean() for arm in ("elalora", "svd_lora")]
+        assert [*numbers(row["Score"]), *numbers(row["SVD-LoRA"])] == pytest.approx(means, abs=ROUNDED)
+        assert numbers(row["Rate"]) == [tuned(runs, "elalora", min(steps, 800))[0]]
+        assert numbers(row["Rate of SVD-LoRA"]) == [tuned(runs, "svd_lora", min(steps, 800))[0]]
+
+
+def test_transplants_have_the_ranks_of_their_seed(runs: pd.DataFrame) -> None:
+    moved = reported(runs, "elalora")
+    for arm in ("transplant", "shuffled"):
+        cell = reported(runs, arm)
+        assert list(cell.ranks_from) == list(moved.id)
+        for run, source in zip(cell.itertuples(), moved.itertuples(), strict=True):
+            dealt, own = (Counter((r.kinds[m], rank) for m, rank in r.ranks.items()) for r in (run, source))
+            assert dealt == own
+        assert (cell.ranks == moved.ranks).all() == (arm == "transplant")
+
+
+def test_ranks_and_contributions(runs: pd.DataFrame) -> None:
+    rows = table("Where the ranks go", "Measured on")
+    assert len(rows) == 12
+    for row in rows:
+        ranks = reported(runs, ARMS[row["Ranks of"]]).ranks
+        carriers = reported(runs, ARMS[row["Contributions in"]])
+        assert all(run.contributions["id"] == run.id for run in carriers.itertuples())
+        carried = [measured[MEASURES[row["Measured on"]]] for measured in carriers.contributions]
+        names = sorted(carried[0])
+        rho = [spearmanr([r[m] for m in names], [c[m] for m in names])[0] for r, c in zip(ranks, carried, strict=True)]
+        assert numbers(row["Spearman"])[0] == pytest.approx(np.mean(rho), abs=ROUNDED)
+        below = sum(np.mean([c[m] for c in carried]) < 0 for m in names)
+        assert numbers(row["Below 0"]) == [below, len(names)]
+
+
+def test_agreement_of_seeds(runs: pd.DataFrame) -> None:
+    for row in table("Where the ranks go", "Kendall's W"):
+        ranks = np.array([list(r.values()) for r in reported(runs, ARMS[row["Method"]]).ranks])
+        seeds, matrices = ranks.shape
+        sums = rankdata(ranks, axis=1).sum(axis=0)
+        ties = sum(n**3 - n for r in ranks for n in Counter(r).values())
+        w = 12 * ((sums - sums.mean()) ** 2).sum() / (seeds**2 * (matrices**3 - matrices) - seeds * ties)
+        assert numbers(row["Kendall's W"])[0] == pytest.approx(w, abs=ROUNDED)
+
+
+def test_parameters(runs: pd.DataFrame) -> None:
+    for arm in ("lora", "svd_lora", "elalora", "transplant"):
+        for run in reported(runs, arm).itertuples():
+            own = sum(rank * (sum(run.shapes[m]) + (arm != "lora")) for m, rank in run.ranks.items())
+            assert run.parameters == own
+    means = [reported(runs, arm, seeds=VERDICT).parameters.mean() for arm in ("elalora", "lora")]
+    note = re.search(r"elalora - lora at r4: adapter parameters (.*) \(", section("The verdict on digits"))
+    assert note and numbers(note[1]) == pytest.approx(means, abs=0.51)
+
+
+def test_rates(runs: pd.DataFrame) -> None:
+    rows = [row for row in table("Learning rates", "Best stable") if row["Task"] == "digits"]
+    assert len(rows) == 5
+    for row in rows:
+        rate, score = tuned(runs, ARMS[row["Method"]])
+        stated = numbers(row["Best stable"])
+        assert stated[0] == rate
+        assert stated[1] == pytest.approx(score, abs=ROUNDED)
