@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata, spearmanr, t
+from scipy.stats import kendalltau, rankdata, spearmanr, t
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/reports/study-2.md"
@@ -230,6 +230,19 @@ def test_agreement_of_seeds(runs: pd.DataFrame) -> None:
         ties = sum(n**3 - n for r in ranks for n in Counter(r).values())
         w = 12 * ((sums - sums.mean()) ** 2).sum() / (seeds**2 * (matrices**3 - matrices) - seeds * ties)
         assert numbers(row["Kendall's W"])[0] == pytest.approx(w, abs=ROUNDED)
+
+
+def test_ela_and_adalora_agree_on_ranks_and_flexlora_with_neither(runs: pd.DataFrame) -> None:
+    def tau(one: str, other: str) -> float:
+        """Mean tau-b of the ranks of two arms over all pairs of different seeds."""
+        first, second = (reported(runs, arm).ranks for arm in (one, other))
+        names = sorted(first.iloc[0])
+        values = [[[ranks[name] for name in names] for ranks in arm] for arm in (first, second)]
+        pairs = [(a, b) for i, a in enumerate(values[0]) for j, b in enumerate(values[1]) if i != j]
+        return float(np.mean([kendalltau(a, b).statistic for a, b in pairs]))
+
+    assert 0.5 < tau("elalora", "adalora") < 0.65
+    assert abs(tau("elalora", "flexlora")) < 0.1 and abs(tau("adalora", "flexlora")) < 0.1
 
 
 def test_parameters(runs: pd.DataFrame) -> None:

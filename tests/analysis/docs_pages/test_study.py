@@ -295,6 +295,25 @@ def test_the_page_of_the_field_names_the_arms_at_the_edge_of_their_grids() -> No
     assert set(re.findall(r"`(\w+)`", named)) == edges
 
 
+def test_the_page_of_the_field_says_what_its_table_says() -> None:
+    page = (CHECKOUT / PAGE).read_text(encoding="utf-8").split("## How do the other methods")[1].split("\n## ")[0]
+    rows = {row[1]: row for row in cells_of(page, r"vader\_movies")}
+    assert len(rows) == 12 and {row[2] for row in rows.values()} == {"3"}
+    gaps = {arm: interval(row[4]) for arm, row in rows.items() if row[4]}
+    means = {arm: mean for arm, (mean, *_) in gaps.items()}
+    assert not any(low > 0 for _, low, _ in gaps.values())
+    assert all(abs(means[arm]) < 1 for arm in ("prilora", "beamlora", "sora"))
+    svd = [means[arm] for arm in ("svd_lora", "elalora", "adalora", "flexlora", "increlora")]
+    assert -2 < min(svd) and max(svd) < -1 and max(svd) - min(svd) < 0.5
+    lowest = sorted(means, key=lambda arm: means[arm])[:3]
+    assert set(lowest) == {"l1ra", "dora_dynamic", "dylora"} and all(-3.1 < means[arm] < -2.5 for arm in lowest)
+    assert float(rows["l1ra"][3].split(" ± ")[1]) > 2 * max(
+        float(row[3].split(" ± ")[1]) for arm, row in rows.items() if arm != "l1ra"
+    )
+    widths = sorted(high - low for _, low, high in gaps.values())
+    assert widths[0] > 0.5 and widths[len(widths) // 2] > 2
+
+
 def test_the_verdict_on_digits_is_that_of_the_pages_and_of_the_readme() -> None:
     page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (SECOND, "README.md"))
     for other in ("SVD-LoRA", "LoRA"):
