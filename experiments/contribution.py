@@ -130,7 +130,7 @@ def read(rebuilt: Rebuilt) -> Reading:
             total += weight * answer.loss.item()
             count += weight
             if kind in SCORED:
-                outputs.append(answer.logits.double().cpu())
+                outputs.append(answer.logits.cpu().double())  # Apple GPUs have no float64
                 labels.append(batch["labels"].cpu())
     if kind not in SCORED:
         return Reading(total / count)
