@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -157,6 +158,13 @@ def scores(rounds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "matrix", "slot", "score"])
 
 
+@lru_cache(maxsize=10_000)
+def _contributions(path: Path, changed: int, size: int) -> dict[str, Any]:
+    """A file in the state of this time and size, read once for all measures and pairs of arms."""
+    whole: dict[str, Any] = clean_tree(read_json(path))
+    return whole
+
+
 def load_contributions(run_dir: str | Path, measure: str = "loss") -> dict[str, float] | None:
     """Contribution of every matrix of a run, None where it was not measured.
 
@@ -169,7 +177,8 @@ def load_contributions(run_dir: str | Path, measure: str = "loss") -> dict[str, 
     """
     path = Path(run_dir) / FILE
     try:
-        stored = clean_tree(read_json(path))
+        state = path.stat()
+        stored = _contributions(path, state.st_mtime_ns, state.st_size)
         if stored["schema"] not in READABLE:
             raise ValueError(f"it has schema {stored['schema']}, this version reads {' and '.join(map(str, READABLE))}")
         if measure != "loss" and MEASURES[measure] not in stored:
