@@ -84,14 +84,15 @@ def _of_place(at: pd.DataFrame) -> Iterator[dict[str, Any]]:
             base = cell[cell["is_base"]].set_index("seed")
             arms = [arm for _, arm in cell[~cell["is_base"]].groupby("arm", sort=False)]
             for arm in sorted(arms, key=lambda arm: (method_order(arm["method"].iloc[0]), arm["shown"].iloc[0])):
-                gaps = _gaps(arm.set_index("seed"), base)
+                by_seed = arm.set_index("seed")
+                gaps = _gaps(by_seed, base)
                 if not gaps:
                     continue
                 s, first = summary(list(gaps.values())), arm.iloc[0]
                 yield {key: first[key] for key in (*PLACE, "method", "metric", "citation")} | {
                     "budget": budget, "name": first["shown"], "row_name": first["row_name"], "steps": int(steps),
                     "n": s.n, "mean": s.mean, "low": s.low, "high": s.high, "gaps": gaps,
-                    "score": float(arm.set_index("seed").loc[list(gaps), "score"].mean()),
+                    "score": float(by_seed.loc[list(gaps), "score"].mean()),
                     "score_base": float(base.loc[list(gaps), "score"].mean()),
                     "rate": float(first["rate"]), "rate_base": float(base["rate"].iloc[0]),
                 }  # fmt: skip
