@@ -40,16 +40,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.whole", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="*", help="as for run.py (default: task=rte)")
     parser.add_argument("--blocks", type=int, default=3, help="pairs of each order (default: %(default)s)")
+    parser.add_argument("--order", choices=ORDERS, help="of the items (default: both, one after the other)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
     options = parser.parse_args()
     words = [*COMMON, f"threads={options.threads}", *(options.words or ["task=rte"])]
-    measured = measure(words, options.blocks)
+    measured = measure(words, options.blocks, [options.order] if options.order else ORDERS)
     save(measured | {"words": without_folders(words)}, options.out)
     print("\n".join(ratio_lines(measured)))
 
 
-def measure(words: Sequence[str], blocks: int) -> dict[str, Any]:
+def measure(words: Sequence[str], blocks: int, orders: Sequence[str] = ORDERS) -> dict[str, Any]:
     """The ratios by order of the items, and seconds and accuracy of both in every block.
 
     Raises:
@@ -57,7 +58,7 @@ def measure(words: Sequence[str], blocks: int) -> dict[str, Any]:
     """
     measured: dict[str, Any] = {"ratios": [], "seconds": {}, "accuracy": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for order in ORDERS:
+        for order in orders:
             pairs = [_pair([*words, f"trainer.batches={order}"], Path(folder), n) for n in range(blocks)]
             seconds, accuracy = ({one: [pair[kind][one] for pair in pairs] for one in ARMS} for kind in (0, 1))
             what = f"run / Trainer with PEFT, batches {'by length' if order == 'length' else 'at random'}"
