@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from elalora.errors import UserError, check_choices, check_numbers
 from elalora.measured import MeasuredRanks, token_mask
 from elalora.method import Capabilities
+from elalora.names import layer_of
 
 from .prilora import sees_target
 
@@ -86,7 +87,7 @@ class GeLoRA(MeasuredRanks):
 
     def measure(self, batches: Iterable[dict[str, Tensor]]) -> Mapping[str, int]:
         names = list(self.adapters)
-        blocks = {name: block_of(name) for name in names}
+        blocks = {name: layer_of(name) for name in names}
         states = hidden_states(self.model, list(dict.fromkeys(blocks.values())), batches, self.config)
         self.points = len(next(iter(states.values()))[0])
         growth, after, end = {}, torch.empty(0), math.nan
@@ -145,13 +146,6 @@ def two_nn(points: Tensor, estimator: str = "fit") -> float:
     kept = ratios[: int(0.9 * n)]
     survival = -torch.log1p(-torch.arange(1, len(kept) + 1, dtype=kept.dtype) / n)
     return float(kept @ survival / (kept @ kept))
-
-
-def block_of(name: str) -> str:
-    """The module around a matrix that counts as its block: up to the first number of its name."""
-    parts = name.split(".")
-    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-    return ".".join(parts[: first + 1])
 
 
 @torch.no_grad()

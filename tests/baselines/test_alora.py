@@ -148,7 +148,7 @@ def test_rounds_follow_their_scores_and_the_sum_falls_only_where_every_matrix_lo
         assert {(n, i) for _, n, i in everything[:6]} == set(done.pruned)
         lost = {n for n, _ in done.pruned}
         assert len(done.grown) == (0 if lost == set(ranks) else 6) and not lost & set(done.grown)
-        assert done.notes == {"lost": 6 - len(done.grown), "forward_passes": 3 * (1 + 2 * sum(ranks.values()))}
+        assert done.notes == {"lost": 6 - len(done.grown), "forward_passes": 3 * (2 + 2 * sum(ranks.values()))}
         ranks = done.ranks
     assert ranks == method.ranks() != start
 

@@ -110,7 +110,7 @@ def test_with_one_candidate_a_matrix_entropy_chooses_what_flexlora_chooses():
 def test_scores_by_ablation_say_what_they_cost_and_from_which_items():
     net, method = ela(importance="ablation", dev_items=5)
     train(net, method, 120)
-    assert {r.notes["forward_passes"] for r in method.rounds_seen} == {1 + 2 * 18}
+    assert {r.notes["forward_passes"] for r in method.rounds_seen} == {2 + 2 * 18}
     assert method.remarks() == ["dev batch of 5 training items"] and ela()[1].remarks() == []
     method.ablation.dev = []
     with pytest.raises(MethodFailure, match=r"no dev batch .* call prepare\(batches\)"):
