@@ -233,7 +233,8 @@ class LowRankProduct(torch.autograd.Function):
             grad_b = _in_slots(down.T, wide, b)
             up = grad_b[:r]  # (r, d_out), of scale diag(E) B
             if e is not None:
-                grad_e = _padded((up * b[:r]).sum(1) * ctx.scale, e)
+                grad_e = torch.zeros_like(e)
+                grad_e[:r] = (up * b[:r]).sum(1) * ctx.scale
             up.mul_(factor)
         return grad_x, None, None, grad_a, grad_b, grad_e, None, None
 
@@ -251,19 +252,15 @@ def _factor(e: Tensor | None, r: int, scale: float) -> Tensor | float:
 def _in_slots(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
     """left @ right, written in place into the first slots of a tensor that is 0 in all other slots."""
     r = len(left)
-    if left.dtype != like.dtype or r == len(like):
-        return _padded((left @ right).to(like.dtype), like)
+    if r == len(like):
+        return (left @ right).to(like.dtype)
     out = torch.empty_like(like)
     out[r:].zero_()
-    torch.mm(left, right, out=out[:r])
+    if left.dtype == like.dtype:
+        torch.mm(left, right, out=out[:r])
+    else:
+        out[:r] = left @ right
     return out
-
-
-def _padded(rows: Tensor, like: Tensor) -> Tensor:
-    """The active rows at the start of a tensor that is 0 in all other slots."""
-    if len(rows) == len(like):
-        return rows
-    return torch.cat([rows, like.new_zeros(len(like) - len(rows), *like.shape[1:])])
 
 
 class InputNorm:
