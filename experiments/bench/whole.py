@@ -3,9 +3,10 @@
     python -m experiments.bench.whole task=rte
     python -m experiments.bench.whole task=rte_prompt model=smollm2_135m trainer.max_steps=16 --blocks 1
 
-WORDS are those of run.py; the method is LoRA. Both start as processes of their own, in turn, read the same items, train
-the same matrices for as many steps, in batches by length and at random, and score the same items once. Neither finds
-tokenised data of an earlier run. Seconds are those of the processor, which with one thread others disturb little.
+WORDS are those of run.py; the method is LoRA, and one epoch is trained unless they say how many steps. Both start as
+processes of their own, in turn, read the same items, train the same matrices for as many steps, in batches by length
+and at random, and score the same items once. Neither finds tokenised data of an earlier run. Seconds are those of the
+processor, which with one thread others disturb little.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from experiments.models.load import resolve_model
 from experiments.runs.plan import Plan, make_plan
 from experiments.runs.prepare import prepare, rows_of
 
-COMMON = ["method=lora", "trainer=standard", "trainer.epochs=1", "trainer.batch_size=16", "protocol=paper_last"]
+COMMON = ["method=lora", "trainer=standard", "trainer.batch_size=16", "protocol=paper_last"]
 ARMS, ORDERS = ("run", "script"), ("length", "random")
 TARGETS = {"length": 0.80, "random": None}
 
@@ -44,10 +45,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
     options = parser.parse_args()
-    words = [*COMMON, f"threads={options.threads}", *(options.words or ["task=rte"])]
+    words = completed(options.words, options.threads)
     measured = measure(words, options.blocks, [options.order] if options.order else ORDERS)
     save(measured | {"words": without_folders(words)}, options.out)
     print("\n".join(ratio_lines(measured)))
+
+
+def completed(words: Sequence[str], threads: int) -> list[str]:
+    """The words of both, from those that were typed."""
+    length = [] if any(word.startswith("trainer.max_steps=") for word in words) else ["trainer.epochs=1"]
+    return [*COMMON, *length, f"threads={threads}", *(words or ["task=rte"])]
 
 
 def measure(words: Sequence[str], blocks: int, orders: Sequence[str] = ORDERS) -> dict[str, Any]:
