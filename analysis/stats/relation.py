@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.stats.rank_agreement import groups_of, midranks
+from analysis.stats.rank_agreement import groups_of
 from analysis.stats.seeds import Array, finite
+
+BLOCK = 500_000  # multiplications at once: they fit into a core's cache, and BLAS starts no threads, which wait for it
 
 
 class Relation(NamedTuple):
@@ -44,14 +46,8 @@ def spearman(ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None = 
         ranks, rises: (seeds, matrices).
         strata: the type of every matrix; mid-ranks are then taken, and centred, within each type.
     """
-    x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
-    if x.shape != y.shape:
-        raise ValueError(f"ranks {x.shape} and contributions {y.shape} are not of the same runs and matrices")
-    return _correlation(x, y, groups_of(strata, x.shape[1]))
-
-
-def _correlation(x: Array, y: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
-    return _product(_centred(x, groups), _centred(y, groups))
+    x, y = _both_orders(ranks, rises, strata)
+    return _product(x.sum(axis=1), y.sum(axis=1))
 
 
 def _product(a: Array, b: Array, counts: Array | float = 1.0) -> Array:
@@ -67,25 +63,35 @@ def _dots(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("...i,...i->...", a, b))
 
 
-def _centred(x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
-    """Mid-ranks within each group less their mean."""
-    out = np.empty_like(x)
-    for members in groups:
-        out[..., members] = midranks(x[..., members]) - (len(members) + 1) / 2
-    return out
+def _both_orders(ranks: ArrayLike, rises: ArrayLike, strata: Sequence[Any] | None) -> tuple[Array, Array]:
+    """Half the sign of every difference within a type, of ranks and of rises: (seeds, other matrix, matrix).
 
-
-def _ranks_in(counts: Array, x: Array, groups: Sequence[NDArray[np.int64]]) -> Array:
-    """As `_centred`, of resamples that hold each matrix so many times: (seeds, draws, matrices).
-
-    A mid-rank is the number of smaller values, half the number of equal ones (itself among them) and a half. All
-    steps are exact in float64.
+    Summed over the others it is the matrix's mid-rank within its type less their mean, and so it is of a resample if
+    each of the others counts as often as it was drawn. Multiples of a half add up without an error.
     """
-    out = np.empty((len(x), *counts.shape))
-    for members in groups:
-        one, other = x[:, members, None], x[:, None, members]
-        out[..., members] = counts[:, members] @ ((one < other) + (one == other) / 2) - len(members) / 2
-    return out
+    x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
+    if x.shape != y.shape:
+        raise ValueError(f"ranks {x.shape} and contributions {y.shape} are not of the same runs and matrices")
+    alike = np.zeros((x.shape[1], x.shape[1]))
+    for members in groups_of(strata, x.shape[1]):
+        alike[np.ix_(members, members)] = 0.5
+    return np.sign(x[:, None, :] - x[:, :, None]) * alike, np.sign(y[:, None, :] - y[:, :, None]) * alike
+
+
+def _resampled(counts: Array, x: Array, y: Array) -> Array:
+    """The correlation of every resample, (draws, seeds).
+
+    Args:
+        counts: how often each holds each matrix, (draws, matrices).
+        x, y: from `_both_orders`.
+    """
+    seeds, size = x.shape[:2]
+    wide = [one.transpose(1, 0, 2).reshape(size, seeds * size) for one in (x, y)]
+    step = max(1, BLOCK // wide[0].size)
+    blocks = [counts[start : start + step] for start in range(0, len(counts), step)]
+    return np.concatenate(
+        [_product(*((block @ one).reshape(-1, seeds, size) for one in wide), block[:, None]) for block in blocks]
+    )
 
 
 def relation(
@@ -100,18 +106,18 @@ def relation(
         resamples: of the bootstrap and of the permutation test.
         seed: of resamples and permutations, which are alike for the same types.
     """
-    x, y = finite(ranks, seeds=1, matrices=2), finite(rises, seeds=1, matrices=2)
-    groups = groups_of(strata, x.shape[1])
-    rho = _mean(spearman(x, y, strata))
+    x, y = _both_orders(ranks, rises, strata)
+    a, b = x.sum(axis=1), y.sum(axis=1)
+    rho = _mean(_product(a, b))
     if math.isnan(rho):
         return Relation(math.nan, math.nan, math.nan, math.nan)
+    groups = groups_of(strata, a.shape[1])
     counts, orders = _draws(seed, tuple(map(tuple, groups)), resamples)
-    drawn = _means(_product(_ranks_in(counts, x, groups), _ranks_in(counts, y, groups), counts))
-    a, b = _centred(x, groups), _centred(y, groups)
+    drawn = _means(_resampled(counts, x, y))
     length = np.sqrt(_dots(a, a) * _dots(b, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         shuffled = _dots(a[:, orders], b[:, None]) / np.where(length > 0, length, np.nan)[:, None]
-    extreme = int((abs(_means(shuffled)) >= abs(rho) - 1e-12).sum())
+    extreme = int((abs(_means(shuffled.T)) >= abs(rho) - 1e-12).sum())
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return Relation(rho, float(low), float(high), (1 + extreme) / (1 + resamples))
 
@@ -132,8 +138,8 @@ def _draws(seed: int, groups: tuple[tuple[int, ...], ...], number: int) -> tuple
 
 
 def _means(correlations: Array) -> Array:
-    """The mean over seeds of every draw, from (seeds, draws)."""
-    draws = np.ascontiguousarray(correlations.T)  # numpy then adds in the order in which it adds one draw
+    """The mean over seeds of every draw, from (draws, seeds)."""
+    draws = np.ascontiguousarray(correlations)  # numpy then adds in the order in which it adds one draw
     means = draws.mean(axis=1)
     for gap in np.flatnonzero(np.isnan(means)):
         means[gap] = _mean(draws[gap])
