@@ -17,6 +17,7 @@ from analysis.stats.rates import RateCurve, rate_curve
 
 LEAST_RATES = 3
 USABLE = "usable"
+READ = ("seed", "rate", "folder", "metric", "guessing", "settings", "steps")  # for the share of unstable runs
 
 
 class ArmCurve(NamedTuple):
@@ -107,14 +108,14 @@ def panels_of(arms: Sequence[ArmCurve]) -> list[tuple[str, list[Line]]]:
 def _arm(arm: pd.DataFrame) -> ArmCurve | None:
     if arm["rate"].nunique() < LEAST_RATES:
         return None
-    scores = arm.pivot_table(index="seed", columns="rate", values="score")
+    scores = arm.groupby(["seed", "rate"])["score"].mean().unstack()
     most = scores.notna().sum().max()
     whole = scores.loc[:, scores.notna().sum() == most].dropna()
     if whole.shape[1] < LEAST_RATES or not len(whole):
         return None
-    unstable = {
-        rate: _unstable(group) for rate, group in arm[arm["seed"].isin(whole.index)].groupby("rate") if rate in whole
-    }
+    seeds = set(whole.index)
+    read = [run for run in rows_of(arm, *READ) if run["seed"] in seeds]
+    unstable = {rate: _unstable([run for run in read if run["rate"] == rate]) for rate in whole}
     constant = float(arm["majority"].iloc[0])
     curve = rate_curve([float(rate) for rate in whole.columns], whole.to_numpy(float), constant)
     dropped = [float(rate) for rate in scores.columns if rate not in whole]
@@ -122,10 +123,9 @@ def _arm(arm: pd.DataFrame) -> ArmCurve | None:
     return ArmCurve(name, method, whole, unstable, dropped, constant, curve)
 
 
-def _unstable(runs: pd.DataFrame) -> float:
+def _unstable(runs: Sequence[dict[str, Any]]) -> float:
     """Share of unstable runs among those with logged losses."""
-    read = rows_of(runs, "folder", "metric", "guessing", "settings", "steps")
-    curves = [(run, curve) for run in read if (curve := load_curve(run)).loss]
+    curves = [(run, curve) for run in runs if (curve := load_curve(run)).loss]
     return sum(stability_of(*pair).unstable for pair in curves) / len(curves) if curves else math.nan
 
 
