@@ -1,19 +1,22 @@
 """Composes words that choose files part by part: the cost of a sweep is the sum of its choices, not their product.
 
-The files of a method, a task, a model and a budget each fill the node of their own name. So each is composed once, and
-8 methods on 8 tasks at 3 budgets take 20 compositions of 0.1 s in place of 192.
+The files of a method, a task, a model and a budget each fill the node of their own name. So each is read once into the
+schema, and 8 methods on 8 tasks at 3 budgets take one composition of 0.1 s in place of 192.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config.schema import RunConfig
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
@@ -80,10 +83,32 @@ def in_parts(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Compo
         return None
     if any(_sets_a_part(group, str(choices[group])) for group in GROUPS if group not in PARTS):
         return None
-    config = base.copy()
+    config = copied(base)
     for group in parts:
-        config[group] = composed((f"{group}={chosen[group]}",))[0]._get_node(group)
+        # a folder of the user's may hold a file of the same name
+        whole = composed((f"{group}={chosen[group]}",))[0] if command.folders else _with_part(group, chosen[group])
+        config[group] = whole._get_node(group)
     return config, replace(command, choices=choices)
+
+
+def copied(config: DictConfig) -> DictConfig:
+    """A copy of a whole configuration, as `config.copy()` makes it in three times the time."""
+    copy: DictConfig = pickle.loads(pickle.dumps(config, pickle.HIGHEST_PROTOCOL))
+    return copy
+
+
+@cache
+def _with_part(group: str, name: str) -> DictConfig:
+    """The schema with one choice in it, as Hydra composes it from a file that fills its own node, in less time.
+
+    Raises:
+        ConfigLoadError: a budget that the schema does not have.
+    """
+    file = f"{group}/{name}.yaml"
+    config: DictConfig = OmegaConf.structured(RunConfig)
+    part = OmegaConf.load(CONF / file) if (CONF / file).exists() else ConfigStore.instance().load(file).node
+    config.merge_with({group: part})
+    return config
 
 
 @cache
