@@ -88,10 +88,12 @@ def _resampled(counts: Array, x: Array, y: Array) -> Array:
     seeds, size = x.shape[:2]
     wide = [one.transpose(1, 0, 2).reshape(size, seeds * size) for one in (x, y)]
     step = max(1, BLOCK // wide[0].size)
-    blocks = [counts[start : start + step] for start in range(0, len(counts), step)]
-    return np.concatenate(
-        [_product(*((block @ one).reshape(-1, seeds, size) for one in wide), block[:, None]) for block in blocks]
-    )
+    parts = []
+    for start in range(0, len(counts), step):
+        block = counts[start : start + step]
+        a, b = ((block @ one).reshape(-1, seeds, size) for one in wide)
+        parts.append(_product(a, b, block[:, None]))
+    return np.concatenate(parts)
 
 
 def relation(
