@@ -25,6 +25,7 @@ from experiments.bench.arms import Loop
 from experiments.bench.report import save, without_folders
 from experiments.bench.timing import ratio, seconds_of
 from experiments.config.compose import compose_run
+from experiments.config.explain import in_one_line
 from experiments.config.schema import BatchOrder
 from experiments.data.batches import train_batches
 from experiments.runs.plan import Plan, make_plan
@@ -43,7 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     use_cpu(options.threads)
     words = ["trainer=standard", f"trainer.epochs={options.epochs}", f"threads={options.threads}", *options.words]
-    measured = end_to_end(words, options.blocks)
+    with in_one_line(words):
+        measured = end_to_end(words, options.blocks)
     save(measured | {"words": without_folders(words)}, options.out)
     print(json.dumps(measured, indent=1))
 

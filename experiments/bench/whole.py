@@ -1,12 +1,12 @@
 """A whole run against a plain script with the stock Trainer and PEFT's LoRA, from the command to the score.
 
     python -m experiments.bench.whole task=rte
-    python -m experiments.bench.whole task=rte_prompt model=smollm2_135m trainer.max_steps=16 --blocks 1
+    python -m experiments.bench.whole task=rte_prompt model=smollm2_135m data.train_items=128 --order length --blocks 1
 
-WORDS are those of run.py; the method is LoRA, and one epoch is trained unless they say how many steps. Both start as
-processes of their own, in turn, read the same items, train the same matrices for as many steps, in batches by length
-and at random, and score the same items once. Neither finds tokenised data of an earlier run. Seconds are those of the
-processor, which with one thread others disturb little.
+WORDS are those of run.py; the method is LoRA, for one epoch: a part of one would compare other items, because the
+Trainer's batches by length begin with the longest. Both start as processes of their own, in turn, read the same items,
+train the same matrices for as many steps, in batches by length and at random, and score the same items once. Neither
+finds tokenised data of an earlier run. Seconds are those of the processor, which with one thread others disturb little.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from experiments.bench.report import ratio_lines, save, without_folders
 from experiments.bench.timing import ratio
 from experiments.bench.waiting import seconds_of
 from experiments.config.compose import compose_run
+from experiments.config.explain import in_one_line
 from experiments.config.schema import BatchOrder
 from experiments.config.templates import filled
 from experiments.models.load import resolve_model
 from experiments.runs.plan import Plan, make_plan
 from experiments.runs.prepare import prepare, rows_of
 
-COMMON = ["method=lora", "trainer=standard", "trainer.batch_size=16", "protocol=paper_last"]
+COMMON = ["method=lora", "trainer=standard", "trainer.epochs=1", "trainer.batch_size=16", "protocol=paper_last"]
 ARMS, ORDERS = ("run", "script"), ("length", "random")
 TARGETS = {"length": 0.80, "random": None}
 
@@ -45,23 +46,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
     options = parser.parse_args()
-    words = completed(options.words, options.threads)
-    measured = measure(words, options.blocks, [options.order] if options.order else ORDERS)
+    words = [*COMMON, f"threads={options.threads}", *(options.words or ["task=rte"])]
+    with in_one_line(words):
+        measured = measure(words, options.blocks, [options.order] if options.order else ORDERS)
     save(measured | {"words": without_folders(words)}, options.out)
     print("\n".join(ratio_lines(measured)))
-
-
-def completed(words: Sequence[str], threads: int) -> list[str]:
-    """The words of both, from those that were typed."""
-    length = [] if any(word.startswith("trainer.max_steps=") for word in words) else ["trainer.epochs=1"]
-    return [*COMMON, *length, f"threads={threads}", *(words or ["task=rte"])]
 
 
 def measure(words: Sequence[str], blocks: int, orders: Sequence[str] = ORDERS) -> dict[str, Any]:
     """The ratios by order of the items, and seconds and accuracy of both in every block.
 
     Raises:
-        UserError: the task is neither a classification nor prompts with options.
+        UserError: the task is neither a classification nor prompts with options, or the words name a number of steps.
     """
     measured: dict[str, Any] = {"ratios": [], "seconds": {}, "accuracy": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,8 +97,9 @@ def specification(plan: Plan, out: Path) -> dict[str, Any]:
     Raises:
         UserError: see `measure`.
     """
-    _check(plan.config.task)
-    prepared, rows, trainer, model = prepare(plan), rows_of(plan), plan.config.trainer, plan.config.model
+    trainer, model = plan.config.trainer, plan.config.model
+    _check(plan.config.task, trainer.max_steps)
+    prepared, rows = prepare(plan), rows_of(plan)
     files = {name: str(out / f"{name}.jsonl") for name in ("train", "report")}
     for name, file in files.items():
         lines = map(json.dumps, _rows(plan.config.task, getattr(rows, name)))
@@ -119,7 +116,9 @@ def specification(plan: Plan, out: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check(task: Any) -> None:
+def _check(task: Any, max_steps: int | None) -> None:
+    if max_steps is not None:
+        raise UserError(f"trainer.max_steps={max_steps}: one epoch is compared; data.train_items=N makes it shorter")
     prompts = task.kind == "causal" and task.answer == "options" and task.options and not task.chat
     if task.kind != "classification" and not prompts:
         raise UserError(f"task={task.name} is neither a classification nor prompts with options; type task=rte")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from elalora.errors import UserError, first_line
 from experiments.config.compose import compose_run
-from experiments.config.mistakes import MISTAKES, study_needs_plus
+from experiments.config.mistakes import MISTAKES, mistakes, study_needs_plus
 from experiments.config.suggest import for_choice, for_several, for_text, for_unreadable, nearest, settings
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.signals import EXIT_RESUMABLE, Preempted
@@ -24,6 +26,16 @@ def answer(error: Exception | KeyboardInterrupt) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped at once; run the same command again to resume from the last checkpoint", 130
     return (str(error), EXIT_RESUMABLE) if isinstance(error, Preempted) else (explain(error), 2)
+
+
+@contextmanager
+def in_one_line(words: Sequence[str]) -> Iterator[None]:
+    """Within, a mistake in these words ends the process with one line."""
+    try:
+        with mistakes(words):
+            yield
+    except MISTAKES as error:
+        sys.exit(f"elalora: {explain(error)}")
 
 
 def explain(error: Exception) -> str:

@@ -10,13 +10,13 @@ import torch
 
 from elalora.errors import UserError
 from experiments.bench import plain_script
-from experiments.bench.whole import ARMS, completed, measure, specification
+from experiments.bench.whole import ARMS, COMMON, main, measure, specification
 from experiments.config.compose import compose_run
 from experiments.runs.plan import make_plan
 from experiments.runs.prepare import prepare
 from experiments.standins.folder import standins
 
-SMALL = ["data.train_items=24", "data.eval_items=16", "model=local"]
+SMALL = [*COMMON, "data.train_items=24", "data.eval_items=16", "threads=1", "model=local"]
 KINDS = {
     "bert": ["task=vader_movies", "task.max_length=16"],
     "llama": ["task=vader_movies_prompt", "task.max_length=400"],
@@ -25,7 +25,7 @@ KINDS = {
 
 def planned(kind, folder):
     words = [*SMALL, *KINDS[kind], f"model.path={standins()}/models/{kind}", f"store.root={folder}/runs"]
-    return make_plan(compose_run(completed(words, 1)))
+    return make_plan(compose_run(words))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,25 +64,26 @@ def test_the_script_trains_scores_and_saves(kind, tmp_path):
 
 
 def test_a_task_that_the_script_cannot_do_is_refused(tmp_path):
-    words = ["task=stsb", "model=local", f"model.path={standins()}/models/bert", f"store.root={tmp_path}/runs"]
+    words = [*COMMON, "task=stsb", "model=local", f"model.path={standins()}/models/bert", f"store.root={tmp_path}/runs"]
     with pytest.raises(UserError, match="task=stsb is neither a classification nor prompts"):
-        specification(make_plan(compose_run(completed(words, 1))), tmp_path)
+        specification(make_plan(compose_run(words)), tmp_path)
 
 
-def measured(*words, orders):
-    words = [*SMALL, *KINDS["bert"], f"model.path={standins()}/models/bert", *words]
-    return measure(completed(words, 1), 1, orders)
+def test_a_part_of_an_epoch_is_refused_in_one_line(monkeypatch):
+    words = ["task=vader_movies", "model=local", f"model.path={standins()}/models/bert", "trainer.max_steps=1"]
+    monkeypatch.setattr("sys.argv", ["whole", *words])
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit, match="trainer.max_steps=1: one epoch is compared; data.train_items=N makes it"):
+        main()
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
 def test_a_run_and_a_script_are_timed_in_both_orders_of_the_items():
-    found = measured(orders=("length", "random"))
+    words = [*SMALL, *KINDS["bert"], f"model.path={standins()}/models/bert"]
+    found = measure(words, blocks=1)
     assert [row["target"] for row in found["ratios"]] == [0.80, None]
     for order in ("length", "random"):
         assert set(found["seconds"][order]) == set(found["accuracy"][order]) == set(ARMS)
         assert all(len(values) == 1 and 0 <= values[0] <= 100 for values in found["accuracy"][order].values())
-
-
-@pytest.mark.slow
-def test_a_number_of_steps_takes_the_place_of_the_epoch():
-    assert set(measured("trainer.max_steps=1", orders=["length"])["seconds"]) == {"length"}
+    assert set(measure(words, 1, ["length"])["seconds"]) == {"length"}
