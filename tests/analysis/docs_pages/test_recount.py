@@ -17,7 +17,7 @@ from scipy.stats import kendalltau, rankdata, spearmanr, t
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/reports/study-2.md"
-STORE = ROOT / "analysis/measured/digits.runs.parquet"
+STORES = ROOT / "analysis/measured"
 PILOT, VERDICT, TUNING = range(110, 122), range(200, 296), range(40, 43)
 ROUNDED = 0.0051  # half of the last of two decimals
 ARMS = {
@@ -58,7 +58,7 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
     method, trainer, ranks = result["identity"]["method"], result["identity"]["trainer"], result["ranks"]
     arm = result["method"]
     if method.get("ranks_from"):
-        arm = "shuffled" if method["shuffle"] else "transplant"
+        arm = "shuffled" if method.get("shuffle") else "transplant"
     return {
         "arm": arm,
         "id": result["id"],
@@ -75,15 +75,29 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
         "contributions": json.loads(measured) if isinstance(measured, str) else None,
         "rate": trainer["lr"],
         "steps": trainer["max_steps"],
+        "warmup": trainer["warmup"],
         **{name: result[name] for name in ("budget", "protocol", "seed")},
     }
 
 
+def stored(task: str) -> pd.DataFrame:
+    """A row for each finished run on a task."""
+    columns = ["result.json", "contributions.json", "idx", "label", "prediction"]
+    rows = pd.read_parquet(STORES / f"{task}.runs.parquet", columns=columns).to_dict("records")
+    return pd.DataFrame([read(row) for row in rows if row["result.json"]])
+
+
 @pytest.fixture(scope="module")
 def runs() -> pd.DataFrame:
-    """A row for each run on digits."""
-    columns = ["result.json", "contributions.json", "idx", "label", "prediction"]
-    return pd.DataFrame([read(row) for row in pd.read_parquet(STORE, columns=columns).to_dict("records")])
+    """The runs on digits, all of which are the study's."""
+    return stored("digits")
+
+
+@pytest.fixture(scope="module")
+def movies() -> pd.DataFrame:
+    """The study's runs on movies, of which other studies have others."""
+    found = stored("vader_movies")
+    return found[(found.warmup == 0.06) & (found.steps == 160) & found.seed.isin([*PILOT, *TUNING])]
 
 
 def tuned(runs: pd.DataFrame, arm: str, steps: int = 160) -> tuple[float, float]:
@@ -125,10 +139,11 @@ def test_scores_are_those_of_the_items(runs: pd.DataFrame) -> None:
         assert all(other == first for other in others)
 
 
-def test_counts_of_runs(runs: pd.DataFrame) -> None:
+def test_counts_of_runs(runs: pd.DataFrame, movies: pd.DataFrame) -> None:
     clean = runs[runs.protocol == "clean"]
-    assert "- 132 runs on digits" in section("What was asked")
-    assert len(clean[clean.seed.isin(PILOT) & (clean.steps == 160)]) == 132
+    of_movies = movies[(movies.protocol == "clean") & movies.seed.isin(PILOT)]
+    assert "- 216 runs on digits, vader_movies" in section("What was asked")
+    assert len(clean[clean.seed.isin(PILOT) & (clean.steps == 160)]) + len(of_movies) == 216
     assert "- 48 runs on digits, and 28 tuning runs" in section("What was asked")
     assert len(clean[clean.steps > 160]) == 48
     assert len(runs[(runs.steps > 160) & (runs.protocol == "tune")]) == 28
@@ -142,10 +157,12 @@ def test_counts_of_runs(runs: pd.DataFrame) -> None:
     assert len(runs[of_arms & (runs.protocol == "tune")]) == 81
 
 
-def test_every_arm(runs: pd.DataFrame) -> None:
-    rows = table("Every arm beside fixed ranks", "Arm")
+@pytest.mark.parametrize(("task", "size"), [("digits", 11), ("vader_movies", 7)])
+def test_every_arm(request: pytest.FixtureRequest, task: str, size: int) -> None:
+    runs = request.getfixturevalue("runs" if task == "digits" else "movies")
+    rows = [row for row in table("Every arm beside fixed ranks", "Arm") if row["Task"] == task]
     assert {row["Arm"] for row in rows} == set(ARMS.values())
-    assert len(rows) == 11
+    assert len(rows) == size
     for row in rows:
         cell = reported(runs, row["Arm"], row["Budget"])
         assert numbers(row["n"]) == [len(cell)]

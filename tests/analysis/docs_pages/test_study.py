@@ -251,7 +251,7 @@ def test_the_second_study_says_what_its_tables_say() -> None:
     assert all(low < 0 < high for _, low, high in (interval(row[9]) for row in lengths))
     assert 1 < min(widths) and max(widths) < 4
     for method, most in (("AdaLoRA (peft)", 0.001), ("ElaLoRA (paper)", 0.001), ("FlexLoRA (paper)†", 1.0)):
-        (row,) = [row for row in cells_of(page, method) if row[1] == "12"]
+        (row,) = [row for row in cells_of(page.split("\nOn movies:\n")[0], method) if row[1] == "12"]
         assert (row[4] == "< 0.001") == (most == 0.001)
     own, fixed = (
         [row for row in cells_of(page, "ElaLoRA (paper)") if row[1] == where]
@@ -263,8 +263,30 @@ def test_the_second_study_says_what_its_tables_say() -> None:
     assert rates["LoRA"].startswith("0.0052:")
     assert all(best.startswith("0.027:") for method, best in rates.items() if method != "LoRA") and len(rates) == 5
     movies = {row[4]: row[10] for row in cells_of(page, r"vader\_movies") if row[1] == "tune"}
-    assert movies["LoRA"].startswith("0.001:")
-    assert all(movies[name].startswith("0.0052:") for name in ("SVD-LoRA", "ElaLoRA (paper)", "AdaLoRA (peft)"))
+    assert movies["LoRA"].startswith("0.001:") and len(movies) == 5
+    assert all(best.startswith("0.0052:") for method, best in movies.items() if method != "LoRA")
+
+
+def test_the_second_study_says_of_movies_what_its_tables_say() -> None:
+    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (SECOND, "README.md"))
+    arms = [row for row in cells_of((CHECKOUT / SECOND).read_text(encoding="utf-8"), r"vader\_movies") if len(row) == 7]
+    gaps = {row[2]: interval(row[5]) for row in arms if row[1] == "r4" and row[5]}
+    assert {row[3] for row in arms} == {"12"} and {row[1] for row in arms} == {"r4"}  # r2 and r8 have not run
+    for arm in ("elalora", "flexlora"):
+        assert -0.5 < gaps[arm][1] < 0 < gaps[arm][2] < 0.5
+    assert -0.7 < gaps["adalora"][1] < -0.5 and 0 < gaps["adalora"][2] < 0.5
+    assert gaps["lora"][1] > 0.5
+    mean, low, high = gaps["elalora"]
+    assert f"movies over twelve seeds (−{-mean:.2f} points, 95 % interval −{-low:.2f} to {high:.2f})" in readme
+    on_movies = page.split("On movies: ")[1]
+    for method, least, most in (
+        ("AdaLoRA (peft)", 0.5, 0.7),
+        ("ElaLoRA (paper)", 0.3, 0.5),
+        ("FlexLoRA (paper)†", 0, 0.2),
+    ):
+        found = re.search(rf"\| {re.escape(method)} \| 12 \| ([\d.]+) \S+ \S+ \|[^|]*\| (\S+ ?\S*) \|", on_movies)
+        assert found and least < float(found[1]) < most
+        assert (found[2] == r"\< 0.001") == (least > 0)
 
 
 def test_the_page_of_the_field_names_the_arms_at_the_edge_of_their_grids() -> None:
