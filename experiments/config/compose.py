@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
 from experiments.config.mistakes import check_groups, mistakes
-from experiments.config.parts import RECIPE_FILE, Command, Composed, copied, in_parts, settings_of
+from experiments.config.parts import RECIPE_FILE, Command, Composed, in_parts, settings_of
 from experiments.config.words import GROUPS, key_of
 from experiments.runtime.places import CONF
 
@@ -74,7 +74,7 @@ def chosen(words: tuple[str, ...], composed: Callable[[tuple[str, ...]], Compose
         if (both := in_parts(words, composed)) is not None:
             return both
     config, command = composed(words)
-    return copied(config), command
+    return config.copy(), command
 
 
 @lru_cache(maxsize=4096)
@@ -85,7 +85,7 @@ def _parsed(word: str) -> Override:
 def _assembled(words: tuple[str, ...]) -> Composed:
     """A copy of what these words choose: a study asks for it again with every learning rate of an arm."""
     config, command = _whole(words)
-    return copied(config), command
+    return config.copy(), command
 
 
 @lru_cache(maxsize=64)
