@@ -76,5 +76,5 @@ def _list(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    gc.set_threshold(200_000)  # runs are many small values without cycles; looking for some took 6 % of the time
+    gc.set_threshold(200_000)  # runs are many small values without cycles, which it would look through again and again
     as_command(main)

@@ -12,6 +12,7 @@ from torch import nn
 
 from baselines.gelora import GeLoRA, GeLoRAConfig, hidden_states, own_rank, two_nn
 from elalora import Budget, UserError
+from elalora.names import layer_of
 
 # mean of five seeds on cubes, measured apart from this code: n -> {dimension: estimate of "mle"}
 BIAS = {2_000: {1: 1.00, 2: 1.99, 5: 4.61, 10: 8.58, 20: 15.3}, 200: {1: 1.04, 2: 1.82, 5: 4.51, 10: 8.00, 20: 13.6}}
@@ -79,6 +80,8 @@ def test_ranks_follow_the_growth_of_the_dimension():
     dimensions = (3, 5, 4, 9)
     assert [own_rank(b - a) for a, b in zip(dimensions, dimensions[1:], strict=False)] == [3, 1, 6]
     assert own_rank(0.2) == 2 and own_rank(-7.5) == 1
+    assert layer_of("bert.encoder.layer.3.attention.self.query") == "bert.encoder.layer.3"
+    assert layer_of("up") == "up"
 
 
 def attached(**settings):

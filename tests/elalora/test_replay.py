@@ -11,10 +11,10 @@ from elalora.names import layer_of
 from elalora.replay import Replay
 
 TEXT = {
-    "input_ids": torch.randint(3, 28, (3, 9), generator=torch.manual_seed(0)),
+    "input_ids": torch.randint(3, 28, (3, 9), generator=torch.Generator().manual_seed(0)),
     "attention_mask": torch.tensor([[1] * 9, [1] * 7 + [0] * 2, [1] * 4 + [0] * 5]),
 }
-IMAGES = {"pixel_values": torch.randn(3, 3, 32, 32, generator=torch.manual_seed(0))}
+IMAGES = {"pixel_values": torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))}
 LABELS = {"labels": torch.tensor([0, 1, 1])}
 T5 = {
     "vocab_size": 30,
