@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
         from analysis import commons
 
         return commons.main(words[1:])
-    args = parser().parse_args(words)
+    args = parser().parse_intermixed_args(words)
     from analysis.reading.stored import Stored, read_stores
     from analysis.report import write_sections
     from analysis.serve import serve

@@ -348,7 +348,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--items", type=int, default=ITEMS, metavar="N", help="held-out items, 0 for all (default: %(default)s)"
     )
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
     try:
         methods = [part.strip() for part in args.method.split(",") if part.strip()]
         return measure_all(args.paths, methods, args.items or None)

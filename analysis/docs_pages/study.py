@@ -236,7 +236,7 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("stores", nargs="*", default=[STORE], metavar="STORE", help=f"run stores (default {STORE})")
     try:
-        print(*write_pages(parser.parse_args(words).stores), sep="\n")
+        print(*write_pages(parser.parse_intermixed_args(words).stores), sep="\n")
     except UserError as error:
         print(f"study_page: {error}", file=sys.stderr)
         return 2

@@ -76,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("stores", nargs="*", default=["runs"], metavar="STORE", help="run stores (default: runs)")
     parser.add_argument("--out", default="tables/notebooks", metavar="FOLDER", help="default: tables/notebooks")
     parser.add_argument("--only", default="", metavar="A,B", help=f"only these notebooks: {', '.join(available())}")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
     chosen = [part.strip() for part in args.only.split(",") if part.strip()] or available()
     for name in chosen:
         try:

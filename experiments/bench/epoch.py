@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     use_cpu(options.threads)
     words = ["trainer=standard", f"trainer.epochs={options.epochs}", f"threads={options.threads}", *options.words]
     with in_one_line(words):

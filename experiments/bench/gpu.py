@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="measurements whose name has this")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the command; times mean nothing")
     parser.add_argument("words", nargs="*", help="as for run.py, for the sweeps: model=local model.path=FOLDER")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     options.out.mkdir(parents=True, exist_ok=True)
     until, failed, left = time.monotonic() + 60 * options.minutes, [], []
     for name, command in measurements(options):

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="as for run.py (default: method=lora)")
     parser.add_argument("--times", type=int, default=5, help="measurements of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     words = options.words or ["method=lora"]
     waits = {"help": until_help, "first step": lambda: until_first_step(words)}
     seconds = {name: [wait() for _ in range(options.times + 1)][1:] for name, wait in waits.items()}  # first: cold

@@ -82,7 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="+", help="as for run.py -m, for instance 'seed=range(8)'")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     words = options.words
     with tempfile.TemporaryDirectory() as store:
         began = time.time()

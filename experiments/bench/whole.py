@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--order", choices=ORDERS, help="of the items (default: both, one after the other)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     words = [*COMMON, f"threads={options.threads}", *(options.words or ["task=rte"])]
     with in_one_line(words):
         measured = measure(words, options.blocks, [options.order] if options.order else ORDERS)

@@ -80,6 +80,7 @@ def test_the_command_prints_the_table_and_the_files(
     ("words", "line"),
     [
         (["nowhere"], "nowhere is not a folder of runs"),
+        (["STORE", "--task", "vader_movies", "nowhere"], "nowhere is not a folder of runs"),
         (["STORE", "--task", "cola"], "--task cola is in no finished run; stored: vader_movies"),
         (["STORE", "--baseline", "lroa"], "--baseline lroa is in no finished run; stored: elalora, lora"),
         (["STORE", "--method", "elalora", "--baseline", "lora"], "lora is in none of the chosen runs; chosen: elalora"),

@@ -48,6 +48,10 @@ def test_names_choose_measurements(measured):
     assert measured({"one": WRITES, "other": WRITES}, "--only", "other")[2] == ["other.json"]
 
 
+def test_words_for_the_sweeps_may_follow_options(measured):
+    assert measured({"one": WRITES}, "--only", "one", "model=local", "threads=1")[0] == 0
+
+
 def test_every_shape_is_measured_in_every_precision_and_every_number_of_workers_runs_as_many_runs():
     options = argparse.Namespace(tiny=False, blocks=20, words=["model=minilm"])
     commands = dict(gpu.measurements(options))
