@@ -3,9 +3,10 @@
     python -m experiments.bench.gpu OUT            # everything, in its order, for at most --minutes
     python -m experiments.bench.gpu OUT --tiny     # the same commands at small sizes, on any machine, to try them
 
-Steps come first (the papers' shapes and batches; bf16 autocast, float32, compiled; LoRA, ElaLoRA, AdaLoRA and PEFT's in
-each), then runs an hour of 1, 2, 4 and 8 workers. A measurement is a process of its own: one that fails or takes too
-long costs no other. What is there already is not measured again, so the same command goes on where it stopped.
+Steps come first (the papers' shapes and batches; bf16 autocast and float32; LoRA, ElaLoRA, AdaLoRA and PEFT's in each),
+then runs an hour of 1, 2, 4 and 8 workers, then compiled steps of three arms, each of which compiles for a minute. A
+measurement is a process of its own: one that fails or takes too long costs no other. What is there already is not
+measured again, so the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from experiments.runtime.pipes import as_command
 from experiments.runtime.places import CHECKOUT
 
 ARMS = "LoRA,ElaLoRA,AdaLoRA,LoRA at 1.5 r,PEFT LoRA,PEFT AdaLoRA,frozen backbone"
+COMPILED_ARMS = "LoRA,ElaLoRA,PEFT LoRA"
 SHAPES = [  # shape, items, tokens or pixels a side; the longest last
     ("deberta-v3-base", 32, 128),
     ("vit-b16", 64, 224),
@@ -29,12 +31,11 @@ SHAPES = [  # shape, items, tokens or pixels a side; the longest last
     ("deberta-v3-base", 32, 256),
     ("llama-1b", 8, 512),
 ]
-PRECISIONS = {"bf16": ["--bf16"], "fp32": [], "bf16-compiled": ["--bf16", "--compile"]}
 WORKERS = (1, 2, 4, 8)
 RUNS = 16  # of every sweep
 SWEEP = ["method=lora", "task=vader_movies", f"seed=range({RUNS})"]
-SMALL = ["data.train_items=32", "trainer.max_steps=4", "trainer.batch_size=4", "task.max_length=16"]
-MOST = 150  # seconds for one measurement
+SMALL = "data.train_items=32 data.eval_items=32 trainer.max_steps=4 trainer.batch_size=4 task.max_length=16".split()
+MOST = 150  # seconds for one measurement; twice as many where it compiles
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
         file = options.out / f"{name}.json"
         if options.only not in name or file.is_file():
             continue
-        seconds = min(MOST, until - time.monotonic())
+        seconds = min(MOST * (1 + ("--compile" in command)), until - time.monotonic())
         if seconds <= 0:
             left.append(name)
         elif why := failure([*command, "--out", str(file)], seconds):
@@ -69,29 +70,36 @@ def main() -> int:
 
 def measurements(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Every measurement's name, and its command without --out."""
-    blocks = ["--blocks", str(options.blocks), "--arms", ARMS]
-    for precision, flags in PRECISIONS.items():
-        for shape, batch, length in SHAPES:
-            size = ["--batch", str(batch), "--length", str(length)]
-            if options.tiny:  # an image model has as many positions as its images
-                size = ["--tiny", "--batch", "2", "--length", str(length if shape == "vit-b16" else 32)]
-            step = ["-m", "experiments.bench", "--shape", shape, *size, *blocks, *flags]
-            yield f"{shape}-{batch}x{length}-{precision}", step
+    yield from steps(options, "bf16", ARMS, "--bf16")
+    yield from steps(options, "fp32", ARMS)
     for workers in WORKERS:
         words = [*SWEEP, *(SMALL if options.tiny else []), *options.words, f"launcher.workers={workers}"]
         yield f"workers-{workers}", ["-m", "experiments.bench.sweep", *words]
+    yield from steps(options, "bf16-compiled", COMPILED_ARMS, "--bf16", "--compile")
+
+
+def steps(options: argparse.Namespace, name: str, arms: str, *flags: str) -> Iterator[tuple[str, list[str]]]:
+    """A step of these arms at every shape."""
+    for shape, batch, length in SHAPES:
+        size = ["--batch", str(batch), "--length", str(length)]
+        if options.tiny:  # an image model has as many positions as its images
+            size = ["--tiny", "--batch", "2", "--length", str(length if shape == "vit-b16" else 32)]
+        step = ["-m", "experiments.bench", "--shape", shape, *size, "--blocks", str(options.blocks)]
+        yield f"{shape}-{batch}x{length}-{name}", [*step, "--arms", arms, *flags]
 
 
 def failure(command: list[str], seconds: float) -> str:
     """Runs a command; why it gave no result, or ""."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *command], cwd=CHECKOUT, capture_output=True, text=True, timeout=seconds
-        )
-    except subprocess.TimeoutExpired:
-        return f"stopped after {seconds:.0f} s"
-    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-    return "" if done.returncode == 0 else f"exit code {done.returncode}, {' '.join(last)}"
+    words = [sys.executable, "-W", "ignore", *command]
+    with subprocess.Popen(words, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # and not kill: a sweep ends its workers first
+            process.communicate()
+            return f"stopped after {seconds:.0f} s"
+    last = (err.strip() or out.strip()).splitlines()[-1:]
+    return "" if process.returncode == 0 else f"exit code {process.returncode}, {' '.join(last)}"
 
 
 if __name__ == "__main__":

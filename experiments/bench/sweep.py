@@ -24,6 +24,7 @@ from typing import Any
 
 from experiments.bench.report import save, without_folders
 from experiments.runtime.places import CHECKOUT
+from experiments.runtime.signals import interrupting
 
 Span = tuple[float, float]  # first step and end of a run, in seconds since the epoch
 
@@ -78,17 +79,23 @@ def hour_lines(one: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Returns the exit code of the sweep."""
+    """Returns the exit code of the sweep; 130 if a signal stopped it, which ends the sweep too."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench.sweep", description=__doc__.split("\n")[0])
     parser.add_argument("words", nargs="+", help="as for run.py -m, for instance 'seed=range(8)'")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the measurements as JSON")
     options = parser.parse_intermixed_args()
     words = options.words
-    with tempfile.TemporaryDirectory() as store:
+    with interrupting(), tempfile.TemporaryDirectory() as store:
         began = time.time()
         wait = ["launcher.wait=true"] if "hydra/launcher=slurm" in words else []
         command = [sys.executable, "run.py", "-m", *words, f'store.root="{store}"', *wait]
-        code = subprocess.call(command, cwd=CHECKOUT)
+        with subprocess.Popen(command, cwd=CHECKOUT) as sweep:
+            try:
+                code = sweep.wait()
+            except KeyboardInterrupt:  # nothing may go on beside the next measurement
+                sweep.terminate()
+                sweep.wait()
+                return 130
         processes = spans(Path(store))
         print(report(processes, began, time.time()))
         if processes:

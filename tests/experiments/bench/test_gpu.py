@@ -55,7 +55,8 @@ def test_words_for_the_sweeps_may_follow_options(measured):
 def test_every_shape_is_measured_in_every_precision_and_every_number_of_workers_runs_as_many_runs():
     options = argparse.Namespace(tiny=False, blocks=20, words=["model=minilm"])
     commands = dict(gpu.measurements(options))
-    assert len(commands) == len(gpu.SHAPES) * len(gpu.PRECISIONS) + len(gpu.WORKERS)
+    assert len(commands) == 3 * len(gpu.SHAPES) + len(gpu.WORKERS)
+    assert [name for name, command in commands.items() if "--compile" in command] == list(commands)[-len(gpu.SHAPES) :]
     sweeps = [command for name, command in commands.items() if name.startswith("workers")]
     assert [command[-1] for command in sweeps] == [f"launcher.workers={n}" for n in (1, 2, 4, 8)]
     assert all("seed=range(16)" in command and "model=minilm" in command for command in sweeps)

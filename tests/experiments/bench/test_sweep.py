@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny_runs import QUICK, ROOT
@@ -36,3 +38,20 @@ def test_a_real_sweep_reports_its_cost(tiny_model_dir):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 runs in 1 processes" in done.stdout and re.search(r"next one's first step: median .* n = 1", done.stdout)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_sweep_with_its_workers_and_leaves_no_store(tiny_model_dir, tmp_path):
+    words = [*QUICK, f"model.path={tiny_model_dir}", "threads=1", "method=lora", "seed=0", "trainer.max_steps=100000"]
+    command = [sys.executable, "-m", "experiments.bench.sweep", *words]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as sweep:
+        end = time.monotonic() + 120
+        while not (begun := list(tmp_path.glob("*/*/*/manifest.json"))):
+            assert sweep.poll() is None and time.monotonic() < end
+            time.sleep(0.2)
+        worker = json.loads((begun[0].parent / "status.json").read_text())["pid"]
+        sweep.terminate()
+    assert sweep.returncode == 130 and not list(tmp_path.glob("*/*/*/status.json"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
