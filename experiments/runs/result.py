@@ -23,7 +23,7 @@ from experiments.training.increment_scores import (
     forward_transfer,
     seen_accuracy,
 )
-from experiments.training.stability import UNSTABLE, stability
+from experiments.training.stability import UNSTABLE, logged_losses, stability
 
 if TYPE_CHECKING:
     from experiments.training.progress import Prepared, TrainState
@@ -119,7 +119,7 @@ def _flags(plan: Plan, method: Method, collapsed: bool, verified: bool, guessing
     from experiments.runtime.manifest import code_now, loaded_code, resumed_under
 
     changed = resumed_under(json.loads((plan.folder.path / "manifest.json").read_text(encoding="utf-8")))
-    losses = _losses(plan)
+    losses = logged_losses(plan.folder.lines("metrics.jsonl"))
     warmup = steps_of(plan.config.trainer.warmup, min(method.stages()), "trainer.warmup")
     flags = {
         "collapsed": collapsed,
@@ -130,15 +130,6 @@ def _flags(plan: Plan, method: Method, collapsed: bool, verified: bool, guessing
         "code changed on disk": code_now() != loaded_code(),
     }
     return [flag for flag, holds in flags.items() if holds]
-
-
-def _losses(plan: Plan) -> list[tuple[int, float]]:
-    """Step and logged training loss of a run."""
-    return [
-        (line["step"], line["value"])
-        for line in plan.folder.lines("metrics.jsonl")
-        if (line["split"], line["metric"]) == ("train", "loss")
-    ]
 
 
 def _final(losses: list[tuple[int, float]]) -> float:

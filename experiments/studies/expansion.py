@@ -16,6 +16,7 @@ from statistics import fmean
 from omegaconf import DictConfig, OmegaConf
 
 from elalora.errors import UserError
+from elalora.schedules import steps_of
 from experiments.config.compose import compose_run
 from experiments.config.mistakes import check_groups
 from experiments.config.study import PartKind, StudyConfig, TuningConfig
@@ -23,7 +24,7 @@ from experiments.config.task import Protocol
 from experiments.config.words import key_of
 from experiments.runs.plan import Plan, plan_of
 from experiments.studies.rules import TUNING_PART, check, seeds_of
-from experiments.training.stability import UNSTABLE
+from experiments.training.stability import logged_losses, stability
 
 FIXED = ("method", "task", "budget", "seed", "protocol", "recipe")  # set by the study; refused on the command line
 
@@ -292,9 +293,12 @@ def score_of(plan: Plan | None) -> float | None:
 
 
 def unstable(plan: Plan | None) -> bool:
-    """Whether a trial is done and was unstable."""
+    """Whether a trial is done and was unstable, read from its losses as tables read it, whichever version did it."""
     done = None if plan is None else plan.finished()
-    return done is not None and UNSTABLE in done.result()["flags"]
+    if plan is None or done is None or (guessing := done.result()["data"].get("guessing_loss")) is None:
+        return False
+    warmup = steps_of(plan.config.trainer.warmup, done.result()["steps"], "trainer.warmup")
+    return stability(logged_losses(done.lines("metrics.jsonl")), guessing, warmup).unstable
 
 
 def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 UNSTABLE = "unstable"  # a flag of results
 ABOVE = 1.05  # of the loss of guessing; a mean over a few batches lies above it by chance
+FAR = 1.25  # times a loss; means of squared errors over a few batches vary by a tenth and more
 TOLERATED = 0.1  # share of the steps
 
 
@@ -17,6 +19,9 @@ class Stability:
 
     Attributes:
         above: share of the steps whose logged loss is more than 5 % above that of guessing; NaN where there is none.
+            Of a loss that starts more than a quarter above it, as a regression's does, whose new head answers about
+            zero, the descent to that level does not count if it gets there: until then a step counts only if its loss
+            is more than a quarter above the lowest so far.
         rise: the largest rise of the logged loss above an earlier one, in nats (squared units for regression).
     """
 
@@ -37,13 +42,22 @@ def stability(losses: Sequence[tuple[int, float]], guessing: float, warmup: int)
         guessing: training loss of the best constant answer; NaN if there is none.
         warmup: steps of warm-up; entries that contain one of them are left out.
     """
+    level = ABOVE * guessing
+    descends = bool(losses) and losses[0][1] > FAR * guessing and min(loss for _, loss in losses) <= level
     above = steps = 0
-    rise, least = 0.0, math.inf
+    rise, least, lowest = 0.0, math.inf, math.inf
     for (before, _), (step, loss) in zip([(-1, 0.0), *losses], losses, strict=False):
+        lowest = min(lowest, loss)
         if before + 1 < warmup:
             continue
         steps += step - before
-        above += (step - before) * (loss > ABOVE * guessing)
+        descends = descends and lowest > level
+        above += (step - before) * (loss > level and not (descends and loss <= FAR * lowest))
         least = min(least, loss)
         rise = max(rise, loss - least)
     return Stability(above / steps if steps and not math.isnan(guessing) else math.nan, rise)
+
+
+def logged_losses(lines: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """Step and training loss of a run's lines of metrics.jsonl."""
+    return [(line["step"], line["value"]) for line in lines if (line["split"], line["metric"]) == ("train", "loss")]

@@ -55,8 +55,8 @@ def test_a_run_that_did_not_learn_is_flagged(
 def test_a_run_that_trained_above_guessing_and_still_learned_is_flagged_as_unstable(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = [(step, 1.0 if step < 40 else 0.1) for step in range(9, 80, 10)]
-    monkeypatch.setattr("experiments.runs.result._losses", lambda plan: losses)
+    losses = list(zip(range(9, 80, 10), [0.7, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1], strict=True))
+    monkeypatch.setattr("experiments.runs.result.logged_losses", lambda lines: losses)
     result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words_of(tmp_path), "trainer.lr=1e-2")))
     assert UNSTABLE in result["flags"] and DID_NOT_LEARN not in result["flags"]
     assert "was unstable" in (said := capsys.readouterr().err) and "Lower trainer.lr=0.01" in said

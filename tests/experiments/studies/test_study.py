@@ -265,9 +265,9 @@ def test_a_study_that_asks_for_stable_rates_takes_none_at_which_most_trials_are_
         def __call__(self, plans):
             super().__call__(plans)
             for plan in plans:
-                if plan.config.trainer.lr > 1e-3:
-                    path = plan.folder.path / "result.json"
-                    path.write_text(json.dumps(json.loads(path.read_text()) | {"flags": ["unstable"]}))
+                losses = [0.9 if plan.config.trainer.lr > 1e-3 else 0.6] * 4  # of guessing: 0.693
+                lines = [{"step": 25 * i, "split": "train", "metric": "loss", "value": v} for i, v in enumerate(losses)]
+                (plan.folder.path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
             return 0
 
     rates = {}
