@@ -265,6 +265,10 @@ def test_the_second_study_says_what_its_tables_say() -> None:
     movies = {row[4]: row[10] for row in cells_of(page, r"vader\_movies") if row[1] == "tune"}
     assert movies["LoRA"].startswith("0.001:") and len(movies) == 5
     assert all(best.startswith("0.0052:") for method, best in movies.items() if method != "LoRA")
+    pairs = {row[4]: float(row[10].split(":")[0]) for row in cells_of(page, "stsb") if row[1] == "tune"}
+    steps = {method: pairs[method] / float(best.split(":")[0]) for method, best in movies.items()}
+    assert len(steps) == 5 and all(1.7 < ratio < 1.8 or method == "AdaLoRA (peft)" for method, ratio in steps.items())
+    assert steps["AdaLoRA (peft)"] == 1
 
 
 def test_the_second_study_says_of_movies_what_its_tables_say() -> None:
