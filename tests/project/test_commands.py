@@ -176,13 +176,14 @@ def test_a_module_command_is_what_its_parser_takes(command: str, monkeypatch):
     if module == "experiments.reproduce_check":  # it takes overrides
         assert compose_run(["+study=reproduce_check", *words]).study is not None
         return
-    parse = argparse.ArgumentParser.parse_args
+    for way in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, way)
 
-    def stop(self: argparse.ArgumentParser, given: list[str] | None = None) -> None:
-        parse(self, given)
-        raise Parsed
+        def stop(self: argparse.ArgumentParser, given: list[str] | None = None, parse=parse) -> None:
+            parse(self, given)
+            raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        monkeypatch.setattr(argparse.ArgumentParser, way, stop)
     monkeypatch.setattr(sys, "argv", [module, *words])
     with pytest.raises(Parsed):
         runpy.run_module(module, run_name="__main__")
