@@ -295,9 +295,12 @@ def score_of(plan: Plan | None) -> float | None:
 def unstable(plan: Plan | None) -> bool:
     """Whether a trial is done and was unstable, read from its losses as tables read it, whichever version did it."""
     done = None if plan is None else plan.finished()
-    if plan is None or done is None or (guessing := done.result()["data"].get("guessing_loss")) is None:
+    if plan is None or done is None:
         return False
-    warmup = steps_of(plan.config.trainer.warmup, done.result()["steps"], "trainer.warmup")
+    result = done.result()
+    if (guessing := result["data"].get("guessing_loss")) is None:
+        return False
+    warmup = steps_of(plan.config.trainer.warmup, result["steps"], "trainer.warmup")
     return stability(logged_losses(done.lines("metrics.jsonl")), guessing, warmup).unstable
 
 
