@@ -65,7 +65,12 @@ def _curve(path: Path, metric: str, stamp: tuple[int, ...]) -> Curve:
 
 def stability_of(run: Mapping[str, Any], curve: Curve) -> Stability:
     """How stable the run of a row of `load_runs` was."""
-    return stability(curve.loss, run["guessing"], warmup_steps(run))
+    return stability(curve.loss, run["guessing"], warmup_steps(run), regression=is_regression(run))
+
+
+def is_regression(run: Mapping[str, Any]) -> bool:
+    """Whether the task of a row of `load_runs` is a regression."""
+    return bool(run["settings"].get("task", {}).get("kind") == "regression")
 
 
 def warmup_steps(run: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from analysis.output.figure import file_name
 from analysis.output.section import Section
 from analysis.output.table import Table
 from analysis.reading.arms import CELL
-from analysis.reading.curves import Curve, load_curve, stability_of
+from analysis.reading.curves import Curve, is_regression, load_curve, stability_of
 from analysis.reading.runs import rows_of
 from analysis.reading.stored import Stored
 from analysis.sections.arms import by_method, cell_label, cell_stem, method_order
@@ -75,6 +75,8 @@ def training_table(runs: pd.DataFrame, curves: dict[str, Curve]) -> Table:
         "Rank decisions and scores of an unstable run say little about its method: lower its learning rate, or "
         "lengthen its warm-up, before comparing (docs/studies.md).",
     ]
+    if any(is_regression(run) for run in read):
+        notes.insert(1, "A regression's first descent, from answers near zero, does not count as above guessing.")
     return Table("How the runs trained.", columns, rows, notes, pd.DataFrame(records))
 
 

@@ -121,10 +121,11 @@ def _flags(plan: Plan, method: Method, collapsed: bool, verified: bool, guessing
     changed = resumed_under(json.loads((plan.folder.path / "manifest.json").read_text(encoding="utf-8")))
     losses = logged_losses(plan.folder.lines("metrics.jsonl"))
     warmup = steps_of(plan.config.trainer.warmup, min(method.stages()), "trainer.warmup")
+    regression = plan.config.task.kind == "regression"
     flags = {
         "collapsed": collapsed,
         DID_NOT_LEARN: guessing is not None and _final(losses) > LEARNED * guessing,
-        UNSTABLE: guessing is not None and stability(losses, guessing, warmup).unstable,
+        UNSTABLE: guessing is not None and stability(losses, guessing, warmup, regression=regression).unstable,
         "unverified data": not verified,
         **{f"resumed under other {part}": True for part in changed},
         "code changed on disk": code_now() != loaded_code(),

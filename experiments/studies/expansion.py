@@ -301,7 +301,8 @@ def unstable(plan: Plan | None) -> bool:
     if (guessing := result["data"].get("guessing_loss")) is None:
         return False
     warmup = steps_of(plan.config.trainer.warmup, result["steps"], "trainer.warmup")
-    return stability(logged_losses(done.lines("metrics.jsonl")), guessing, warmup).unstable
+    regression = plan.config.task.kind == "regression"
+    return stability(logged_losses(done.lines("metrics.jsonl")), guessing, warmup, regression=regression).unstable
 
 
 def extended(grid: Sequence[float], times: int) -> tuple[float, ...]:

@@ -19,9 +19,9 @@ class Stability:
 
     Attributes:
         above: share of the steps whose logged loss is more than 5 % above that of guessing; NaN where there is none.
-            Of a loss that starts more than a quarter above it, as a regression's does, whose new head answers about
-            zero, the descent to that level does not count if it gets there: until then a step counts only if its loss
-            is more than a quarter above the lowest so far.
+            A regression's new head answers about zero, so its loss starts far above: if it starts more than a quarter
+            above and gets to that level, the descent does not count; until then a step counts only if its loss is
+            more than a quarter above the lowest so far.
         rise: the largest rise of the logged loss above an earlier one, in nats (squared units for regression).
     """
 
@@ -34,16 +34,21 @@ class Stability:
         return self.above > TOLERATED
 
 
-def stability(losses: Sequence[tuple[int, float]], guessing: float, warmup: int) -> Stability:
+def stability(
+    losses: Sequence[tuple[int, float]], guessing: float, warmup: int, *, regression: bool = False
+) -> Stability:
     """Reads the stability of a run.
 
     Args:
         losses: (step, mean loss over the steps since the last entry), steps counted from 0 and rising.
         guessing: training loss of the best constant answer; NaN if there is none.
         warmup: steps of warm-up; entries that contain one of them are left out.
+        regression: whether the task is one; a classifier's new head starts at the loss of guessing, and a loss far
+            above it has blown up.
     """
     level = ABOVE * guessing
-    descends = bool(losses) and losses[0][1] > FAR * guessing and min(loss for _, loss in losses) <= level
+    far = bool(losses) and losses[0][1] > FAR * guessing
+    descends = regression and far and min(loss for _, loss in losses) <= level
     above = steps = 0
     rise, least, lowest = 0.0, math.inf, math.inf
     for (before, _), (step, loss) in zip([(-1, 0.0), *losses], losses, strict=False):

@@ -52,18 +52,18 @@ def numbers(cell: str) -> list[float]:
     return [float(found) for found in re.findall(r"[+-]?\d+\.?\d*", plain)]
 
 
-def wild(lines: str, guessing: float, warmup: float, steps: int) -> bool:
+def wild(lines: str, guessing: float, warmup: float, steps: int, of_pairs: bool) -> bool:
     """Whether more than a tenth of the steps after warm-up trained more than 5 % above the loss of guessing.
 
-    While a loss that began more than a quarter above guessing has not come down to it yet, only steps count that lie a
-    quarter above the lowest loss before; where it never does, all count.
+    While the loss of pairs began more than a quarter above guessing and has not come down to it yet, only steps count
+    that lie a quarter above the lowest loss before; where it never does, all count.
     """
     logged = [entry for entry in map(json.loads, lines.splitlines()) if entry["split"] == "train"]
     loss = np.array([entry["value"] for entry in logged if entry["metric"] == "loss"])
     last = np.array([entry["step"] for entry in logged if entry["metric"] == "loss"])
     first = np.append(0, last[:-1] + 1)
     high = loss > 1.05 * guessing
-    if loss[0] > 1.25 * guessing and not high.all():
+    if of_pairs and loss[0] > 1.25 * guessing and not high.all():
         down = int(np.argmin(high))  # the first entry that is not high
         high[:down] &= loss[:down] > 1.25 * np.minimum.accumulate(loss)[:down]
     counts = first >= round(warmup * steps)
@@ -84,7 +84,7 @@ def read(row: dict[str, Any]) -> dict[str, Any]:
         "arm": arm,
         "id": result["id"],
         "ranks_from": method.get("ranks_from"),
-        "unstable": wild(row["metrics.jsonl"], guessing, trainer["warmup"], result["steps"]),
+        "unstable": wild(row["metrics.jsonl"], guessing, trainer["warmup"], result["steps"], of_pairs),
         "changed": "code changed on disk" in result["flags"],
         "score": 100 * (np.corrcoef(label, prediction)[0, 1] if of_pairs else np.mean(label == prediction)),
         "stored": metrics["pearson" if of_pairs else "accuracy"],

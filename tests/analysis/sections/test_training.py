@@ -62,6 +62,16 @@ def test_the_table_counts_unstable_runs_and_the_steps_above_guessing(store: Path
     assert rows["SVD-LoRA"][-2] == "1 of 2" and rows["LoRA"][-2] == ""
 
 
+@pytest.mark.parametrize(("kind", "above"), [("regression", 0.0), ("classification", 0.3)])
+def test_only_a_regression_descends_from_far_above_guessing(tmp_path: Path, kind: str, above: float) -> None:
+    task = {"name": "stsb", "kind": kind}
+    logged(tmp_path, "lora", 0, 80.0, [2.0, 1.5, 0.9, *STEADY[:7]], task="stsb", identity__task=task)
+    (section,) = training.sections(read_stores([tmp_path]), None)
+    table = section.tables["training"]
+    assert table.frame["above"].tolist() == pytest.approx([above])
+    assert any("A regression's first descent" in note for note in table.notes) == (kind == "regression")
+
+
 def test_entries_of_the_warm_up_are_left_out(tmp_path: Path) -> None:
     logged(tmp_path, "svd_lora", 0, 79, WILD, identity__trainer={"lr": 0.003, "max_steps": 100, "warmup": 40.0})
     (section,) = training.sections(read_stores([tmp_path]), None)

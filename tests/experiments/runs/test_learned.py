@@ -52,6 +52,16 @@ def test_a_run_that_did_not_learn_is_flagged(
     assert (DID_NOT_LEARN in load_runs(tmp_path / "runs")["flags"].iloc[0]) is not learned
 
 
+def test_the_first_descent_of_a_regression_is_not_instability(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = list(zip(range(9, 80, 10), [1.0, 0.8, 0.7, 0.5, 0.1, 0.1, 0.1, 0.1], strict=True))  # of guessing: 0.25
+    monkeypatch.setattr("experiments.runs.result.logged_losses", lambda lines: losses)
+    words = [*words_of(tmp_path), "task.kind=regression", "task.num_labels=1", "task.metrics=[pearson,spearman]"]
+    result = run(make_plan(quick(tiny_model_dir, tmp_path / "runs", *words, "trainer.lr=1e-3")))
+    assert result["data"]["guessing_loss"] == pytest.approx(0.25) and UNSTABLE not in result["flags"]
+
+
 def test_a_run_that_trained_above_guessing_and_still_learned_is_flagged_as_unstable(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
