@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from importlib import import_module
 
 from elalora.errors import UserError
@@ -23,19 +22,20 @@ COMMANDS = {
 }  # by name, the module that adds its options; some import torch, which takes seconds
 
 
-def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
-    """The command line with these commands; each adds its own options."""
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The arguments of a command; its stores may follow its options. Imports what the command needs and no other."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in names:
+    known = [name for name in words[:1] if name in COMMANDS]
+    for name in known or COMMANDS:
         import_module(COMMANDS[name]).add_to(commands)
-    return parser
+    return commands.choices[known[0]].parse_intermixed_args(words[1:]) if known else parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     """Returns the exit code: 0 for success, 1 if a run has a problem, 2 for a user's mistake."""
     words = sys.argv[1:] if words is None else words
-    args = parser(words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS).parse_args(words)
+    args = parsed(words)
     try:
         return args.command(args)
     except UserError as error:

@@ -95,11 +95,20 @@ def failure(command: list[str], seconds: float) -> str:
         try:
             out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.terminate()  # and not kill: a sweep ends its workers first
-            process.communicate()
+            end(process)
             return f"stopped after {seconds:.0f} s"
     last = (err.strip() or out.strip()).splitlines()[-1:]
     return "" if process.returncode == 0 else f"exit code {process.returncode}, {' '.join(last)}"
+
+
+def end(process: subprocess.Popen[str], patience: float = 60.0) -> None:
+    """Ends a command: by a signal on which a sweep ends its workers, and by force where that does not help."""
+    process.terminate()
+    try:
+        process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

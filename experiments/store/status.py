@@ -254,7 +254,7 @@ def retry(runs: Iterable[RunStatus]) -> list[tuple[str, list[str]]]:
 def add_to(commands: Any) -> None:
     """Adds `status` to the command line."""
     parser: argparse.ArgumentParser = commands.add_parser("status", help="list every run of a store by state")
-    parser.add_argument("store", nargs="?", default="runs", metavar="STORE", help="run store (default: %(default)s)")
+    parser.add_argument("store", nargs="?", default="runs", metavar="STORE", help="run store (default: runs)")
     parser.add_argument("--json", action="store_true", help="print a list of objects, one per run")
     parser.add_argument("--watch", action="store_true", help="repeat every 5 seconds until Ctrl-C")
     parser.add_argument(

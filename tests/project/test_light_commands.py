@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.__main__ import COMMANDS, main
+from experiments.__main__ import COMMANDS, main, parsed
 from experiments.runtime.places import CHECKOUT
 
 LIGHT = """
@@ -42,6 +42,13 @@ def test_each_name_in_the_table_is_the_name_of_its_command(command: str, capsys:
     with pytest.raises(SystemExit, match="^0$"):
         main([command, "--help"])
     assert f"python -m experiments {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "stores"), [("verify", ["runs"]), ("submit a --check b", ["a", "b"]), ("compact a --out c b", ["a", "b"])]
+)
+def test_stores_may_follow_options(words: str, stores: list[str]):
+    assert parsed(words.split()).stores == stores
 
 
 def test_help_and_an_unknown_command_name_every_command(capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -37,6 +40,14 @@ def test_a_measurement_that_fails_costs_no_other_and_none_is_made_twice(measured
 def test_a_measurement_that_takes_too_long_is_stopped(measured, monkeypatch):
     monkeypatch.setattr(gpu, "MOST", 0.5)
     assert "a: stopped after 0 s" in measured({"a": WAITS})[1]
+
+
+def test_a_command_that_ignores_the_signal_is_ended_by_force():
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "\n"
+        gpu.end(process, patience=0.5)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_nothing_starts_when_the_minutes_are_over(measured):
