@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ ARMS = {
     "AdaLoRA (peft)": "adalora",
     "FlexLoRA (paper)†": "flexlora",
 }
+FIXTURES = {"digits": "runs", "vader_movies": "movies", "stsb": "stsb"}
 MEASURES = {"loss": "rises", "calibrated loss": "calibrated_rises", "score": "score_falls"}
 
 
@@ -169,11 +171,11 @@ def test_scores_are_those_of_the_items(runs: pd.DataFrame) -> None:
         assert all(other == first for other in others)
 
 
-def test_counts_of_runs(runs: pd.DataFrame, movies: pd.DataFrame) -> None:
+def test_counts_of_runs(runs: pd.DataFrame, movies: pd.DataFrame, stsb: pd.DataFrame) -> None:
     clean = runs[runs.protocol == "clean"]
-    of_movies = movies[(movies.protocol == "clean") & movies.seed.isin(PILOT)]
-    assert "- 216 runs on digits, vader_movies" in section("What was asked")
-    assert len(clean[clean.seed.isin(PILOT) & (clean.steps == 160)]) + len(of_movies) == 216
+    of_pilot = [task[(task.protocol == "clean") & task.seed.isin(PILOT)] for task in (runs, movies, stsb)]
+    assert "- 300 runs on digits, stsb, vader_movies" in section("What was asked")
+    assert sum(len(task[task.steps == 160]) for task in of_pilot) == 300
     assert "- 48 runs on digits, and 28 tuning runs" in section("What was asked")
     assert len(clean[clean.steps > 160]) == 48
     assert len(runs[(runs.steps > 160) & (runs.protocol == "tune")]) == 28
@@ -187,9 +189,9 @@ def test_counts_of_runs(runs: pd.DataFrame, movies: pd.DataFrame) -> None:
     assert len(runs[of_arms & (runs.protocol == "tune")]) == 81
 
 
-@pytest.mark.parametrize(("task", "size"), [("digits", 11), ("vader_movies", 7)])
+@pytest.mark.parametrize(("task", "size"), [("digits", 11), ("vader_movies", 7), ("stsb", 7)])
 def test_every_arm(request: pytest.FixtureRequest, task: str, size: int) -> None:
-    runs = request.getfixturevalue("runs" if task == "digits" else "movies")
+    runs = request.getfixturevalue(FIXTURES[task])
     rows = [row for row in table("Every arm beside fixed ranks", "Arm") if row["Task"] == task]
     assert {row["Arm"] for row in rows} == set(ARMS.values())
     assert len(rows) == size
@@ -201,6 +203,17 @@ def test_every_arm(request: pytest.FixtureRequest, task: str, size: int) -> None
         if row["Arm"] != "svd_lora":
             own = interval(difference(runs, row["Arm"], "svd_lora", budget=row["Budget"]))
             assert numbers(row["To svd_lora"]) == pytest.approx(own, abs=ROUNDED)
+
+
+def test_unstable_runs(runs: pd.DataFrame, movies: pd.DataFrame, stsb: pd.DataFrame) -> None:
+    wild = {
+        task: {arm: int(reported(of_task, arm).unstable.sum()) for arm in ARMS.values()}
+        for task, of_task in (("digits", runs), ("movies", movies), ("stsb", stsb))
+    }
+    assert [max(of_task.values()) for of_task in wild.values()] == [0, 2, 4]
+    assert [arm for arm, count in wild["stsb"].items() if count == 4] == ["transplant", "shuffled"]
+    assert not any(of_task["lora"] for of_task in wild.values())
+    assert "up to four of an arm's twelve on" in section("Every arm beside fixed ranks")
 
 
 def sign_tests(pairs: np.ndarray, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,6 +268,18 @@ def test_verdict(runs: pd.DataFrame) -> None:
     sd = pairs.std(axis=1, ddof=1) / np.sqrt(96)
     equal = holm(t.sf((0.5 - np.abs(pairs.mean(axis=1))) / sd, 95))
     check_verdict(heading, pairs, signs, equal, 0.01)
+
+
+def test_verdict_on_three_tasks(runs: pd.DataFrame, movies: pd.DataFrame, stsb: pd.DataFrame) -> None:
+    heading = "The verdict on three kinds of task"
+    contrasts = [row["Contrast"].split(" - ") for row in table(heading, "Contrast")]
+    of_tasks = [[difference(of_task, *contrast) for contrast in contrasts] for of_task in (runs, movies, stsb)]
+    pairs = np.mean(of_tasks, axis=0)
+    assert pairs.shape == (6, 12)
+    signs = np.array(list(product((-1.0, 1.0), repeat=12)))  # every pattern
+    # equivalence: the worse of two one-sided sign-flip tests of the distances to either end of half a point
+    below = [max(float((signs @ x > x.sum() - 1e-9).mean()) for x in (0.5 + one, 0.5 - one)) for one in pairs]
+    check_verdict(heading, pairs, signs, holm(np.array(below)), 0.0011)
 
 
 def test_lengths(runs: pd.DataFrame) -> None:
@@ -331,7 +356,7 @@ def test_parameters(runs: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("task", ["digits", "vader_movies", "stsb"])
 def test_rates(request: pytest.FixtureRequest, task: str) -> None:
-    runs = request.getfixturevalue({"digits": "runs", "vader_movies": "movies"}.get(task, task))
+    runs = request.getfixturevalue(FIXTURES[task])
     rows = [row for row in table("Learning rates", "Best stable") if row["Task"] == task]
     assert len(rows) == 5
     for row in rows:
@@ -343,4 +368,4 @@ def test_rates(request: pytest.FixtureRequest, task: str) -> None:
 
 def test_scores_of_pairs_are_those_of_the_items(stsb: pd.DataFrame) -> None:
     assert np.allclose(stsb.score, stsb.stored, rtol=0, atol=1e-4)
-    assert len(stsb[stsb.protocol == "tune"]) == 75
+    assert len(stsb[stsb.protocol == "tune"]) == 75 and len(stsb[stsb.protocol == "clean"]) == 84

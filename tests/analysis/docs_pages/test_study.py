@@ -272,7 +272,7 @@ def test_the_second_study_says_what_its_tables_say() -> None:
 
 
 def test_the_second_study_says_of_movies_what_its_tables_say() -> None:
-    page, readme = (" ".join((CHECKOUT / path).read_text(encoding="utf-8").split()) for path in (SECOND, "README.md"))
+    page = " ".join((CHECKOUT / SECOND).read_text(encoding="utf-8").split())
     arms = [row for row in cells_of((CHECKOUT / SECOND).read_text(encoding="utf-8"), r"vader\_movies") if len(row) == 7]
     gaps = {row[2]: interval(row[5]) for row in arms if row[1] == "r4" and row[5]}
     assert {row[3] for row in arms} == {"12"} and {row[1] for row in arms} == {"r4"}  # r2 and r8 have not run
@@ -280,17 +280,41 @@ def test_the_second_study_says_of_movies_what_its_tables_say() -> None:
         assert -0.5 < gaps[arm][1] < 0 < gaps[arm][2] < 0.5
     assert -0.7 < gaps["adalora"][1] < -0.5 and 0 < gaps["adalora"][2] < 0.5
     assert gaps["lora"][1] > 0.5
-    mean, low, high = gaps["elalora"]
-    assert f"movies over twelve seeds (−{-mean:.2f} points, 95 % interval −{-low:.2f} to {high:.2f})" in readme
-    on_movies = page.split("On movies: ")[1]
-    for method, least, most in (
-        ("AdaLoRA (peft)", 0.5, 0.7),
-        ("ElaLoRA (paper)", 0.3, 0.5),
-        ("FlexLoRA (paper)†", 0, 0.2),
-    ):
-        found = re.search(rf"\| {re.escape(method)} \| 12 \| ([\d.]+) \S+ \S+ \|[^|]*\| (\S+ ?\S*) \|", on_movies)
+    check_agreement(page.split("On movies: ")[1], ada=(0.5, 0.7))
+
+
+def check_agreement(text: str, ada: tuple[float, float]) -> None:
+    """The first table of agreement in a text: AdaLoRA's seeds and ElaLoRA's agree, FlexLoRA's were not shown to."""
+    for method, least, most in (("AdaLoRA (peft)", *ada), ("ElaLoRA (paper)", 0.3, 0.5), ("FlexLoRA (paper)†", 0, 0.2)):
+        found = re.search(rf"\| {re.escape(method)} \| 12 \| ([\d.]+) \S+ \S+ \|[^|]*\| (\S+ ?\S*) \|", text)
         assert found and least < float(found[1]) < most
         assert (found[2] == r"\< 0.001") == (least > 0)
+
+
+def test_the_second_study_says_of_pairs_of_sentences_what_its_tables_say() -> None:
+    text = (CHECKOUT / SECOND).read_text(encoding="utf-8")
+    arms = [row for row in cells_of(text, "stsb") if len(row) == 7 and row[1] == "r4"]
+    gaps = {row[2]: interval(row[5]) for row in arms if row[5]}
+    assert len(gaps) == 6 and all(low < 0 < high for _, low, high in gaps.values())
+    widths = [high - low for _, low, high in gaps.values()]
+    assert 0.99 < min(widths) and max(widths) < 2.5
+    check_agreement(" ".join(text.split()).split("On STS-B: ")[1], ada=(0.4, 0.5))
+
+
+def test_the_verdict_on_three_kinds_of_task_is_that_of_the_page_and_of_the_readme() -> None:
+    text, readme = ((CHECKOUT / path).read_text(encoding="utf-8") for path in (SECOND, "README.md"))
+    verdict = text.split("## The verdict on three kinds of task")[1].split("\n## ")[0]
+    assert verdict.count("- No difference between ") == 6
+    assert verdict.count("Equivalence within 0.5 points was not shown") == 6
+    rows = [cells_of(verdict, contrast)[0] for contrast in re.findall(r"^\| (\w+ - [\w\\]+) \|", verdict, re.M)]
+    assert len(rows) == 6 and rows[0][0] == "elalora - svd_lora"
+    mean, low, high = interval(rows[0][3])
+    assert -0.5 < low < mean < 0 < high < 0.5
+    stated = f"{-mean:.2f} points over twelve seeds, 95 % interval −{-low:.2f} to {high:.2f}"
+    assert f"(ElaLoRA −{stated}, corrected p {float(rows[0][5]):.2f})" in " ".join(readme.split())
+    settle = [int(row[8].split()[0]) for row in rows]
+    assert f"are {min(settle)} to {max(settle)}, by comparison" in " ".join(text.split())
+    assert {"+", "-"} in [{cell[0] for cell in row[11:14]} for row in rows]
 
 
 def test_the_page_of_the_field_names_the_arms_at_the_edge_of_their_grids() -> None:
