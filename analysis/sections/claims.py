@@ -78,7 +78,7 @@ def _unseen(record: Mapping[str, Any]) -> str:
 
 
 def _limits(record: Mapping[str, Any], arm: str, base: str) -> list[str]:
-    """Sizes, learning rates, failed and collapsed runs."""
+    """Sizes, learning rates, failed, collapsed and unstable runs."""
     lines = []
     if sizes := record["sizes"]:
         larger = {name: _sizes(sizes, first) for name, first in ((arm, True), (base, False))}
@@ -96,6 +96,8 @@ def _limits(record: Mapping[str, Any], arm: str, base: str) -> list[str]:
         lines.append(f"Collapsed: {record['collapses']}.")
     if not record["failures"] and not record["collapses"]:
         lines.append("No run failed or collapsed.")
+    if record["unstable"]:
+        lines.append(f"Unstable runs: {record['unstable']}.")
     return lines
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 WORTH = 0.5  # points; the difference for which the table says how many seeds would find it
 TEXTS = (
     "compared", "arm_name", "baseline_name", "setting", "sizes", "rates", "failures", "collapses", "withheld",
-    "p_corrected", "without_items",
+    "p_corrected", "without_items", "unstable",
 )  # fmt: skip
 HEADS = {"holm": "p (Holm)", "maxt": "p (maxT)"}
 
@@ -174,11 +174,13 @@ def _record(
 ) -> dict[str, Any]:
     """Everything about one arm at one budget but its tests; `edges` are reasons against a claim."""
     rows = list(one.present.values())
+    wild = unstable_arms(rows)
     record: dict[str, Any] = {
         "compared": one.arm if common_base(family) else f"{one.arm} - {one.base}",
         "arm": one.arm, "baseline": one.base, "budget": one.budget, "tasks": len(one.tasks), "missing": len(one.open),
         "failed": len(one.lost), "collapsed": sum(run["collapsed"] for run in one.present.values()),
-        "no_claim": "; ".join(filter(None, [no_claim(rows), *unstable_arms(rows), *edges])),
+        "no_claim": "; ".join(filter(None, [no_claim(rows), *(arm.reason for arm in wild if arm.most), *edges])),
+        "unstable": "; ".join(f"{arm.wild} of {arm.of} of {arm.name} on {arm.task}" for arm in wild),
     }  # fmt: skip
     record |= {"sizes": one.sizes(), **_words(one)}
     if sizes := list(one.sizes().values()):

@@ -166,15 +166,34 @@ def unstable(run: Mapping[str, Any]) -> bool | None:
     return stability_of(run, curve).unstable if curve.loss else None
 
 
-def unstable_arms(present: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for every arm most of whose runs on a task are unstable."""
+@dataclass(frozen=True)
+class Unstable:
+    """How many of an arm's runs on a task, at a learning rate, are unstable."""
+
+    task: str
+    name: str
+    lr: str
+    wild: int
+    of: int
+
+    @property
+    def most(self) -> bool:
+        """Whether more than half are."""
+        return 2 * self.wild > self.of
+
+    @property
+    def reason(self) -> str:
+        """Why the arm supports no claim where most are."""
+        return (
+            f"{self.wild} of {self.of} runs of {self.name} on {self.task} are unstable at a learning rate of {self.lr}"
+        )
+
+
+def unstable_arms(present: Sequence[dict[str, Any]]) -> list[Unstable]:
+    """The arms that have unstable runs, task by task."""
     arms: dict[tuple[str, str, str], list[bool]] = {}
     for run in present:
         if (wild := unstable(run)) is not None:
             key = (run["task"], name_of(run), f"{rate(run) or 0:g}")
             arms.setdefault(key, []).append(wild)
-    return [
-        f"{sum(runs)} of {len(runs)} runs of {name} on {task} are unstable at a learning rate of {lr}"
-        for (task, name, lr), runs in sorted(arms.items())
-        if 2 * sum(runs) > len(runs)
-    ]
+    return [Unstable(*key, sum(runs), len(runs)) for key, runs in sorted(arms.items()) if any(runs)]

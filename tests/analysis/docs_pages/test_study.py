@@ -313,8 +313,10 @@ def test_the_verdict_on_three_kinds_of_task_is_that_of_the_page_and_of_the_readm
     stated = f"{-mean:.2f} points over twelve seeds, 95 % interval −{-low:.2f} to {high:.2f}"
     assert f"(ElaLoRA −{stated}, corrected p {float(rows[0][5]):.2f})" in " ".join(readme.split())
     settle = [int(row[8].split()[0]) for row in rows]
-    assert f"are {min(settle)} to {max(settle)}, by comparison" in " ".join(text.split())
-    assert {"+", "-"} in [{cell[0] for cell in row[11:14]} for row in rows]
+    assert f"would take {min(settle)} to {max(settle)} seeds, by comparison" in " ".join(text.split())
+    layout, lora = ([float(cell) for cell in row[11:14]] for row in (rows[1], rows[3]))  # digits, stsb, movies
+    assert rows[1][0] == "elalora - transplant" and layout[1] > 0 > max(layout[0], layout[2])
+    assert rows[3][0] == "elalora - lora" and interval(rows[3][3])[2] < 0 and max(lora) < 0
 
 
 def test_the_page_of_the_field_names_the_arms_at_the_edge_of_their_grids() -> None:

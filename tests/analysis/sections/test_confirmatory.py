@@ -360,8 +360,9 @@ def test_an_arm_most_of_whose_runs_trained_above_guessing_supports_no_claim(
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = read(tmp_path, cells).sentences[0]
-    reason = "5 of 8 runs of ElaLoRA (paper) on task1 are unstable at a learning rate of 0.001"
+    reason = f"{unstable} of 8 runs of ElaLoRA (paper) on task1 are unstable at a learning rate of 0.001"
     assert ("is better than LoRA" in text) is claims and (f"no claim is made because {reason}" in text) is not claims
+    assert text.endswith(f"Unstable runs: {unstable} of 8 of ElaLoRA (paper) on task1.")
 
 
 def test_arms_of_other_sizes_are_said_to_be(tmp_path: Path) -> None:
