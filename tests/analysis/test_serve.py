@@ -74,7 +74,9 @@ def served(store: Path, out: Path) -> Iterator[tuple[subprocess.Popen[str], int]
     """The command in a process of its own, and its port."""
     words = [sys.executable, "-m", "analysis", str(store), "--serve", "--port", "0", "--out", str(out)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True) as process:
+    # a shell starts what it runs in the background with SIGINT ignored, and so are the tests in it
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(words, cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heard) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
