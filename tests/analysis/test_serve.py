@@ -69,14 +69,17 @@ def test_a_heartbeat_is_no_change_and_a_result_or_another_state_is(tmp_path: Pat
     assert states[0] == states[1] != states[2] != states[3]
 
 
+def hear_ctrl_c() -> None:
+    """A shell has what it runs in the background ignore SIGINT, and the processes of tests inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def served(store: Path, out: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command in a process of its own, and its port."""
     words = [sys.executable, "-m", "analysis", str(store), "--serve", "--port", "0", "--out", str(out)]
     pipe = subprocess.PIPE
-    # a shell starts what it runs in the background with SIGINT ignored, and so are the tests in it
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    with subprocess.Popen(words, cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heard) as process:
+    with subprocess.Popen(words, cwd=CHECKOUT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear_ctrl_c) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import kendalltau, rankdata, spearmanr, t
+from scipy.stats import kendalltau, nct, rankdata, spearmanr, t
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/reports/study-2.md"
@@ -280,6 +280,19 @@ def test_verdict_on_three_tasks(runs: pd.DataFrame, movies: pd.DataFrame, stsb: 
     # equivalence: the worse of two one-sided sign-flip tests of the distances to either end of half a point
     below = [max(float((signs @ x > x.sum() - 1e-9).mean()) for x in (0.5 + one, 0.5 - one)) for one in pairs]
     check_verdict(heading, pairs, signs, holm(np.array(below)), 0.0011)
+    spread = np.var(of_tasks, axis=2)  # (tasks, comparisons)
+    assert "In most comparisons seeds spread most on digits" in " ".join(section(heading).split())
+    assert (spread.argmax(axis=0) == 0).sum() > 3
+
+
+def test_twelve_seeds_gave_the_other_sign_on_digits_and_were_too_few(runs: pd.DataFrame) -> None:
+    few, many = (interval(difference(runs, "elalora", "svd_lora", seeds=seeds)) for seeds in (PILOT, VERDICT))
+    assert few[0] < 0 < many[0] and few[1] < many[0] < few[2]  # each is a mean, and the ends of its interval
+    assert "an interval that covers the mean of the 96" in " ".join(section("The verdict on digits").split())
+    # power of a two-sided t test at the level of one of six, for half a point at the spread that conf/study assumes
+    assert "sd: 0.58" in (ROOT / "conf/study/moving_main.yaml").read_text("utf-8")
+    power = {n: nct.sf(t.ppf(1 - 0.05 / 12, n - 1), n - 1, 0.5 / 0.58 * np.sqrt(n)) for n in (12, 19, 20)}
+    assert 0.4 < power[12] < 0.5 and power[19] < 0.8 < power[20]
 
 
 def test_lengths(runs: pd.DataFrame) -> None:
